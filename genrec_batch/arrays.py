@@ -1,0 +1,125 @@
+"""The border types: what the columnar side hands to the tensor side, and what comes back.
+
+Owns: small frozen dataclasses of NumPy arrays. Must not know: Polars, torch, ONNX, files. Everybody imports it; it
+imports nobody.
+
+Shape legend, used as suffixes everywhere: N users, E events of all those users together, B users of one batch, S
+tokens (the longest history of a batch), F features (1024), P user-profile floats (256), V video-feature floats (512),
+X seen items, C candidates, K items recommended, H task heads (4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.bool_]
+
+HEADS = ("recommendation", "engagement", "retention", "monetization")
+PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ragged:
+    """Rows of different lengths in one flat array: row i is `values[offsets_N1[i]:offsets_N1[i + 1]]`."""
+
+    offsets_N1: I64
+    values: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.offsets_N1) - 1
+
+    @property
+    def lengths_N(self) -> I64:
+        """Length of each row, [N]."""
+        return np.diff(self.offsets_N1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideTable:
+    """What `--users` or `--videos` says, one row per id, as arrays; row -1 everywhere means "not in the table".
+
+    `hashed_R200` are the 200 floats that enter the feature layout (the table's own list, else its hashed columns);
+    `dense_RD` the floats that enter the model's own projection (256 for users, 512 for videos), None where the table
+    has none; `has_dense_R` which rows have them. `creator_R` and `category_R` are dense codes from 0, -1 for null (both
+    empty for users).
+    """
+
+    hashed_R200: F32
+    dense_RD: F32 | None
+    has_dense_R: U8 | None
+    creator_R: I32
+    category_R: I32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histories:
+    """The kept histories of N users, flat: user i's events are [offsets_N1[i], offsets_N1[i+1]), oldest first.
+
+    `numbers` maps an events column to float64 [E], NaN for null; Booleans are 1.0, 0.0 and NaN; a column that the log
+    lacks is not in the mapping. `categories` maps a one-hot column to int8 [E]: -1 for null, 0 for a value that is not
+    in the layout's list, else its place in that list. `session_E` numbers the sessions of `session_id` (-1 for null),
+    None where the log has no such column.
+    """
+
+    offsets_N1: I64
+    time_us_E: I64
+    tokens_E: I32
+    video_code_E: I32  # equal exactly where video_id is equal; not the token: unknown videos differ from each other
+    video_row_E: I32  # row of the videos table, -1 where it has none
+    session_E: I64 | None
+    numbers: Mapping[str, F64]
+    categories: Mapping[str, npt.NDArray[np.int8]]
+    total_events_N: I64  # all the user's events up to as-of, kept or not
+    user_row_N: I32  # row of the users table, -1 where it has none
+    seen: Ragged  # tokens of the newest `--seen-limit` distinct videos, each once; unknown and padding left out
+    as_of_us: int
+
+    def __len__(self) -> int:
+        return len(self.offsets_N1) - 1
+
+    @property
+    def lengths_N(self) -> I64:
+        """Kept events of each user, [N]."""
+        return np.diff(self.offsets_N1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the model reads for B users. Rows are left-aligned: tokens oldest first, then padding (0).
+
+    `profile_BP` and `video_BV` are zero where `has_profile_B` / `has_video_B` is False: such a row gets neither the
+    product nor the bias of that projection. They are None where the run has no such input at all.
+    """
+
+    dense_BF: F32
+    tokens_BS: I32
+    lengths_B: I32  # real tokens of each row, 0..S
+    seen_BX: I32  # never to be recommended, padded with 0
+    candidates_BC: I32 | None = None  # given candidates, padded with 0
+    profile_BP: F32 | None = None
+    has_profile_B: U8 | None = None
+    video_BV: F32 | None = None
+    has_video_B: U8 | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """What the model recommends, in decode order; token 0 means "nothing left to recommend" (only at a row's end)."""
+
+    tokens_BK: I32
+    log_prob_BK: F32  # over the whole vocabulary, given the history and the items decoded before this one
+    heads_BKH: F32  # sigmoid of the four heads, from the hidden state that has read this item; order of HEADS
+
+    def __len__(self) -> int:
+        return len(self.tokens_BK)

@@ -1,0 +1,62 @@
+"""What an engine is: the two named phases of a generative transformer behind one small protocol.
+
+Owns: the protocol and nothing else. An engine knows tokens and arrays; it must not know users, video ids, Parquet or
+Polars. `generate.py` drives it; the state (KV cache, banned items, what was read so far) is opaque to the caller and
+may live on a device from the first call to the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from genrec_batch.arrays import F32, I32, I64, Batch, Ranked
+
+State = Any  # an engine's own; only ever handed back to the engine that made it
+
+
+class Engine(Protocol):
+    """Prefill once, decode K times. All engines agree with the torch fp32 engine within their precision.
+
+    Choosing: an item is never padding (0), unknown (1), in `Batch.seen_BX` or already read by `decode` in this state.
+    Its log-probability is over the whole vocabulary, before any of that is masked. Equal logits: the lower token first.
+    Where nothing is left to choose, the token is 0 and the log-probability -inf; reading token 0 is allowed and its
+    heads are 0.
+    """
+
+    name: str  # "torch", "onnxruntime", "tensorrt"
+    device: str  # "cpu", "cuda:0"
+    precision: str  # "fp32", "bf16", "fp16", ...
+
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+        """Read the features and histories; make room for `steps` decoded items and choose the next `choices` items.
+
+        tokens [B, S] -> a state whose `choose` gives the best `choices` (<= vocabulary) items of the next position.
+        """
+        ...
+
+    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+        """Read one item per row, [B], at the next position: its four scores, then the next choice.
+
+        None reads the best choice of the position before, so a greedy loop never leaves the device.
+        """
+        ...
+
+    def choose(self, state: State) -> tuple[I32, F32]:
+        """Return the best items of the next position, best first: tokens [B, choices], log-probabilities."""
+        ...
+
+    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+        """Return the log-probability of given items at the position right after the history, [B, C]."""
+        ...
+
+    def score(self, state: State, tokens_BC: I32) -> F32:
+        """Return the heads [B, C, H] of C items, each read alone right after the history, in one parallel pass."""
+        ...
+
+    def select(self, state: State, rows_R: I64) -> State:
+        """Return a state whose row r is a copy of row `rows_R[r]` (beam search: a row may be taken many times)."""
+        ...
+
+    def collect(self, state: State) -> Ranked:
+        """Return all items read so far with their log-probabilities and heads, in the order they were read."""
+        ...

@@ -1,0 +1,65 @@
+"""The errors a user can cause, each with the exit code a scheduler sees.
+
+Owns: the mapping from kinds of failure to exit codes. Knows nothing of what fails. Every message names the file, the
+column, the row or the flag at fault, and the way out.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GenrecError(ValueError):
+    """Base of every error that is the user's to mend; its text is shown without a traceback."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(GenrecError):
+    """A flag, an environment variable or the config file is wrong (exit 2)."""
+
+    exit_code = 2
+
+
+class InputError(GenrecError):
+    """The events, users, videos or candidates cannot be read or break the schema (exit 3)."""
+
+    exit_code = 3
+
+
+class ModelError(GenrecError):
+    """A model directory, weights file or catalog is missing, damaged or does not fit (exit 4)."""
+
+    exit_code = 4
+
+
+class EngineError(GenrecError):
+    """An engine, device or precision that was asked for is not there (exit 5)."""
+
+    exit_code = 5
+
+
+class GateError(GenrecError):
+    """The run worked and its result is not good enough: too many rejects, parity, quality (exit 6)."""
+
+    exit_code = 6
+
+
+class RetryError(GenrecError):
+    """The same command may succeed later: device out of memory at batch 1, disk full, lost connection (exit 75)."""
+
+    exit_code = 75
+
+
+class NothingToScoreError(GenrecError):
+    """The input is well formed and holds nobody to score (exit 99, Airflow's "skipped")."""
+
+    exit_code = 99
+
+
+def nearest(name: str, names: list[str], count: int = 3) -> str:
+    """Return " Did you mean 'a' or 'b'?" for the names most like `name`, or "" where none is alike."""
+    import difflib
+
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -1,0 +1,284 @@
+"""The events contract: which columns a log has, of which kind, under which names.
+
+Owns: the contract's columns, other people's names for them (`--schema`, Polars SQL expressions), type checks, the unit
+of timestamps, and which rows are rejected. Must not know: where the frame came from, what the columns are used for.
+In: a lazy frame with anybody's columns. Out: a lazy frame with contract columns of fixed types, and a `Reading` that
+says what was found.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from genrec_batch.errors import ConfigError, InputError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Kind = Literal["id", "time", "number", "flag", "category"]
+
+REQUIRED = ("user_id", "video_id", "timestamp")
+SCORED: dict[str, Kind] = {  # the columns that a score depends on
+    "user_id": "id",
+    "video_id": "id",
+    "timestamp": "time",
+    "session_id": "id",
+    "watch_duration": "number",
+    "watch_percentage": "number",
+    "watch_complete": "flag",
+    "rewatch_count": "number",
+    "skip_duration": "number",
+    "is_liked": "flag",
+    "is_favorited": "flag",
+    "is_shared": "flag",
+    "is_commented": "flag",
+    "is_followed_creator": "flag",
+    "is_blocked_creator": "flag",
+    "is_reported": "flag",
+    "time_of_day": "number",
+    "day_of_week": "number",
+    "is_weekend": "flag",
+    "is_holiday": "flag",
+    "device_type": "category",
+    "network_type": "category",
+    "recommendation_source": "category",
+    "recommendation_position": "number",
+}
+KNOWN = (  # part of the contract, read by nothing here: neither used nor reported as unknown
+    "os_type language timezone screen_size user_level user_vip session_duration session_video_count "
+    "session_start_time recommendation_algorithm share_platform share_method comment_text comment_sentiment "
+    "device_model os_version app_version network_speed location_country location_province location_city "
+    "screen_resolution user_age_group user_gender engagement_label retention_label monetization_label"
+).split()
+
+WANTED: dict[Kind, str] = {
+    "id": "an integer or a string",
+    "time": "a datetime, or an integer of epoch seconds, ms, us or ns",
+    "number": "a number",
+    "flag": "a Boolean, or an integer that is 0 or 1",
+    "category": "a string",
+}
+
+TIME = pl.Datetime("us", "UTC")
+EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first value beyond, units per second
+    ("s", 10**8, 10**10, 1),
+    ("ms", 10**11, 10**13, 10**3),
+    ("us", 10**14, 10**16, 10**6),
+    ("ns", 10**17, 2**63, 10**9),
+)
+FIRST_US, LAST_US = 10**14, 10**16  # 1973-03-03 to 2286-11-20: what a log's clock can say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Polars SQL expressions by contract column, for events, users and videos."""
+
+    name: str = "contract"
+    events: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
+    videos: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a log's columns are and how they are read."""
+
+    columns: tuple[str, ...]  # contract columns that it has
+    ignored: tuple[str, ...]  # its columns that nothing here reads
+    time_unit: str  # "datetime" or "epoch s", "epoch ms", "epoch us", "epoch ns"
+
+
+def mapping(name: str | None) -> ColumnNames:
+    """Return the column names to read: None for the contract's own, a built-in name, or a TOML file.
+
+    A TOML file has entries `contract_column = "Polars SQL expression"`, at the top for events, or under `[events]`,
+    `[users]` and `[videos]`.
+
+    Raises:
+        ConfigError: no such built-in, unreadable TOML, or an entry for a column that the contract does not have.
+    """
+    if name is None:
+        return ColumnNames()
+    built_in = resources.files("genrec_batch").joinpath("schemas")
+    known = sorted(p.name.removesuffix(".toml") for p in built_in.iterdir() if p.name.endswith(".toml"))
+    if name in known:
+        return _parse(built_in.joinpath(f"{name}.toml").read_text(), name)
+    if not Path(name).is_file():
+        hint = nearest(name, known)
+        raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(known)}).{hint}")
+    try:
+        return _parse(Path(name).read_text(), name)
+    except OSError as error:
+        raise ConfigError(f"--schema {name}: cannot be read ({error.strerror})") from error
+
+
+def _parse(text: str, name: str) -> ColumnNames:
+    try:
+        entries = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--schema {name}: not valid TOML ({error})") from error
+    tables = {key: entries.pop(key) for key in ("events", "users", "videos") if isinstance(entries.get(key), dict)}
+    tables["events"] = {**entries, **tables.get("events", {})}
+    faults = [
+        f"{column} = {sql!r}: an expression is a string"
+        for table in tables.values()
+        for column, sql in table.items()
+        if not isinstance(sql, str)
+    ]
+    contract = [*SCORED, *KNOWN]
+    faults += [f"{c}: not a column of the events contract.{nearest(c, contract)}" for c in tables["events"] if c not in contract]
+    if faults:
+        raise ConfigError(f"--schema {name}:\n  " + "\n  ".join(faults))
+    return ColumnNames(name=name, **tables)
+
+
+def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> pl.LazyFrame:
+    """Add each contract column computed by its SQL expression over the frame's own columns.
+
+    Raises:
+        ConfigError: an expression does not parse, or names a column that `source` does not have.
+    """
+    parsed = {}
+    for column, sql in expressions.items():
+        try:
+            parsed[column] = pl.sql_expr(sql).alias(column)
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            raise ConfigError(f"--schema: {column} = {sql!r} is not a Polars SQL expression ({error})") from error
+    if not parsed:
+        return frame
+    have = frame.collect_schema().names()
+    for column, expression in parsed.items():
+        missing = [name for name in expression.meta.root_names() if name not in have]
+        if missing:
+            raise ConfigError(
+                f"--schema: {column} = {expressions[column]!r} reads {', '.join(map(repr, missing))}, "
+                f"which {source} does not have.{nearest(missing[0], have)}"
+            )
+    return frame.with_columns(**parsed)
+
+
+def check(columns: Mapping[str, pl.DataType], source: str) -> None:
+    """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
+    names = list(columns)
+    faults = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]
+    if any(name not in columns for name in REQUIRED):
+        faults.append(f"the file's columns are: {', '.join(names[:40])}{', ...' if len(names) > 40 else ''}")
+    faults += [
+        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}"
+        for name, kind in SCORED.items()
+        if name in columns and not _fits(columns[name], kind)
+    ]
+    if faults:
+        way_out = "use --schema FILE.toml to name or convert columns"
+        raise InputError(f"{source} does not fit the events contract ({way_out}):\n  " + "\n  ".join(faults))
+
+
+def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
+    if kind_of == pl.Null:
+        return True
+    string = kind_of in (pl.String, pl.Categorical, pl.Enum)
+    if kind == "id":
+        return kind_of.is_integer() or string
+    if kind == "time":
+        return kind_of.is_integer() or kind_of in (pl.Datetime, pl.Date)
+    if kind == "number":
+        return kind_of.is_numeric()
+    if kind == "flag":
+        return kind_of == pl.Boolean or kind_of.is_integer()
+    return string
+
+
+def contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> tuple[pl.LazyFrame, Reading]:
+    """Turn anybody's log into contract columns: ids as they are, times in UTC, numbers Float64, flags Boolean.
+
+    NaN and infinite numbers and flags other than 0 and 1 become null. Rows are not filtered: see `usable`.
+
+    Raises:
+        InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
+        ConfigError: an expression of the mapping does not fit the frame.
+    """
+    before = frame.collect_schema().names()
+    used = {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
+    frame = rename(frame, expressions, source)
+    types = dict(frame.collect_schema())
+    check(types, source)
+    columns = tuple(name for name in SCORED if name in types)
+    unit = _time_unit(frame, types["timestamp"], source)
+    frame = frame.select(_convert(name, types[name], unit) for name in columns)
+    ignored = tuple(name for name in before if name not in SCORED and name not in KNOWN and name not in used)
+    return frame, Reading(columns=columns, ignored=ignored, time_unit=unit)
+
+
+def usable() -> pl.Expr:
+    """Return the filter of rows that can be scored: user_id, video_id and timestamp are all there."""
+    return pl.all_horizontal(pl.col(REQUIRED).is_not_null())
+
+
+def normalize(frame: pl.DataFrame, expressions: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Return the usable rows of a frame in contract columns; what `contract` and `usable` do, in memory."""
+    lazy, _ = contract(frame.lazy(), expressions or {}, "the frame")
+    return lazy.filter(usable()).collect()
+
+
+def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
+    time = pl.col("timestamp")
+    if not type_.is_integer():
+        if type_ != pl.Null:
+            span = frame.select(low=time.min(), high=time.max()).cast(pl.Datetime("us")).cast(pl.Int64).collect().row(0)
+            _beyond_sense(span, FIRST_US, LAST_US, source, "datetime")
+        return "datetime"
+    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect().row(0)
+    if low is None:
+        return "epoch us"
+    for unit, first, beyond, _ in EPOCHS:
+        if first <= high < beyond:
+            _beyond_sense((low, high), first, beyond, source, f"epoch {unit}, as its largest value says")
+            return f"epoch {unit}"
+    raise InputError(
+        f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between 1973 and "
+        "2262; convert it with --schema FILE.toml, for example timestamp = \"your_column * 1000\""
+    )
+
+
+def _beyond_sense(span: tuple[int | None, int | None], first: int, beyond: int, source: str, unit: str) -> None:
+    low, high = span
+    if low is not None and high is not None and not first <= low <= high < beyond:
+        odd = low if low < first else high
+        raise InputError(
+            f"{source}: column 'timestamp' ({unit}) holds {odd}, before 1973 or after 2262 and so beyond sense "
+            f"(it runs from {low} to {high}); correct or filter those rows, or convert with --schema FILE.toml"
+        )
+
+
+def _convert(name: str, type_: pl.DataType, unit: str) -> pl.Expr:
+    column, kind = pl.col(name), SCORED[name]
+    if type_ == pl.Null:
+        empty: dict[Kind, pl.DataType] = {
+            "id": pl.Int64(), "time": TIME, "number": pl.Float64(), "flag": pl.Boolean(), "category": pl.String()
+        }  # fmt: skip
+        return column.cast(empty[kind])
+    if kind == "time":
+        if unit == "epoch s":
+            return (column.cast(pl.Int64) * 10**6).cast(TIME)
+        if unit.startswith("epoch"):
+            return column.cast(pl.Int64).cast(pl.Datetime(unit.removeprefix("epoch "), "UTC")).cast(TIME)  # type: ignore[arg-type]
+        if isinstance(type_, pl.Datetime) and type_.time_zone:
+            return column.dt.convert_time_zone("UTC").cast(TIME)
+        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    if kind == "number":
+        number = column.cast(pl.Float64)
+        return pl.when(number.is_finite()).then(number).alias(name)
+    if kind == "flag" and type_ != pl.Boolean:
+        return pl.when(column.is_in([0, 1])).then(column == 1).alias(name)
+    if kind in ("id", "category") and not type_.is_integer():
+        return column.cast(pl.String)
+    return column

@@ -22,6 +22,8 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.bool_]
 
+Pick = slice | npt.NDArray[np.int64]  # a span of a flat array, or places in it
+
 HEADS = ("recommendation", "engagement", "retention", "monetization")
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
 
@@ -40,6 +42,26 @@ class Ragged:
     def lengths_N(self) -> I64:
         """Length of each row, [N]."""
         return np.diff(self.offsets_N1)
+
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Return rows start..stop as views."""
+        offsets_N1 = self.offsets_N1[start : stop + 1]
+        return Ragged(offsets_N1=offsets_N1 - offsets_N1[0], values=self.values[offsets_N1[0] : offsets_N1[-1]])
+
+    def take(self, rows_B: I64) -> Ragged:
+        """Return some rows in the given order."""
+        offsets_B1, picked = _gather(self.offsets_N1, rows_B)
+        return Ragged(offsets_N1=offsets_B1, values=self.values[picked])
+
+    def padded(self, rows_B: I64, width: int | None = None) -> I32:
+        """Return the given rows left-aligned and padded with 0, [B, width] (their longest, at least 1)."""
+        lengths_B = self.lengths_N[rows_B]
+        width = max(1, int(lengths_B.max(initial=0))) if width is None else width
+        padded = np.zeros((len(rows_B), width), np.int32)
+        column_X = np.arange(width)
+        real = column_X[None, :] < lengths_B[:, None]
+        padded[real] = self.values[(self.offsets_N1[rows_B][:, None] + column_X[None, :])[real]]
+        return padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +112,37 @@ class Histories:
         """Kept events of each user, [N]."""
         return np.diff(self.offsets_N1)
 
+    def slice(self, start: int, stop: int) -> Histories:
+        """Return users start..stop as views."""
+        offsets_N1 = self.offsets_N1[start : stop + 1]
+        events = slice(int(offsets_N1[0]), int(offsets_N1[-1]))
+        return self._pick(offsets_N1 - offsets_N1[0], slice(start, stop), events, self.seen.slice(start, stop))
+
+    def take(self, rows_B: I64) -> Histories:
+        """Return some users' histories in the given order, [B users]."""
+        offsets_B1, events_E = _gather(self.offsets_N1, rows_B)
+        return self._pick(offsets_B1, rows_B, events_E, self.seen.take(rows_B))
+
+    def _pick(self, offsets_N1: I64, users: Pick, events: Pick, seen: Ragged) -> Histories:
+        return Histories(
+            offsets_N1=offsets_N1,
+            time_us_E=self.time_us_E[events],
+            tokens_E=self.tokens_E[events],
+            video_code_E=self.video_code_E[events],
+            video_row_E=self.video_row_E[events],
+            session_E=None if self.session_E is None else self.session_E[events],
+            numbers={name: values[events] for name, values in self.numbers.items()},
+            categories={name: values[events] for name, values in self.categories.items()},
+            total_events_N=self.total_events_N[users],
+            user_row_N=self.user_row_N[users],
+            seen=seen,
+            as_of_us=self.as_of_us,
+        )
+
+    def token_rows(self) -> Ragged:
+        """Return each user's tokens, oldest first."""
+        return Ragged(offsets_N1=self.offsets_N1, values=self.tokens_E)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -123,3 +176,11 @@ class Ranked:
 
     def __len__(self) -> int:
         return len(self.tokens_BK)
+
+
+def _gather(offsets_N1: I64, rows_B: I64) -> tuple[I64, I64]:
+    """Return the offsets of the picked ragged rows laid end to end, and the index of each of their values."""
+    lengths_B = np.diff(offsets_N1)[rows_B]
+    offsets_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_B)])
+    within = np.arange(offsets_B1[-1]) - np.repeat(offsets_B1[:-1], lengths_B)
+    return offsets_B1, np.repeat(offsets_N1[rows_B], lengths_B) + within

@@ -67,7 +67,11 @@ class Catalog:
         if frame["video_id"].null_count() or frame["video_id"].n_unique() != len(frame):
             raise ModelError(f"{path}: column 'video_id' holds nulls or the same id twice; one row per video")
         frame = frame.sort("token")
-        if not frame["token"].cast(pl.Int64).equals(pl.Series(range(FIRST_ITEM, FIRST_ITEM + len(frame)), dtype=pl.Int64)):
+        if (
+            not frame["token"]
+            .cast(pl.Int64)
+            .equals(pl.Series(range(FIRST_ITEM, FIRST_ITEM + len(frame)), dtype=pl.Int64))
+        ):
             raise ModelError(f"{path}: column 'token' must hold 2, 3, ... without gaps (0 is padding, 1 unknown)")
         if len(frame) + FIRST_ITEM > vocabulary:
             raise ModelError(
@@ -78,9 +82,9 @@ class Catalog:
 
     def write(self, path: Path) -> None:
         """Write `catalog.parquet`."""
-        self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(pl.col("token").cast(pl.Int32)).write_parquet(
-            path
-        )
+        self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(
+            pl.col("token").cast(pl.Int32)
+        ).write_parquet(path)
 
     def fingerprint(self) -> str:
         """Return the sha256 of the ids in token order with their type, as 64 hex digits."""
@@ -92,8 +96,8 @@ class Catalog:
         """Raise ModelError where the log's video_id can never equal the catalog's: integer against string."""
         if len(self) and log.is_integer() != self.id_type.is_integer():
             raise ModelError(
-                f"the catalog's video_id is {self.id_type}, that of {source} is {log}: no id would be known; convert it "
-                "with --schema FILE.toml, for example video_id = \"CAST(video_id AS VARCHAR)\", or give the model that "
+                f"the catalog's video_id is {self.id_type}, that of {source} is {log}: no id would be known; "
+                'convert it with --schema FILE.toml, as in video_id = "CAST(video_id AS VARCHAR)", or give the model that '
                 "belongs to this log"
             )
 

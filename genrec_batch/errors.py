@@ -6,6 +6,7 @@ column, the row or the flag at fault, and the way out.
 
 from __future__ import annotations
 
+import difflib
 from typing import ClassVar
 
 
@@ -59,7 +60,5 @@ class NothingToScoreError(GenrecError):
 
 def nearest(name: str, names: list[str], count: int = 3) -> str:
     """Return " Did you mean 'a' or 'b'?" for the names most like `name`, or "" where none is alike."""
-    import difflib
-
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -64,7 +64,9 @@ def build(
             name: _category(kept[name], values) for name, values in layout.CATEGORIES.items() if name in kept.columns
         },
         total_events_N=total_N,
-        user_row_N=_rows(ids, users["user_id"]).astype(np.int32) if users is not None else np.full(len(ids), -1, np.int32),
+        user_row_N=_rows(ids, users["user_id"]).astype(np.int32)
+        if users is not None
+        else np.full(len(ids), -1, np.int32),
         seen=_seen(total_N, coded["token"].to_numpy().astype(np.int32), seen_limit),
         as_of_us=as_of_us,
     )
@@ -121,7 +123,7 @@ def _category(values: pl.Series, known: tuple[str, ...]) -> np.ndarray[tuple[int
 
 
 def _seen(total_N: I64, tokens_E: np.ndarray[tuple[int], np.dtype[np.int32]], limit: int) -> Ragged:
-    """Return each user's newest `limit` distinct known tokens, newest first, from all events sorted by user and time."""
+    """Return each user's newest `limit` distinct known tokens, newest first, from all events by user and time."""
     user_E = np.repeat(np.arange(len(total_N)), total_N)
     newest_first = (
         pl.DataFrame({"user": user_E, "token": tokens_E})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -166,12 +165,11 @@ def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:
     """Raise ModelError naming every tensor of `source` that is missing, unknown or of another shape or not finite."""
     shapes = parameter_shapes(config)
     faults = [
-        f"{n}: {'not a parameter of this model' if n not in shapes else f'shape {weights[n].shape}, expected {shapes[n]}'}"
-        for n in weights
-        if n not in shapes or weights[n].shape != shapes[n]
+        f"{n}: shape {w.shape}, expected {shapes[n]}" if n in shapes else f"{n}: not a parameter of this model"
+        for n, w in weights.items()
+        if n not in shapes or w.shape != shapes[n]
     ]
-    for name in shapes.keys() - weights.keys():
-        faults.append(f"{name}: missing.{nearest(name, list(weights), 1)}")
+    faults += [f"{n}: missing.{nearest(n, list(weights), 1)}" for n in shapes.keys() - weights.keys()]
     faults += [f"{n}: holds NaN or infinity" for n in shapes if n in weights and not np.isfinite(weights[n]).all()]
     if faults:
         raise ModelError(f"{source} does not fit the model's config:\n  " + "\n  ".join(sorted(faults)))
@@ -278,6 +276,6 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
             stored = {"model": asdict(config), "layout": layout.fingerprint(), "trained": trained, "format": 1}
             (Path(scratch) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
             for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a whole model
-                os.replace(Path(scratch) / name, directory / name)
+                (Path(scratch) / name).replace(directory / name)
     except OSError as error:
         raise ModelError(f"{directory}: cannot write the model ({error.strerror or error})") from error

@@ -54,11 +54,34 @@ SCORED: dict[str, Kind] = {  # the columns that a score depends on
     "recommendation_position": "number",
 }
 KNOWN = (  # part of the contract, read by nothing here: neither used nor reported as unknown
-    "os_type language timezone screen_size user_level user_vip session_duration session_video_count "
-    "session_start_time recommendation_algorithm share_platform share_method comment_text comment_sentiment "
-    "device_model os_version app_version network_speed location_country location_province location_city "
-    "screen_resolution user_age_group user_gender engagement_label retention_label monetization_label"
-).split()
+    "os_type",
+    "language",
+    "timezone",
+    "screen_size",
+    "user_level",
+    "user_vip",
+    "session_duration",
+    "session_video_count",
+    "session_start_time",
+    "recommendation_algorithm",
+    "share_platform",
+    "share_method",
+    "comment_text",
+    "comment_sentiment",
+    "device_model",
+    "os_version",
+    "app_version",
+    "network_speed",
+    "location_country",
+    "location_province",
+    "location_city",
+    "screen_resolution",
+    "user_age_group",
+    "user_gender",
+    "engagement_label",
+    "retention_label",
+    "monetization_label",
+)
 
 WANTED: dict[Kind, str] = {
     "id": "an integer or a string",
@@ -97,7 +120,7 @@ class Reading:
     time_unit: str  # "datetime" or "epoch s", "epoch ms", "epoch us", "epoch ns"
 
 
-def mapping(name: str | None) -> ColumnNames:
+def column_names(name: str | None) -> ColumnNames:
     """Return the column names to read: None for the contract's own, a built-in name, or a TOML file.
 
     A TOML file has entries `contract_column = "Polars SQL expression"`, at the top for events, or under `[events]`,
@@ -135,7 +158,11 @@ def _parse(text: str, name: str) -> ColumnNames:
         if not isinstance(sql, str)
     ]
     contract = [*SCORED, *KNOWN]
-    faults += [f"{c}: not a column of the events contract.{nearest(c, contract)}" for c in tables["events"] if c not in contract]
+    faults += [
+        f"{c}: not a column of the events contract.{nearest(c, contract)}"
+        for c in tables["events"]
+        if c not in contract
+    ]
     if faults:
         raise ConfigError(f"--schema {name}:\n  " + "\n  ".join(faults))
     return ColumnNames(name=name, **tables)
@@ -244,8 +271,8 @@ def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
             _beyond_sense((low, high), first, beyond, source, f"epoch {unit}, as its largest value says")
             return f"epoch {unit}"
     raise InputError(
-        f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between 1973 and "
-        "2262; convert it with --schema FILE.toml, for example timestamp = \"your_column * 1000\""
+        f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between "
+        '1973 and 2262; convert it with --schema FILE.toml, for example timestamp = "your_column * 1000"'
     )
 
 

@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` shows the main job, `make test` proves it. Each sets up all it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test lint check format sample-data clean
+
+help:
+	@echo "make demo    score the sample log and show the result"
+	@echo "make test    run the tests"
+	@echo "make check   ruff, mypy and the tests"
+	@echo "make format  let ruff format and mend"
+	@echo "make clean   remove what make made"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/genrec-batch demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+sample-data: $(VENV)/.demo
+	$(BIN)/python sample_data/make.py
+
+clean:
+	rm -rf $(VENV) demo_output build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

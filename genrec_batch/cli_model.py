@@ -1,0 +1,177 @@
+"""The `model` commands: make, import, look at and export a model directory.
+
+Owns: their flags and printed lines. Must not know: how weights are computed or read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genrec_batch import catalog, console, model, schema, show, storage
+from genrec_batch.cli import guarded, model_app
+from genrec_batch.errors import ConfigError
+
+DIRECTORY = Annotated[Path, typer.Argument(metavar="DIR", help="The model directory.")]
+
+CARD = """# A genrec-batch model
+
+Generative recommender for short video: {parameters:,} parameters, vocabulary {vocabulary:,}, width {width}, {layers}
+layers, {heads} attention heads, {positions:,} positions. {origin}
+
+| file | what |
+| --- | --- |
+| `config.json` | sizes, feature layout, whether it is trained |
+| `model.safetensors` | the weights, under PyTorch's names |
+| `catalog.parquet` | token, video_id, count; without it the catalog is taken from the log that is scored |
+| `onnx/` | graphs, after `genrec-batch model export` |
+
+Score a log with it: `genrec-batch score events.parquet recs.parquet --model DIR`
+"""
+
+
+def _card(config: model.ModelConfig, origin: str) -> str:
+    sizes = {name: getattr(config, name) for name in ("vocabulary", "width", "layers", "heads", "positions")}
+    return CARD.format(parameters=model.parameters(config), origin=origin, **sizes)
+
+
+def _quiet_logs() -> None:
+    console.set_up(quiet=False, verbose=False, log_format="text")
+
+
+@model_app.command()
+def init(
+    directory: DIRECTORY,
+    *,
+    preset: Annotated[str, typer.Option(help=f"Sizes: {', '.join(model.PRESETS)}.")] = "reference",
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = model.DEMO_SEED,
+    catalog_from: Annotated[str | None, typer.Option(help="Take the catalog from this log.")] = None,
+    schema_name: Annotated[
+        str | None, typer.Option("--schema", envvar="GENREC_BATCH_SCHEMA", help="Names of the log's columns.")
+    ] = None,
+) -> None:
+    """Make a model directory with seeded, untrained weights.
+
+    Example: genrec-batch model init model/ --preset reference --catalog-from events.parquet
+    """
+    _quiet_logs()
+
+    def work() -> None:
+        config = model.preset(preset)
+        items = _catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
+        weights = model.initial_weights(config, seed)
+        origin = f"Untrained: preset `{preset}`, seed {seed}; its ranking means nothing."
+        model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        if items is not None:
+            items.write(directory / "catalog.parquet")
+        said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
+        console.stdout.print(f"{directory}: {said}, untrained", highlight=False, soft_wrap=True)
+
+    guarded(work, verbose=False)
+
+
+def _catalog_of(path: str, schema_name: str | None, vocabulary: int) -> catalog.Catalog:
+    source = storage.scan(path, "--catalog-from")
+    names = schema.column_names(schema_name)
+    events, _ = schema.contract(source.frame, names.events, f"--catalog-from {path}")
+    usable = events.filter(schema.usable())
+    return storage.reading(lambda: catalog.Catalog.from_events(usable, vocabulary=vocabulary), f"--catalog-from {path}")
+
+
+@model_app.command("import")
+def import_(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A PyTorch state_dict in safetensors.")],
+    directory: DIRECTORY,
+    *,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="A tensor's name there and here, THEIRS=OURS; may be repeated.")
+    ] = None,
+    heads: Annotated[int, typer.Option(help="Attention heads: they are not in the shapes.")] = 16,
+    catalog_file: Annotated[
+        Path | None, typer.Option("--catalog", help="catalog.parquet that the weights were trained with.")
+    ] = None,
+) -> None:
+    """Make a model directory from trained weights whose encoder has nn.TransformerEncoder's names.
+
+    Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
+    """
+    _quiet_logs()
+
+    def work() -> None:
+        from genrec_batch import importing
+
+        pairs = dict(_pair(text) for text in rename or [])
+        config, converted = importing.convert(model.read_weights(weights), pairs, heads=heads)
+        items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
+        card = _card(config, f"Imported from `{weights.name}`.")
+        model.save(directory, config, converted, trained=True, card=card)
+        if items is not None:
+            items.write(directory / "catalog.parquet")
+        else:
+            console.LOG.warning(
+                "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
+            )
+        console.stdout.print(f"{directory}: {model.parameters(config):,} parameters", highlight=False, soft_wrap=True)
+
+    guarded(work, verbose=False)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    theirs, equals, ours = text.partition("=")
+    if not equals or not theirs or not ours:
+        raise ConfigError(f"--rename {text!r}: expected THEIRS=OURS")
+    return theirs, ours
+
+
+@model_app.command()
+def info(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The model directory; none for a preset.")
+    ] = None,
+    *,
+    preset: Annotated[str, typer.Option(help="Describe a preset instead.")] = "reference",
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Print a model's parameters by group, memory by precision, sizes and fingerprint.
+
+    Example: genrec-batch model info model/
+    """
+    _quiet_logs()
+
+    def work() -> None:
+        loaded = model.load(directory) if directory else model.demo_model(model.preset(preset))
+        file = directory / "catalog.parquet" if directory else None
+        has = file is not None and file.exists()
+        videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
+        facts = show.model_info(loaded, str(directory) if directory else f"preset {preset}", videos)
+        if as_json:
+            console.last_line(facts)
+        else:
+            show.model_table(facts)
+
+    guarded(work, verbose=False)
+
+
+@model_app.command()
+def export(
+    directory: DIRECTORY,
+    *,
+    precision: Annotated[str, typer.Option(help="Number format of the graphs: fp32 or fp16.")] = "fp32",
+) -> None:
+    """Write DIR/onnx/: prefill, decode and score graphs with dynamic batch and length, top-k inside.
+
+    Example: genrec-batch model export model/ --precision fp32
+    """
+    _quiet_logs()
+
+    def work() -> None:
+        from genrec_batch import export as exporting
+
+        if precision not in ("fp32", "fp16"):
+            raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
+        for path in exporting.export(model.load(directory), directory, precision=precision):
+            console.stdout.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+
+    guarded(work, verbose=False)

@@ -1,0 +1,90 @@
+"""What a person or a scheduler sees: logs and progress on stderr, results and one JSON line on stdout.
+
+Owns: the two streams, colours, the log format. Must not know: what is being reported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG = logging.getLogger("genrec_batch")
+stderr = Console(stderr=True)
+stdout = Console()
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC, ISO 8601), level, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        return json.dumps({"time": moment, "level": record.levelname.lower(), "message": record.getMessage()})
+
+
+def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
+    """Send logs to stderr: warnings only when quiet, everything when verbose; as text or JSON lines."""
+    handler: logging.Handler
+    if log_format == "json":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler = RichHandler(console=stderr, show_path=False, markup=False, log_time_format="%H:%M:%S")
+    LOG.handlers = [handler]
+    LOG.propagate = False
+    LOG.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+class Advance(Protocol):
+    """Says that some more units are done."""
+
+    def __call__(self, units: int) -> None:
+        """Add `units` to what is done."""
+        ...
+
+
+def nowhere(units: int) -> None:
+    """Show no progress."""
+    del units
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show a bar with count, rate and time left while the block runs; nothing where stderr is no terminal or quiet."""
+    if not stderr.is_terminal or LOG.level > logging.INFO:
+        yield nowhere
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}, {{task.fields[rate]:,.0f}}/s,"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True) as bar:
+        task = bar.add_task(title, total=total, rate=0.0)
+        began = time.perf_counter()
+
+        def advance(units: int) -> None:
+            bar.advance(task, units)
+            done = bar.tasks[task].completed
+            bar.update(task, rate=done / max(time.perf_counter() - began, 1e-9))
+
+        yield advance
+
+
+def last_line(summary: Mapping[str, Any]) -> None:
+    """Print the run's summary as one JSON object: the last line of stdout."""
+    sys.stdout.write(json.dumps(summary) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,261 @@
+"""Files out: parts that appear whole or not at all, and a run that can go on where it died.
+
+Owns: the staging folder beside the output, one part file per shard, the final rename, `_manifest.json`, `_SUCCESS`, and
+what `--if-exists` means. Must not know: what a row means, users, models. A part is written to a temporary name, synced
+and renamed; the output itself appears by one rename at the very end, so an older output stays whole until then.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec_batch.errors import ConfigError, RetryError
+
+Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
+
+RUN_FILE, MANIFEST, SUCCESS = "_run.json", "_manifest.json", "_SUCCESS"
+
+
+def run_id(identity: Identity) -> str:
+    """Return 16 hex digits of the sha256 of everything that decides the output's bytes."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(kw_only=True)
+class Output:
+    """An output being written; `parts_done` are the parts that an identical run left whole."""
+
+    path: Path
+    staging: Path
+    single: bool  # one .parquet file, else a directory of parts
+    metadata: dict[str, str]
+    complete: bool = False  # an identical run finished it: there is nothing to do
+    parts_done: set[int] = field(default_factory=set)
+    _lock: int = -1
+
+    def part(self, number: int) -> Path:
+        """Return the path of a part in the staging folder."""
+        return self.staging / f"part-{number:05d}.parquet"
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Write one part: temporary name, sync, rename.
+
+        Raises:
+            RetryError: the disk is full (what was written stays and is resumed).
+        """
+        with _disk(self.path):
+            target = self.part(number)
+            scratch = target.with_suffix(".tmp")
+            table = table.replace_schema_metadata(self.metadata)
+            with pq.ParquetWriter(scratch, table.schema, compression="zstd", compression_level=3) as writer:
+                writer.write_table(table, row_group_size=max(1, len(table)))
+            _sync(scratch)
+            scratch.replace(target)
+        self.parts_done.add(number)
+
+    def finish(self, extra: Mapping[str, str]) -> dict[str, int]:
+        """Put the parts in place under the output's name; `extra` joins the file metadata of a single file.
+
+        Returns: files, rows and bytes of the finished output.
+        """
+        parts = sorted(self.staging.glob("part-*.parquet"))
+        with _disk(self.path):
+            done = self._join(parts, extra) if self.single else self._publish(parts, extra)
+        self.close()
+        return done
+
+    def _join(self, parts: list[Path], extra: Mapping[str, str]) -> dict[str, int]:
+        scratch = self.staging / "whole.tmp"
+        rows = 0
+        schema = pq.read_schema(parts[0]).with_metadata({**self.metadata, **extra})
+        with pq.ParquetWriter(scratch, schema, compression="zstd", compression_level=3) as writer:
+            for part in parts:
+                table = pq.read_table(part).replace_schema_metadata(schema.metadata)
+                writer.write_table(table, row_group_size=max(1, len(table)))
+                rows += len(table)
+        _sync(scratch)
+        scratch.replace(self.path)
+        _sync(self.path.parent)
+        shutil.rmtree(self.staging)
+        return {"files": 1, "rows": rows, "bytes": self.path.stat().st_size}
+
+    def _publish(self, parts: list[Path], extra: Mapping[str, str]) -> dict[str, int]:
+        files = [
+            {
+                "file": part.name,
+                "rows": pq.read_metadata(part).num_rows,
+                "bytes": part.stat().st_size,
+                "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+            }
+            for part in parts
+        ]
+        _write_json(self.staging / MANIFEST, {"metadata": {**self.metadata, **extra}, "files": files})
+        (self.staging / RUN_FILE).unlink()
+        (self.staging / ".lock").unlink()
+        (self.staging / SUCCESS).touch()
+        _sync(self.staging)
+        if self.path.exists():  # only with `overwrite`, or an empty directory
+            old = self.path.with_name(f".{self.path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            self.path.rename(old)
+            self.staging.rename(self.path)
+            shutil.rmtree(old)
+        else:
+            self.staging.rename(self.path)
+        _sync(self.path.parent)
+        return {
+            "files": len(files),
+            "rows": sum(int(f["rows"]) for f in files),
+            "bytes": sum(int(f["bytes"]) for f in files),
+        }
+
+    def close(self) -> None:
+        """Let go of the staging folder's lock; what is in it stays for a later run."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def check(path: Path) -> None:
+    """Raise ConfigError where an output cannot be written at all, before any work is done."""
+    parent = path.parent
+    if not parent.is_dir():
+        raise ConfigError(f"OUTPUT {path}: the folder {parent} does not exist; make it first (mkdir -p {parent})")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"OUTPUT {path}: the folder {parent} may not be written by this user")
+    if path.suffix == ".parquet" and path.is_dir():
+        raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
+    if path.suffix != ".parquet" and path.is_file():
+        raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
+
+
+def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output:
+    """Begin an output, or go on with what an identical run began.
+
+    `if_exists`: "error" for whatever is there; "resume" goes on with an identical run and accepts a finished one;
+    "overwrite" starts afresh and keeps the old output until the new one is whole; None resumes an identical unfinished
+    run, else is an error.
+
+    Raises:
+        ConfigError: the output exists, an unfinished run of other settings is there, or it is being written now.
+    """
+    check(path)
+    identifier = run_id(identity)
+    staging = path.with_name(f".{path.name}.unfinished")
+    output = Output(
+        path=path, staging=staging, single=path.suffix == ".parquet", metadata={"genrec.run_id": identifier}
+    )
+    present = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if present and if_exists == "resume" and _finished_id(path) == identifier:
+        output.complete = True
+        return output
+    if present and if_exists != "overwrite":
+        raise ConfigError(
+            f"OUTPUT {path} exists; pass --if-exists overwrite to replace it once the new one is whole, or name "
+            "another" + (" (it is of another run, so --if-exists resume cannot go on)" if if_exists == "resume" else "")
+        )
+    with _disk(path):
+        _claim(output, identity, identifier, if_exists)
+    return output
+
+
+def _claim(output: Output, identity: Identity, identifier: str, if_exists: str | None) -> None:
+    staging = output.staging
+    fresh = not staging.exists()
+    staging.mkdir(exist_ok=True)
+    output._lock = os.open(staging / ".lock", os.O_CREAT | os.O_RDWR, 0o600)  # noqa: SLF001 (its own module)
+    try:
+        fcntl.flock(output._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: SLF001
+    except BlockingIOError:
+        output.close()
+        raise ConfigError(
+            f"OUTPUT {output.path} is being written by another run now; wait for it, or name another"
+        ) from None
+    began = _read_json(staging / RUN_FILE)
+    if if_exists == "overwrite" or (not fresh and began is None):
+        for file in staging.iterdir():
+            if file.name != ".lock":
+                file.unlink()
+        began = None
+    if began is not None and if_exists == "error":
+        output.close()
+        raise ConfigError(
+            f"OUTPUT {output.path}: an unfinished run is in {staging}; --if-exists resume goes on with it"
+        )
+    if began is not None and run_id(began) != identifier:
+        output.close()
+        raise ConfigError(
+            f"OUTPUT {output.path}: an unfinished run is in {staging}, and this one differs from it in "
+            f"{', '.join(_differences(began, identity))}; run with its settings to resume "
+            "it, or pass --if-exists overwrite"
+        )
+    if began is None:
+        _write_json(staging / RUN_FILE, identity)
+    for stale in staging.glob("*.tmp"):
+        stale.unlink()
+    output.parts_done = {int(p.stem.removeprefix("part-")) for p in staging.glob("part-*.parquet")}
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = sorted({*a, *b})
+        return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]
+
+
+def _finished_id(path: Path) -> str | None:
+    try:
+        if path.is_file():
+            metadata = pq.read_schema(path).metadata or {}
+            return metadata.get(b"genrec.run_id", b"").decode() or None
+        manifest = _read_json(path / MANIFEST) if (path / SUCCESS).exists() else None
+        return manifest["metadata"]["genrec.run_id"] if manifest else None
+    except (pa.ArrowInvalid, KeyError):
+        return None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    _sync(scratch)
+    scratch.replace(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RetryError(
+                f"OUTPUT {path}: the disk is full; free space and run the same command to go on"
+            ) from error
+        raise ConfigError(f"OUTPUT {path}: cannot be written ({error.strerror or error})") from error

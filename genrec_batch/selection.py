@@ -1,0 +1,127 @@
+"""Which engine computes: what was asked for by name, or the fastest that is there and right.
+
+Owns: the order of preference, the parity check behind `auto`, and the sentence that says why. Must not know: users,
+files, output. An engine asked for by name is taken or the run fails; nothing is silently replaced. What `auto` takes
+depends on the machine's hardware, the installed packages and the parity on a sample of the run's own users, never on a
+clock, so that the same run on the same machine takes the same engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genrec_batch.arrays import I32, I64, Batch
+from genrec_batch.engines import Engine
+from genrec_batch.errors import EngineError
+from genrec_batch.generate import Decoding, recommend
+from genrec_batch.model import Model
+
+LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
+SAMPLE_USERS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The engine of a run and why it is this one."""
+
+    engine: Engine
+    why: str
+
+
+def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engine:
+    """Open an engine by name.
+
+    Raises:
+        EngineError: it, its device or its precision is not there; the message says how to install it.
+    """
+    if name == "torch":
+        _need("torch", "torch", "torch")
+        from genrec_batch.engines.torch_engine import TorchEngine
+
+        engine: Engine = TorchEngine(model, device=device, precision=precision)
+        return engine
+    if name == "onnxruntime":
+        _need("onnxruntime", "onnxruntime", "cpu")
+        from genrec_batch.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+        runtime: Engine = OnnxRuntimeEngine(model, device=device, precision=precision)
+        return runtime
+    raise EngineError(f"--engine {name}: not built into this version; take onnxruntime or torch")
+
+
+def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
+    """Return the engine of a run; `sample` are users of the run, read only where `auto` has something to decide.
+
+    Raises:
+        EngineError: nothing that was asked for is there.
+    """
+    place = _device(device)
+    chosen = _available(place) if name == "auto" else name
+    if precision != "auto":
+        why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {_why(chosen, place)}"
+        return Selection(engine=open_engine(model, name=chosen, device=place, precision=precision), why=why)
+    plain = open_engine(model, name=chosen, device=place, precision="fp32")
+    fast = _fast_precision(chosen, place)
+    if fast is None:
+        return Selection(engine=plain, why=f"{chosen} in fp32: {_why(chosen, place)}")
+    faster = open_engine(model, name=chosen, device=place, precision=fast)
+    overlap = top_overlap(recommend(plain, sample, decoding).tokens_BK, recommend(faster, sample, decoding).tokens_BK)
+    measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
+    if overlap >= LEAST_OVERLAP:
+        return Selection(engine=faster, why=f"{chosen} in {fast}: {measured}")
+    return Selection(engine=plain, why=f"{chosen} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}")
+
+
+def top_overlap(a_BK: I32, b_BK: I32) -> float:
+    """Return the mean share of items that two lists have in common, over users; two empty lists agree."""
+    same_B = ((a_BK[:, :, None] == b_BK[:, None, :]) & (a_BK[:, :, None] > 0)).any(axis=2).sum(axis=1)
+    longest_B = np.maximum((a_BK > 0).sum(axis=1), (b_BK > 0).sum(axis=1))
+    return float(np.mean(np.where(longest_B > 0, same_B / np.maximum(longest_B, 1), 1.0)))
+
+
+def sample_rows(lengths_N: I64) -> I64:
+    """Return up to 128 rows spread evenly over the users ordered by history length."""
+    order_N = np.argsort(lengths_N, kind="stable")
+    picked = np.linspace(0, len(order_N) - 1, min(SAMPLE_USERS, len(order_N))).astype(np.int64)
+    return order_N[picked]
+
+
+def _need(module: str, engine: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise EngineError(
+            f"--engine {engine}: the package {module} is not installed; pip install 'genrec-batch[{extra}]'"
+        )
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return "cuda:0" if device == "cuda" else device
+    return "cuda:0" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def _available(place: str) -> str:
+    for name in ("torch", "onnxruntime"):
+        if importlib.util.find_spec(name) is not None:
+            return name
+    raise EngineError(
+        f"--engine auto: neither torch nor onnxruntime is installed for {place}; pip install 'genrec-batch[cpu]' or "
+        "'genrec-batch[torch]'"
+    )
+
+
+def _why(name: str, place: str) -> str:
+    return f"the first installed of torch and onnxruntime, on {place}" if name else ""
+
+
+def _fast_precision(name: str, place: str) -> str | None:
+    """Return the 16-bit type that this hardware computes faster than fp32, None where there is none."""
+    if place.startswith("cuda"):
+        return "fp16"
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text() if flags.exists() else ""
+    fast = "avx512_bf16" in text or "amx_bf16" in text
+    return "bf16" if name == "torch" and fast else None

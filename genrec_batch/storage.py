@@ -1,0 +1,224 @@
+"""Files in: one file, a glob, a directory or a URI becomes one lazy frame with a snapshot of what was read.
+
+Owns: finding files, checking that each is whole, one schema over all of them, tables with one row per id. Must not
+know: the events contract, what a row means. Output is `output.py`'s.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec_batch.errors import InputError, RetryError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A log or table on disk: its lazy frame and a snapshot of what it was when the run began."""
+
+    path: str  # as the user gave it
+    frame: pl.LazyFrame
+    files: tuple[str, ...]  # sorted
+    rows: int
+    bytes: int | None  # None for a URI
+    fingerprint: str  # sha256 over every file's name, size and Parquet footer
+
+    def snapshot(self) -> dict[str, object]:
+        """Return what goes into lineage: files, rows, bytes, fingerprint."""
+        return {
+            "path": self.path,
+            "files": len(self.files),
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "sha256": self.fingerprint,
+        }
+
+
+def scan(path: str, flag: str) -> Source:
+    """Open Parquet input; `flag` ("INPUT", "--users") names it in errors.
+
+    Raises:
+        InputError: nothing there, a file is not Parquet or is truncated, or files disagree about a column's type.
+    """
+    if "://" in path:
+        return _scan_uri(path, flag)
+    files = _files(path, flag)
+    digest, rows, size = hashlib.sha256(), 0, 0
+    base = _base(path)
+    for file in files:
+        footer = _metadata(file, flag)
+        rows += footer.num_rows
+        stat = Path(file).stat()
+        size += stat.st_size
+        name = str(Path(file).relative_to(base)) if Path(file).is_relative_to(base) else Path(file).name
+        digest.update(f"{name}\0{stat.st_size}\0".encode() + _footer_bytes(Path(file)))
+    hive = (
+        any("=" in part for file in files for part in Path(file).relative_to(base).parts[:-1]) if len(files) else False
+    )
+    schema = _one_schema(files, flag)
+    frame = pl.scan_parquet(
+        files,
+        schema=schema,
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=hive,
+        cast_options=pl.ScanCastOptions(
+            integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"]
+        ),
+        glob=False,
+    )
+    return Source(path=path, frame=frame, files=tuple(files), rows=rows, bytes=size, fingerprint=digest.hexdigest())
+
+
+def _scan_uri(path: str, flag: str) -> Source:
+    frame = pl.scan_parquet(path)
+    rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
+    digest = hashlib.sha256(f"{path}\0{rows}".encode()).hexdigest()
+    return Source(path=path, frame=frame, files=(path,), rows=rows, bytes=None, fingerprint=digest)
+
+
+def _files(path: str, flag: str) -> list[str]:
+    place = Path(path)
+    if place.is_dir():
+        found = sorted(
+            str(p)
+            for p in place.rglob("*.parquet")
+            if p.is_file() and not any(part.startswith((".", "_")) for part in p.relative_to(place).parts)
+        )
+        if not found:
+            raise InputError(f"{flag} {path}: the directory holds no .parquet file")
+        return found
+    if place.is_file():
+        return [path]
+    found = sorted(
+        name
+        for name in glob.glob(path, recursive=True)  # noqa: PTH207 (takes absolute patterns)
+        if Path(name).is_file()
+    )
+    if found:
+        return found
+    if glob.has_magic(path):
+        raise InputError(f"{flag} {path}: no file matches this pattern")
+    near = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
+    raise InputError(f"{flag} {path}: no such file or directory.{near}")
+
+
+def _base(path: str) -> Path:
+    """Return the folder that file names are relative to: what stands before the first wildcard."""
+    place = Path(path)
+    if place.is_dir():
+        return place
+    fixed = Path(place.parts[0])
+    for part in place.parts[1:]:
+        if glob.has_magic(part):
+            return fixed
+        fixed /= part
+    return fixed.parent if not glob.has_magic(place.parts[0]) else Path()
+
+
+def _metadata(file: str, flag: str) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(file)
+    except PermissionError as error:
+        raise InputError(f"{flag} {file}: may not be read by this user ({error.strerror})") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        with Path(file).open("rb") as opened:
+            begins = opened.read(4) == b"PAR1"
+        if begins:
+            raise InputError(
+                f"{flag} {file}: truncated or damaged: it begins as Parquet and has no footer; copy it again"
+            ) from error
+        raise InputError(f"{flag} {file}: not a Parquet file") from error
+
+
+def _footer_bytes(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(-8, 2)
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(-8 - length, 2)
+        return opened.read(length)
+
+
+def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
+    """Return every column of any file with one type: integers and floats widen, anything else must agree."""
+    schema: dict[str, pl.DataType] = {}
+    first_seen: dict[str, str] = {}
+    faults = []
+    for file in files:
+        for name, kind in reading(lambda file=file: pl.read_parquet_schema(file), f"{flag} {file}").items():  # type: ignore[misc]
+            have = schema.setdefault(name, kind)
+            first_seen.setdefault(name, file)
+            if have == kind:
+                continue
+            wide = _wider(have, kind)
+            if wide is None:
+                faults.append(f"column {name!r} is {have} in {first_seen[name]} and {kind} in {file}")
+            else:
+                schema[name] = wide
+    if faults:
+        raise InputError(f"{flag}: its files disagree:\n  " + "\n  ".join(faults[:20]))
+    return schema
+
+
+def _wider(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
+    if a.is_integer() and b.is_integer() and a.is_signed_integer() == b.is_signed_integer():
+        return max(a, b, key=lambda kind: int(str(kind).lstrip("UInt")))
+    if a.is_float() and b.is_float():
+        return pl.Float64()
+    return None
+
+
+def reading(read: Callable[[], T], source: str) -> T:
+    """Call `read` and turn what goes wrong with a file into one error that names it.
+
+    Raises:
+        InputError: a page is damaged, or a type does not fit.
+        RetryError: a connection was lost.
+    """
+    try:
+        return read()
+    except (ConnectionError, TimeoutError) as error:
+        raise RetryError(f"{source}: connection lost while reading ({error}); run the same command again") from error
+    except (pl.exceptions.PolarsError, OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{source}: cannot be read: {error}") from error
+
+
+def table(
+    path: str, flag: str, key: str, rename: Callable[[pl.LazyFrame], pl.LazyFrame]
+) -> tuple[pl.DataFrame, Source]:
+    """Read a table with one row per id, in memory, after `rename`.
+
+    Raises:
+        InputError: the key column is missing, null, of another type than integer or string, or an id stands twice.
+    """
+    source = scan(path, flag)
+    names = source.frame.collect_schema().names()
+    frame = rename(source.frame)
+    if key not in frame.collect_schema().names():
+        raise InputError(
+            f"{flag} {path}: column {key!r} is missing.{nearest(key, names)} Its columns: {', '.join(names[:40])}"
+        )
+    read = reading(frame.collect, f"{flag} {path}")
+    kind = read.schema[key]
+    if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
+        raise InputError(f"{flag} {path}: column {key!r} is {kind}, expected an integer or a string")
+    if not kind.is_integer():
+        read = read.with_columns(pl.col(key).cast(pl.String))
+    ids = read[key]
+    if ids.null_count():
+        row = ids.is_null().arg_true()[0]
+        raise InputError(f"{flag} {path}: column {key!r} is null in row {row}; every row needs an id")
+    if ids.n_unique() != len(ids):
+        row = int(ids.is_first_distinct().not_().arg_true()[0])
+        raise InputError(f"{flag} {path}: {key} {ids[row]!r} stands twice (again in row {row}); one row per id")
+    return read, source

@@ -97,7 +97,7 @@ class Catalog:
         if len(self) and log.is_integer() != self.id_type.is_integer():
             raise ModelError(
                 f"the catalog's video_id is {self.id_type}, that of {source} is {log}: no id would be known; "
-                'convert it with --schema FILE.toml, as in video_id = "CAST(video_id AS VARCHAR)", or give the model that '
+                'use --schema FILE.toml, as in video_id = "CAST(video_id AS VARCHAR)", or give the model that '
                 "belongs to this log"
             )
 

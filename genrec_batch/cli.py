@@ -1,28 +1,23 @@
 """The commands: options in, exit code out.
 
-Owns: the mapping from option classes to flags, the printed tables, the exit codes, and the only broad `except` of the
-package. Must not know: how anything is computed. Heavy modules are imported inside commands, so that `--help` is quick.
+Owns: the commands with their arguments, and the option file. Must not know: how anything is computed. Heavy modules are
+imported inside commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
-import logging
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from genrec_batch import __version__, config, console
+from genrec_batch.cli_model import model_app
+from genrec_batch.edge import fail, guarded, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
 
 if sys.version_info >= (3, 11):
@@ -38,111 +33,10 @@ app = typer.Typer(
     epilog="Every option has an environment twin GENREC_BATCH_* and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, 99 nothing to score.",
 )
-model_app = typer.Typer(no_args_is_help=True, help="Make, import, look at and export model directories.")
 app.add_typer(model_app, name="model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived: end now, leave what is written for a later run (exit 143)."""
-
-
-def _flag(field: dataclasses.Field[Any]) -> str:
-    return field.metadata["flags"] or "--" + field.name.replace("_", "-")
-
-
-def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
-    """Return one Typer option for one field of an option class."""
-    help_ = field.metadata["help"]
-    choices = field.metadata["choices"]
-    help_ += f" One of: {', '.join(choices)}." if choices else ""
-    option = typer.Option(
-        _flag(field),
-        envvar=f"GENREC_BATCH_{field.name.upper()}",
-        help=help_,
-        rich_help_panel=field.metadata["panel"],
-        show_default=field.default not in (None, False, dataclasses.MISSING),
-    )
-    many = kind == tuple[str, ...]
-    default = [] if many else field.default
-    annotation: Any = Annotated[list[str], option] if many else Annotated[kind, option]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of an option class; the command is called with its own arguments and `options=`.
-
-    Logs are set up before the command runs, and its errors become messages and exit codes.
-    """
-    hints = inspect.get_annotations(kind)
-    for parent in kind.__mro__[1:-1]:
-        hints = {**inspect.get_annotations(parent), **hints}
-    scope = {**vars(config)}
-    fields = [(field, eval(hints[field.name], scope)) for field in dataclasses.fields(kind)]  # noqa: S307 (our own annotations)
-
-    def wrap(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True)
-
-        def called(**given: Any) -> None:
-            values = {field.name: given.pop(field.name) for field, _ in fields}
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-            try:
-                chosen = kind(**values)
-            except GenrecError as error:
-                fail(error)
-            console.set_up(quiet=chosen.quiet, verbose=chosen.verbose, log_format=chosen.log_format)
-            guarded(lambda: command(**given, options=chosen), verbose=chosen.verbose)
-
-        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
-        parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        called.__annotations__ = {p.name: p.annotation for p in parameters}
-        called.__name__, called.__doc__ = command.__name__, command.__doc__
-        return called
-
-    return wrap
-
-
-def fail(error: GenrecError) -> None:
-    """Print a user's error and leave with its exit code."""
-    if console.LOG.handlers and isinstance(console.LOG.handlers[0].formatter, console.JsonFormatter):
-        console.LOG.error("%s", error)
-    else:
-        console.stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-    raise typer.Exit(error.exit_code)
-
-
-def guarded(work: Callable[[], None], *, verbose: bool) -> None:
-    """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        work()
-    except GenrecError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        console.LOG.warning("interrupted; run the same command again to go on where it stopped")
-        raise typer.Exit(130) from None
-    except Terminated:
-        console.LOG.warning("terminated; run the same command again to go on where it stopped")
-        raise typer.Exit(143) from None
-    except (typer.Exit, BrokenPipeError):
-        raise
-    except Exception as error:  # the edge: a bug of ours, told as one
-        if verbose or console.LOG.level == logging.DEBUG:
-            traceback.print_exc()
-        console.stderr.print(
-            f"[bold red]internal error:[/] {escape(f'{type(error).__name__}: {error}')}\n"
-            "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback.",
-            soft_wrap=True,
-        )
-        raise typer.Exit(1) from error
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise Terminated
 
 
 def _version(wanted: bool) -> None:
@@ -248,6 +142,49 @@ def features(
     console.last_line(summary)
 
 
+@app.command(rich_help_panel="Try")
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the files of the demo go.")] = Path("demo_output"),
+    users: Annotated[int, typer.Option(help="Users of the generated log, where there is no sample log.")] = 500,
+) -> None:
+    """Score the sample log with the real pipeline and show the result.
+
+    Example: genrec-batch demo
+    """
+    console.set_up(quiet=False, verbose=False, log_format="text")
+
+    def work() -> None:
+        from genrec_batch import demo as demonstration
+
+        console.last_line(demonstration.run(folder, users))
+
+    guarded(work, verbose=False)
+
+
+@app.command(rich_help_panel="Try")
+def sample(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .parquet file, else a directory of parts.")],
+    *,
+    users: Annotated[int, typer.Option(help="Users of the log.")] = 500,
+    events_per_user: Annotated[float, typer.Option(help="Mean events of a user.")] = 25.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same log.")] = 7,
+    dirt: Annotated[float, typer.Option(help="Share of rows with what real logs have: nulls, ties, duplicates.")] = 0.0,
+) -> None:
+    """Write a synthetic log in the events contract, of any size.
+
+    Example: genrec-batch sample log/ --users 100000 --events-per-user 50 --seed 7
+    """
+    console.set_up(quiet=False, verbose=False, log_format="text")
+
+    def work() -> None:
+        from genrec_batch import sampling
+
+        config = sampling.SampleConfig(users=users, events_per_user=events_per_user, seed=seed, dirt=dirt)
+        console.last_line(sampling.write(config, output))
+
+    guarded(work, verbose=False)
+
+
 @app.command(rich_help_panel="Look")
 def layout(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False,
@@ -268,8 +205,6 @@ def layout(
 
 def main() -> None:
     """Run the command line."""
-    from genrec_batch import cli_model  # noqa: F401 (registers the model commands)
-
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
     app()

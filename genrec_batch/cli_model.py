@@ -6,13 +6,19 @@ Owns: their flags and printed lines. Must not know: how weights are computed or 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genrec_batch import catalog, console, model, schema, show, storage
-from genrec_batch.cli import guarded, model_app
+from genrec_batch import console
+from genrec_batch.edge import guarded
 from genrec_batch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from genrec_batch.catalog import Catalog
+    from genrec_batch.model import ModelConfig
+
+model_app = typer.Typer(no_args_is_help=True, help="Make, import, look at and export model directories.")
 
 DIRECTORY = Annotated[Path, typer.Argument(metavar="DIR", help="The model directory.")]
 
@@ -32,7 +38,9 @@ Score a log with it: `genrec-batch score events.parquet recs.parquet --model DIR
 """
 
 
-def _card(config: model.ModelConfig, origin: str) -> str:
+def _card(config: ModelConfig, origin: str) -> str:
+    from genrec_batch import model
+
     sizes = {name: getattr(config, name) for name in ("vocabulary", "width", "layers", "heads", "positions")}
     return CARD.format(parameters=model.parameters(config), origin=origin, **sizes)
 
@@ -45,8 +53,8 @@ def _quiet_logs() -> None:
 def init(
     directory: DIRECTORY,
     *,
-    preset: Annotated[str, typer.Option(help=f"Sizes: {', '.join(model.PRESETS)}.")] = "reference",
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = model.DEMO_SEED,
+    preset: Annotated[str, typer.Option(help="Sizes: reference, high-performance, lightweight or tiny.")] = "reference",
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights; default: that of the demo.")] = None,
     catalog_from: Annotated[str | None, typer.Option(help="Take the catalog from this log.")] = None,
     schema_name: Annotated[
         str | None, typer.Option("--schema", envvar="GENREC_BATCH_SCHEMA", help="Names of the log's columns.")
@@ -59,10 +67,13 @@ def init(
     _quiet_logs()
 
     def work() -> None:
+        from genrec_batch import model
+
+        chosen = model.DEMO_SEED if seed is None else seed
         config = model.preset(preset)
         items = _catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
-        weights = model.initial_weights(config, seed)
-        origin = f"Untrained: preset `{preset}`, seed {seed}; its ranking means nothing."
+        weights = model.initial_weights(config, chosen)
+        origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
         model.save(directory, config, weights, trained=False, card=_card(config, origin))
         if items is not None:
             items.write(directory / "catalog.parquet")
@@ -72,7 +83,9 @@ def init(
     guarded(work, verbose=False)
 
 
-def _catalog_of(path: str, schema_name: str | None, vocabulary: int) -> catalog.Catalog:
+def _catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
+    from genrec_batch import catalog, schema, storage
+
     source = storage.scan(path, "--catalog-from")
     names = schema.column_names(schema_name)
     events, _ = schema.contract(source.frame, names.events, f"--catalog-from {path}")
@@ -100,7 +113,7 @@ def import_(
     _quiet_logs()
 
     def work() -> None:
-        from genrec_batch import importing
+        from genrec_batch import catalog, importing, model
 
         pairs = dict(_pair(text) for text in rename or [])
         config, converted = importing.convert(model.read_weights(weights), pairs, heads=heads)
@@ -141,6 +154,8 @@ def info(
     _quiet_logs()
 
     def work() -> None:
+        from genrec_batch import catalog, model, show
+
         loaded = model.load(directory) if directory else model.demo_model(model.preset(preset))
         file = directory / "catalog.parquet" if directory else None
         has = file is not None and file.exists()
@@ -168,6 +183,7 @@ def export(
 
     def work() -> None:
         from genrec_batch import export as exporting
+        from genrec_batch import model
 
         if precision not in ("fp32", "fp16"):
             raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")

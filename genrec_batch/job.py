@@ -111,7 +111,7 @@ def prepare(
     facts: dict[str, object],
     inputs: dict[str, object],
     candidates: str | None = None,
-    engine_model: Model | None = None,
+    loaded_model: Model | None = None,
 ) -> Job:
     """Build the histories of everybody to score from usable contract events.
 
@@ -119,7 +119,7 @@ def prepare(
         ConfigError, InputError, ModelError, NothingToScoreError: see DESIGN of each input.
     """
     with stages.time("model"):
-        loaded = engine_model or open_model(config)
+        loaded = loaded_model or open_model(config)
     warnings = [] if loaded.trained else [UNTRAINED]
     as_of_us = config.as_of_us()
     if as_of_us is None:

@@ -86,8 +86,8 @@ class Scoring:
     padding: list[int] = field(default_factory=lambda: [0, 0])  # real tokens, tokens computed
 
     @staticmethod
-    def of(config: ScoreConfig, job: Job, stages: Stages) -> Scoring:
-        """Open the engine of a run.
+    def of(config: ScoreConfig, job: Job, stages: Stages, selection: Selection | None = None) -> Scoring:
+        """Open the engine of a run, or go on with one that is open.
 
         Raises:
             ConfigError: the history and the decoded items do not fit the model's positions.
@@ -104,6 +104,8 @@ class Scoring:
             num_candidates=min(config.num_candidates, job.model.config.vocabulary),
             beam_width=config.beam_width,
         )
+        if selection is not None:
+            return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
         rows = sample_rows(job.histories.lengths_N)
         with stages.time("engine"):
             sample = next(iter(_batches(config, job, job.histories.take(rows), rows, [0, 0], len(rows))))[1]

@@ -234,8 +234,8 @@ def contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -
         ConfigError: an expression of the mapping does not fit the frame.
     """
     before = frame.collect_schema().names()
-    used = {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
     frame = rename(frame, expressions, source)
+    used = {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
     types = dict(frame.collect_schema())
     check(types, source)
     columns = tuple(name for name in SCORED if name in types)

@@ -1,0 +1,75 @@
+"""The Python API: the command line's main job as one call, and as a picklable map over Arrow tables.
+
+Owns: `score` and `Scorer`. Must not know: anything that the command line does not. For Ray Data, Spark's
+`mapInArrow` or a notebook; the table given to a `Scorer` must hold whole users.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from genrec_batch import pipeline, schema
+from genrec_batch.config import ScoreConfig
+from genrec_batch.errors import NothingToScoreError
+from genrec_batch.job import open_model, prepare
+from genrec_batch.model import Model
+from genrec_batch.profiling import Stages
+from genrec_batch.selection import Selection
+
+
+def score(input: str, output: str, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
+    """Score a log as `genrec-batch score` does; options are those of the command with underscores.
+
+    Returns: the run's summary.
+
+    Raises:
+        GenrecError: see its subclasses; each carries the exit code of its kind.
+    """
+    return pipeline.score(ScoreConfig(**options), input, output)
+
+
+class Scorer:
+    """Maps an Arrow table of events to an Arrow table of recommendations; picklable, opens its model where it is used.
+
+    `Scorer(model="model/", top_k=20)(events)`. Options are those of `genrec-batch score`; without `--as-of`, each table
+    is scored as of its own last timestamp, and without a catalog in the model, with its own catalog.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.config = ScoreConfig(**options)
+        self._opened: tuple[Model, Selection | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "_opened": None}
+
+    def __call__(self, events: pa.Table) -> pa.Table:
+        """Return the recommendations of every user of `events`, sorted by user_id and rank.
+
+        Raises:
+            InputError, NothingToScoreError: the table does not fit the contract, or holds nobody.
+        """
+        frame = pl.from_arrow(events)
+        assert isinstance(frame, pl.DataFrame)
+        names = schema.column_names(self.config.schema)
+        usable = schema.normalize(frame, names.events)
+        if not len(usable):
+            raise NothingToScoreError("the table has no row with user_id, video_id and timestamp, so nobody to score")
+        loaded, selection = self._opened or (open_model(self.config), None)
+        stages = Stages()
+        job = prepare(
+            self.config,
+            usable,
+            stages,
+            path="table",
+            facts={},
+            inputs={},
+            candidates=self.config.candidates,
+            loaded_model=loaded,
+        )
+        scoring = pipeline.Scoring.of(self.config, job, stages, selection)
+        self._opened = (loaded, scoring.selection)
+        parts = pipeline.shards(len(job), self.config.shard_users)
+        return pa.concat_tables([scoring.shard(start, stop) for start, stop in parts])

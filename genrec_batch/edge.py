@@ -1,0 +1,122 @@
+"""The CLI's edge: option classes become flags, errors become messages and exit codes.
+
+Owns: the mapping from a field to its flag, environment twin and help; signals; the only broad `except` of the package.
+Must not know: which commands there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import signal
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from genrec_batch import config, console
+from genrec_batch.errors import GenrecError
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: end now, leave what is written for a later run (exit 143)."""
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["flags"] or "--" + field.name.replace("_", "-")
+
+
+def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
+    """Return one Typer option for one field of an option class."""
+    help_ = field.metadata["help"]
+    choices = field.metadata["choices"]
+    help_ += f" One of: {', '.join(choices)}." if choices else ""
+    option = typer.Option(
+        _flag(field),
+        envvar=f"GENREC_BATCH_{field.name.upper()}",
+        help=help_,
+        rich_help_panel=field.metadata["panel"],
+        show_default=field.default not in (None, False, dataclasses.MISSING),
+    )
+    many = kind == tuple[str, ...]
+    default = [] if many else field.default
+    annotation: Any = Annotated[list[str], option] if many else Annotated[kind, option]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of an option class; the command is called with its own arguments and `options=`.
+
+    Logs are set up before the command runs, and its errors become messages and exit codes.
+    """
+    hints = inspect.get_annotations(kind)
+    for parent in kind.__mro__[1:-1]:
+        hints = {**inspect.get_annotations(parent), **hints}
+    scope = {**vars(config)}
+    fields = [(field, eval(hints[field.name], scope)) for field in dataclasses.fields(kind)]  # noqa: S307 (our own annotations)
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+
+        def called(**given: Any) -> None:
+            values = {field.name: given.pop(field.name) for field, _ in fields}
+            values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            try:
+                chosen = kind(**values)
+            except GenrecError as error:
+                fail(error)
+            console.set_up(quiet=chosen.quiet, verbose=chosen.verbose, log_format=chosen.log_format)
+            guarded(lambda: command(**given, options=chosen), verbose=chosen.verbose)
+
+        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
+        parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        return called
+
+    return wrap
+
+
+def fail(error: GenrecError) -> None:
+    """Print a user's error and leave with its exit code."""
+    if console.LOG.handlers and isinstance(console.LOG.handlers[0].formatter, console.JsonFormatter):
+        console.LOG.error("%s", error)
+    else:
+        console.stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    raise typer.Exit(error.exit_code)
+
+
+def guarded(work: Callable[[], None], *, verbose: bool) -> None:
+    """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        work()
+    except GenrecError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        console.LOG.warning("interrupted; run the same command again to go on where it stopped")
+        raise typer.Exit(130) from None
+    except Terminated:
+        console.LOG.warning("terminated; run the same command again to go on where it stopped")
+        raise typer.Exit(143) from None
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except Exception as error:  # the edge: a bug of ours, told as one
+        if verbose or console.LOG.level == logging.DEBUG:
+            traceback.print_exc()
+        console.stderr.print(
+            f"[bold red]internal error:[/] {escape(f'{type(error).__name__}: {error}')}\n"
+            "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1) from error
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Terminated

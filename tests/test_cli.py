@@ -1,0 +1,355 @@
+"""The commands as a user runs them: results, options from everywhere, exit codes, streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from genrec_batch import model
+from genrec_batch.arrays import HEADS
+
+COLUMNS = [
+    "user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS, "feature_scores", "history_length", "cold_start"
+]  # fmt: skip
+
+
+def test_score_writes_the_contract(run, log_file, log, model_dir):
+    done = run("score", log_file, "recs.parquet", "--model", model_dir)
+    assert done.code == 0, done.err
+    rows = pl.read_parquet("recs.parquet")
+    assert rows.columns == COLUMNS
+    types = {"user_id": pl.Int64, "rank": pl.Int32, "video_id": pl.Int64, "step": pl.Int32, "history_length": pl.Int32}
+    types |= dict.fromkeys(("score", "log_prob", *HEADS), pl.Float32) | {"cold_start": pl.Boolean}
+    assert {name: rows.schema[name] for name in types} == types
+    assert rows.schema["feature_scores"] == pl.Struct(
+        dict.fromkeys(("engagement", "retention", "diversity"), pl.Float32)
+    )
+    assert rows.equals(rows.sort("user_id", "rank"))
+    assert rows.group_by("user_id").agg(pl.col("rank")).filter(pl.col("rank") != list(range(1, 11))).is_empty()
+    assert rows.select(pl.struct("user_id", "video_id").is_duplicated().any()).item() is False
+    assert rows.filter(pl.col("score").diff().over("user_id") > 0).is_empty()
+    assert set(rows["user_id"]) == set(log["user_id"])
+    assert set(rows["video_id"]) <= set(log["video_id"])
+    assert rows.join(log, on=["user_id", "video_id"], how="inner").is_empty(), "seen videos were recommended"
+    assert done.summary["users"] == 40
+    assert done.summary["rows"] == 400
+    metadata = pq.read_schema("recs.parquet").metadata
+    keys = {k.decode().removeprefix("genrec.") for k in metadata if k.startswith(b"genrec.")}
+    assert keys >= {
+        "version",
+        "run_id",
+        "model",
+        "catalog",
+        "layout",
+        "engine",
+        "precision",
+        "config",
+        "input",
+        "rows",
+        "users",
+    }
+    assert json.loads(metadata[b"genrec.config"])["top_k"] == 10
+    assert json.loads(metadata[b"genrec.input"])["events"]["rows"] == len(log)
+    assert (metadata[b"genrec.rows"], metadata[b"genrec.users"]) == (b"400", b"40")
+
+
+def test_the_same_run_twice_gives_the_same_bytes(run, log_file, model_dir, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        assert run("score", log_file, f"{name}/recs.parquet", "--model", model_dir).code == 0
+    assert (tmp_path / "a/recs.parquet").read_bytes() == (tmp_path / "b/recs.parquet").read_bytes()
+
+
+def test_order_of_rows_files_and_row_groups_does_not_matter(run, log, model_dir, tmp_path):
+    unique = log.unique(["user_id", "timestamp"], maintain_order=True)  # ties go by input order
+    unique.write_parquet("one.parquet")
+    (tmp_path / "many").mkdir()
+    shuffled = unique.sample(fraction=1.0, shuffle=True, seed=5)
+    for part in range(4):
+        shuffled[part::4].write_parquet(f"many/{part}.parquet", row_group_size=7)
+    assert run("score", "one.parquet", "a.parquet", "--model", model_dir).code == 0
+    assert run("score", "many", "b.parquet", "--model", model_dir).code == 0
+    assert pl.read_parquet("a.parquet").equals(pl.read_parquet("b.parquet"))
+
+
+def test_shards_batches_and_directories_give_the_same_rows(run, log_file, model_dir):
+    assert run("score", log_file, "a.parquet", "--model", model_dir).code == 0
+    assert run("score", log_file, "b", "--model", model_dir, "--shard-users", 7, "--batch-size", 3).code == 0
+    a, b = pl.read_parquet("a.parquet"), pl.read_parquet("b/part-*.parquet")
+    assert a.select("user_id", "rank", "video_id").equals(b.select("user_id", "rank", "video_id"))
+    assert (a["score"] - b["score"]).abs().max() < 1e-5
+
+
+def test_nested_layout_holds_the_same(run, log_file, model_dir):
+    run("score", log_file, "a.parquet", "--model", model_dir)
+    assert run("score", log_file, "b.parquet", "--model", model_dir, "--layout", "nested").code == 0
+    nested = pl.read_parquet("b.parquet")
+    lists = ["rank", "video_id", "score", "log_prob", "step", *HEADS]
+    assert nested.explode(lists).select(COLUMNS).equals(pl.read_parquet("a.parquet"))
+
+
+def test_as_of_ignores_later_events(run, log, model_dir):
+    cut = log["timestamp"].sort()[len(log) // 2]
+    log.write_parquet("all.parquet")
+    log.filter(pl.col("timestamp") <= cut).write_parquet("early.parquet")
+    moment = cut.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert run("score", "all.parquet", "a.parquet", "--model", model_dir, "--as-of", moment).code == 0
+    assert run("score", "early.parquet", "b.parquet", "--model", model_dir, "--as-of", moment).code == 0
+    assert pl.read_parquet("a.parquet").equals(pl.read_parquet("b.parquet"))
+
+
+def test_options_come_from_flag_then_environment_then_file_then_default(run, log_file, model_dir, tmp_path):
+    (tmp_path / "genrec-batch.toml").write_text(f'model = "{model_dir}"\ntop-k = 3\n[score]\nnum_candidates = 20\n')
+    counts = []
+    for number, (flags, environment) in enumerate(
+        [([], {}), ([], {"GENREC_BATCH_TOP_K": "4"}), (["--top-k", "5"], {"GENREC_BATCH_TOP_K": "4"})]
+    ):
+        done = run("score", log_file, f"{number}.parquet", *flags, **environment)
+        assert done.code == 0, done.err
+        counts.append(done.summary["rows"] // done.summary["users"])
+    assert counts == [3, 4, 5]
+    config = json.loads(pq.read_schema("0.parquet").metadata[b"genrec.config"])
+    assert (config["top_k"], config["num_candidates"], config["model"]) == (3, 20, str(model_dir))
+
+
+def test_option_file_with_an_unknown_entry_is_refused(run, log_file, tmp_path):
+    (tmp_path / "genrec-batch.toml").write_text("topk = 3\n")
+    done = run("score", log_file, "recs.parquet")
+    assert (done.code, "topk: no such option. Did you mean 'top_k'" in done.err) == (2, True)
+
+
+def test_users_and_candidates_without_history_are_scored(run, log_file, model_dir):
+    pl.DataFrame({"user_id": [100, 7], "country": ["de", "fr"]}).write_parquet("users.parquet")
+    given = {"user_id": [100, 8], "video_id": [[1001, 1002, 1003, 1001], [1004, 99999]]}
+    pl.DataFrame(given).write_parquet("candidates.parquet")
+    done = run("score", log_file, "a.parquet", "--model", model_dir, "--users", "users.parquet")
+    assert done.code == 0, done.err
+    cold = pl.read_parquet("a.parquet").filter(pl.col("user_id") == 7)
+    assert (len(cold), cold["cold_start"].all(), cold["history_length"].max()) == (10, True, 0)
+    assert done.summary["cold_start_users"] == 1
+    arguments = [
+        "--model",
+        model_dir,
+        "--candidates",
+        "candidates.parquet",
+        "--include-seen",
+        "--user",
+        "100",
+        "--user",
+        "8",
+    ]
+    done = run("score", log_file, "b.parquet", *arguments)
+    assert done.code == 0, done.err
+    rows = pl.read_parquet("b.parquet")
+    assert set(rows.filter(pl.col("user_id") == 100)["video_id"]) == {1001, 1002, 1003}
+    assert rows.filter(pl.col("user_id") == 8)["video_id"].to_list() == [1004]
+    assert "1 given candidates are not in the catalog" in done.err
+
+
+def test_top_k_beyond_what_is_left_gives_fewer_rows_and_says_so(run, log, model_dir):
+    few = log.filter(pl.col("video_id").is_in(log["video_id"].unique().sort().head(8).to_list()))
+    few.write_parquet("few.parquet")
+    done = run("score", "few.parquet", "recs.parquet", "--top-k", 200, "--model", model_dir)
+    assert done.code == 0, done.err
+    assert done.summary["short_users"] == done.summary["users"]
+    assert "fewer rows" in done.err
+
+
+def test_one_user_is_printed_without_an_output(run, log_file, model_dir):
+    done = run("score", log_file, "--user", "103", "--model", model_dir, "--top-k", "3")
+    assert done.code == 0, done.err
+    assert done.out.count("103") >= 3
+    assert done.summary["users"] == 1
+    run("score", log_file, "all.parquet", "--model", model_dir, "--top-k", "3")
+    for video in pl.read_parquet("all.parquet").filter(pl.col("user_id") == 103)["video_id"]:
+        assert str(video) in done.out
+
+
+def test_weights_rank_by_their_blend(run, log_file, model_dir):
+    weights = "engagement=1,monetization=-0.5"
+    done = run("score", log_file, "a.parquet", "--model", model_dir, "--weights", weights)
+    assert done.code == 0, done.err
+    rows = pl.read_parquet("a.parquet")
+    blend = rows["engagement"] - 0.5 * rows["monetization"]
+    assert (rows["score"] - blend).abs().max() < 1e-6
+    assert rows.filter(pl.col("score").diff().over("user_id") > 0).is_empty()
+    assert not rows.equals(rows.sort("user_id", "step"))
+
+
+def test_features_command_writes_what_the_model_reads(run, log_file, model_dir):
+    done = run("features", log_file, "features.parquet", "--model", model_dir)
+    assert done.code == 0, done.err
+    rows = pl.read_parquet("features.parquet")
+    assert rows.schema == {
+        "user_id": pl.Int64, "features": pl.List(pl.Float32), "tokens": pl.List(pl.Int32), "history_length": pl.Int32
+    }  # fmt: skip
+    assert rows["features"].list.len().unique().to_list() == [1024]
+    assert (rows["tokens"].list.len() == rows["history_length"]).all()
+
+
+def test_layout_prints_every_slot(run):
+    slots = json.loads(run("layout", "--json").out)
+    assert [slot["slot"] for slot in slots] == list(range(1024))
+    assert len({slot["name"] for slot in slots}) == 1024
+    assert len(run("layout").out.splitlines()) == 1024
+
+
+def test_model_init_info_and_export(run, log_file):
+    assert run("model", "init", "m", "--preset", "tiny", "--catalog-from", log_file).code == 0
+    info = json.loads(run("model", "info", "m", "--json").out)
+    assert info["parameters"] == model.parameters(model.PRESETS["tiny"])
+    assert info["catalog_videos"] == len(pl.read_parquet("m/catalog.parquet"))
+    assert run("model", "export", "m").code == 0
+    assert run("model", "init", "m", "--preset", "tiny").code == 4
+    reference = run("model", "info")
+    assert "24,836,372" in reference.out
+    assert "94.7 MB in fp32, 47.4 MB in fp16, 23.7 MB in int8" in reference.out
+
+
+def bad(run, code, *arguments, says, output="recs.parquet", **environment):
+    done = run("score", *arguments, **environment)
+    assert done.code == code, (done.code, done.err, done.exception)
+    flat = " ".join(done.err.split())
+    for text in [says] if isinstance(says, str) else says:
+        assert text in flat, flat
+    assert "Traceback" not in done.err
+    assert not (output and os.path.exists(output)), "a failed run left an output"  # noqa: PTH110
+
+
+def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
+    bad(run, 3, "event.parquet", "recs.parquet", says="no such file or directory. Did you mean 'events.parquet'")
+    (tmp_path / "empty").mkdir()
+    bad(run, 3, "empty", "recs.parquet", says="holds no .parquet file")
+    (tmp_path / "text.parquet").write_text("user_id\n1\n")
+    bad(run, 3, "text.parquet", "recs.parquet", says="text.parquet: not a Parquet file")
+    (tmp_path / "cut.parquet").write_bytes(log_file.read_bytes()[:2000])
+    bad(run, 3, "cut.parquet", "recs.parquet", says="cut.parquet: truncated or damaged")
+    log.rename({"user_id": "userid"}).write_parquet("near.parquet")
+    bad(run, 3, "near.parquet", "recs.parquet", says="column 'user_id' is missing. Did you mean 'userid'?")
+    log.with_columns(pl.col("is_liked").cast(pl.String)).write_parquet("type.parquet")
+    bad(run, 3, "type.parquet", "recs.parquet", says="'is_liked' is String, expected a Boolean")
+    log.with_columns(user_id=pl.lit(None, pl.Int64)).write_parquet("null.parquet")
+    bad(run, 3, "null.parquet", "recs.parquet", "--model", model_dir, says="no row can be scored: null user_id")
+    log.clear().write_parquet("none.parquet")
+    bad(run, 99, "none.parquet", "recs.parquet", "--model", model_dir, says="no rows")
+    log.with_columns(timestamp=pl.lit(17)).write_parquet("time.parquet")
+    bad(run, 3, "time.parquet", "recs.parquet", says="'timestamp' runs from 17 to 17")
+    half = log.with_columns(user_id=pl.when(pl.int_range(pl.len()) % 5 > 0).then(None).otherwise("user_id"))
+    half.write_parquet("half.parquet")
+    bad(run, 6, "half.parquet", "recs.parquet", "--model", model_dir, says="--max-rejects 0.5")
+    bad(run, 99, log_file, "recs.parquet", "--model", model_dir, "--as-of", "1999-01-01", says="nobody to score")
+    bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "5", says="--user 5: neither in INPUT")
+    bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "ann", says="so a whole number")
+
+
+def test_bad_options(run, log_file, model_dir):
+    for flags, says in [
+        (["--engine", "tensorflow"], "--engine 'tensorflow' is not one of"),
+        (["--precision", "fp23"], "Did you mean 'fp32'"),
+        (["--weights", "fun=1"], "--weights: 'fun' is not one of"),
+        (["--max-events", "600"], "--max-events 600 with --top-k 10 needs 611 positions"),
+    ]:
+        bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *flags, says=says)
+    assert run("model", "init", "m", "--preset", "tinny").code == 2
+    assert run("score", log_file, "recs.parquet", "--no-such-flag").code == 2
+    bad(run, 2, log_file, says="OUTPUT is missing")
+    bad(
+        run,
+        5,
+        log_file,
+        "recs.parquet",
+        "--model",
+        model_dir,
+        "--engine",
+        "torch",
+        "--device",
+        "cuda:9",
+        says="--device",
+    )
+
+
+def test_bad_models(run, log_file, log, model_dir, tmp_path):
+    bad(run, 4, log_file, "recs.parquet", "--model", "nowhere", says="--model nowhere: no such directory")
+
+    def copy(name):
+        subprocess.run(["cp", "-r", str(model_dir), name], check=True)
+        return tmp_path / name
+
+    other = copy("layout")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "layout": "0" * 64}))
+    bad(run, 4, log_file, "recs.parquet", "--model", other, says="made for feature layout 000000000000")
+    cut = copy("cut")
+    (cut / "model.safetensors").write_bytes((model_dir / "model.safetensors").read_bytes()[:-100])
+    bad(run, 4, log_file, "recs.parquet", "--model", cut, says="not a whole safetensors file")
+    sizes = copy("sizes")
+    (sizes / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "ffn": 256}}))
+    bad(run, 4, log_file, "recs.parquet", "--model", sizes, says="linear1.weight: shape (128, 64), expected (256, 64)")
+    text = log.with_columns(pl.col("video_id").cast(pl.String))
+    text.write_parquet("text.parquet")
+    bad(run, 4, "text.parquet", "recs.parquet", "--model", model_dir, says="the catalog's video_id is Int64")
+
+
+def test_bad_outputs(run, log_file, model_dir, tmp_path):
+    arguments = ["score", log_file]
+    done = run(*arguments, "nowhere/recs.parquet", "--model", model_dir)
+    assert (done.code, "folder nowhere does not exist" in done.err) == (2, True)
+    done = run(*arguments, "/proc/recs.parquet", "--model", model_dir)
+    assert (done.code, "cannot be written" in done.err or "may not be written" in done.err) == (2, True)
+    assert run(*arguments, "recs.parquet", "--model", model_dir).code == 0
+    before = (tmp_path / "recs.parquet").read_bytes()
+    done = run(*arguments, "recs.parquet", "--model", model_dir)
+    assert (done.code, "--if-exists overwrite" in done.err) == (2, True)
+    assert (tmp_path / "recs.parquet").read_bytes() == before
+    again = run(*arguments, "recs.parquet", "--model", model_dir, "--if-exists", "resume")
+    assert (again.code, again.summary["already_complete"]) == (0, True)
+    done = run(*arguments, "recs.parquet", "--model", model_dir, "--if-exists", "overwrite", "--top-k", "2")
+    assert (done.code, len(pl.read_parquet("recs.parquet"))) == (0, 80)
+
+
+def test_logs_go_to_stderr_as_text_or_json_and_quiet_is_quiet(run, log_file, model_dir):
+    done = run("score", log_file, "a.parquet", "--model", model_dir, "--log-format", "json")
+    lines = [line for line in done.err.splitlines() if line.startswith("{")]
+    assert all({"time", "level", "message"} <= set(json.loads(line)) for line in lines)
+    assert any("engine" in line for line in lines)
+    quiet = run("score", log_file, "b.parquet", "--model", model_dir, "--quiet")
+    assert (quiet.err, len(quiet.out.splitlines())) == ("", 1)
+
+
+def test_untrained_weights_are_told_loudly(run, log_file):
+    done = run("score", log_file, "--user", "101", "--top-k", "1", "--precision", "fp32")
+    assert "untrained weights: the ranking means nothing" in " ".join(done.err.split())
+    assert done.summary["trained"] is False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_and_the_same_command_resumes_it(run, model_dir, tmp_path, number, code):
+    from conftest import small_log
+
+    small_log(users=3000, mean=20).write_parquet("big.parquet")
+    arguments = ["score", "big.parquet", "recs.parquet", "--model", str(model_dir), "--shard-users", "50"]
+    arguments += ["--precision", "fp32", "--batch-size", "8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genrec_batch", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    staging = tmp_path / ".recs.parquet.unfinished"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(staging.glob("part-*.parquet"))) < 3:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "run the same command again" in " ".join(err.split())
+    done = run(*arguments)
+    assert done.code == 0, done.err
+    assert done.summary["resumed_parts"] >= 3
+    assert run(*arguments[:2], "whole.parquet", *arguments[3:]).code == 0
+    assert (tmp_path / "recs.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()

@@ -1,0 +1,151 @@
+"""Writing: whole or not at all, resumed or refused, never lost."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from genrec_batch import output
+from genrec_batch.errors import ConfigError, RetryError
+
+IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
+
+
+def rows(number):
+    return pa.table({"user_id": [number * 10, number * 10 + 1], "rank": pa.array([1, 1], pa.int32())})
+
+
+def write(path, identity=IDENTITY, if_exists=None, parts=3, stop=None):
+    out = output.open_output(path, identity, if_exists)
+    if out.complete:
+        return out
+    for number in range(parts):
+        if number == stop:
+            out.close()
+            return out
+        if number not in out.parts_done:
+            out.write(number, rows(number))
+    out.finish({"genrec.users": "6"})
+    return out
+
+
+def test_single_file_holds_all_parts_in_order_with_metadata(tmp_path):
+    write(tmp_path / "recs.parquet")
+    table = pq.read_table(tmp_path / "recs.parquet")
+    assert table["user_id"].to_pylist() == [0, 1, 10, 11, 20, 21]
+    assert table.schema.metadata[b"genrec.run_id"].decode() == output.run_id(IDENTITY)
+    assert [p.name for p in tmp_path.iterdir()] == ["recs.parquet"]
+
+
+def test_directory_has_parts_manifest_and_success(tmp_path):
+    write(tmp_path / "recs")
+    names = sorted(p.name for p in (tmp_path / "recs").iterdir())
+    assert names == ["_SUCCESS", "_manifest.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    manifest = json.loads((tmp_path / "recs" / "_manifest.json").read_text())
+    for entry in manifest["files"]:
+        data = (tmp_path / "recs" / entry["file"]).read_bytes()
+        assert entry == {
+            "file": entry["file"],
+            "rows": 2,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    assert [p.name for p in tmp_path.iterdir()] == ["recs"]
+
+
+@pytest.mark.parametrize("name", ["recs.parquet", "recs"])
+def test_a_stopped_run_is_resumed_and_ends_with_the_same_bytes(tmp_path, name):
+    for folder in ("whole", "torn"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "whole" / name)
+    target = tmp_path / "torn" / name
+    write(target, stop=2)
+    assert not target.exists()
+    again = write(target)
+    assert again.parts_done == {0, 1, 2}
+    whole = tmp_path / "whole" / name
+    if target.is_dir():
+        assert {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    else:
+        assert target.read_bytes() == whole.read_bytes()
+
+
+def test_half_a_part_is_written_again(tmp_path):
+    target = tmp_path / "recs.parquet"
+    out = write(target, stop=1)
+    (out.staging / "part-00001.tmp").write_bytes(b"PAR1 half")
+    write(target)
+    assert len(pq.read_table(target)) == 6
+
+
+def test_another_configuration_does_not_resume_and_is_named(tmp_path):
+    write(tmp_path / "recs.parquet", stop=1)
+    other = {**IDENTITY, "config": {"top_k": 5, "precision": "fp32"}}
+    with pytest.raises(ConfigError, match=r"config.top_k \(10, now 5\).*--if-exists overwrite"):
+        write(tmp_path / "recs.parquet", other)
+    write(tmp_path / "recs.parquet", other, if_exists="overwrite")
+    assert len(pq.read_table(tmp_path / "recs.parquet")) == 6
+
+
+@pytest.mark.parametrize("name", ["recs.parquet", "recs"])
+def test_if_exists_on_a_finished_output(tmp_path, name):
+    target = tmp_path / name
+    write(target)
+    for refused in (None, "error"):
+        with pytest.raises(ConfigError, match="exists; pass --if-exists overwrite"):
+            write(target, if_exists=refused)
+    assert write(target, if_exists="resume").complete
+    with pytest.raises(ConfigError, match="of another run"):
+        write(target, {"other": 1}, if_exists="resume")
+    write(target, {"other": 1}, if_exists="overwrite", parts=1)
+    assert len(pq.read_table(target)) == 2
+
+
+def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "recs.parquet"
+    write(target)
+    before = target.read_bytes()
+    write(target, {"other": 1}, if_exists="overwrite", stop=2)
+    assert target.read_bytes() == before
+
+
+def test_two_runs_at_once_on_one_output_are_refused(tmp_path):
+    first = output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
+    with pytest.raises(ConfigError, match="being written by another run"):
+        output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
+    first.close()
+
+
+def test_a_full_disk_can_be_tried_again_and_keeps_what_is_there(tmp_path, monkeypatch):
+    out = output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
+    out.write(0, rows(0))
+
+    def full(_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output, "_sync", full)
+        with pytest.raises(RetryError, match="disk is full"):
+            out.write(1, rows(1))
+    out.close()
+    assert output.open_output(tmp_path / "recs.parquet", IDENTITY, None).parts_done == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/recs.parquet", "does not exist; make it first"),
+        ("folder.parquet", "is a directory"),
+        ("file", "is a file"),
+    ],
+)
+def test_outputs_that_cannot_be(tmp_path, name, message):
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=message):
+        output.check(tmp_path / name)

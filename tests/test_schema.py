@@ -1,0 +1,126 @@
+"""The events contract: what is accepted, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import polars as pl
+import pytest
+
+from genrec_batch import schema
+from genrec_batch.errors import ConfigError, InputError
+
+MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
+
+
+def log(**columns):
+    return pl.DataFrame({"user_id": [1], "video_id": [2], "timestamp": [MOMENT], **columns})
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("epoch s", 1), ("epoch ms", 10**3), ("epoch us", 10**6), ("epoch ns", 10**9)]
+)
+def test_epoch_unit_is_found_by_magnitude(unit, factor):
+    epoch = int(MOMENT.timestamp()) * factor
+    frame, reading = schema.contract(log(timestamp=[epoch]).lazy(), {}, "log")
+    assert reading.time_unit == unit
+    assert frame.collect()["timestamp"][0] == MOMENT.replace(microsecond=0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([MOMENT]),
+        pl.Series([MOMENT.replace(tzinfo=None)]),
+        pl.Series([MOMENT]).dt.convert_time_zone("Asia/Shanghai"),
+        pl.Series([MOMENT]).dt.cast_time_unit("ns"),
+        pl.Series([MOMENT]).dt.cast_time_unit("ms"),
+    ],
+)
+def test_datetimes_of_any_unit_and_zone_are_the_same_moment(values):
+    assert schema.normalize(log(timestamp=values))["timestamp"][0] == MOMENT
+
+
+@pytest.mark.parametrize("bad", [[5], [-1], [10**12, 10**9 * 5], [12345678901]])
+def test_timestamps_beyond_sense_are_refused_with_their_range(bad):
+    frame = pl.DataFrame({"user_id": [1] * len(bad), "video_id": [1] * len(bad), "timestamp": bad})
+    with pytest.raises(InputError, match=f"log.*'timestamp'.*{min(bad)}"):
+        schema.contract(frame.lazy(), {}, "log")
+
+
+def test_datetime_of_the_year_2500_is_beyond_sense():
+    with pytest.raises(InputError, match="beyond sense"):
+        schema.normalize(log(timestamp=[dt.datetime(2500, 1, 1)]))  # noqa: DTZ001
+
+
+def test_all_faults_come_in_one_error_with_near_names():
+    frame = pl.DataFrame({"userid": [1], "video_id": [1.5], "timestamp": ["x"], "is_liked": [0.5], "device_type": [1]})
+    with pytest.raises(InputError) as caught:
+        schema.normalize(frame)
+    said = str(caught.value)
+    assert "'user_id' is missing. Did you mean 'userid'?" in said
+    for column, kind in (
+        ("video_id", "Float64"),
+        ("timestamp", "String"),
+        ("is_liked", "Float64"),
+        ("device_type", "Int64"),
+    ):
+        assert f"{column!r} is {kind}" in said
+    assert "--schema" in said
+
+
+def test_numbers_that_are_not_finite_and_flags_that_are_not_flags_become_null():
+    frame = log(watch_duration=[float("nan")], watch_percentage=[float("inf")], is_liked=[-124], is_shared=[1])
+    row = schema.normalize(frame).row(0, named=True)
+    assert (row["watch_duration"], row["watch_percentage"], row["is_liked"], row["is_shared"]) == (
+        None,
+        None,
+        None,
+        True,
+    )
+
+
+def test_rows_without_ids_or_time_are_not_usable():
+    frame = pl.DataFrame(
+        {"user_id": [1, None, 1, 1], "video_id": [1, 1, None, 1], "timestamp": [MOMENT, MOMENT, MOMENT, None]}
+    )
+    assert len(schema.normalize(frame)) == 1
+
+
+def test_unknown_columns_are_named_and_known_unread_ones_are_not():
+    _, reading = schema.contract(log(colour=["red"], comment_text=["hi"]).lazy(), {}, "log")
+    assert reading.ignored == ("colour",)
+
+
+def test_schema_file_renames_and_converts(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text('user_id = "uid"\ntimestamp = "at_s * 1000"\n[events]\nwatch_duration = "played_ms / 1000.0"\n')
+    frame = pl.DataFrame({"uid": ["a"], "video_id": ["v"], "at_s": [1_700_000_000], "played_ms": [2500]})
+    got, reading = schema.contract(frame.lazy(), schema.column_names(str(file)).events, "log")
+    row = got.collect().row(0, named=True)
+    assert (row["user_id"], row["watch_duration"], row["timestamp"].year) == ("a", 2.5, 2023)
+    assert reading.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user_id = ", "not valid TOML"),
+        ('usr_id = "x"', "usr_id: not a column of the events contract. Did you mean 'user_id'"),
+        ("user_id = 3", "an expression is a string"),
+    ],
+)
+def test_bad_schema_files_say_what_is_wrong(tmp_path, text, message):
+    file = tmp_path / "my.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        schema.column_names(str(file))
+
+
+def test_unknown_schema_name_and_missing_columns_are_config_errors():
+    with pytest.raises(ConfigError, match="Did you mean 'kuairand'"):
+        schema.column_names("kuairnd")
+    with pytest.raises(ConfigError, match="reads 'uid', which log does not have"):
+        schema.contract(log().lazy(), {"user_id": "uid"}, "log")
+    with pytest.raises(ConfigError, match="not a Polars SQL expression"):
+        schema.contract(log().lazy(), {"user_id": "uid +"}, "log")

@@ -1,0 +1,113 @@
+"""Reading files: every shape of input, every way a file can be bad."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from genrec_batch import storage
+from genrec_batch.errors import InputError
+
+ROWS = pl.DataFrame({"user_id": [1, 2, 3], "x": [1.0, 2.0, 3.0]})
+
+
+def write(path, frame=ROWS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(path)
+    return path
+
+
+def test_file_glob_and_directory_read_the_same_rows(tmp_path):
+    for part in range(3):
+        write(tmp_path / "log" / f"{part}.parquet", ROWS[part : part + 1])
+    for path in (tmp_path / "log", tmp_path / "log" / "*.parquet", tmp_path / "*" / "?.parquet"):
+        source = storage.scan(str(path), "INPUT")
+        assert source.frame.collect().equals(ROWS)
+        assert (len(source.files), source.rows) == (3, 3)
+
+
+def test_hive_partitions_become_columns(tmp_path):
+    write(tmp_path / "log" / "day=1" / "a.parquet", ROWS[:1])
+    write(tmp_path / "log" / "day=2" / "a.parquet", ROWS[1:])
+    for path in (tmp_path / "log", tmp_path / "log" / "*" / "*.parquet"):
+        assert storage.scan(str(path), "INPUT").frame.collect()["day"].to_list() == [1, 2, 2]
+
+
+def test_hidden_files_and_markers_are_left_alone(tmp_path):
+    write(tmp_path / "log" / "a.parquet")
+    write(tmp_path / "log" / ".tmp" / "b.parquet")
+    write(tmp_path / "log" / "_old.parquet")
+    assert storage.scan(str(tmp_path / "log"), "INPUT").rows == 3
+
+
+def test_columns_of_later_files_are_read_and_types_widen(tmp_path):
+    write(tmp_path / "log" / "a.parquet", ROWS.select(pl.col("user_id").cast(pl.Int32)))
+    write(tmp_path / "log" / "b.parquet", ROWS)
+    frame = storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()
+    assert frame.schema["user_id"] == pl.Int64
+    assert frame["x"].to_list() == [None, None, None, 1.0, 2.0, 3.0]
+
+
+def test_files_that_disagree_are_named(tmp_path):
+    write(tmp_path / "log" / "a.parquet")
+    write(tmp_path / "log" / "b.parquet", ROWS.with_columns(pl.col("x").cast(pl.String)))
+    with pytest.raises(InputError, match=r"'x' is Float64 in .*a.parquet and String in .*b.parquet"):
+        storage.scan(str(tmp_path / "log"), "INPUT")
+
+
+def test_fingerprint_follows_content_and_not_the_clock(tmp_path):
+    one = storage.scan(str(write(tmp_path / "a" / "x.parquet")), "INPUT").fingerprint
+    same = storage.scan(str(write(tmp_path / "b" / "x.parquet")), "INPUT").fingerprint
+    other = storage.scan(
+        str(write(tmp_path / "c" / "x.parquet", ROWS.reverse().with_columns(x=9.0))), "INPUT"
+    ).fingerprint
+    assert one == same != other
+
+
+def test_missing_file_shows_near_names(tmp_path):
+    write(tmp_path / "events.parquet")
+    with pytest.raises(InputError, match=r"no such file or directory. Did you mean 'events.parquet'"):
+        storage.scan(str(tmp_path / "event.parquet"), "INPUT")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a Parquet file"), (b"user_id,x\n1,2\n", "not a Parquet file"), (None, "truncated or damaged")],
+)
+def test_files_that_are_not_whole_parquet(tmp_path, content, message):
+    path = write(tmp_path / "events.parquet")
+    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
+    with pytest.raises(InputError, match=message):
+        storage.scan(str(path), "INPUT")
+
+
+def test_a_damaged_page_is_an_input_error_that_names_the_file(tmp_path):
+    path = write(tmp_path / "events.parquet", pl.DataFrame({"x": range(100_000)}))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 2] = b"\0" * (len(data) // 2 - len(data) // 3)
+    path.write_bytes(bytes(data))
+    source = storage.scan(str(path), "INPUT")
+    with pytest.raises(InputError, match=r"events\.parquet: cannot be read"):
+        storage.reading(source.frame.collect, f"INPUT {path}")
+
+
+def test_empty_directory_and_pattern_without_match(tmp_path):
+    with pytest.raises(InputError, match=r"holds no \.parquet file"):
+        storage.scan(str(tmp_path), "INPUT")
+    with pytest.raises(InputError, match="no file matches"):
+        storage.scan(str(tmp_path / "*.parquet"), "INPUT")
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pl.DataFrame({"uid": [1]}), "'user_id' is missing"),
+        (pl.DataFrame({"user_id": [1.5]}), "expected an integer or a string"),
+        (pl.DataFrame({"user_id": [1, None]}), "null in row 1"),
+        (pl.DataFrame({"user_id": [7, 8, 7]}), "user_id 7 stands twice .again in row 2"),
+    ],
+)
+def test_tables_need_one_row_per_id(tmp_path, frame, message):
+    path = write(tmp_path / "users.parquet", frame)
+    with pytest.raises(InputError, match=message):
+        storage.table(str(path), "--users", "user_id", lambda lazy: lazy)

@@ -67,7 +67,7 @@ def build(
         user_row_N=_rows(ids, users["user_id"]).astype(np.int32)
         if users is not None
         else np.full(len(ids), -1, np.int32),
-        seen=_seen(total_N, coded["token"].to_numpy().astype(np.int32), seen_limit),
+        seen=_seen(total_N, coded, seen_limit),
         as_of_us=as_of_us,
     )
 
@@ -122,15 +122,17 @@ def _category(values: pl.Series, known: tuple[str, ...]) -> np.ndarray[tuple[int
     return result
 
 
-def _seen(total_N: I64, tokens_E: np.ndarray[tuple[int], np.dtype[np.int32]], limit: int) -> Ragged:
-    """Return each user's newest `limit` distinct known tokens, newest first, from all events by user and time."""
-    user_E = np.repeat(np.arange(len(total_N)), total_N)
+def _seen(total_N: I64, coded: pl.DataFrame, limit: int) -> Ragged:
+    """Return the known tokens among each user's newest `limit` distinct videos, newest first.
+
+    `coded` has the code and token of all events, sorted by user and time.
+    """
     newest_first = (
-        pl.DataFrame({"user": user_E, "token": tokens_E})
-        .filter(pl.col("token") >= FIRST_ITEM)
+        coded.select("code", "token", user=pl.Series(np.repeat(np.arange(len(total_N)), total_N)))
         .reverse()
-        .unique(["user", "token"], keep="first", maintain_order=True)
+        .unique(["user", "code"], keep="first", maintain_order=True)
         .filter(pl.int_range(pl.len()).over("user") < limit)
+        .filter(pl.col("token") >= FIRST_ITEM)
         .sort("user", maintain_order=True)
     )
     lengths_N = np.bincount(newest_first["user"].to_numpy(), minlength=len(total_N))

@@ -49,7 +49,7 @@ INTEGER_IDS = (10, 9, -3, 0, 2**40, 77, 500, 501, 8, 12)
 STRING_IDS = ("10", "9", "b", "B", "é", "", "a b", "ß", "東", "~")  # in another order than as numbers or without case
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Log:
     """A log with its side tables and what to make of it; rows stand in input order."""
 
@@ -66,6 +66,21 @@ class Log:
     def as_of_us(self) -> int:
         """As-of in epoch us."""
         return epoch_us(self.as_of)
+
+    def __repr__(self) -> str:
+        """Show the rows one a line, without their long lists and nulls: what a failing example is read for."""
+        text = (
+            f"Log({self.as_of=!s}, {self.max_events=}, {self.seen_limit=}, {self.vocabulary=}, {sorted(self.columns)}"
+        )
+        for table, rows in (("events", self.events), ("users", self.users), ("videos", self.videos)):
+            text += f"\n{table}: {'none' if rows is None else len(rows)}"
+            for row in (rows or [])[:40]:
+                text += f"\n  {', '.join(f'{k}={_short(v)}' for k, v in row.items() if v is not None)}"
+        return text.replace("self.", "") + ")"
+
+
+def _short(value: Any) -> str:
+    return f"<{len(value)} floats>" if isinstance(value, list) and len(value) > 9 else str(value)
 
 
 def epoch_us(time: datetime) -> int:
@@ -102,7 +117,7 @@ EDGES: dict[str, tuple[Any, ...]] = {
     "watch_duration": (0.0, -5.0, 37.25, 1000.0, 1e9, NAN, INFINITY),
     "watch_percentage": (0.0, 0.0, -0.5, 1.0, 3.0, 7.5, 1e9, NAN),
     "rewatch_count": (0, 0, 1, 4, -1),
-    "skip_duration": (0.0, 2.5, -1.0, NAN),
+    "skip_duration": (0.0, 2.5, 0.25, -1.0, NAN),
     **dict.fromkeys(FLAGS, (True, False)),
     "time_of_day": (0.0, 6.5, 12.0, 23.0, 23.99, 24.0, -1.0),
     "day_of_week": (0, 3, 5, 6),

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -81,9 +81,6 @@ def histories(
     return result
 
 
-# reading a value
-
-
 def number(event: Row, column: str, columns: AbstractSet[str]) -> Value:
     """Return a column as a float; None where the log lacks it, or it is null, NaN or infinite."""
     value = event.get(column) if column in columns else None
@@ -125,9 +122,6 @@ def position_of(event: Row, columns: AbstractSet[str]) -> Value:
     return None if place is None else max(place, 0.0)
 
 
-# statistics
-
-
 def known(values: Sequence[Value]) -> list[float]:
     return [value for value in values if value is not None]
 
@@ -151,23 +145,25 @@ def five_numbers(values: Sequence[Value]) -> list[float]:
     return [mean(some), deviation(some), min(some), max(some), statistics.median(some)]
 
 
-# hashed columns
+# Hashed columns
 
 
 def hashed(row: Row) -> list[float]:
     """Return a row's columns in 200 signed sums (feature hashing, Weinberger et al. 2009)."""
     slots = [0.0] * 200
     for column, value in row.items():
-        if column == "id" or column.endswith("_id") or value is None or isinstance(value, list):
+        if column == "id" or column.endswith("_id") or value is None or isinstance(value, (list, dict)):
             continue
         if isinstance(value, bool):
             text, amount = f"{column}={'true' if value else 'false'}", 1.0
+        elif isinstance(value, datetime):
+            text, amount = f"{column}={value.isoformat(timespec='microseconds')}", 1.0
         elif isinstance(value, (int, float, Decimal)):
             if not math.isfinite(value):
                 continue
             text, amount = column, math.copysign(math.log1p(abs(float(value))), value)
         else:
-            text, amount = f"{column}={value.isoformat() if isinstance(value, date) else value}", 1.0
+            text, amount = f"{column}={value}", 1.0  # a date prints as ISO 8601
         code = xxhash.xxh64_intdigest(text.encode(), seed=0)
         slots[code % 200] += amount if code < 2**63 else -amount
     return slots
@@ -201,7 +197,7 @@ def video_block(newest: Sequence[Row], columns: AbstractSet[str], video_rows: Ma
     return [math.fsum(w * v[i] for w, v in zip(weights, vectors, strict=True)) / math.fsum(weights) for i in range(200)]
 
 
-# the layout
+# The layout
 
 
 def features(

@@ -126,6 +126,7 @@ def prepare(
         as_of_us = int(events["timestamp"].dt.epoch("us").max())  # type: ignore[arg-type]
     with stages.time("catalog"):
         catalog = _catalog(loaded, events, as_of_us, path, warnings)
+        loaded = loaded.with_catalog(len(catalog))
     with stages.time("tables"):
         names = schema.column_names(config.schema)
         users = _table(config.users, "--users", "user_id", names.users, events.schema["user_id"], inputs)

@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from genrec_batch import layout
-from genrec_batch.arrays import F32, HEADS
+from genrec_batch.arrays import F32, FIRST_ITEM, HEADS
 from genrec_batch.errors import ConfigError, ModelError, nearest
 
 Weights = Mapping[str, F32]
@@ -210,6 +210,11 @@ class Model:
     directory: Path | None
     fingerprint: str  # sha256 over config and weights
     trained: bool  # False: seeded weights, the ranking means nothing
+    tokens: int  # padding, unknown and the catalog; tokens from here on stand for no video and are never recommended
+
+    def with_catalog(self, videos: int) -> Model:
+        """Return the model with a catalog of so many videos: an engine never chooses a token beyond them."""
+        return replace(self, tokens=min(FIRST_ITEM + videos, self.config.vocabulary))
 
 
 def demo_model(config: ModelConfig, seed: int = DEMO_SEED) -> Model:
@@ -220,7 +225,14 @@ def demo_model(config: ModelConfig, seed: int = DEMO_SEED) -> Model:
 def _model(config: ModelConfig, weights: Weights, directory: Path | None, *, trained: bool) -> Model:
     text = json.dumps(asdict(config), sort_keys=True) + weights_fingerprint(weights)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    return Model(config=config, weights=weights, directory=directory, fingerprint=fingerprint, trained=trained)
+    return Model(
+        config=config,
+        weights=weights,
+        directory=directory,
+        fingerprint=fingerprint,
+        trained=trained,
+        tokens=config.vocabulary,
+    )
 
 
 def load(directory: Path) -> Model:

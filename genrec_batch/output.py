@@ -66,33 +66,33 @@ class Output:
             scratch.replace(target)
         self.parts_done.add(number)
 
-    def finish(self, extra: Mapping[str, str]) -> dict[str, int]:
-        """Put the parts in place under the output's name; `extra` joins the file metadata of a single file.
+    def finish(self) -> dict[str, int]:
+        """Put the parts in place under the output's name, with the number of all rows in the metadata.
 
         Returns: files, rows and bytes of the finished output.
         """
-        parts = sorted(self.staging.glob("part-*.parquet"))
         with _disk(self.path):
-            done = self._join(parts, extra) if self.single else self._publish(parts, extra)
+            parts = sorted(self.staging.glob("part-*.parquet"))
+            rows = sum(pq.read_metadata(part).num_rows for part in parts)
+            metadata = {**self.metadata, "genrec.rows": str(rows)}
+            done = self._join(parts, metadata) if self.single else self._publish(parts, metadata)
         self.close()
-        return done
+        return {**done, "rows": rows}
 
-    def _join(self, parts: list[Path], extra: Mapping[str, str]) -> dict[str, int]:
+    def _join(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
         scratch = self.staging / "whole.tmp"
-        rows = 0
-        schema = pq.read_schema(parts[0]).with_metadata({**self.metadata, **extra})
+        schema = pq.read_schema(parts[0]).with_metadata(metadata)
         with pq.ParquetWriter(scratch, schema, compression="zstd", compression_level=3) as writer:
             for part in parts:
                 table = pq.read_table(part).replace_schema_metadata(schema.metadata)
                 writer.write_table(table, row_group_size=max(1, len(table)))
-                rows += len(table)
         _sync(scratch)
         scratch.replace(self.path)
         _sync(self.path.parent)
         shutil.rmtree(self.staging)
-        return {"files": 1, "rows": rows, "bytes": self.path.stat().st_size}
+        return {"files": 1, "bytes": self.path.stat().st_size}
 
-    def _publish(self, parts: list[Path], extra: Mapping[str, str]) -> dict[str, int]:
+    def _publish(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
         files = [
             {
                 "file": part.name,
@@ -102,7 +102,7 @@ class Output:
             }
             for part in parts
         ]
-        _write_json(self.staging / MANIFEST, {"metadata": {**self.metadata, **extra}, "files": files})
+        _write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
         (self.staging / RUN_FILE).unlink()
         (self.staging / ".lock").unlink()
         (self.staging / SUCCESS).touch()
@@ -116,11 +116,7 @@ class Output:
         else:
             self.staging.rename(self.path)
         _sync(self.path.parent)
-        return {
-            "files": len(files),
-            "rows": sum(int(f["rows"]) for f in files),
-            "bytes": sum(int(f["bytes"]) for f in files),
-        }
+        return {"files": len(files), "bytes": sum(part["bytes"] for part in files)}
 
     def close(self) -> None:
         """Let go of the staging folder's lock; what is in it stays for a later run."""

@@ -101,7 +101,7 @@ class Scoring:
         decoding = Decoding(
             mode=config.decode,
             top_k=config.top_k,
-            num_candidates=min(config.num_candidates, job.model.config.vocabulary),
+            num_candidates=min(config.num_candidates, job.model.tokens),
             beam_width=config.beam_width,
         )
         if selection is not None:
@@ -187,8 +187,8 @@ def _batches(
     video = features.video_vectors(part, job.videos) if job.videos is not None else None
     tokens = part.token_rows()
     order_N = np.argsort(-part.lengths_N, kind="stable")
-    for first in range(0, len(order_N), size):
-        rows_B = order_N[first : first + size]
+    for first, stop in cuts(part.lengths_N[order_N], size):
+        rows_B = order_N[first:stop]
         tokens_BS = tokens.padded(rows_B)
         seen_BX = np.zeros((len(rows_B), 1), np.int32) if config.include_seen else part.seen.padded(rows_B)
         lengths_B = part.lengths_N[rows_B].astype(np.int32)
@@ -208,6 +208,21 @@ def _batches(
                 has_video_B=None if video is None else video[1][rows_B],
             ),
         )
+
+
+def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
+
+    A batch of at least a quarter of `size` ends where a row would be padded to more than 1.3 times its positions.
+    """
+    positions_N = falling_N + 1
+    batches, start = [], 0
+    while start < len(positions_N):
+        long_enough = int(np.searchsorted(-positions_N, -positions_N[start] / 1.3, side="right"))
+        stop = min(len(positions_N), start + size, max(long_enough, start + max(1, size // 4)))
+        batches.append((start, stop))
+        start = stop
+    return batches
 
 
 def shards(users: int, size: int) -> list[tuple[int, int]]:
@@ -261,7 +276,7 @@ def run(
                 with stages.time("write"):
                     out.write(number, table)
         with stages.time("write"):
-            done = out.finish({"genrec.rows": "0"} if not parts else {})
+            done = out.finish()
     finally:
         out.close()
     written = {"output": str(target), "resumed_parts": resumed, **done}

@@ -32,7 +32,7 @@ def small_log(users=40, videos=120, seed=1, mean=12):
         {
             "user_id": np.repeat(np.arange(100, 100 + users), lengths),
             "video_id": 1000 + random.choice(videos, rows, p=popularity / popularity.sum()),
-            "timestamp": pl.Series(random.integers(0, 5000, rows) * 600).mul(1_000_000).cast(pl.Duration("us")) + START,
+            "timestamp": pl.Series(random.integers(0, 5000, rows) * 600_000_000).cast(pl.Duration("us")) + START,
             "watch_duration": percentage * 20,
             "watch_percentage": [None if i % 11 == 0 else float(p) for i, p in enumerate(percentage)],
             "is_liked": random.random(rows) < 0.1,

@@ -30,7 +30,7 @@ def write(path, identity=IDENTITY, if_exists=None, parts=3, stop=None):
             return out
         if number not in out.parts_done:
             out.write(number, rows(number))
-    out.finish({"genrec.users": "6"})
+    out.finish()
     return out
 
 

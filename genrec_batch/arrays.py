@@ -68,13 +68,14 @@ class Ragged:
 class SideTable:
     """What `--users` or `--videos` says, one row per id, as arrays; row -1 everywhere means "not in the table".
 
-    `hashed_R200` are the 200 floats that enter the feature layout (the table's own list, else its hashed columns);
-    `dense_RD` the floats that enter the model's own projection (256 for users, 512 for videos), None where the table
-    has none; `has_dense_R` which rows have them. `creator_R` and `category_R` are dense codes from 0, -1 for null (both
-    empty for users).
+    `hashed_R200` are the 200 floats that enter the feature layout (the table's own list, else its hashed columns),
+    `has_hashed_R` which rows have them (a null list has none); `dense_RD` the floats that enter the model's own
+    projection (256 for users, 512 for videos), None where the table has none, `has_dense_R` which rows have them.
+    `creator_R` and `category_R` are dense codes from 0, -1 for null (both empty for users).
     """
 
     hashed_R200: F32
+    has_hashed_R: U8
     dense_RD: F32 | None
     has_dense_R: U8 | None
     creator_R: I32

@@ -1,13 +1,14 @@
 """Features: from histories to the 1024 numbers that the model reads at position 0.
 
 Owns: the formula of every slot of `layout.py`. Must not know: files, Polars, the model. No loop over users or events:
-users of like history length (powers of two) stand in matrices [n, L] of their newest events, r = 0 the newest. L depends
-on a user's own length alone, so a row never depends on its neighbours. `tests/reference.py` computes the same row by row.
+users of like history length (powers of two) stand in matrices [n, L] of their newest events, r = 0 the newest. L
+depends on a user's own length alone, so a row never depends on its neighbours. `tests/reference.py` computes the same
+row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -231,7 +232,7 @@ def _log_gaps(block: Block) -> Column:
 def _shares(column: Column, values: int) -> F64:
     """Return the share of each whole value among what is there, [n, values]."""
     user, age = np.nonzero(column.there)
-    whole = np.floor(column.values[user, age]).astype(np.int64) % values
+    whole = np.mod(np.floor(column.values[user, age]), values).astype(np.int64)
     users = len(column.values)
     counts = np.bincount(user * values + whole, minlength=users * values).reshape(users, values).astype(np.float64)
     return _ratio(counts, np.broadcast_to(column.counts()[:, None], counts.shape))
@@ -309,10 +310,9 @@ def _groups(block: Block, codes_E: np.ndarray[tuple[int], np.dtype[np.signedinte
     last_G = np.append(user_G[1:] != user_G[:-1], True) if len(user_G) else np.zeros(0, np.bool_)
     ends_G = np.where(last_G, codes.shape[1], np.append(place_G[1:], 0))
     share_G = (ends_G - place_G) / np.maximum(there_n[user_G], 1)
-    entropy_n = np.bincount(user_G, -share_G * np.log(share_G), users)
-    many_n = distinct_n > 1
-    entropy_n = np.divide(entropy_n, np.log(np.maximum(distinct_n, 2)), out=np.zeros(users), where=many_n)
-    commonest_n = np.zeros(users)
+    entropy_n: F64 = np.bincount(user_G, -share_G * np.log(share_G), users).astype(np.float64)
+    entropy_n = np.where(distinct_n > 1, entropy_n / np.log(np.maximum(distinct_n, 2)), 0.0)
+    commonest_n: F64 = np.zeros(users)
     np.maximum.at(commonest_n, user_G, share_G)
     return distinct_n, entropy_n, commonest_n
 
@@ -320,25 +320,26 @@ def _groups(block: Block, codes_E: np.ndarray[tuple[int], np.dtype[np.signedinte
 def _video_mean(block: Block, videos: SideTable) -> F64:
     """Return the percentage-weighted mean of the videos' floats over the videos that the table has, [n, 200]."""
     row = np.where(block.real, block.histories.video_row_E[block.events], -1)
-    known = row >= 0
+    known = (row >= 0) & videos.has_hashed_R[np.maximum(row, 0)]
     percentage = _percentage(block)
     weight = known.astype(np.float64)
     if percentage is not None:
         weight = np.where(known, np.where(percentage.there, percentage.values, 1.0), 0.0)
     weight = np.where((weight.sum(axis=1) > 0)[:, None], weight, known)
-    return _ratio(*_weighted(weight, videos.hashed_R200, row))
+    return _weighted_mean(weight, videos.hashed_R200, row)
 
 
-def _weighted(weight: F64, floats_RD: F32, row: I64) -> tuple[F64, F64]:
-    """Return the weighted sums [n, D] of the rows' floats, and the weights' sums broadcast to the same shape."""
+def _weighted_mean(weight: F64, floats_RD: F32, row: I64) -> F64:
+    """Return the weighted mean of the rows' floats, [n, D]; 0 where all weights are 0."""
     size = floats_RD.shape[1]
-    sums = np.empty((len(weight), size))
+    mean = np.zeros((len(weight), size))
+    share = _ratio(weight, np.broadcast_to(weight.sum(axis=1)[:, None], weight.shape)).astype(np.float32)
     step = max(1, (1 << 20) // (weight.shape[1] * size))
     for first in range(0, len(weight), step):
         part = slice(first, first + step)
         gathered = floats_RD[np.maximum(row[part], 0)]
-        sums[part] = np.matmul(weight[part, None, :].astype(np.float32), gathered)[:, 0, :]
-    return sums, np.broadcast_to(weight.sum(axis=1)[:, None], sums.shape)
+        mean[part] = np.matmul(share[part, None, :], gathered)[:, 0, :]
+    return mean
 
 
 def profile_vectors(histories: Histories, users: SideTable) -> tuple[F32, U8] | None:
@@ -359,7 +360,7 @@ def video_vectors(histories: Histories, videos: SideTable) -> tuple[F32, U8] | N
     for block in _blocks(histories):
         row = np.where(block.real, block.histories.video_row_E[block.events], -1)
         known = (row >= 0) & videos.has_dense_R[np.maximum(row, 0)]
-        pooled_NV[block.rows] = _ratio(*_weighted(known.astype(np.float64), videos.dense_RD, row))
+        pooled_NV[block.rows] = _weighted_mean(known.astype(np.float64), videos.dense_RD, row)
         has_N[block.rows] = known.any(axis=1)
     return pooled_NV, has_N
 

@@ -98,6 +98,7 @@ EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first va
     ("us", 10**14, 10**16, 10**6),
     ("ns", 10**17, 2**63, 10**9),
 )
+LARGEST = 1e30  # of a number that can be meant: its square and sum still fit a float
 FIRST_US, LAST_US = 10**14, 10**16  # 1973-03-03 to 2286-11-20: what a log's clock can say
 
 
@@ -227,7 +228,8 @@ def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
 def contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> tuple[pl.LazyFrame, Reading]:
     """Turn anybody's log into contract columns: ids as they are, times in UTC, numbers Float64, flags Boolean.
 
-    NaN and infinite numbers and flags other than 0 and 1 become null. Rows are not filtered: see `usable`.
+    Numbers that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null. Rows are not filtered:
+    see `usable`.
 
     Raises:
         InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
@@ -303,7 +305,7 @@ def _convert(name: str, type_: pl.DataType, unit: str) -> pl.Expr:
         return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     if kind == "number":
         number = column.cast(pl.Float64)
-        return pl.when(number.is_finite()).then(number).alias(name)
+        return pl.when(number.abs() <= LARGEST).then(number).alias(name)
     if kind == "flag" and type_ != pl.Boolean:
         return pl.when(column.is_in([0, 1])).then(column == 1).alias(name)
     if kind in ("id", "category") and not type_.is_integer():

@@ -23,9 +23,8 @@ def users_table(frame: pl.DataFrame) -> SideTable:
     Raises:
         InputError: a list is of another width or type, with column, row and the width that it should have.
     """
-    hashed_R200, dense = _floats(frame, "--users", "profile", "profile_vector", PROFILE_VECTOR)
     none: I32 = np.zeros(0, np.int32)
-    return _side_table(hashed_R200, dense, none, none)
+    return _side_table(*_floats(frame, "--users", "profile", "profile_vector", PROFILE_VECTOR), none, none)
 
 
 def videos_table(frame: pl.DataFrame) -> SideTable:
@@ -36,14 +35,15 @@ def videos_table(frame: pl.DataFrame) -> SideTable:
     Raises:
         InputError: as for `users_table`.
     """
-    hashed_R200, dense = _floats(frame, "--videos", "embedding", "video_vector", VIDEO_VECTOR)
+    floats = _floats(frame, "--videos", "embedding", "video_vector", VIDEO_VECTOR)
     creator = "creator_id" if "creator_id" in frame.columns else "author_id"
-    return _side_table(hashed_R200, dense, _codes(frame, creator), _codes(frame, "category"))
+    return _side_table(*floats, _codes(frame, creator), _codes(frame, "category"))
 
 
-def _side_table(hashed_R200: F32, dense: tuple[F32, U8] | None, creator_R: I32, category_R: I32) -> SideTable:
+def _side_table(hashed: tuple[F32, U8], dense: tuple[F32, U8] | None, creator_R: I32, category_R: I32) -> SideTable:
     return SideTable(
-        hashed_R200=hashed_R200,
+        hashed_R200=hashed[0],
+        has_hashed_R=hashed[1],
         dense_RD=dense[0] if dense else None,
         has_dense_R=dense[1] if dense else None,
         creator_R=creator_R,
@@ -53,14 +53,15 @@ def _side_table(hashed_R200: F32, dense: tuple[F32, U8] | None, creator_R: I32, 
 
 def _floats(
     frame: pl.DataFrame, flag: str, features: str, vector: str, width: int
-) -> tuple[F32, tuple[F32, U8] | None]:
+) -> tuple[tuple[F32, U8], tuple[F32, U8] | None]:
     wanted = {features: HASHED, vector: width}
     faults = [
         fault for name, size in wanted.items() if name in frame.columns for fault in _list_faults(frame[name], size)
     ]
     if faults:
         raise InputError(f"{flag}: its lists do not fit the model:\n  " + "\n  ".join(faults))
-    own = _matrix(frame[features], HASHED)[0] if features in frame.columns else hash_columns(frame)
+    everybody = np.ones(len(frame), np.bool_)
+    own = _matrix(frame[features], HASHED) if features in frame.columns else (hash_columns(frame), everybody)
     return own, _matrix(frame[vector], width) if vector in frame.columns else None
 
 
@@ -92,6 +93,8 @@ def _matrix(column: pl.Series, width: int) -> tuple[F32, U8]:
 def _codes(frame: pl.DataFrame, name: str) -> I32:
     if name not in frame.columns:
         return np.full(len(frame), -1, np.int32)
+    if frame.schema[name].is_nested():
+        raise InputError(f"--videos: column {name!r} is {frame.schema[name]}, expected one value per video")
     codes: I32 = (frame[name].rank("dense").cast(pl.Int32) - 1).fill_null(-1).to_numpy()
     return codes
 

@@ -261,19 +261,8 @@ def test_bad_options(run, log_file, model_dir):
     assert run("model", "init", "m", "--preset", "tinny").code == 2
     assert run("score", log_file, "recs.parquet", "--no-such-flag").code == 2
     bad(run, 2, log_file, says="OUTPUT is missing")
-    bad(
-        run,
-        5,
-        log_file,
-        "recs.parquet",
-        "--model",
-        model_dir,
-        "--engine",
-        "torch",
-        "--device",
-        "cuda:9",
-        says="--device",
-    )
+    gpu = ["--engine", "onnxruntime", "--device", "cuda"]
+    bad(run, 5, log_file, "recs.parquet", "--model", model_dir, *gpu, says="pip install 'genrec-batch[gpu]'")
 
 
 def test_bad_models(run, log_file, log, model_dir, tmp_path):

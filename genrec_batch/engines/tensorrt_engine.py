@@ -1,0 +1,414 @@
+"""The TensorRT engine: prefill, decode and choice stay on the GPU from one small copy in to one small copy out.
+
+Owns: the protocol of `engines/__init__.py` on top of TensorRT; which static shapes exist, when they are built, and
+which memory is in use. Must not know: users, files but the engine cache, torch. `slate` is the fast way: whole batches
+as captured graphs, with copies of one batch under the computation of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.engines import tensorrt_build as building
+from genrec_batch.engines import tensorrt_side_graphs as side
+from genrec_batch.engines.cuda import Buffer, Device, DeviceMemoryError, PinnedBuffer, Stream
+from genrec_batch.engines.engine_cache import EngineCache, EngineKey
+from genrec_batch.engines.kernels import LONGEST, plugin
+from genrec_batch.engines.tensorrt_graphs import Network, Shape
+from genrec_batch.engines.tensorrt_nodes import BANNED
+from genrec_batch.engines.tensorrt_program import ROWS_MULTIPLE, Executable, Program, Slot
+from genrec_batch.errors import EngineError
+from genrec_batch.model import Model, weights_fingerprint
+
+BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
+MOST_CHOICES = 3840  # TensorRT's TopK has no more
+PLUGIN_STEPS = 63  # items that the kernels' one block of earlier steps can hold
+IN_FLIGHT = 2  # batches: one computes while the other is copied
+
+
+@dataclass(eq=False, kw_only=True)
+class State:
+    """What was read of one batch; its memory goes back to the engine when nobody refers to it."""
+
+    program: Program
+    slot: Slot
+    rows: int
+    choices: int
+    step: int = 0
+
+    @property
+    def hidden(self) -> str:
+        """Name of the tensor that the next position's logits come from."""
+        return "hidden" if self.step else "first_hidden"
+
+
+class TensorRtEngine:
+    """A model on one NVIDIA GPU; see `genrec_batch.engines.Engine` for what each method means."""
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str = "cuda",
+        precision: str = "fp16",
+        batch_size: int = 2048,
+        buckets: Sequence[int] = BUCKETS,
+        cache: EngineCache | None = None,
+        progress: building.Progress | None = None,
+        library: building.Library | None = None,
+    ) -> None:
+        """Open the device and the library; engines are loaded, or built, when a batch first needs them.
+
+        Args:
+            model: sizes and weights.
+            device: "cuda" or "cuda:<number>".
+            precision: "fp32", "fp16" or "bf16".
+            batch_size: rows of every engine, rounded up to a multiple of 64; smaller batches are padded. Keep
+                batch_size times heads at or below 65,535: above, TensorRT 8.6 takes a slow path.
+            buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
+            cache: where built engines are kept; the user's own cache by default.
+            progress: told what is being built, and how much of it is done.
+            library: an imported TensorRT; `tensorrt` by default.
+
+        Raises:
+            EngineError: no GPU, no driver, no library, no such precision, or a cache that others may write to.
+        """
+        self.library = library or building.load_library()
+        building.check_precision(self.library, precision)
+        self._gpu = Device(device)
+        self.device, self.precision = self._gpu.name, precision
+        self.batch_size = -(-batch_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        longest = model.config.positions - 1
+        self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
+        self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
+        self._weights_sha256 = weights_fingerprint(model.weights)
+        self._cache, self._progress = cache or EngineCache(), progress
+        self._log = building.logger(self.library)
+        self._runtime = self.library.api.Runtime(self._log)
+        self.plugin, self.variant = self._load_plugin()
+        self._compute, self._in, self._out = (Stream(self._gpu) for _ in range(3))
+        self._programs: dict[Shape, Program] = {}
+        self._idle: dict[Shape, list[Slot]] = {}
+
+    def _load_plugin(self) -> tuple[bool, str]:
+        """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
+        why = plugin.unfit(self._config, self.precision, self._gpu.architecture)
+        tools = why or plugin.toolchain()
+        if isinstance(tools, str):
+            return False, f"plain ONNX engines, without the plugin: {tools}"
+        version = self.library.version
+        core = f"libnvinfer.so.{version.split('.')[0]}"
+        plugin.load(self._cache, tools, library=core, version=version, architecture=self._gpu.architecture)
+        return True, "engines with the plugin's kernels"
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now; what idle batches hold counts as used."""
+        return self._gpu.free_bytes()
+
+    def prepare(self, lengths: Sequence[int], *, steps: int, seen: int = 0, candidates: bool = False) -> None:
+        """Build, or load, the engines for histories of the given lengths, so that no batch waits for it.
+
+        Args:
+            lengths: histories' lengths in tokens.
+            steps: items to decode.
+            seen: most seen items of a row.
+            candidates: the run has profile and video inputs too.
+
+        Raises:
+            EngineError: an engine cannot be built.
+            DeviceMemoryError: it does not fit.
+        """
+        for length in sorted(set(lengths)):
+            shape = self._shape(self.batch_size, length, steps, seen, profile=candidates, video=candidates)
+            self._program(shape).prepare()
+
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+        """Read the features and histories; see the protocol.
+
+        Raises:
+            EngineError: more choices than TensorRT's TopK has, or a feature beyond fp16.
+            DeviceMemoryError: the batch does not fit the device.
+        """
+        choices = min(choices, self._tokens)
+        if choices > MOST_CHOICES:
+            raise EngineError(f"the tensorrt engine offers at most {MOST_CHOICES} choices per step, not {choices}")
+        shape = self._shape_of(batch, steps)
+        program = self._program(shape)
+        slot = self._acquire(shape)
+        state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
+        slot.fill(batch)
+        self._compute.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
+        self._compute.record(slot.arrived)
+        program.prefill(slot, self._compute)
+        self._compute.record(slot.computed)
+        return state
+
+    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+        """Read one item per row; see the protocol. `tokens_B` None reads what was chosen on the device."""
+        assert state.step < state.slot.shape.steps, "prefill was told how many items will be read"
+        if tokens_B is not None:
+            self._read_given(state, tokens_B)
+        state.program.decode(state.slot, state.step, self._compute)
+        self._compute.record(state.slot.computed)
+        state.step += 1
+
+    def choose(self, state: State) -> tuple[I32, F32]:
+        """Return the best items of the next position; see the protocol."""
+        if state.choices > 1:
+            return self._choose_many(state)
+        slot, step, rows = state.slot, state.step, state.rows
+        self._copy_results(slot)
+        place = slot.results["read"]
+        token_B = slot.host_out.view(place.start, place.shape, place.kind)[step, :rows].copy()
+        log_prob_B = slot.ranked(rows, step + 1).log_prob_BK[:, step]
+        return token_B[:, None], log_prob_B[:, None]
+
+    def _choose_many(self, state: State) -> tuple[I32, F32]:
+        slot, rows, count = state.slot, slot_rows(state), state.choices
+        engine = self._side(state, f"choose_{count}", lambda n, s: side.choose(n, s, count))
+        addresses = slot.state() | {"hidden": slot.address(state.hidden), "step": slot.step_address(state.step - 1)}
+        sizes = {"tokens": ((rows, count), np.int32), "values": ((rows, count), np.float32)}
+        found = self._run_out(engine, addresses, sizes | {"log_sum": ((rows, 1), np.float32)})
+        tokens, values = found["tokens"][: state.rows], found["values"][: state.rows]
+        order = np.lexsort((tokens, -values), axis=1)  # equal logits: the lower token first
+        tokens, values = np.take_along_axis(tokens, order, 1), np.take_along_axis(values, order, 1)
+        gone = values <= BANNED / 2
+        log_prob = np.where(gone, np.float32(-np.inf), values - found["log_sum"][: state.rows])
+        return np.where(gone, 0, tokens).astype(np.int32), log_prob.astype(np.float32)
+
+    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+        """Return the log-probability of given items right after the history, [B, C]."""
+        return self._lookup(state, "first_hidden", tokens_BC)
+
+    def _lookup(self, state: State, hidden: str, tokens_BC: I32) -> F32:
+        count = _round_up(tokens_BC.shape[1])
+        engine = self._side(state, f"lookup_{count}", lambda n, s: side.lookup(n, s, count))
+        block = self._upload(_padded(tokens_BC, slot_rows(state), count))
+        addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
+        found = self._run_out(engine, addresses, {"log_prob": ((slot_rows(state), count), np.float32)})
+        return np.ascontiguousarray(found["log_prob"][: state.rows, : tokens_BC.shape[1]])
+
+    def score(self, state: State, tokens_BC: I32) -> F32:
+        """Return the heads [B, C, H] of C items, each read alone right after the history."""
+        rows, count = slot_rows(state), _round_up(tokens_BC.shape[1])
+        engine = self._side(state, f"score_{count}", lambda n, s: side.score(n, s, count))
+        block = self._upload(_padded(tokens_BC, rows, count))
+        sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
+        heads = self._run_out(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
+        heads = heads[: state.rows, : tokens_BC.shape[1]]
+        return np.where(tokens_BC[:, :, None] == 0, np.float32(0), heads)
+
+    def select(self, state: State, rows_R: I64) -> State:
+        """Return a state whose row r is a copy of row `rows_R[r]`."""
+        rows_out = -(-len(rows_R) // self.batch_size) * self.batch_size
+        old = state.slot.shape
+        shape = Shape(**(asdict(old) | {"rows": rows_out}))
+        slot = self._acquire(shape)
+        taken = self._own(
+            State(
+                program=self._program(shape), slot=slot, rows=len(rows_R), choices=state.choices, step=state.step
+            )
+        )
+        engine = self._side(state, f"select_{rows_out}", lambda n, s: side.select(n, s, rows_out))
+        rows = np.zeros(rows_out, np.int32)
+        rows[: len(rows_R)] = rows_R
+        block = self._upload(rows)
+        targets = {f"chosen_{name}": address for name, address in slot.state().items()}
+        engine.launch(state.slot.state() | targets | {"rows": block.address}, self._compute)
+        self._compute.synchronize()  # the old state's memory may be given to another batch after this
+        return taken
+
+    def collect(self, state: State) -> Ranked:
+        """Return all items read so far with their log-probabilities and heads."""
+        self._copy_results(state.slot)
+        return state.slot.ranked(state.rows, state.step)
+
+    def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
+        """Decode `steps` items greedily for every batch, in order, copies and computation overlapping.
+
+        Raises:
+            EngineError: see `prefill`.
+            DeviceMemoryError: two batches at once do not fit the device.
+        """
+        flying: deque[tuple[Slot, int]] = deque()
+        try:
+            for batch in batches:
+                flying.append((self._send(batch, steps), len(batch)))
+                if len(flying) == IN_FLIGHT:
+                    yield self._receive(flying[0], steps)
+                    self._release(flying.popleft()[0])
+            while flying:
+                yield self._receive(flying[0], steps)
+                self._release(flying.popleft()[0])
+        finally:
+            if flying:  # stopped half way: the device must be done with the memory before it is used again
+                self._compute.synchronize()
+                self._out.synchronize()
+            for slot, _ in flying:
+                self._release(slot)
+
+    def _send(self, batch: Batch, steps: int) -> Slot:
+        shape = self._shape_of(batch, steps)
+        program = self._program(shape)
+        slot = self._acquire(shape)
+        slot.fill(batch)
+        graph = program.graph(slot, steps, self._compute)
+        self._in.wait(slot.computed)  # whoever had this memory before is done with it
+        self._in.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
+        self._in.record(slot.arrived)
+        self._compute.wait(slot.arrived)
+        graph.launch(self._compute)
+        self._compute.record(slot.computed)
+        self._out.wait(slot.computed)
+        self._out.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
+        self._out.record(slot.done)
+        return slot
+
+    def _receive(self, flying: tuple[Slot, int], steps: int) -> Ranked:
+        slot, rows = flying
+        slot.done.synchronize()
+        return slot.ranked(rows, steps)
+
+    def _shape_of(self, batch: Batch, steps: int) -> Shape:
+        rows = -(-max(len(batch), 1) // self.batch_size) * self.batch_size
+        length = int(batch.lengths_B.max(initial=0))
+        given = {"profile": batch.profile_BP is not None, "video": batch.video_BV is not None}
+        return self._shape(rows, length, steps, batch.seen_BX.shape[1], **given)
+
+    def _shape(self, rows: int, length: int, steps: int, seen: int, *, profile: bool, video: bool) -> Shape:
+        """Return the static shape that serves a batch.
+
+        Raises:
+            EngineError: history and decoded items exceed the position table.
+        """
+        if length + steps + 1 > self._config.positions:
+            raise EngineError(
+                f"{length} events and {steps} items need {length + steps + 1} positions, the model has "
+                f"{self._config.positions}; lower --max-events or --top-k"
+            )
+        bucket = next(bucket for bucket in self.buckets if bucket >= length)
+        width = max(64, 1 << (seen + 1).bit_length())  # padding and unknown take two places
+        return Shape(rows=rows, positions=bucket + 1, seen=width, steps=max(steps, 1), profile=profile, video=video)
+
+    def _program(self, shape: Shape) -> Program:
+        if shape not in self._programs:
+            fits = shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
+            network = Network(
+                config=self._config,
+                weights=self._weights,
+                tokens=self._tokens,
+                precision=self.precision,
+                plugin=self.plugin and fits,
+            )
+            self._programs[shape] = Program(network, shape, self._load)
+        return self._programs[shape]
+
+    def _load(self, name: str, shape: Shape, graph: bytes) -> Executable:
+        """Return an engine from the cache, or build it first."""
+        key = EngineKey(
+            name=name,
+            weights_sha256=self._weights_sha256,
+            graph_sha256=hashlib.sha256(graph).hexdigest(),
+            precision=self.precision,
+            shape=asdict(shape),
+            library=self.library.label,
+            architecture=self._gpu.architecture,
+        )
+
+        def build() -> bytes:
+            built = building.build(self.library, graph, precision=self.precision, progress=self._progress)
+            return built.plan
+
+        return Executable(self.library, self._runtime, self._cache.get(key, build))
+
+    def _side(self, state: State, name: str, make: building.Callable[[Network, Shape], bytes]) -> Executable:
+        program = state.program
+        return program.executable(name, lambda: make(program.network, program.shape))
+
+    def _acquire(self, shape: Shape) -> Slot:
+        """Return memory for one batch: idle memory of that shape, else new; when full, idle memory goes first."""
+        idle = self._idle.setdefault(shape, [])
+        if idle:
+            return idle.pop()
+        network = self._program(shape).network
+        try:
+            return Slot(self._gpu, network, shape, self._compute)
+        except DeviceMemoryError:
+            if not any(self._idle.values()):
+                raise
+            self._compute.synchronize()
+            self._idle.clear()
+            return Slot(self._gpu, network, shape, self._compute)
+
+    def _release(self, slot: Slot) -> None:
+        self._idle.setdefault(slot.shape, []).append(slot)
+
+    def _own(self, state: State) -> State:
+        weakref.finalize(state, self._release, state.slot).atexit = False
+        return state
+
+    def _read_given(self, state: State, tokens_B: I32) -> None:
+        """Put the caller's items, and their log-probabilities, where the chosen ones would stand."""
+        log_prob_B = self._lookup(state, state.hidden, tokens_B[:, None])[:, 0]
+        rows = slot_rows(state)
+        tokens, values = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+        tokens[: state.rows], values[: state.rows] = tokens_B, log_prob_B
+        for name, array in (("read", tokens), ("log_prob", values)):
+            host = self._pinned(array)
+            self._compute.copy_in(state.slot.address(name, state.step), host, array.nbytes)
+            self._compute.synchronize()
+
+    def _pinned(self, array: I32 | F32) -> PinnedBuffer:
+        host = PinnedBuffer(self._gpu, array.nbytes)
+        host.view(0, array.shape, array.dtype)[:] = array
+        return host
+
+    def _upload(self, array: I32) -> Buffer:
+        host, block = self._pinned(array), Buffer(self._gpu, array.nbytes)
+        self._compute.copy_in(block.address, host, array.nbytes)
+        self._compute.synchronize()  # before the pinned memory goes
+        return block
+
+    def _copy_results(self, slot: Slot) -> None:
+        self._compute.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
+        self._compute.synchronize()
+
+    def _run_out(
+        self, engine: Executable, addresses: dict[str, int], sizes: dict[str, tuple[tuple[int, ...], type]]
+    ) -> dict[str, np.ndarray]:
+        """Run an engine and return its outputs on the host."""
+        counts = {name: int(np.prod(shape)) * 4 for name, (shape, _) in sizes.items()}
+        device = {name: Buffer(self._gpu, count) for name, count in counts.items()}
+        engine.launch(addresses | {name: buffer.address for name, buffer in device.items()}, self._compute)
+        found = {}
+        for name, (shape, kind) in sizes.items():
+            host = PinnedBuffer(self._gpu, counts[name])
+            self._compute.copy_out(host, device[name].address, counts[name])
+            self._compute.synchronize()
+            found[name] = host.view(0, shape, kind).copy()
+        return found
+
+
+def slot_rows(state: State) -> int:
+    """Return the rows of a state's engines, padding included."""
+    return state.slot.shape.rows
+
+
+def _round_up(count: int) -> int:
+    """Return a number of candidates as a power of two, at least 8, so that few engines serve all numbers."""
+    return max(8, 1 << (count - 1).bit_length())
+
+
+def _padded(tokens_BC: I32, rows: int, count: int) -> I32:
+    padded = np.zeros((rows, count), np.int32)
+    padded[: tokens_BC.shape[0], : tokens_BC.shape[1]] = tokens_BC
+    return padded

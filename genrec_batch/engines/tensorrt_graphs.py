@@ -1,0 +1,342 @@
+"""The ONNX graphs that TensorRT builds engines from, in the formulations that measured fastest on a Hopper GPU.
+
+Owns: the order of the layers and the names and shapes of every engine's inputs and outputs. Must not know: TensorRT,
+CUDA, files. In: `ModelConfig`, weights, static sizes. Out: serialized ONNX. Nothing is dynamic: a dynamic batch costs
+up to five times on 8.6.
+
+The network comes in two variants with the same names. Plain ONNX runs anywhere; with `plugin`, attention, residual +
+LayerNorm, embedding and the choice of the item are the kernels of `kernels/`, which read the packed product of q, k
+and v as the cache. One decode step reads the caches, `recent` (what earlier steps wrote) and `step`; it writes
+`fresh_<layer>`, which the caller binds to the right row of `recent`, so no cache is ever copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec_batch.arrays import F32, HEADS
+from genrec_batch.engines import tensorrt_nodes as nodes
+from genrec_batch.engines.tensorrt_nodes import FLOAT, INT32, Graph, linear, residual_norm
+from genrec_batch.model import ModelConfig, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The static sizes of one set of engines."""
+
+    rows: int  # B, users
+    positions: int  # S, prefix and tokens
+    seen: int  # X, banned items per user; padding and unknown take two
+    steps: int  # T, items that can be read
+    profile: bool = False  # the run has user profiles
+    video: bool = False  # the run has video vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What every graph is made from."""
+
+    config: ModelConfig
+    weights: Weights
+    tokens: int  # items from here on are in no catalog: they count in log_prob and are never chosen
+    precision: str
+    plugin: bool
+
+    def layer(self, index: int, name: str) -> F32:
+        """Return a weight of an encoder layer."""
+        return self.weights[f"encoder.layers.{index}.{name}"]
+
+    def attention_input(self, index: int) -> tuple[F32, F32]:
+        """Return the stacked q, k, v product [3D, D] and bias, with 1 / sqrt(head size) folded into q's part."""
+        weight, bias = self.layer(index, "self_attn.in_proj_weight").copy(), self.layer(index, "self_attn.in_proj_bias")
+        scale = np.ones(len(bias), np.float32)
+        scale[: self.config.width] = 1 / math.sqrt(self.config.head_size)
+        return weight * scale[:, None], bias * scale
+
+    def graph(self) -> Graph:
+        """Return an empty graph of this precision."""
+        return Graph(precision=self.precision)
+
+
+def feature_columns(config: ModelConfig, shape: Shape) -> int:
+    """Return the width of the `features` input: features | profile, has | video, has, padded to a multiple of 16."""
+    count = config.features + (config.profile + 1) * shape.profile + (config.video + 1) * shape.video
+    return -(-count // 16) * 16
+
+
+def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
+    """Return weight [D, columns] and bias [D] of position 0: a row without a profile gets neither product nor bias.
+
+    The biases of the optional projections are columns of the weight, multiplied by the input's 0 or 1.
+    """
+    parts = [network.weights["feature_projection.weight"]]
+    for wanted, name in ((shape.profile, "user_profile_projection"), (shape.video, "video_feature_projection")):
+        if wanted:
+            parts += [network.weights[f"{name}.weight"], network.weights[f"{name}.bias"][:, None]]
+    weight = np.concatenate(parts, axis=1)
+    spare = feature_columns(network.config, shape) - weight.shape[1]
+    return np.pad(weight, ((0, 0), (0, spare))), network.weights["feature_projection.bias"]
+
+
+def prefill(network: Network, shape: Shape) -> bytes:
+    """Read features and histories.
+
+    Inputs: features [B, columns], tokens [B, S-1], lengths [B], seen [B, X]. Outputs: hidden [B, D], next_token [B],
+    next_log_prob [B, 1], and the caches: cache_<layer> [B, S, 3D] with the plugin, else keys_<layer> and
+    values_<layer> [B, S, D].
+    """
+    config, graph = network.config, network.graph()
+    columns = feature_columns(config, shape)
+    features = graph.input("features", [shape.rows, columns])
+    tokens = graph.input("tokens", [shape.rows, shape.positions - 1], INT32)
+    lengths = graph.input("lengths", [shape.rows], INT32)
+    seen = graph.input("seen", [shape.rows, shape.seen], INT32)
+    x = _embed_history(network, graph, shape, features, tokens)
+    for index in range(config.layers - 1):
+        x = _full_layer(network, graph, shape, index, x, lengths)
+    x = _last_layer(network, graph, shape, x, lengths)
+    graph.output(graph.add("Identity", x, name="hidden"), [shape.rows, config.width])
+    _choose_item(network, graph, shape, x, seen, None)
+    return graph.serialize("prefill")
+
+
+def decode(network: Network, shape: Shape) -> bytes:
+    """Read one item per row.
+
+    Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
+    seen [B, X], recent [T, L, B, 3D] (rows before `step` count), and prefill's caches. Outputs: fresh_<layer> [B, 3D],
+    heads [B, 4], hidden, next_token, next_log_prob as in prefill.
+    """
+    config, graph = network.config, network.graph()
+    rows, width = shape.rows, config.width
+    token, lengths = graph.input("token", [rows], INT32), graph.input("lengths", [rows], INT32)
+    step, read = graph.input("step", [1], INT32), graph.input("read", [shape.steps + 1, rows], INT32)
+    seen = graph.input("seen", [rows, shape.seen], INT32)
+    recent = graph.input("recent", [shape.steps, config.layers, rows, 3 * width])
+    x = _embed_item(network, graph, token, lengths, step)
+    masks = [] if network.plugin else _decode_masks(graph, shape, lengths, step)
+    for index in range(config.layers):
+        fresh = linear(graph, x, *network.attention_input(index), name=f"fresh_{index}")
+        graph.output(fresh, [rows, 3 * width])
+        caches = cache_inputs(network, graph, shape, index)
+        if network.plugin:
+            context = graph.kernel("decode_attention", fresh, *caches, recent, lengths, step, layer=index)[0]
+        else:
+            earlier = graph.add("Gather", recent, graph.constant(np.array(index, np.int32)), axis=1)
+            context = _cached_attention(network, graph, shape, fresh, caches, earlier, masks)
+        x = after_attention(network, graph, index, x, context)
+    graph.output(graph.add("Identity", x, name="hidden"), [rows, width])
+    _choose_item(network, graph, shape, x, seen, (read, step))
+    return graph.serialize("decode")
+
+
+def _embed_history(network: Network, graph: Graph, shape: Shape, features: str, tokens: str) -> str:
+    weight, bias = prefix_product(network, shape)
+    places = network.weights["position_embedding.weight"][: shape.positions]
+    table = graph.constant(network.weights["token_embedding.weight"], "token_table")
+    rows, width = shape.rows, network.config.width
+    if network.plugin:
+        prefix = linear(graph, features, weight, bias)
+        x = graph.kernel("embed_history", tokens, prefix, table, graph.constant(places))[0]
+    else:
+        prefix = graph.reshape(linear(graph, features, weight, bias + places[0]), rows, 1, width)
+        items = graph.add("Add", graph.add("Gather", table, tokens, axis=0), graph.constant(places[None, 1:]))
+        x = graph.add("Concat", prefix, items, axis=1)
+    return graph.reshape(x, rows * shape.positions, width)
+
+
+def _embed_item(network: Network, graph: Graph, token: str, lengths: str, step: str) -> str:
+    table = graph.constant(network.weights["token_embedding.weight"], "token_table")
+    places = network.weights["position_embedding.weight"]
+    if network.plugin:
+        return graph.kernel("embed_item", token, lengths, step, table, graph.constant(places, "position_table"))[0]
+    position = graph.add("Add", lengths, step)  # the table starts at 1: the prefix stands at 0
+    place = graph.add("Gather", graph.constant(places[1:], "position_table"), position, axis=0)
+    return graph.add("Add", graph.add("Gather", table, token, axis=0), place)
+
+
+def after_attention(network: Network, graph: Graph, index: int, x: str, context: str) -> str:
+    """Project attention's output, then the feed-forward block; each with its residual and LayerNorm (post-norm)."""
+
+    def weight(name: str) -> tuple[F32, F32]:
+        return network.layer(index, f"{name}.weight"), network.layer(index, f"{name}.bias")
+
+    y = linear(graph, context, *weight("self_attn.out_proj"))
+    x = residual_norm(graph, x, y, *weight("norm1"), plugin=network.plugin)
+    inner = graph.add("Relu", linear(graph, x, *weight("linear1")))
+    return residual_norm(graph, x, linear(graph, inner, *weight("linear2")), *weight("norm2"), plugin=network.plugin)
+
+
+def _full_layer(network: Network, graph: Graph, shape: Shape, index: int, x: str, lengths: str) -> str:
+    config, (rows, positions) = network.config, (shape.rows, shape.positions)
+    qkv = linear(graph, x, *network.attention_input(index))
+    if network.plugin:
+        packed = graph.reshape(qkv, rows, positions, 3 * config.width, name=f"cache_{index}")
+        graph.output(packed, [rows, positions, 3 * config.width])
+        context = graph.reshape(graph.kernel("causal_attention", packed, lengths)[0], rows * positions, config.width)
+    else:
+        parts = graph.split(qkv, 3, config.width)
+        _output_caches(network, graph, shape, index, parts[1:])
+        context = nodes.causal_attention(graph, parts, rows, positions, config.heads, config.width)
+    return after_attention(network, graph, index, x, context)
+
+
+def _output_caches(network: Network, graph: Graph, shape: Shape, index: int, parts: Sequence[str]) -> list[str]:
+    sizes = [shape.rows, shape.positions, network.config.width]
+    names = zip(parts, (f"keys_{index}", f"values_{index}"), strict=True)
+    return [graph.output(graph.reshape(part, *sizes, name=name), sizes) for part, name in names]
+
+
+def cache_names(network: Network) -> list[tuple[str, int]]:
+    """Return name and last axis of every cache that prefill writes; the others are [B, S]."""
+    layers, width = range(network.config.layers), network.config.width
+    if network.plugin:
+        return [(f"cache_{index}", 3 * width) for index in layers]
+    return [(f"{name}_{index}", width) for index in layers for name in ("keys", "values")]
+
+
+def cache_inputs(network: Network, graph: Graph, shape: Shape, index: int) -> list[str]:
+    """Declare a layer's caches as inputs: one [B, S, 3D] with the plugin, else keys and values [B, S, D]."""
+    mine = [entry for entry in cache_names(network) if entry[0].endswith(f"_{index}")]
+    return [graph.input(name, [shape.rows, shape.positions, width]) for name, width in mine]
+
+
+def _last_layer(network: Network, graph: Graph, shape: Shape, x: str, lengths: str) -> str:
+    """The last layer needs keys and values of every position, and all else of the last real one only: [B, D]."""
+    config, (rows, positions), index = network.config, (shape.rows, shape.positions), network.config.layers - 1
+    starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
+    last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
+    weight, bias = network.attention_input(index)
+    if network.plugin:
+        packed = graph.reshape(linear(graph, x, weight, bias), rows, positions, 3 * config.width, name=f"cache_{index}")
+        graph.output(packed, [rows, positions, 3 * config.width])
+        context = graph.kernel("last_attention", packed, lengths)[0]
+    else:
+        width = config.width
+        query = linear(graph, last, weight[:width], bias[:width])
+        parts = graph.split(linear(graph, x, weight[width:], bias[width:]), 2, width)
+        keys, values = _output_caches(network, graph, shape, index, parts)
+        limit = graph.reshape(lengths, rows, 1)
+        mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
+        scores = graph.add("Add", _block_scores(network, graph, rows, query, keys), mask)
+        mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), values)
+        context = _own_columns(network, graph, mean)
+    return after_attention(network, graph, index, last, context)
+
+
+def _block(network: Network, graph: Graph) -> str:
+    """[1, H, D]: 1 where column d belongs to head h."""
+    config = network.config
+    owner = np.arange(config.width) // config.head_size
+    return graph.constant((owner[None, :] == np.arange(config.heads)[:, None]).astype(np.float32)[None])
+
+
+def _block_scores(network: Network, graph: Graph, rows: int, query: str, keys: str) -> str:
+    """Scores [B, H, N] of one query per row, q [B, D], against keys [B, N, D].
+
+    Row h of the left factor is the query with every head's columns but h's set to 0, so that the keys are read as they
+    lie, by a plain matrix product of H rows. The fused attention of TensorRT 8.6 gave wrong results with one query row;
+    this form does not match its pattern.
+    """
+    spread = graph.add("Mul", graph.reshape(query, rows, 1, network.config.width), _block(network, graph))
+    return graph.add("MatMul", spread, graph.transpose(keys, 0, 2, 1))
+
+
+def _own_columns(network: Network, graph: Graph, mean: str) -> str:
+    """From every head's weighted mean of all columns [B, H, D] keep each head's own: [B, D]."""
+    return graph.add("ReduceSum", graph.add("Mul", mean, _block(network, graph)), graph.ints(1), keepdims=0)
+
+
+def _decode_masks(graph: Graph, shape: Shape, lengths: str, step: str) -> list[str]:
+    limit = graph.reshape(lengths, shape.rows, 1)
+    prefix = nodes.visible(graph, limit, shape.positions, [shape.rows, 1, shape.positions], inclusive=True)
+    return [prefix, nodes.visible(graph, graph.reshape(step, 1, 1), shape.steps, [1, 1, shape.steps], inclusive=False)]
+
+
+def _cached_attention(
+    network: Network, graph: Graph, shape: Shape, fresh: str, caches: Sequence[str], recent: str, masks: Sequence[str]
+) -> str:
+    """One new position per row over the prefill's keys, the items read since (recent [T, B, 3D]) and itself: [B, D]."""
+    config, rows = network.config, shape.rows
+    width, by_head = config.width, (rows, config.heads, config.head_size)
+    query, key, value = graph.split(fresh, 3, width)
+    _, keys_read, values_read = graph.split(graph.transpose(recent, 1, 0, 2), 3, width)
+    product = graph.add("Mul", graph.reshape(query, *by_head), graph.reshape(key, *by_head))
+    scores = [
+        graph.add("Add", _block_scores(network, graph, rows, query, caches[0]), masks[0]),
+        graph.add("Add", _block_scores(network, graph, rows, query, keys_read), masks[1]),
+        graph.add("ReduceSum", product, graph.ints(2), keepdims=1),
+    ]
+    share = graph.add("Softmax", graph.add("Concat", *scores, axis=2), axis=-1)
+    names = [f"{share}_{part}" for part in ("prefix", "recent", "self")]
+    sizes = graph.ints(shape.positions, shape.steps, 1)
+    prefix, earlier, own = graph.add_many("Split", share, sizes, names=names, axis=2)
+    mean = graph.add("Add", graph.add("MatMul", prefix, caches[1]), graph.add("MatMul", earlier, values_read))
+    itself = graph.reshape(graph.add("Mul", own, graph.reshape(value, *by_head)), rows, width)
+    return graph.add("Add", _own_columns(network, graph, mean), itself)
+
+
+def _logits(network: Network, graph: Graph, hidden: str) -> str:
+    """Item logits and task heads in one product, padded to a multiple of 16 columns: [B, padded]."""
+    weights, vocabulary = network.weights, network.config.vocabulary
+    count = vocabulary + len(HEADS)
+    weight = np.concatenate([weights["output_projection.weight"], *(weights[f"{head}_head.weight"] for head in HEADS)])
+    bias = np.concatenate([weights["output_projection.bias"], *(weights[f"{head}_head.bias"] for head in HEADS)])
+    spare = -count % 16
+    return linear(graph, hidden, np.pad(weight, ((0, spare), (0, 0))), np.pad(bias, (0, spare)))
+
+
+def _columns(graph: Graph, x: str, start: int, stop: int) -> str:
+    return graph.add("Slice", x, graph.ints(start), graph.ints(stop), graph.ints(1))
+
+
+def item_logits(network: Network, graph: Graph, hidden: str) -> str:
+    """Return the logits of the items alone, [B, V]."""
+    return _columns(graph, _logits(network, graph, hidden), 0, network.config.vocabulary)
+
+
+def _choose_item(
+    network: Network, graph: Graph, shape: Shape, hidden: str, seen: str, read: tuple[str, str] | None
+) -> None:
+    """Write heads (decode only), next_token and next_log_prob."""
+    rows, vocabulary = shape.rows, network.config.vocabulary
+    every = _logits(network, graph, hidden)
+    if network.plugin:
+        nothing = (graph.constant(np.zeros((1, rows), np.int32)), graph.constant(np.full(1, -1, np.int32)))
+        token, log_prob, heads = graph.kernel("rank_items", every, seen, *(read or nothing), outputs=3, items=vocabulary, limit=network.tokens)
+        graph.output(graph.add("Identity", token, name="next_token"), [rows], INT32)
+        graph.output(graph.reshape(log_prob, rows, 1, name="next_log_prob"), [rows, 1], FLOAT)
+        if read:
+            graph.output(graph.add("Identity", heads, name="heads"), [rows, len(HEADS)], FLOAT)
+        return
+    if read:
+        _output_heads(network, graph, rows, every)
+    logits = _columns(graph, every, 0, vocabulary)
+    _, log_sum = nodes.log_sum_exp(graph, logits)
+    nodes.best(graph, allowed_logits(network, graph, shape, logits, seen, read), log_sum, rows, network.tokens)
+
+
+def _output_heads(network: Network, graph: Graph, rows: int, every: str) -> None:
+    vocabulary = network.config.vocabulary
+    heads = graph.cast(_columns(graph, every, vocabulary, vocabulary + len(HEADS)), FLOAT, name="fp32_heads")
+    graph.output(graph.add("Sigmoid", heads, name="heads"), [rows, len(HEADS)], FLOAT)
+
+
+def allowed_logits(
+    network: Network, graph: Graph, shape: Shape, logits: str, seen: str, read: tuple[str, str] | None
+) -> str:
+    """Return the logits of the catalog's items, [B, tokens], with those seen or read so far banned."""
+    if network.tokens < network.config.vocabulary:
+        logits = _columns(graph, logits, 0, network.tokens)
+    if read is None:
+        return nodes.ban(graph, logits, seen, shape.rows, shape.seen)
+    number = graph.constant(np.arange(shape.steps + 1, dtype=np.int32).reshape(-1, 1))
+    done = graph.add("LessOrEqual", number, graph.reshape(read[1], 1, 1))
+    known = graph.add("Less", read[0], graph.constant(np.full((1, 1), network.tokens, np.int32)))
+    items = graph.add("Where", graph.add("And", done, known), read[0], graph.constant(np.zeros((1, 1), np.int32)))
+    banned = graph.add("Concat", seen, graph.transpose(items, 1, 0), axis=1)
+    return nodes.ban(graph, logits, banned, shape.rows, shape.seen + shape.steps + 1)

@@ -1,0 +1,127 @@
+"""The ONNX graphs beside the greedy loop: several choices, given items, parallel scores, and copying rows.
+
+Owns: graphs that beam search, `--decode candidates` and explicit tokens need. Must not know: TensorRT, CUDA. Same
+names, shapes and variants as `tensorrt_graphs.py`, whose caches they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from genrec_batch.arrays import HEADS
+from genrec_batch.engines import tensorrt_graphs as loop
+from genrec_batch.engines import tensorrt_nodes as nodes
+from genrec_batch.engines.tensorrt_graphs import Network, Shape
+from genrec_batch.engines.tensorrt_nodes import FLOAT, INT32, Graph, linear
+
+
+def choose(network: Network, shape: Shape, count: int) -> bytes:
+    """Several best items of the next position.
+
+    Inputs: hidden [B, D], seen [B, X], read [T+1, B], step [1] (rows of `read` up to it are banned; -1 for none).
+    Outputs: tokens [B, count], values [B, count] (logits, BANNED where nothing is left), log_sum [B, 1].
+    """
+    graph, rows = network.graph(), shape.rows
+    hidden = graph.input("hidden", [rows, network.config.width])
+    seen = graph.input("seen", [rows, shape.seen], INT32)
+    read, step = graph.input("read", [shape.steps + 1, rows], INT32), graph.input("step", [1], INT32)
+    logits = loop.item_logits(network, graph, hidden)
+    _, log_sum = nodes.log_sum_exp(graph, logits)
+    graph.output(graph.add("Identity", log_sum, name="log_sum"), [rows, 1], FLOAT)
+    left = loop.allowed_logits(network, graph, shape, logits, seen, (read, step))
+    names = ("best_values", "best_tokens")
+    values, tokens = graph.add_many("TopK", left, graph.ints(count), names=names, axis=1)
+    graph.output(graph.cast(values, FLOAT, name="values"), [rows, count], FLOAT)
+    graph.output(graph.cast(tokens, INT32, name="tokens"), [rows, count], INT32)
+    return graph.serialize("choose")
+
+
+def lookup(network: Network, shape: Shape, count: int) -> bytes:
+    """Log-probabilities of given items: hidden [B, D], tokens [B, count] -> log_prob [B, count]."""
+    graph, rows = network.graph(), shape.rows
+    hidden = graph.input("hidden", [rows, network.config.width])
+    tokens = graph.input("tokens", [rows, count], INT32)
+    wide, log_sum = nodes.log_sum_exp(graph, loop.item_logits(network, graph, hidden))
+    given = graph.add("GatherElements", wide, tokens, axis=1)
+    graph.output(graph.add("Sub", given, log_sum, name="log_prob"), [rows, count], FLOAT)
+    return graph.serialize("lookup")
+
+
+def score(network: Network, shape: Shape, count: int) -> bytes:
+    """Heads of several items per row, each read alone right after the history.
+
+    Inputs: tokens [B, count], lengths [B], and prefill's caches. Output: heads [B, count, 4].
+    """
+    config, graph, rows = network.config, network.graph(), shape.rows
+    tokens, lengths = graph.input("tokens", [rows, count], INT32), graph.input("lengths", [rows], INT32)
+    table = graph.constant(network.weights["token_embedding.weight"], "token_table")
+    places = graph.constant(network.weights["position_embedding.weight"][1:], "position_table")
+    place = graph.reshape(graph.add("Gather", places, lengths, axis=0), rows, 1, config.width)
+    x = graph.reshape(
+        graph.add("Add", graph.add("Gather", table, tokens, axis=0), place), rows * count, config.width
+    )
+    limit = graph.reshape(lengths, rows, 1)
+    mask = nodes.visible(graph, limit, shape.positions, [rows, 1, 1, shape.positions], inclusive=True)
+    for index in range(config.layers):
+        fresh = graph.split(linear(graph, x, *network.attention_input(index)), 3, config.width)
+        caches = loop.cache_inputs(network, graph, shape, index)
+        if network.plugin:
+            caches = list(graph.split(caches[0], 3, config.width)[1:])
+        context = _alone_after_history(network, graph, shape, count, fresh, caches, mask)
+        x = loop.after_attention(network, graph, index, x, context)
+    weight = np.concatenate([network.weights[f"{head}_head.weight"] for head in HEADS])
+    bias = np.concatenate([network.weights[f"{head}_head.bias"] for head in HEADS])
+    logits = graph.cast(linear(graph, x, weight, bias), FLOAT, name="fp32_heads")
+    heads = graph.reshape(graph.add("Sigmoid", logits), rows, count, len(HEADS), name="heads")
+    graph.output(heads, [rows, count, len(HEADS)], FLOAT)
+    return graph.serialize("score")
+
+
+def _alone_after_history(
+    network: Network, graph: Graph, shape: Shape, count: int, fresh: Sequence[str], caches: Sequence[str], mask: str
+) -> str:
+    """Attention of `count` positions per row over the cache and, each, itself: [B·count, D]."""
+    config, rows = network.config, shape.rows
+
+    def by_head(x: str, positions: int) -> str:
+        return graph.transpose(graph.reshape(x, rows, positions, config.heads, config.head_size), 0, 2, 1, 3)
+
+    query, key, value = (by_head(part, count) for part in fresh)
+    keys, values = (by_head(cache, shape.positions) for cache in caches)
+    history = graph.add("Add", graph.add("MatMul", query, graph.transpose(keys, 0, 1, 3, 2)), mask)
+    itself = graph.add("ReduceSum", graph.add("Mul", query, key), graph.ints(3), keepdims=1)
+    share = graph.add("Softmax", graph.add("Concat", history, itself, axis=3), axis=-1)
+    names = (f"{share}_history", f"{share}_self")
+    graph.add_many("Split", share, graph.ints(shape.positions, 1), names=names, axis=3)
+    mean = graph.add("Add", graph.add("MatMul", names[0], values), graph.add("Mul", names[1], value))
+    return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * count, config.width)
+
+
+def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], int | None, int]]:
+    """Return what a decode state holds: name -> sizes, element type (None: the precision), axis of the rows."""
+    config, rows, steps = network.config, shape.rows, shape.steps
+    found: dict[str, tuple[list[int], int | None, int]] = {
+        "lengths": ([rows], INT32, 0),
+        "seen": ([rows, shape.seen], INT32, 0),
+        "read": ([steps + 1, rows], INT32, 1),
+        "log_prob": ([steps + 1, rows], FLOAT, 1),
+        "heads": ([steps, rows, len(HEADS)], FLOAT, 1),
+        "recent": ([steps, config.layers, rows, 3 * config.width], None, 2),
+        "hidden": ([rows, config.width], None, 0),
+        "first_hidden": ([rows, config.width], None, 0),
+    }
+    for name, width in loop.cache_names(network):
+        found[name] = ([rows, shape.positions, width], None, 0)
+    return found
+
+
+def select(network: Network, shape: Shape, rows_out: int) -> bytes:
+    """Copy rows of a whole state: every tensor of `state_tensors`, and rows [rows_out] -> chosen_<name>."""
+    graph = network.graph()
+    rows = graph.input("rows", [rows_out], INT32)
+    for name, (sizes, kind, axis) in state_tensors(network, shape).items():
+        taken = graph.add("Gather", graph.input(name, sizes, kind), rows, axis=axis, name=f"chosen_{name}")
+        graph.output(taken, [rows_out if i == axis else size for i, size in enumerate(sizes)], kind)
+    return graph.serialize("select")

@@ -1,0 +1,237 @@
+"""Users per second of the TensorRT engine on a GPU, and how well it agrees with fp32.
+
+    python tests/benchmarks/bench_tensorrt.py reference --out ref.npz          (torch, fp32, no cache)
+    python tests/benchmarks/bench_tensorrt.py run --reference ref.npz --json out.json [--plain] [--lengths 5 50]
+
+Device-resident figures are medians of replayed CUDA graphs between events; `slate` is the engine's public iterator, from
+host batches to host results. Prints the floor first and one JSON object last.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from genrec_batch.arrays import HEADS, Batch
+from genrec_batch.model import DEMO_SEED, demo_model, initial_weights, preset
+
+STEPS, WIDTH = 10, 50
+PREFILL_GFLOP, STEP_GFLOP, TENSOR_TFLOPS = 1.311, 0.0361, 790.0  # per user; dense fp16 seen on an H200
+COPY_TBPS = 4.27
+
+
+def inputs(rows, lengths, seed=1):
+    """The same random batch under every Python: token ids, lengths, features; what was watched is not recommended."""
+    random = np.random.Generator(np.random.Philox(seed))
+    config = preset("reference")
+    length_B = random.integers(lengths[0], lengths[1] + 1, rows).astype(np.int32)
+    tokens_BS = random.integers(2, config.vocabulary, (rows, WIDTH)).astype(np.int32)
+    tokens_BS[np.arange(WIDTH)[None] >= length_B[:, None]] = 0
+    dense_BF = random.standard_normal((rows, config.features), np.float32)
+    return Batch(dense_BF=dense_BF, tokens_BS=tokens_BS, lengths_B=length_B, seen_BX=tokens_BS)
+
+
+def reference(arguments):
+    """Greedy decode in fp32 by a whole forward per step, no cache, in torch."""
+    import torch  # noqa: PLC0415 (the other subcommand runs where there is none)
+    from torch.nn import functional as F  # noqa: PLC0415, N812 (torch's own habit)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    config = preset("reference")
+    w = {k: torch.from_numpy(v).to(device) for k, v in initial_weights(config, DEMO_SEED).items()}
+    batch = inputs(arguments.rows, arguments.lengths)
+    length = torch.from_numpy(batch.lengths_B).long().to(device)
+    tokens = torch.from_numpy(batch.tokens_BS).long().to(device)
+    tokens = F.pad(tokens, (0, STEPS))
+    prefix = F.linear(torch.from_numpy(batch.dense_BF).to(device), w["feature_projection.weight"], w["feature_projection.bias"])
+    rows = torch.arange(len(batch), device=device)
+    banned = torch.zeros(len(batch), config.vocabulary, dtype=torch.bool, device=device)
+    banned.scatter_(1, tokens, True)
+    banned[:, :2] = True
+    found = {"tokens": [], "log_prob": [], "heads": []}
+    for step in range(STEPS + 1):
+        x = torch.cat([prefix[:, None], w["token_embedding.weight"][tokens]], 1)
+        x = x + w["position_embedding.weight"][: x.shape[1]]
+        for layer in range(config.layers):
+            p = f"encoder.layers.{layer}."
+            qkv = F.linear(x, w[p + "self_attn.in_proj_weight"], w[p + "self_attn.in_proj_bias"])
+            q, k, v = qkv.view(*x.shape[:2], 3, config.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            mean = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
+            y = F.linear(mean, w[p + "self_attn.out_proj.weight"], w[p + "self_attn.out_proj.bias"])
+            x = F.layer_norm(x + y, x.shape[-1:], w[p + "norm1.weight"], w[p + "norm1.bias"])
+            y = F.linear(x, w[p + "linear1.weight"], w[p + "linear1.bias"]).relu()
+            y = F.linear(y, w[p + "linear2.weight"], w[p + "linear2.bias"])
+            x = F.layer_norm(x + y, x.shape[-1:], w[p + "norm2.weight"], w[p + "norm2.bias"])
+        hidden = x[rows, length + step]
+        if step:
+            heads = [F.linear(hidden, w[f"{head}_head.weight"], w[f"{head}_head.bias"])[:, 0] for head in HEADS]
+            found["heads"].append(torch.sigmoid(torch.stack(heads, 1)))
+        if step < STEPS:
+            logits = F.linear(hidden, w["output_projection.weight"], w["output_projection.bias"])
+            best, item = logits.masked_fill(banned, -torch.inf).max(1)
+            found["tokens"].append(item.int())
+            found["log_prob"].append(best - logits.logsumexp(1))
+            banned.scatter_(1, item[:, None], True)
+            tokens[rows, length + step] = item
+    np.savez(arguments.out, **{k: torch.stack(v, 1).cpu().numpy() for k, v in found.items()})
+    print(f"reference: {len(batch)} users on {device}, torch {torch.__version__}")
+
+
+def agreement(ranked, path):
+    """Top-1 agreement per step among rows whose earlier items all agree, and the largest differences there."""
+    stored = np.load(path)
+    rows = len(stored["tokens"])
+    mine = {"tokens": ranked.tokens_BK[:rows], "log_prob": ranked.log_prob_BK[:rows], "heads": ranked.heads_BKH[:rows]}
+    same = np.ones(rows, bool)
+    agreed = asked = 0
+    gap = {"log_prob": 0.0, "heads": 0.0}
+    for step in range(STEPS):
+        asked += int(same.sum())
+        gap["log_prob"] = max(
+            gap["log_prob"], float(np.abs(mine["log_prob"][same, step] - stored["log_prob"][same, step]).max(initial=0))
+        )
+        same &= mine["tokens"][:, step] == stored["tokens"][:, step]
+        agreed += int(same.sum())
+        difference = np.abs(mine["heads"][same, step] - stored["heads"][same, step])
+        gap["heads"] = max(gap["heads"], float(difference.max(initial=0)))
+    overlap = [len(set(a) & set(b)) / STEPS for a, b in zip(mine["tokens"], stored["tokens"], strict=True)]
+    return {
+        "rows": rows,
+        "first_item": round(float((mine["tokens"][:, 0] == stored["tokens"][:, 0]).mean()), 4),
+        "per_step": round(agreed / asked, 4),
+        "overlap_at_10": round(float(np.mean(overlap)), 4),
+        "max_log_prob_difference": round(gap["log_prob"], 5),
+        "max_head_difference": round(gap["heads"], 5),
+    }
+
+
+def timed(gpu, stream, work, repeats):
+    """Median milliseconds of `work` between events, after three warm-ups."""
+    from genrec_batch.engines.cuda import Event  # noqa: PLC0415 (the other subcommand needs no CUDA)
+
+    start, stop = Event(gpu, timed=True), Event(gpu, timed=True)
+    found = []
+    for turn in range(repeats + 3):
+        stream.record(start)
+        work()
+        stream.record(stop)
+        stop.synchronize()
+        if turn >= 3:
+            found.append(stop.milliseconds_since(start))
+    return statistics.median(found)
+
+
+def run(arguments):
+    """Build or load the engines, check them, time them."""
+    from genrec_batch.engines.engine_cache import EngineCache  # noqa: PLC0415
+    from genrec_batch.engines.kernels import plugin  # noqa: PLC0415
+    from genrec_batch.engines.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
+
+    if arguments.plain:
+        os.environ.pop(plugin.VARIABLE, None)
+    floor = (PREFILL_GFLOP + STEPS * STEP_GFLOP) / TENSOR_TFLOPS / 1e3
+    print(f"floor by arithmetic: {1 / floor:,.0f} users/s, prefill {TENSOR_TFLOPS / PREFILL_GFLOP * 1e3:,.0f} users/s")
+    builds, phase = {}, {}
+
+    def progress(name, share):
+        phase[name] = share
+        print(f"  {time.monotonic() - started:6.1f}s {name}", flush=True)
+
+    started = time.monotonic()
+    cache = EngineCache(Path(arguments.cache or tempfile.mkdtemp()))
+    engine = TensorRtEngine(
+        demo_model(preset("reference")),
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        cache=cache,
+        progress=progress,
+    )
+    print(f"{engine.library.label}, {engine._gpu.architecture}, {engine.variant}")
+    batch = inputs(arguments.batch_size, arguments.lengths)
+    engine.prepare([WIDTH], steps=STEPS, seen=WIDTH)
+    builds["prepare_s"] = round(time.monotonic() - started, 1)
+    print(f"engines ready after {builds['prepare_s']} s")
+    program = engine._program(engine._shape_of(batch, STEPS))
+    state = engine.prefill(batch, steps=STEPS)
+    for _ in range(STEPS):
+        engine.decode(state)
+    first = engine.collect(state)
+    stream, slot, gpu = engine._compute, state.slot, engine._gpu
+    graph = program.graph(slot, STEPS, stream)
+    same = True
+    for _ in range(10):
+        graph.launch(stream)
+        again = engine.collect(state)
+        same &= bool((again.tokens_BK == first.tokens_BK).all())
+    prefill = stream.capture(lambda: program.prefill(slot, stream))
+    decode = stream.capture(lambda: [program.decode(slot, step, stream) for step in range(STEPS)] and None)
+    whole = timed(gpu, stream, lambda: graph.launch(stream), arguments.repeats)
+    parts = [timed(gpu, stream, lambda g=part: g.launch(stream), arguments.repeats) for part in (prefill, decode)]
+    again = timed(gpu, stream, lambda: graph.launch(stream), arguments.repeats)
+    rows = arguments.batch_size
+    batches = [inputs(rows, arguments.lengths, seed) for seed in range(2, 6)]
+    list(engine.slate(batches, STEPS))
+    begin = time.monotonic()
+    count = sum(len(ranked) for ranked in engine.slate(batches * arguments.turns, STEPS))
+    slate_s = time.monotonic() - begin
+    found = {
+        "date": time.strftime("%Y-%m-%d"),
+        "library": engine.library.label,
+        "variant": engine.variant,
+        "precision": arguments.precision,
+        "batch_size": rows,
+        "lengths": list(arguments.lengths),
+        "steps": STEPS,
+        "python": platform.python_version(),
+        "build_or_load_s": builds["prepare_s"],
+        "whole_ms": round(whole, 3),
+        "whole_again_ms": round(again, 3),
+        "prefill_ms": round(parts[0], 3),
+        "decode_ms": round(parts[1], 3),
+        "whole_users_per_s": round(rows / whole * 1e3),
+        "prefill_users_per_s": round(rows / parts[0] * 1e3),
+        "share_of_floor": round(rows / whole * 1e3 * floor, 3),
+        "slate_users_per_s": round(count / slate_s),
+        "same_items_over_10_replays": same,
+        "agreement": agreement(first, arguments.reference) if arguments.reference else None,
+    }
+    print(json.dumps(found))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def main():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    ref, bench = commands.add_parser("reference"), commands.add_parser("run")
+    for command in (ref, bench):
+        command.add_argument("--lengths", type=int, nargs=2, default=(50, 50), help="shortest and longest history")
+    ref.add_argument("--rows", type=int, default=1024)
+    ref.add_argument("--out", required=True)
+    ref.set_defaults(work=reference)
+    bench.add_argument("--batch-size", type=int, default=2048)
+    bench.add_argument("--precision", default="fp16")
+    bench.add_argument("--plain", action="store_true", help="without the plugin, whatever headers there are")
+    bench.add_argument("--cache", help="folder of built engines; a new one by default, so that building is timed")
+    bench.add_argument("--reference", help="what `reference` wrote")
+    bench.add_argument("--repeats", type=int, default=13)
+    bench.add_argument("--turns", type=int, default=10, help="how often slate goes through its four batches")
+    bench.add_argument("--json", help="where to write the result")
+    bench.set_defaults(work=run)
+    arguments = parser.parse_args()
+    arguments.work(arguments)
+
+
+if __name__ == "__main__":
+    main()

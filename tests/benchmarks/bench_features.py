@@ -1,0 +1,149 @@
+"""Users per second of `features.compute`, on one core: `python tests/benchmarks/bench_features.py [--users N]`.
+
+Two kinds of users: 50 kept events each, and lengths like KuaiRand's (mean 4.5, at most 50). Two kinds of logs: `plain`
+(duration, percentage, five flags, one category) and `full` (every column that a score depends on, 5% nulls,
+session ids, creators and categories, a profile per user and an embedding per video). The ceiling is moving once
+the bytes that a call has to read and write, at the speed of a plain copy in the same process. Rates are medians after a
+warm-up; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when NumPy is imported
+    os.environ.setdefault(_name, "1")
+
+import numpy as np  # noqa: E402 - the number of threads is set before
+
+from genrec_batch import features  # noqa: E402 - the number of threads is set before
+from genrec_batch.arrays import F32, I64, Histories, Ragged, SideTable  # noqa: E402 - the number of threads is set before
+
+START_US = 1_774_828_800_000_000
+PLAIN_FLAGS = ("watch_complete", "is_liked", "is_shared", "is_commented", "is_followed_creator")
+FULL_FLAGS = (*PLAIN_FLAGS, "is_favorited", "is_blocked_creator", "is_reported", "is_weekend", "is_holiday")
+PLAIN_CATEGORIES = {"recommendation_source": 7}
+FULL_CATEGORIES = {**PLAIN_CATEGORIES, "device_type": 5, "network_type": 5}
+VIDEOS = 7_500
+
+
+def lengths_of(kind: str, users: int, random: np.random.Generator) -> I64:
+    if kind == "50":
+        return np.full(users, 50)
+    return np.minimum(random.geometric(1 / 4.5, users), 50).astype(np.int64)
+
+
+def made(lengths_N: I64, *, full: bool, random: np.random.Generator) -> Histories:
+    offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)])
+    events, users = int(offsets_N1[-1]), len(lengths_N)
+    gap_us = random.integers(1_000_000, 3_600_000_000, events)
+    first_us = np.repeat(np.cumsum(gap_us)[offsets_N1[:-1]], lengths_N)
+    numbers = {
+        "watch_duration": random.gamma(2, 10, events),
+        "watch_percentage": random.gamma(2, 0.4, events),
+    }
+    numbers |= {name: (random.random(events) < 0.1) * 1.0 for name in (FULL_FLAGS if full else PLAIN_FLAGS)}
+    if full:
+        numbers |= {
+            "rewatch_count": random.poisson(0.2, events) * 1.0,
+            "skip_duration": random.poisson(0.5, events) * 1.0,
+            "time_of_day": random.integers(0, 24, events) * 1.0,
+            "day_of_week": random.integers(0, 7, events) * 1.0,
+            "recommendation_position": random.integers(0, 100, events) * 1.0,
+        }
+        for values_E in numbers.values():
+            values_E[random.random(events) < 0.05] = np.nan
+    sizes = FULL_CATEGORIES if full else PLAIN_CATEGORIES
+    codes_E = np.minimum(random.zipf(1.3, events), VIDEOS).astype(np.int32) - 1
+    return Histories(
+        offsets_N1=offsets_N1,
+        time_us_E=START_US + np.cumsum(gap_us) - first_us,
+        tokens_E=codes_E + 1,
+        video_code_E=codes_E,
+        video_row_E=np.where(codes_E % 10, codes_E, -1).astype(np.int32) if full else np.full(events, -1, np.int32),
+        session_E=np.cumsum(random.random(events) < 0.2) if full else None,
+        numbers=numbers,
+        categories={name: random.integers(-1, size, events).astype(np.int8) for name, size in sizes.items()},
+        total_events_N=lengths_N * 3,
+        user_row_N=np.arange(users, dtype=np.int32) if full else np.full(users, -1, np.int32),
+        seen=Ragged(offsets_N1=np.zeros(users + 1, np.int64), values=np.zeros(0, np.int32)),
+        as_of_us=START_US + 10**13,
+    )
+
+
+def side_table(rows: int, random: np.random.Generator) -> SideTable:
+    return SideTable(
+        hashed_R200=random.standard_normal((rows, 200), np.float32),
+        has_hashed_R=np.ones(rows, np.bool_),
+        dense_RD=None,
+        has_dense_R=None,
+        creator_R=random.integers(0, 2_000, rows).astype(np.int32),
+        category_R=random.integers(-1, 40, rows).astype(np.int32),
+    )
+
+
+def median_s(call: Callable[[], object], runs: int) -> float:
+    call()
+    taken_s = []
+    for _ in range(runs):
+        start_s = time.perf_counter()
+        call()
+        taken_s.append(time.perf_counter() - start_s)
+    return statistics.median(taken_s)
+
+
+def must_move_bytes(histories: Histories, out: F32) -> int:
+    """Bytes that a call reads once or writes once; rows of the side tables are not in it."""
+    flat = [histories.time_us_E, histories.tokens_E, histories.video_code_E, histories.video_row_E]
+    flat += [*histories.numbers.values(), *histories.categories.values()]
+    flat += [] if histories.session_E is None else [histories.session_E]
+    return sum(array.nbytes for array in flat) + out.nbytes
+
+
+def copy_bytes_per_s() -> float:
+    source = np.ones(1 << 24)  # 128 MiB
+    target = np.empty_like(source)
+    return 2 * source.nbytes / median_s(lambda: np.copyto(target, source), 9)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    ceiling = copy_bytes_per_s()
+    print(f"ceiling: {ceiling / 1e9:.1f} GB/s read and written, copying 128 MiB on one core")
+    results: dict[str, float] = {}
+    for kind in ("50", "kuairand"):
+        for log in ("plain", "full"):
+            random = np.random.default_rng(7)
+            lengths_N = lengths_of(kind, options.users, random)
+            histories = made(lengths_N, full=log == "full", random=random)
+            users = side_table(options.users, random) if log == "full" else None
+            videos = side_table(VIDEOS, random) if log == "full" else None
+            out = np.empty((options.users, 1024), np.float32)
+            taken_s = median_s(
+                lambda h=histories, u=users, v=videos, o=out: features.compute(h, u, v, max_events=50, out=o),
+                options.runs,
+            )
+            rate = options.users / taken_s
+            floor_s = must_move_bytes(histories, out) / ceiling
+            results[f"{kind}_{log}_users_per_s"] = round(rate)
+            print(
+                f"lengths {kind:8} (mean {lengths_N.mean():4.1f}), {log:5} log: {rate:10,.0f} users/s, "
+                f"{taken_s / options.users * 1e6:5.2f} us/user, {floor_s / taken_s:5.1%} of the ceiling"
+            )
+    machine = {"cpu": platform.processor() or platform.machine(), "numpy": np.__version__}
+    print(json.dumps({"bench": "features", "users": options.users, **machine, **results}))
+
+
+if __name__ == "__main__":
+    main()

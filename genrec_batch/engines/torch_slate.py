@@ -1,0 +1,311 @@
+"""The fast path of the hand-fused engine: batch after batch, all K steps in one CUDA graph, copies beside the compute.
+
+Owns: packing a batch into rows without padding, the buffers that live from batch to batch, the captured graphs, and
+the two batches in flight. Must not know: how a pass works, or the engine protocol. On a CPU (tests, with a plain twin
+of the kernels) the same code runs without streams and graphs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec_batch.arrays import HEADS, Batch, Ranked
+from genrec_batch.engines.torch_fused import Fused
+from genrec_batch.engines.torch_passes import (
+    Inputs,
+    Kernels,
+    Rows,
+    choose,
+    heads_only,
+    make_history,
+    make_rows,
+    make_scratch,
+    make_suffix,
+    prefill,
+    read,
+)
+from genrec_batch.errors import ModelError, RetryError
+
+cuda: Any = torch.cuda  # its streams and events carry no types
+
+GRAPHS = 16  # captured shapes kept; the oldest goes first
+
+
+def grid(count: int) -> int:
+    """Return the next size on a grid of 64 steps per power of two: at most 1/64 above `count`, few distinct values."""
+    step = 1 << max(0, count.bit_length() - 7)
+    return -(-count // step) * step
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turn the device's out-of-memory error into a RetryError that names what needed it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RetryError(f"the device ran out of memory for {what}; lower --batch-size") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A batch as host arrays: rows of users without padding between them; `users` beyond the batch own one row each."""
+
+    arrays: dict[str, np.ndarray[Any, Any]]
+    users: int
+    rows: int
+    longest: int
+
+
+def pack(batch: Batch, *, steps: int, positions: int, users: int | None = None) -> Packed:
+    """Lay a batch's rows end to end; user b owns lengths[b] + 1 rows from first[b] on.
+
+    Raises:
+        ModelError: the longest history and the decoded items do not fit the model's position table.
+    """
+    users = len(batch) if users is None else users
+    lengths = np.zeros(users, np.int32)
+    lengths[: len(batch)] = batch.lengths_B
+    ends = np.cumsum(lengths.astype(np.int64) + 1)
+    longest = int(lengths.max(initial=0))
+    if longest + 1 + steps > positions:
+        raise ModelError(
+            f"a history of {longest} events and {steps} decoded items need {longest + 1 + steps} positions; this model "
+            f"has {positions}: lower --max-events or --top-k"
+        )
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "tokens": batch.tokens_BS.astype(np.int32, copy=False),
+        "lengths": lengths,
+        "first": (ends - lengths - 1).astype(np.int32),
+        "seen": batch.seen_BX.astype(np.int32, copy=False),
+        "features": batch.dense_BF,
+    }
+    for name, values, has in (
+        ("profile", batch.profile_BP, batch.has_profile_B),
+        ("video", batch.video_BV, batch.has_video_B),
+    ):
+        if values is not None and has is not None:
+            arrays |= {name: values, f"has {name}": has.astype(np.float32)[:, None]}
+    return Packed(arrays=arrays, users=users, rows=int(ends[-1]), longest=longest)
+
+
+class Arena:
+    """Named buffers that grow when asked for more and otherwise stay where they are."""
+
+    def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
+        self._device, self._pinned = device, pinned
+        self._held: dict[str, Tensor] = {}
+        self.grown = 0  # how often a buffer moved; a captured graph is good only while this stays
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return the buffer `name` as a contiguous tensor of this shape; zeros when new, else what was left there."""
+        size = int(np.prod(shape))
+        held = self._held.get(name)
+        if held is None or held.numel() < size or held.dtype != dtype:
+            self._held.pop(name, None)
+            held = self._held[name] = torch.zeros(size, dtype=dtype, device=self._device, pin_memory=self._pinned)
+            self.grown += 1
+        return held[:size].view(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """What a captured graph is made for."""
+
+    users: int
+    rows: int
+    width: int
+    steps: int
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """One shape's views of the shared buffers, and the call that runs prefill and all steps on them."""
+
+    packed: dict[str, Tensor]
+    banned_BW: Tensor
+    out: tuple[Tensor, Tensor, Tensor]  # tokens [K, B], log-probabilities [K, B], heads [K, B, H]
+    run: Callable[[], None]
+
+
+class _Slot:
+    """One of the two batches in flight: its pinned host memory, its device copies, its events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.host = Arena(torch.device("cpu"), pinned=self.cuda)
+        self.device = Arena(device)
+        self.done = cuda.Event() if self.cuda else None
+
+    def send(self, name: str, array: np.ndarray[Any, Any], rows: int) -> Tensor:
+        """Copy an array to the device through pinned memory; rows beyond it are 0."""
+        source = torch.from_numpy(np.ascontiguousarray(array))
+        shape = (rows, *source.shape[1:])
+        host = self.host(name, shape, source.dtype)
+        host[: len(source)].copy_(source)
+        host[len(source) :].zero_()
+        return self.device(name, shape, source.dtype).copy_(host, non_blocking=True)
+
+
+class SlateLoop:
+    """Greedy decoding of whole batches, `steps` items per user."""
+
+    def __init__(self, fused: Fused, kernels: Kernels) -> None:
+        self._fused, self._kernels = fused, kernels
+        self._device = fused.tables.token_VD.device
+        self._arena = Arena(self._device)
+        self._loops: OrderedDict[_Shape, tuple[int, _Loop]] = OrderedDict()
+        self._cuda = self._device.type == "cuda"
+        self._slots = (_Slot(self._device), _Slot(self._device))
+        self._in, self._out = (cuda.Stream(self._device) if self._cuda else None for _ in range(2))
+
+    def slates(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
+        """Yield one Ranked per batch, in order; while one is read, the next is computed and the one after it copied.
+
+        Raises:
+            ModelError: a history is too long for the position table.
+            RetryError: the device ran out of memory.
+        """
+        flights: deque[Callable[[], Ranked]] = deque()
+        for number, batch in enumerate(batches):
+            with memory_for(f"a batch of {len(batch)} users"):
+                flights.append(self._launch(batch, steps, self._slots[number % 2]))
+            if len(flights) == 2:
+                yield flights.popleft()()
+        while flights:
+            yield flights.popleft()()
+
+    @torch.inference_mode()
+    def _launch(self, batch: Batch, steps: int, slot: _Slot) -> Callable[[], Ranked]:
+        packed = pack(batch, steps=steps, positions=self._fused.config.positions, users=grid(len(batch)))
+        with self._on(self._in):
+            sent = {name: slot.send(name, array, packed.users) for name, array in packed.arrays.items()}
+        self._wait(self._in)
+        loop = self._loop(packed, steps)
+        for name, target in loop.packed.items():
+            target[:, : sent[name].shape[1]].copy_(sent[name]) if target.dim() > 1 else target.copy_(sent[name])
+        ban_all(self._kernels, sent["seen"], loop.banned_BW)
+        loop.run()
+        results = [slot.device(f"out {i}", tuple(o.shape), o.dtype).copy_(o) for i, o in enumerate(loop.out)]
+        self._wait(None, waiting=self._out)
+        with self._on(self._out):
+            landed = [
+                slot.host(f"out {i}", tuple(r.shape), r.dtype).copy_(r, non_blocking=True)
+                for i, r in enumerate(results)
+            ]
+            if slot.done is not None:
+                slot.done.record(self._out)
+        return lambda: _land(slot, landed, len(batch))
+
+    def _on(self, stream: Any) -> Any:
+        return nullcontext() if stream is None else cuda.stream(stream)
+
+    def _wait(self, source: Any, waiting: Any = None) -> None:
+        """Let stream `waiting` (default: the compute stream) wait for all that `source` (likewise) was given so far."""
+        if self._cuda:
+            compute = cuda.current_stream(self._device)
+            (waiting or compute).wait_stream(source or compute)
+
+    def _loop(self, packed: Packed, steps: int) -> _Loop:
+        shape = _Shape(
+            users=packed.users,
+            rows=grid(packed.rows),
+            width=-(-max(1, packed.arrays["tokens"].shape[1]) // 8) * 8,
+            steps=steps,
+            inputs=tuple(n for n in ("profile", "video") if n in packed.arrays),
+        )
+        stamp, loop = self._loops.pop(shape, (-1, None))
+        if loop is None or stamp != self._arena.grown:
+            if self._outgrows(shape):
+                self._loops.clear()  # their buffers must go before larger ones come
+            loop = self._prepare(shape)
+            loop = replace(loop, run=self._capture(loop.run))
+        self._loops[shape] = (self._arena.grown, loop)
+        while len(self._loops) > GRAPHS:
+            self._loops.popitem(last=False)
+        return loop
+
+    def _outgrows(self, shape: _Shape) -> bool:
+        sizes = [(s.users, s.rows, s.users * s.width, s.users * s.steps) for s in (shape, *self._loops)]
+        return any(size > max(others) for size, *others in zip(*sizes, strict=True) if others)
+
+    def _prepare(self, shape: _Shape) -> _Loop:
+        fused, kernels, arena, users = self._fused, self._kernels, self._arena, shape.users
+        lengths_B, first_B = (arena(name, (users,), torch.int32) for name in ("lengths", "first"))
+        sizes = {"profile": fused.config.profile, "video": fused.config.video}
+        given = {
+            n: (arena(n, (users, sizes[n]), fused.dtype), arena(f"has {n}", (users, 1), fused.dtype))
+            for n in shape.inputs
+        }
+        inputs = Inputs(
+            tokens_BS=arena("tokens", (users, shape.width), torch.int32),
+            features_BF=arena("features", (users, fused.config.features), fused.dtype),
+            profile=given.get("profile"),
+            video=given.get("video"),
+        )
+        lengths_B.zero_()  # what was left there may lie outside these rows, and a capture begins with a real run
+        first_B.copy_(torch.arange(users))
+        history = make_history(fused, arena, lengths_B, first_B, shape.rows, shape.width)
+        scratch, rows = make_scratch(fused, arena, "packed", shape.rows), make_rows(fused, arena, users)
+        suffix = make_suffix(fused, arena, users, shape.steps)
+        banned_BW = arena("banned", (users, fused.words), torch.int32)
+        tokens_KB = arena("out tokens", (shape.steps, users), torch.int32)
+        log_prob_KB = arena("out log_prob", (shape.steps, users), torch.float32)
+        heads_KBH = arena("out heads", (shape.steps, users, len(HEADS)), torch.float32)
+        by_step = [replace(rows, next_R=tokens_KB[k], log_prob_R=log_prob_KB[k]) for k in range(shape.steps)]
+
+        def run() -> None:
+            prefill(fused, kernels, inputs, history, scratch, rows)
+            choose(fused, kernels, by_step[0], banned_BW)
+            for k, row in enumerate(by_step):
+                read(fused, kernels, row.next_R, history, rows, step=k, suffix=suffix, banned_RW=banned_BW)
+                raw_RH = self._next(by_step[k + 1 :], rows, banned_BW)
+                kernels.heads(raw_RH, row.next_R, heads_KBH[k])
+
+        packed = {"tokens": inputs.tokens_BS, "lengths": lengths_B, "first": first_B, "features": inputs.features_BF}
+        packed |= {n: values for n, (values, _) in given.items()} | {f"has {n}": has for n, (_, has) in given.items()}
+        return _Loop(packed=packed, banned_BW=banned_BW, out=(tokens_KB, log_prob_KB, heads_KBH), run=run)
+
+    def _next(self, following: list[Rows], rows: Rows, banned_BW: Tensor) -> Tensor:
+        """Choose the next item, if one follows, and return the heads of the item just read before their sigmoid."""
+        if not following:
+            return heads_only(self._fused, rows)
+        choose(self._fused, self._kernels, following[0], banned_BW)
+        return rows.raw_RN[:, self._fused.config.vocabulary :]
+
+    def _capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        if not self._cuda:
+            return run
+        side = cuda.Stream(self._device)
+        side.wait_stream(cuda.current_stream(self._device))
+        with cuda.stream(side):
+            run()  # builds the kernels and the libraries' handles, which a capture must not
+        cuda.current_stream(self._device).wait_stream(side)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+            run()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+def ban_all(kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:
+    """Fill the bit map afresh: padding, unknown and the items seen."""
+    banned_BW.zero_()
+    banned_BW[:, 0] = 0b11
+    if seen_BX.shape[1]:
+        kernels.ban(seen_BX, banned_BW)
+
+
+def _land(slot: _Slot, landed: list[Tensor], users: int) -> Ranked:
+    if slot.done is not None:
+        slot.done.synchronize()
+    tokens_BK, log_prob_BK, heads_BKH = (t.numpy().swapaxes(0, 1)[:users].copy(order="C") for t in landed)
+    return Ranked(tokens_BK=tokens_BK, log_prob_BK=log_prob_BK, heads_BKH=heads_BKH)

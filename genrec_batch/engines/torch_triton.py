@@ -1,0 +1,258 @@
+"""The device code of the hand-fused CUDA engine, in Triton; `torch_kernels` says what each kernel does and launches it.
+
+Owns: what one program of a launch computes. Must not know: launches, torch, the model. Queries carry
+log2(e) / sqrt(head size) in their weights, so softmax is 2 to the power of a difference. Sizes in capitals are known
+when a kernel is compiled: D width, H heads, HEAD their size, DP and HP the same rounded up to a power of two.
+"""
+# Triton reads the signatures itself (a parameter is a pointer, a number, or a constexpr); `torch_kernels` documents.
+# ruff: noqa: ANN001, ANN201, ANN202, D103
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
+
+import triton
+import triton.language as tl
+
+LN2 = tl.constexpr(0.6931471805599453)
+BLOCK = tl.constexpr(64)  # keys and queries of one tile of the causal attention
+SUFFIX = tl.constexpr(16)  # decoded items of one tile of the one-query attention
+
+
+@triton.jit
+def _copy_sum(left, right, out, D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr):
+    d = tl.arange(0, DP)
+    for part in tl.static_range(PARTS):
+        at = part * D + d
+        total = tl.load(left + at, mask=d < D).to(tl.float32) + tl.load(right + at, mask=d < D).to(tl.float32)
+        tl.store(out + at, total.to(out.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _copy(source, out, D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr):
+    d = tl.arange(0, DP)
+    for part in tl.static_range(PARTS):
+        tl.store(out + part * D + d, tl.load(source + part * D + d, mask=d < D), mask=d < D)
+
+
+@triton.jit(do_not_specialize=["S"])
+def embed(
+    tokens, lengths, first, prefix, prefix_qkv, token_x, position_x, token_qkv, position_qkv, x, qkv, S,
+    D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    user = tl.program_id(0) // (S + 1)
+    place = tl.program_id(0) % (S + 1)
+    if place <= tl.load(lengths + user):
+        row = tl.load(first + user).to(tl.int64) + place
+        if place == 0:
+            _copy(prefix + user.to(tl.int64) * D, x + row * D, D, DP, 1)
+            _copy(prefix_qkv + user.to(tl.int64) * 3 * D, qkv + row * 3 * D, D, DP, 3)
+        else:
+            token = tl.load(tokens + user.to(tl.int64) * S + place - 1).to(tl.int64)
+            at = place.to(tl.int64)
+            _copy_sum(token_x + token * D, position_x + at * D, x + row * D, D, DP, 1)
+            _copy_sum(token_qkv + token * 3 * D, position_qkv + at * 3 * D, qkv + row * 3 * D, D, DP, 3)
+
+
+@triton.jit(do_not_specialize=["step", "W"])
+def read(
+    tokens, lengths, token_x, position_x, token_qkv, position_qkv, x, qkv, banned, step, W,
+    D: tl.constexpr, DP: tl.constexpr, BAN: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(tokens + row).to(tl.int64)
+    at = tl.load(lengths + row).to(tl.int64) + 1 + step
+    _copy_sum(token_x + token * D, position_x + at * D, x + row * D, D, DP, 1)
+    _copy_sum(token_qkv + token * 3 * D, position_qkv + at * 3 * D, qkv + row * 3 * D, D, DP, 3)
+    if BAN:
+        word = banned + row * W + token // 32
+        tl.store(word, tl.load(word) | (1 << (token % 32).to(tl.int32)))
+
+
+@triton.jit
+def _causal_tile(
+    base,
+    out,
+    start,
+    rows,
+    D: tl.constexpr,
+    HEAD: tl.constexpr,
+    HP: tl.constexpr,
+    TILE: tl.constexpr,
+    STOP: tl.constexpr,
+):
+    m = start + tl.arange(0, TILE)
+    d = tl.arange(0, HP)
+    n = tl.arange(0, TILE)
+    inside = (m[:, None] < rows) & (d[None, :] < HEAD)
+    q = tl.load(base + m[:, None] * (3 * D) + d[None, :], mask=inside, other=0.0)
+    peak = tl.full([TILE], -1e30, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    mean = tl.zeros([TILE, HP], tl.float32)
+    for key in range(0, STOP, TILE):
+        if key <= start:
+            at = (key + n)[:, None] * (3 * D) + d[None, :]
+            real = ((key + n)[:, None] < rows) & (d[None, :] < HEAD)
+            k = tl.load(base + D + at, mask=real, other=0.0)
+            v = tl.load(base + 2 * D + at, mask=real, other=0.0)
+            score = tl.dot(q, tl.trans(k), input_precision="ieee")
+            score = tl.where((key + n)[None, :] <= m[:, None], score, -1e30)
+            higher = tl.maximum(peak, tl.max(score, 1))
+            p = tl.exp2(score - higher[:, None])
+            shrink = tl.exp2(peak - higher)
+            total = total * shrink + tl.sum(p, 1)
+            mean = mean * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+            peak = higher
+    mean = mean / total[:, None]
+    tl.store(out + m[:, None] * D + d[None, :], mean.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def attend_history(
+    qkv, lengths, first, out, H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, TILES: tl.constexpr
+):
+    D: tl.constexpr = H * HEAD
+    head = tl.program_id(0) % H
+    tile = (tl.program_id(0) // H) % TILES
+    user = tl.program_id(0) // (H * TILES)
+    rows = tl.load(lengths + user) + 1
+    row = tl.load(first + user).to(tl.int64)
+    base = qkv + row * (3 * D) + head * HEAD
+    target = out + row * D + head * HEAD
+    if TILES == 1:
+        if rows <= BLOCK // 4:
+            _causal_tile(base, target, 0, rows, D, HEAD, HP, BLOCK // 4, BLOCK // 4)
+        elif rows <= BLOCK // 2:
+            _causal_tile(base, target, 0, rows, D, HEAD, HP, BLOCK // 2, BLOCK // 2)
+        else:
+            _causal_tile(base, target, 0, rows, D, HEAD, HP, BLOCK, BLOCK)
+    elif tile * BLOCK < rows:
+        _causal_tile(base, target, tile * BLOCK, rows, D, HEAD, HP, BLOCK, TILES * BLOCK)
+
+
+@triton.jit
+def _merge(q, k, v, real, peak, total, mean):
+    score = tl.where(real, tl.sum(k.to(tl.float32) * q[None, :], 1), -1e30)
+    higher = tl.maximum(peak, tl.max(score, 0))  # above -1e30: `real` holds somewhere, or `peak` is a real score
+    p = tl.exp2(score - higher)
+    shrink = tl.exp2(peak - higher)
+    return higher, total * shrink + tl.sum(p, 0), mean * shrink + tl.sum(p[:, None] * v.to(tl.float32), 0)
+
+
+@triton.jit(do_not_specialize=["count", "T"])
+def attend_one(
+    query, cache, lengths, first, suffix, out, count, T,
+    H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, Q_STRIDE: tl.constexpr, STRIDE: tl.constexpr,
+    KEYS: tl.constexpr, TILES: tl.constexpr, SUFFIX_TILES: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    D: tl.constexpr = H * HEAD
+    head = tl.program_id(0) % H
+    row = (tl.program_id(0) // H).to(tl.int64)
+    d = tl.arange(0, HP)
+    n = tl.arange(0, KEYS)
+    t = tl.arange(0, SUFFIX)
+    inside = d < HEAD
+    keys = tl.load(lengths + row) + 1
+    base = cache + tl.load(first + row).to(tl.int64) * STRIDE + head * HEAD
+    at = n[:, None] * STRIDE + d[None, :]
+    real = n < keys
+    k = tl.load(base + at, mask=real[:, None] & inside[None, :], other=0.0)
+    v = tl.load(base + D + at, mask=real[:, None] & inside[None, :], other=0.0)
+    mine = query + row * Q_STRIDE + head * HEAD + d
+    q = tl.load(mine, mask=inside, other=0.0).to(tl.float32)
+    if OWN:
+        own_k = tl.load(mine + D, mask=inside, other=0.0)
+        own_v = tl.load(mine + 2 * D, mask=inside, other=0.0)
+        peak = tl.sum(q * own_k.to(tl.float32), 0)
+        total = tl.full((), 1.0, tl.float32)
+        mean = own_v.to(tl.float32)
+    else:
+        peak = tl.full((), -1e30, tl.float32)
+        total = tl.full((), 0.0, tl.float32)
+        mean = tl.zeros([HP], tl.float32)
+    if SUFFIX_TILES > 0:
+        past = suffix + row * T * 2 * D + head * HEAD
+        for tile in range(0, SUFFIX_TILES * SUFFIX, SUFFIX):
+            held = tile + t < count
+            where = (tile + t)[:, None] * (2 * D) + d[None, :]
+            past_k = tl.load(past + where, mask=held[:, None] & inside[None, :], other=0.0)
+            past_v = tl.load(past + D + where, mask=held[:, None] & inside[None, :], other=0.0)
+            peak, total, mean = _merge(q, past_k, past_v, held, peak, total, mean)
+    peak, total, mean = _merge(q, k, v, real, peak, total, mean)
+    for tile in range(KEYS, TILES * KEYS, KEYS):
+        if tile < keys:
+            real = tile + n < keys
+            k = tl.load(base + tile * STRIDE + at, mask=real[:, None] & inside[None, :], other=0.0)
+            v = tl.load(base + D + tile * STRIDE + at, mask=real[:, None] & inside[None, :], other=0.0)
+            peak, total, mean = _merge(q, k, v, real, peak, total, mean)
+    tl.store(out + row * D + head * HEAD + d, (mean / total).to(out.dtype.element_ty), mask=inside)
+    if OWN and SUFFIX_TILES > 0:
+        tl.store(past + count * 2 * D + d, own_k, mask=inside)
+        tl.store(past + count * 2 * D + D + d, own_v, mask=inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def add_norm(x, bias, gain, shift, M, EPS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, DP)
+    real = d < D
+    inside = (row[:, None] < M) & real[None, :]
+    at = row[:, None].to(tl.int64) * D + d[None, :]
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    centred = tl.where(real[None, :], value - (tl.sum(value, 1) / D)[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / D + EPS)
+    value = centred * scale[:, None] * tl.load(gain + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    value += tl.load(shift + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    tl.store(x + at, value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def choose(
+    logits, banned, tokens, log_probs, log_sums,
+    V: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    # One place per token of a tile keeps its best so far; the tiles' second reading, for the sum, comes from the cache.
+    row = tl.program_id(0).to(tl.int64)
+    bit = tl.arange(0, 32)
+    peak = tl.full([WORDS, 32], float("-inf"), tl.float32)
+    best = tl.full([WORDS, 32], float("-inf"), tl.float32)
+    where = tl.full([WORDS, 32], 0, tl.int32)
+    for tile in tl.static_range(0, W, WORDS):
+        word = tile + tl.arange(0, WORDS)
+        token = word[:, None] * 32 + bit[None, :]
+        x = tl.load(logits + row * STRIDE + token, mask=token < V, other=float("-inf")).to(tl.float32)
+        ban = tl.load(banned + row * W + word, mask=word < W, other=-1)
+        better = ((ban[:, None] >> bit[None, :]) & 1 == 0) & (x > best)
+        peak = tl.maximum(peak, x)
+        best = tl.where(better, x, best)
+        where = tl.where(better, token, where)
+    top = tl.max(tl.max(peak, 1), 0)
+    total = tl.zeros([WORDS, 32], tl.float32)
+    for tile in tl.static_range(0, W, WORDS):
+        token = (tile + tl.arange(0, WORDS))[:, None] * 32 + bit[None, :]
+        x = tl.load(logits + row * STRIDE + token, mask=token < V, other=float("-inf")).to(tl.float32)
+        total += tl.exp2((x - top) / LN2)
+    log_sum = top + tl.log2(tl.sum(tl.sum(total, 1), 0)) * LN2
+    highest = tl.max(tl.max(best, 1), 0)
+    nothing = highest == float("-inf")
+    lowest = tl.min(tl.min(tl.where(best == highest, where, 2147483647), 1), 0)
+    tl.store(tokens + row, tl.where(nothing, 0, lowest))
+    tl.store(log_probs + row, tl.where(nothing, float("-inf"), highest - log_sum))
+    tl.store(log_sums + row, log_sum)
+
+
+@triton.jit(do_not_specialize=["X", "W"])
+def ban(seen, banned, X, W, XP: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(1) * XP + tl.arange(0, XP)
+    token = tl.load(seen + row * X + x, mask=x < X, other=0)
+    tl.atomic_or(banned + row * W + token // 32, 1 << (token % 32), mask=(x < X) & (token > 0))
+
+
+@triton.jit(do_not_specialize=["R", "stride"])
+def heads(raw, tokens, out, R, stride, H: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    h = tl.arange(0, H)
+    inside = (row[:, None] < R) & (h[None, :] < H)
+    value = tl.load(raw + row[:, None].to(tl.int64) * stride + h[None, :], mask=inside, other=0.0).to(tl.float32)
+    token = tl.load(tokens + row, mask=row < R, other=0)
+    score = tl.where(token[:, None] == 0, 0.0, tl.sigmoid(value))
+    tl.store(out + row[:, None] * H + h[None, :], score, mask=inside)

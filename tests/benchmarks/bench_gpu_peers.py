@@ -1,0 +1,227 @@
+"""Device-resident speed of the hand-fused CUDA engine beside PyTorch as others write it, on one NVIDIA GPU.
+
+    python tests/benchmarks/bench_gpu_peers.py [--users 4096] [--steps 10] [--quick] [--out result.json]
+
+Prints the card's ceilings, each path's agreement with fp32, then medians of interleaved runs (CUDA events, inputs on
+the device, prefill and `--steps` decode passes, all in one CUDA graph where the path allows it), the share of the floor
+(arithmetic at the ceiling measured at 790 TFLOP/s), GPU idle time, and the engine's `slate` from host arrays. Weights
+are the demo rule's. The last line is JSON.
+"""
+
+import argparse
+import datetime as dt
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gpu_peers import NoCache, Plain, Tuned, graphed
+
+from genrec_batch.arrays import Batch
+from genrec_batch.engines.torch_cuda import TorchCudaEngine
+from genrec_batch.engines.torch_slate import ban_all, grid, pack
+from genrec_batch.model import PRESETS, demo_model
+
+FLOOR = 287_000  # users/s: 1.311 + 0.361 GFLOP per user of 50 events and 10 steps, at the best rates of the card
+SIZES = PRESETS["reference"]
+WIDTH = 50
+CHECKED = 256
+
+
+def drawn(users, shortest, seed=0):
+    """Users with shortest..50 events of random items, all distinct from what may be recommended."""
+    random = np.random.default_rng([seed, users, shortest])
+    lengths = random.integers(shortest, WIDTH + 1, users).astype(np.int32)
+    tokens = random.integers(2, SIZES.vocabulary, (users, WIDTH)).astype(np.int32)
+    tokens[np.arange(WIDTH) >= lengths[:, None]] = 0
+    dense = random.standard_normal((users, SIZES.features), np.float32)
+    return Batch(dense_BF=dense, tokens_BS=tokens, lengths_B=lengths, seen_BX=tokens)
+
+
+def first_users(batch, count):
+    return Batch(
+        dense_BF=batch.dense_BF[:count],
+        tokens_BS=batch.tokens_BS[:count],
+        lengths_B=batch.lengths_B[:count],
+        seen_BX=batch.seen_BX[:count],
+    )
+
+
+def elapsed_ms(call):
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def interleaved(calls, rounds, warm=3):
+    """Median milliseconds of each call, the calls taking turns."""
+    for call in calls.values():
+        for _ in range(warm):
+            call()
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(elapsed_ms(call))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ceilings():
+    a, b = (torch.randn(8192, 8192, device="cuda").half() for _ in range(2))
+    source = torch.randint(0, 255, (1 << 32,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    ms = interleaved({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 9)
+    return {
+        "fp16_8192_tflops": round(2 * 8192**3 / ms["product"] / 1e9),
+        "copy_tb_per_s": round(2 * source.numel() / ms["copy"] / 1e9, 2),
+    }
+
+
+def agreement(tokens_BK, log_prob_BK, truth):
+    """Top-1 agreement per step among users whose earlier items agree, and the largest log-probability difference."""
+    expected, expected_log_prob = truth
+    same = np.ones(len(expected), bool)
+    hits = total = 0
+    worst = 0.0
+    for k in range(expected.shape[1]):
+        total += same.sum()
+        equal = same & (tokens_BK[: len(expected), k] == expected[:, k])
+        worst = max(worst, np.abs(log_prob_BK[: len(expected), k] - expected_log_prob[:, k])[equal].max(initial=0))
+        same, hits = equal, hits + equal.sum()
+    return {"agree": round(float(hits / total), 4), "log_prob_diff": round(float(worst), 4)}
+
+
+def fused(model, batch, steps, precision="fp16"):
+    """The engine's captured loop on inputs that stay on the device, and its slate once, from the host."""
+    engine = TorchCudaEngine(model, precision=precision)
+    slate = next(engine.slate([batch], steps))
+    loop = engine._loop
+    captured = loop._loop(pack(batch, steps=steps, positions=SIZES.positions, users=grid(len(batch))), steps)
+    seen = torch.from_numpy(batch.seen_BX).cuda()
+
+    def run():
+        ban_all(loop._kernels, seen, captured.banned_BW[: len(batch)])
+        captured.run()
+
+    return engine, slate, run
+
+
+def idle_share(run, repeats=3):
+    """Share of the time between the first kernel's start and the last one's end in which no kernel ran."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    spans = sorted((e.time_range.start, e.time_range.end) for e in profiled.events() if e.device_type.name == "CUDA")
+    busy, end = 0.0, spans[0][0]
+    for start, stop in spans:
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    by_name = {}
+    for event in profiled.events():
+        if event.device_type.name == "CUDA":
+            by_name[event.name] = by_name.get(event.name, 0.0) + (event.time_range.end - event.time_range.start)
+    for name, us in sorted(by_name.items(), key=lambda item: -item[1])[:14]:
+        print(f"    {us / repeats / 1000:7.3f} ms  {name[:110]}", flush=True)
+    return round(1 - busy / (end - spans[0][0]), 4)
+
+
+def streamed(engine, shortest, users, steps, batches=24):
+    """Users per second of `slate` from host arrays to host arrays, different batches, after four to warm up."""
+    drawn_batches = [drawn(users, shortest, seed=s) for s in range(4)]
+    for _ in engine.slate(drawn_batches, steps):
+        pass
+    start = time.perf_counter()
+    for _ in engine.slate((drawn_batches[i % 4] for i in range(batches)), steps):
+        pass
+    return round(users * batches / (time.perf_counter() - start))
+
+
+def measure(model, name, shortest, options, result):
+    batch = drawn(options.users, shortest)
+    with torch.inference_mode():
+        reference = NoCache(model, first_users(batch, CHECKED), options.steps, torch.float32)
+        reference.run()
+        truth = tuple(t[: options.steps].T.cpu().numpy() for t in (reference.items, reference.log_prob))
+        del reference
+        engine, slate, run = fused(model, batch, options.steps)
+        calls, checks = {"fused": run}, {"fused": agreement(slate.tokens_BK, slate.log_prob_BK, truth)}
+        again = [next(engine.slate([batch], options.steps)) for _ in range(10)]
+        checks["fused"]["same_items_10_replays"] = all((s.tokens_BK == slate.tokens_BK).all() for s in again)
+        peers = {} if options.quick else {
+            "eager, no cache": NoCache(model, batch, options.steps, torch.float16),
+            "eager, KV cache": Plain(model, batch, options.steps, torch.float16),
+            "torch.compile, usual": Plain(model, batch, options.steps, torch.float16).compiled(),
+            "torch.compile, tuned": Tuned(model, batch, options.steps, torch.float16).compiled(),
+        }  # fmt: skip
+        for peer, program in peers.items():
+            start = time.perf_counter()
+            program.run()
+            found = (t[: options.steps].T.cpu().numpy() for t in (program.items, program.log_prob))
+            checks[peer] = agreement(*found, truth)
+            calls[peer] = graphed(program.run) if "compile" in peer else program.run
+            print(f"  {peer}: ready after {time.perf_counter() - start:.0f} s", flush=True)
+        times = interleaved(calls, 9 if options.quick else 13)
+        table = result[name] = {}
+        for path, ms in times.items():
+            rate = options.users / ms * 1000
+            table[path] = {
+                "ms": round(ms, 3),
+                "users_per_s": round(rate),
+                "floor_share": round(rate / FLOOR, 3),
+            } | checks[path]
+            print(
+                f"  {path:24s} {ms:9.3f} ms {rate:10,.0f} users/s  {rate / FLOOR:6.1%} of the floor  {checks[path]}",
+                flush=True,
+            )
+        for path in peers:
+            table["fused"][f"times {path}"] = round(times[path] / times["fused"], 2)
+        table["fused"]["gpu_idle_share"] = idle_share(run)
+        table["fused"]["slate_from_host_users_per_s"] = streamed(engine, shortest, options.users, options.steps)
+        print(f"  fused: {table['fused']}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--users", type=int, default=4096, help="batch size")
+    parser.add_argument("--steps", type=int, default=10, help="decode passes")
+    parser.add_argument("--quick", action="store_true", help="the engine alone, without the peers")
+    parser.add_argument("--out", type=Path, help="write the JSON here, too")
+    options = parser.parse_args()
+    result = {
+        "command": " ".join(sys.argv),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(),
+        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__},
+        "users": options.users,
+        "steps": options.steps,
+        "floor_users_per_s": FLOOR,
+        "ceilings": ceilings(),
+    }
+    print(json.dumps(result), flush=True)
+    model = demo_model(SIZES)
+    for name, shortest in (("all lengths 50", WIDTH), ("lengths 5..50", 5)):
+        print(name, flush=True)
+        measure(model, name, shortest, options, result)
+        torch.cuda.empty_cache()
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -174,6 +174,22 @@ def test_given_items_are_read_and_several_choices_come_best_first(slow, engine):
     assert (ranked.heads_BKH[:, 1] == 0).all()
 
 
+def test_tokens_beyond_the_catalog_are_never_chosen(model):
+    small = TorchCudaEngine(model.with_catalog(4), device="cpu", precision="fp32", kernels=plain_kernels)
+    batch = drawn([5, 2], seen=0)
+    for ranked in (run(small, batch, 5), next(small.slate([batch], 5))):
+        assert np.sort(ranked.tokens_BK, axis=1).tolist() == [[0, 2, 3, 4, 5]] * 2
+    tokens, log_prob = small.choose(small.prefill(batch, steps=1, choices=6))
+    assert np.sort(tokens, axis=1).tolist() == [[0, 0, 2, 3, 4, 5]] * 2
+    assert (log_prob[:, 4:] == -np.inf).all()
+
+
+def test_nothing_read_is_an_empty_slate(engine):
+    ranked = engine.collect(engine.prefill(drawn([3, 1]), steps=1))
+    assert ranked.tokens_BK.shape == ranked.log_prob_BK.shape == (2, 0)
+    assert ranked.heads_BKH.shape == (2, 0, len(HEADS))
+
+
 def test_equal_logits_choose_the_lower_token(model):
     tied = dict(model.weights)
     for name in ("output_projection.weight", "output_projection.bias"):

@@ -132,7 +132,7 @@ class TorchCudaEngine:
                 video=given.get("video"),
             )
             banned_BW = self._room("banned", (packed.users, fused.words), torch.int32)
-            ban_all(self._kernels, sent["seen"], banned_BW)
+            ban_all(fused, self._kernels, sent["seen"], banned_BW)
             history = passes.make_history(
                 fused, self._room, sent["lengths"], sent["first"], packed.rows, packed.longest
             )
@@ -232,7 +232,13 @@ class TorchCudaEngine:
 
     def collect(self, state: _State) -> Ranked:
         """Return the items read so far, in the order they were read; see `engines.Engine`."""
-        assert state.read, "nothing was decoded"
+        if not state.read:
+            none_BK = np.zeros((len(state.rows.next_R), 0))
+            return Ranked(
+                tokens_BK=none_BK.astype(np.int32),
+                log_prob_BK=none_BK.astype(np.float32),
+                heads_BKH=np.zeros((*none_BK.shape, len(HEADS)), np.float32),
+            )
         tokens, log_prob, heads = (torch.stack(column, 1) for column in zip(*state.read, strict=True))
         return Ranked(tokens_BK=_host(tokens), log_prob_BK=_host(log_prob), heads_BKH=_host(heads))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec_batch.arrays import HEADS
+from genrec_batch.arrays import FIRST_ITEM, HEADS
 from genrec_batch.model import Model, ModelConfig
 
 COLUMNS = 16  # the output product's columns are padded to a multiple of this, for 16-byte rows
@@ -52,6 +52,7 @@ class Fused:
     tables: Tables
     inputs: dict[str, tuple[Tensor, Tensor]]  # feature (with position 0 in its bias), profile and video projection
     layers: tuple[Layer, ...]
+    never_W: Tensor  # bit map of the tokens that stand for no video: padding, unknown, all beyond the catalog
     output: tuple[Tensor, Tensor]  # vocabulary, then the heads, then zero rows up to a multiple of 16
 
     @property
@@ -62,7 +63,13 @@ class Fused:
     @property
     def words(self) -> int:
         """Words of a row's bit map of banned tokens."""
-        return -(-self.config.vocabulary // 32)
+        return len(self.never_W)
+
+
+def _never(model: Model) -> Tensor:
+    token_V = np.arange(-(-model.config.vocabulary // 32) * 32)
+    bits = np.packbits((token_V < FIRST_ITEM) | (token_V >= model.tokens), bitorder="little")
+    return torch.from_numpy(bits.view("<i4").copy())
 
 
 def fuse(model: Model, device: torch.device, dtype: torch.dtype) -> Fused:
@@ -113,5 +120,6 @@ def fuse(model: Model, device: torch.device, dtype: torch.dtype) -> Fused:
             )
             for at in (f"encoder.layers.{i}." for i in range(config.layers))
         ),
+        never_W=_never(model).to(device),
         output=(output_w.to(dtype), output_b.to(dtype)),
     )

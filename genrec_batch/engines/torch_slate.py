@@ -192,7 +192,7 @@ class SlateLoop:
         loop = self._loop(packed, steps)
         for name, target in loop.packed.items():
             target[:, : sent[name].shape[1]].copy_(sent[name]) if target.dim() > 1 else target.copy_(sent[name])
-        ban_all(self._kernels, sent["seen"], loop.banned_BW)
+        ban_all(self._fused, self._kernels, sent["seen"], loop.banned_BW)
         loop.run()
         results = [slot.device(f"out {i}", tuple(o.shape), o.dtype).copy_(o) for i, o in enumerate(loop.out)]
         self._wait(None, waiting=self._out)
@@ -296,10 +296,9 @@ class SlateLoop:
         return replay
 
 
-def ban_all(kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:
-    """Fill the bit map afresh: padding, unknown and the items seen."""
-    banned_BW.zero_()
-    banned_BW[:, 0] = 0b11
+def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:
+    """Fill the bit map afresh: what stands for no video, and the items seen."""
+    banned_BW.copy_(fused.never_W.expand_as(banned_BW))
     if seen_BX.shape[1]:
         kernels.ban(seen_BX, banned_BW)
 

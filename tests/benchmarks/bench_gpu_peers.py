@@ -110,7 +110,7 @@ def fused(model, batch, steps, precision="fp16"):
     seen = torch.from_numpy(batch.seen_BX).cuda()
 
     def run():
-        ban_all(loop._kernels, seen, captured.banned_BW[: len(batch)])
+        ban_all(loop._fused, loop._kernels, seen, captured.banned_BW[: len(batch)])
         captured.run()
 
     return engine, slate, run

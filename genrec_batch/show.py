@@ -67,12 +67,12 @@ def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
             stdout.print_json(data=user, default=str)
         return
     table = Table(title=None)
-    for name in ("user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS, "cold_start"):
+    for name in ("user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS):
         table.add_column(name, justify="left" if name.endswith("_id") else "right", overflow="fold")
     for row in rows.slice(0, most).to_pylist():
         cells = [str(row["user_id"]), str(row["rank"]), str(row["video_id"]), f"{row['score']:.4f}"]
         cells += [f"{row['log_prob']:.4f}", str(row["step"]), *(f"{row[head]:.4f}" for head in HEADS)]
-        table.add_row(*cells, "yes" if row["cold_start"] else "no")
+        table.add_row(*cells)
     stdout.print(table)
     if len(rows) > most:
         stdout.print(f"... and {len(rows) - most:,} rows more")

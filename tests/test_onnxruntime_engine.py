@@ -133,6 +133,16 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_padding(engine):
         np.testing.assert_allclose(ranked.log_prob_BK[0], together.log_prob_BK[i], atol=1e-5)
 
 
+def test_a_batch_of_many_parts_equals_its_parts(engine):
+    batch = make_batch(TINY, list(range(13)) * 6)
+    together = slate(engine, batch, 4)
+    for rows in (slice(0, 40), slice(40, 78)):
+        part = Batch(**{name: None if array is None else array[rows] for name, array in vars(batch).items()})
+        ranked = slate(engine, part, 4)
+        np.testing.assert_array_equal(ranked.tokens_BK, together.tokens_BK[rows])
+        np.testing.assert_allclose(ranked.heads_BKH, together.heads_BKH[rows], atol=1e-5)
+
+
 def test_a_batch_without_history_or_seen_items(tiny, engine):
     batch = make_batch(TINY, [0, 0], seen=0)
     assert batch.tokens_BS.shape == (2, 1)

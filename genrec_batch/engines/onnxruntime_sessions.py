@@ -102,8 +102,10 @@ class Sessions:
                 np.ascontiguousarray(array), kind, 0 if on_host else self._device_id
             )
 
-    def run(self, name: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        """Run a graph and return its outputs by name, on the device.
+    def run(
+        self, name: str, inputs: Mapping[str, Value], *, into: Mapping[str, Value] | None = None
+    ) -> dict[str, Value]:
+        """Run a graph and return its outputs by name, on the device: written `into` given tensors or new ones.
 
         Raises:
             RetryError: memory ran out.
@@ -115,7 +117,10 @@ class Sessions:
             binding.bind_ortvalue_input(key, value)
         outputs = [output.name for output in session.get_outputs()]
         for key in outputs:
-            binding.bind_output(key, self.kind, self._device_id)
+            if into is None:
+                binding.bind_output(key, self.kind, self._device_id)
+            else:
+                binding.bind_ortvalue_output(key, into[key])
         with self._errors(f"running the graph {name}"):
             session.run_with_iobinding(binding)
         return dict(zip(outputs, binding.get_outputs(), strict=True))

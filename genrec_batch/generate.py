@@ -1,7 +1,7 @@
-"""Decoding: which items an engine is asked to read, in which order.
+"""Decoding: from a batch of histories to ranked items, through any engine.
 
-Owns: slate, beam and candidate decoding, and the blend that ranks. Must not know: how an engine computes, users, video
-ids, files. In: a `Batch` and an engine. Out: `Ranked`, in decode order.
+Owns: slate, beam, candidates and given candidates, and the blended score. Must not know: torch, ONNX, Polars, or where
+the engine runs; it speaks the engine protocol and NumPy only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec_batch.arrays import F32, HEADS, I32, Batch, Ranked
-from genrec_batch.engines import Engine
+from genrec_batch.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Ranked
+from genrec_batch.engines import Engine, State
+
+LOG_PROB = "log_prob"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +23,22 @@ class Decoding:
 
     mode: str = "slate"  # "slate": one item after the other; "candidates": the best of one look, scored in parallel
     top_k: int = 10  # items of a slate
-    num_candidates: int = 100  # items that "candidates" scores
+    num_candidates: int = 100  # items that "candidates" scores, at most the model's tokens
     beam_width: int = 1  # slates kept side by side; 1 is greedy
 
 
 def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
-    """Return each row's items in decode order: [B, top_k] for a slate, [B, C] for candidates.
+    """Return what the model recommends to each row of a batch, in decode order.
 
-    Where nothing is left to recommend, tokens are 0 and log-probabilities -inf, at a row's end.
+    Slates have K = `top_k` columns. Candidates have C = `num_candidates`, given candidates as many as the batch gives:
+    ranking cuts them to `top_k` once they are scored. Where fewer items are left, token 0 fills the row's end.
+
+    Given candidates (`batch.candidates_BC`) decide by themselves, whatever the mode; of those, padding, unknown, seen
+    items and repeats are dropped.
+
+    Raises:
+        EngineError: history and items do not fit the model.
+        RetryError: the device is out of memory.
     """
     if batch.candidates_BC is not None:
         return _given(engine, batch, batch.candidates_BC)
@@ -36,72 +46,112 @@ def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
         return _candidates(engine, batch, decoding.num_candidates)
     if decoding.beam_width > 1:
         return _beam(engine, batch, decoding.top_k, decoding.beam_width)
-    state = engine.prefill(batch, steps=decoding.top_k)
-    for _ in range(decoding.top_k):
+    return _greedy(engine, batch, decoding.top_k)
+
+
+def _greedy(engine: Engine, batch: Batch, steps: int) -> Ranked:
+    """Read the best choice `steps` times; the last reading gives the last item its heads."""
+    state = engine.prefill(batch, steps=steps)
+    for _ in range(steps):
         engine.decode(state)
     return engine.collect(state)
 
 
 def _candidates(engine: Engine, batch: Batch, count: int) -> Ranked:
+    """Take the best `count` items after the history and score each alone, best first."""
     state = engine.prefill(batch, steps=1, choices=count)
     tokens_BC, log_prob_BC = engine.choose(state)
     return Ranked(tokens_BK=tokens_BC, log_prob_BK=log_prob_BC, heads_BKH=engine.score(state, tokens_BC))
 
 
 def _given(engine: Engine, batch: Batch, candidates_BC: I32) -> Ranked:
-    """Score given candidates; the seen ones are dropped, and what is left moves to the row's start."""
-    seen_BC = (candidates_BC[:, :, None] == batch.seen_BX[:, None, :]).any(axis=2)
-    left_BC = (candidates_BC > 0) & ~seen_BC
-    first_BC = np.argsort(~left_BC, axis=1, kind="stable")
-    tokens_BC = np.take_along_axis(np.where(left_BC, candidates_BC, 0), first_BC, axis=1).astype(np.int32)
+    """Score the given items alone; those that may be recommended come first, in their given order."""
+    tokens_BC = _allowed(candidates_BC, batch.seen_BX)
     state = engine.prefill(batch, steps=1)
-    log_prob_BC = np.where(tokens_BC > 0, engine.log_probs(state, tokens_BC), -np.inf).astype(np.float32)
-    return Ranked(tokens_BK=tokens_BC, log_prob_BK=log_prob_BC, heads_BKH=engine.score(state, tokens_BC))
-
-
-def _beam(engine: Engine, batch: Batch, steps: int, width: int) -> Ranked:
-    """Return the list of greatest total log-probability among `width` kept at each step (Graves 2012's beam search).
-
-    Every row keeps `width` lists, those that do not exist yet with a total of -inf. A list that has nothing left to
-    choose is carried on unchanged.
-    """
-    users, row_B = len(batch), np.arange(len(batch))
-    state = engine.select(engine.prefill(batch, steps=steps, choices=width), np.repeat(row_B, width))
-    total_BW = np.full((users, width), -np.inf)
-    total_BW[:, 0] = 0.0
-    for _ in range(steps):
-        tokens_RW, log_prob_RW = engine.choose(state)
-        tokens_BWW = tokens_RW.reshape(users, width, width)
-        gain_BWW = log_prob_RW.reshape(users, width, width).astype(np.float64)
-        ended_BW = tokens_BWW[:, :, 0] == 0
-        gain_BWW[:, :, 0][ended_BW] = 0.0
-        reached = (total_BW[:, :, None] + gain_BWW).reshape(users, width * width)
-        best_BW = np.argsort(-reached, axis=1, kind="stable")[:, :width]
-        total_BW = np.take_along_axis(reached, best_BW, axis=1)
-        came_from_R = (row_B[:, None] * width + best_BW // width).reshape(-1)
-        chosen_BW = np.take_along_axis(tokens_BWW.reshape(users, width * width), best_BW, axis=1)
-        state = engine.select(state, came_from_R)
-        engine.decode(state, chosen_BW.reshape(-1).astype(np.int32))
-    ranked = engine.collect(state)
-    best_R = row_B * width + np.argmax(total_BW, axis=1)
     return Ranked(
-        tokens_BK=ranked.tokens_BK[best_R],
-        log_prob_BK=ranked.log_prob_BK[best_R],
-        heads_BKH=ranked.heads_BKH[best_R],
+        tokens_BK=tokens_BC, log_prob_BK=engine.log_probs(state, tokens_BC), heads_BKH=engine.score(state, tokens_BC)
     )
 
 
-def blend(ranked: Ranked, weights: Mapping[str, float] | None) -> F32:
-    """Return what rows are ranked by, [B, K]: log_prob, or the linear blend of heads and log_prob by name.
+def _allowed(candidates_BC: I32, seen_BX: I32) -> I32:
+    """Drop padding, unknown, seen and repeated items; what stays moves to the row's front, token 0 behind it."""
+    order = np.argsort(candidates_BC, axis=1, kind="stable")
+    ascending = np.take_along_axis(candidates_BC, order, 1)
+    first = np.ones(ascending.shape, np.bool_)
+    first[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    keep = np.empty_like(first)
+    np.put_along_axis(keep, order, first, 1)
+    keep &= candidates_BC >= FIRST_ITEM
+    keep &= ~np.isin(_row_keys(candidates_BC), _row_keys(seen_BX))
+    front = np.argsort(~keep, axis=1, kind="stable")
+    return np.take_along_axis(np.where(keep, candidates_BC, np.int32(PADDING)), front, 1)
 
-    Token 0 gets -inf.
+
+def _row_keys(tokens_BC: I32) -> I64:
+    """Return a number for each token that is alike only for the same token in the same row, [B, C]."""
+    return tokens_BC.astype(np.int64) + (np.arange(len(tokens_BC), dtype=np.int64) << 32)[:, None]
+
+
+def _beam(engine: Engine, batch: Batch, steps: int, width: int) -> Ranked:
+    """Search for the slate of greatest total log-probability with `width` hypotheses a row.
+
+    A row's hypotheses stand beside each other (row * width + w), best total first. All start alike, so at first only
+    the first one counts. The greedy slate is always kept among them: the result is never less likely than it.
     """
-    score_BK: F32 = ranked.log_prob_BK
-    if weights is not None:
-        parts = {head: ranked.heads_BKH[:, :, h] for h, head in enumerate(HEADS)} | {"log_prob": ranked.log_prob_BK}
-        empty_BK = ranked.tokens_BK == 0
-        total_BK = np.zeros(ranked.tokens_BK.shape, np.float64)
-        for name, weight in weights.items():
-            total_BK += weight * np.where(empty_BK, 0.0, parts[name])
-        score_BK = total_BK.astype(np.float32)
-    return np.where(ranked.tokens_BK == 0, np.float32(-np.inf), score_BK)
+    rows = len(batch)
+    first_B = np.arange(rows, dtype=np.int64) * width
+    state = engine.select(engine.prefill(batch, steps=steps, choices=width), np.repeat(np.arange(rows), width))
+    total_BW = np.full((rows, width), -np.inf)
+    total_BW[:, 0] = 0.0
+    greedy_B = np.zeros(rows, np.int64)  # which hypothesis is the greedy one
+    for _ in range(steps):
+        tokens_BWC, total_BWC = _continuations(engine, state, total_BW)
+        kept_BW, greedy_B = _keep(total_BWC.reshape(rows, -1), greedy_B * width, width)
+        state = engine.select(state, (first_B[:, None] + kept_BW // width).ravel())
+        engine.decode(state, np.take_along_axis(tokens_BWC.reshape(rows, -1), kept_BW, 1).ravel())
+        total_BW = np.take_along_axis(total_BWC.reshape(rows, -1), kept_BW, 1)
+    found = engine.collect(state)
+    return Ranked(
+        tokens_BK=found.tokens_BK[first_B], log_prob_BK=found.log_prob_BK[first_B], heads_BKH=found.heads_BKH[first_B]
+    )
+
+
+def _continuations(engine: Engine, state: State, total_BW: F64) -> tuple[I32, F64]:
+    """Return every hypothesis' next items and the totals with them, [B, W, C] each.
+
+    A hypothesis with nothing left to recommend goes on with token 0 at no cost.
+    """
+    tokens, log_prob = engine.choose(state)
+    tokens_BWC = tokens.reshape(*total_BW.shape, -1)
+    gain_BWC = log_prob.reshape(tokens_BWC.shape).astype(np.float64)
+    gain_BWC[:, :, 0] = np.where(tokens_BWC[:, :, 0] == PADDING, 0.0, gain_BWC[:, :, 0])
+    return tokens_BWC, total_BW[:, :, None] + gain_BWC
+
+
+def _keep(total_BM: F64, greedy_B: I64, width: int) -> tuple[I64, I64]:
+    """Return the best `width` of M continuations, best first, [B, W], and the place of the greedy one among them, [B].
+
+    Where the greedy continuation is not among the best, it takes the last place. Equal totals keep their order.
+    """
+    order_BM = np.argsort(-total_BM, axis=1, kind="stable")
+    place_B = (order_BM == greedy_B[:, None]).argmax(1)
+    kept_BW = order_BM[:, :width]
+    kept_BW[place_B >= width, -1] = greedy_B[place_B >= width]
+    return kept_BW, np.minimum(place_B, width - 1)
+
+
+def blend(ranked: Ranked, weights: Mapping[str, float] | None) -> F32:
+    """Return the score that ranks the items, [B, K]: log_prob, or the weighted sum of heads and log_prob.
+
+    score = sum over names of weights[name] * value[name], where a name is one of `arrays.HEADS` or `log_prob`.
+    Token 0 scores -inf.
+    """
+    nothing = ranked.tokens_BK == PADDING
+    if weights is None:
+        return np.where(nothing, np.float32(-np.inf), ranked.log_prob_BK)
+    values = {LOG_PROB: np.where(nothing, np.float32(0), ranked.log_prob_BK)}
+    values |= {head: ranked.heads_BKH[:, :, i] for i, head in enumerate(HEADS)}
+    score = np.zeros(ranked.tokens_BK.shape)
+    for name, weight in weights.items():
+        score += weight * values[name].astype(np.float64)
+    return np.where(nothing, np.float32(-np.inf), score.astype(np.float32))

@@ -1,0 +1,255 @@
+"""The network in PyTorch: one module that can be trained, and the two fast phases that score.
+
+Owns: the arithmetic of the generative transformer on tensors. Must not know: NumPy batches, decoding rules, users.
+
+`Network.forward` is the plain full forward pass, the reading of the design that everything else is measured against.
+The fast twin splits it where a KV cache splits it: `context` fills a cache from all positions before a row's last one
+(its last layer needs keys and values only), and `read` adds one position a row and returns its hidden state. Prefill
+is `context` and one `read` of the newest event; every decode step is one more `read`. Both twins agree to 1e-5 in fp32.
+
+Shapes as in `arrays.py`; besides: D width, T slots of a cache, R rows of a cache, G heads of attention, Z head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from genrec_batch.arrays import HEADS
+from genrec_batch.engines.torch_linear import Linear
+from genrec_batch.model import EPSILON, ModelConfig, Weights
+
+FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
+
+Norm = tuple[Tensor, Tensor]  # weight and bias, [D] each
+
+
+class Network(nn.Module):
+    """The generative transformer, its parameters named and shaped as `model.parameter_shapes` lists them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.token_embedding = nn.Embedding(config.vocabulary, d)
+        self.position_embedding = nn.Embedding(config.positions, d)
+        self.feature_projection = nn.Linear(config.features, d)
+        self.user_profile_projection = nn.Linear(config.profile, d)
+        self.video_feature_projection = nn.Linear(config.video, d)
+        layer = nn.TransformerEncoderLayer(
+            d, config.heads, config.ffn, dropout=0.0, layer_norm_eps=EPSILON, batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.output_projection = nn.Linear(d, config.vocabulary)
+        for head in HEADS:
+            self.add_module(f"{head}_head", nn.Linear(d, 1))
+
+    def prefix(
+        self,
+        dense_BF: Tensor,
+        profile_BP: Tensor | None = None,
+        has_profile_B: Tensor | None = None,
+        video_BV: Tensor | None = None,
+        has_video_B: Tensor | None = None,
+    ) -> Tensor:
+        """Return position 0, [B, D]; a row gets the profile and video projections only where its flag is set."""
+        x = self.feature_projection(dense_BF) + self.position_embedding.weight[0]
+        if profile_BP is not None and has_profile_B is not None:
+            x = x + self.user_profile_projection(profile_BP) * has_profile_B[:, None]
+        if video_BV is not None and has_video_B is not None:
+            x = x + self.video_feature_projection(video_BV) * has_video_B[:, None]
+        prefix: Tensor = x
+        return prefix
+
+    def forward(self, prefix_BD: Tensor, tokens_BS: Tensor) -> Tensor:
+        """Return the hidden states of position 0 and of every token, [B, S + 1, D].
+
+        Rows are left-aligned, so the causal mask alone keeps padding out of every real position.
+        """
+        count = tokens_BS.shape[1] + 1
+        items = self.token_embedding(tokens_BS) + self.position_embedding.weight[1:count]
+        x = torch.cat([prefix_BD[:, None], items], 1)
+        mask = nn.Transformer.generate_square_subsequent_mask(count, x.device, x.dtype)
+        hidden: Tensor = self.encoder(x, mask, is_causal=True)
+        return hidden
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return the next item's logits, [N, vocabulary]."""
+        logits: Tensor = self.output_projection(hidden_ND)
+        return logits
+
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """Return the four heads' probabilities, [N, H], in the order of `arrays.HEADS`."""
+        return torch.cat([torch.sigmoid(getattr(self, f"{head}_head")(hidden_ND)) for head in HEADS], -1)
+
+
+def load_network(config: ModelConfig, weights: Weights, device: torch.device) -> Network:
+    """Return the network with these weights, in fp32, not training."""
+    with torch.device("meta"):
+        network = Network(config)
+    state = {name: torch.from_numpy(array).to(device) for name, array in weights.items()}
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(requires_grad=False).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One encoder layer, ready to multiply; the query rows of `qkv` carry attention's 1/sqrt(Z)."""
+
+    qkv: Linear
+    out: Linear
+    up: Linear
+    down: Linear
+    norm1: Norm
+    norm2: Norm
+
+
+def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
+    """Return the encoder's layers with their products in `dtype` and their norms in fp32."""
+    config, state = network.config, network.state_dict()
+    layers = []
+    for i in range(config.layers):
+        at = f"encoder.layers.{i}."
+        scale = torch.ones(3 * config.width, device=state[at + "self_attn.in_proj_bias"].device)
+        scale[: config.width] = config.head_size**-0.5
+        qkv = state[at + "self_attn.in_proj_weight"] * scale[:, None], state[at + "self_attn.in_proj_bias"] * scale
+        pairs = {
+            name: (state[f"{at}{name}.weight"], state[f"{at}{name}.bias"])
+            for name in ("self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")
+        }
+        layers.append(
+            Layer(
+                qkv=Linear(*qkv, dtype),
+                out=Linear(*pairs["self_attn.out_proj"], dtype),
+                up=Linear(*pairs["linear1"], dtype),
+                down=Linear(*pairs["linear2"], dtype),
+                norm1=pairs["norm1"],
+                norm2=pairs["norm2"],
+            )
+        )
+    return layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keys and values of R rows, [layers, R, G, T, Z]: first `prefix` slots of context, then one slot for each read.
+
+    A row shorter than the others has leftovers of padding in its last context slots: `bias_RT` is -inf there, else 0.
+    Slots are not positions: the k-th read of every row stands in slot prefix + k, whatever its position is.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias_RT: Tensor
+    prefix: int
+
+    @staticmethod
+    def empty(config: ModelConfig, lengths_R: Tensor, prefix: int, reads: int, dtype: torch.dtype) -> Cache:
+        """Return a cache for rows with `lengths_R` positions of context, at most `prefix`, and for `reads` reads."""
+        slots = prefix + reads
+        shape = (config.layers, len(lengths_R), config.heads, slots, config.head_size)
+        at = torch.arange(slots, device=lengths_R.device)
+        padding = (at >= lengths_R[:, None]) & (at < prefix)
+        return Cache(
+            keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
+            values=torch.empty(shape, dtype=dtype, device=lengths_R.device),
+            bias_RT=torch.zeros(padding.shape, device=lengths_R.device).masked_fill_(padding, -torch.inf),
+            prefix=prefix,
+        )
+
+    def take(self, rows: Tensor) -> Cache:
+        """Return a copy that holds these rows; a row may be taken many times."""
+        return Cache(
+            keys=self.keys.index_select(1, rows),
+            values=self.values.index_select(1, rows),
+            bias_RT=self.bias_RT.index_select(0, rows),
+            prefix=self.prefix,
+        )
+
+
+def context(layers: Sequence[Layer], x_RSD: Tensor, cache: Cache) -> None:
+    """Fill a cache's context slots from positions 0..S-1."""
+    rows, count, width = x_RSD.shape
+    heads, size = cache.keys.shape[2], cache.keys.shape[4]
+    causal = x_RSD.new_full((count, count), -torch.inf).triu_(1)
+    x = x_RSD.reshape(rows * count, width)
+    for i, layer in enumerate(layers):
+        query, key, value = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
+        keys, values = cache.keys[i, :, :, :count], cache.values[i, :, :, :count]
+        keys.copy_(key)
+        values.copy_(value)
+        if i + 1 == len(layers):
+            return  # the last layer's queries, and all that follows them, are never read
+        mixed = _attend_causally(query.to(keys.dtype), keys, values, causal)
+        x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
+
+
+def _attend_causally(query: Tensor, keys: Tensor, values: Tensor, causal_SS: Tensor) -> Tensor:
+    """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories."""
+    if query.device.type != "cpu" or query.shape[2] > FUSED_FROM:
+        return functional.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=1.0)
+    looks = torch.matmul(query, keys.transpose(2, 3))
+    looks += causal_SS
+    return torch.matmul(torch.softmax(looks, -1), values)
+
+
+def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
+    """Read one position a row, [B, D] -> hidden state [B, D]; its keys and values take slot `step` of the reads.
+
+    The rows of `caches`, one cache after another, are the rows of x.
+    """
+    sizes = [len(cache.bias_RT) for cache in caches]
+    heads, size, dtype = caches[0].keys.shape[2], caches[0].keys.shape[4], caches[0].keys.dtype
+    x = x_BD
+    for i, layer in enumerate(layers):
+        triples = torch.split(layer.qkv(x).view(len(x), 3, heads, size).to(dtype), sizes)
+        mixed = [_attend_once(triple, cache, i, step) for triple, cache in zip(triples, caches, strict=True)]
+        x = _finish(layer, x, torch.cat(mixed))
+    return x
+
+
+def _attend_once(triple_R3GZ: Tensor, cache: Cache, layer: int, step: int) -> Tensor:
+    """Put a position's key and value into the cache and mix what its query sees there: [R, G * Z]."""
+    slot = cache.prefix + step
+    query, key, value = triple_R3GZ.unbind(1)
+    cache.keys[layer, :, :, slot] = key
+    cache.values[layer, :, :, slot] = value
+    looks = torch.matmul(query[:, :, None], cache.keys[layer, :, :, : slot + 1].transpose(2, 3)).float()
+    looks += cache.bias_RT[:, None, None, : slot + 1]
+    mixed = torch.matmul(torch.softmax(looks, -1).to(key.dtype), cache.values[layer, :, :, : slot + 1])
+    return mixed.flatten(1)
+
+
+def read_aside(layers: Sequence[Layer], x_RCD: Tensor, cache: Cache) -> Tensor:
+    """Read C positions a row, each as if it alone came right after the history, [R, C, D] -> [R, C, D].
+
+    They see the context, the first read (the newest event) and themselves; the cache stays as it is.
+    """
+    rows, count, width = x_RCD.shape
+    heads, size = cache.keys.shape[2], cache.keys.shape[4]
+    slots = cache.prefix + 1
+    x = x_RCD.reshape(rows * count, width)
+    for i, layer in enumerate(layers):
+        triple = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4).to(cache.keys.dtype)
+        query, key, value = triple.unbind(0)
+        looks = torch.matmul(query, cache.keys[i, :, :, :slots].transpose(2, 3)).float()
+        looks += cache.bias_RT[:, None, None, :slots]
+        own = (query * key).sum(-1, keepdim=True).float()
+        shares = torch.softmax(torch.cat([looks, own], -1), -1).to(key.dtype)
+        mixed = torch.matmul(shares[..., :-1], cache.values[i, :, :, :slots]) + shares[..., -1:] * value
+        x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
+    return x.view(rows, count, width)
+
+
+def _finish(layer: Layer, x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
+    """Attention's output product, the feed-forward block and both norms; the residual stream stays in fp32."""
+    x = _norm(x_ND + layer.out(mixed_ND), layer.norm1)
+    return _norm(x + layer.down(layer.up(x, relu=True)), layer.norm2)
+
+
+def _norm(x_ND: Tensor, norm: Norm) -> Tensor:
+    return functional.layer_norm(x_ND, x_ND.shape[-1:], *norm, EPSILON)

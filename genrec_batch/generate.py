@@ -6,13 +6,14 @@ the engine runs; it speaks the engine protocol and NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from genrec_batch.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Ranked
-from genrec_batch.engines import Engine, State
+from genrec_batch.engines import Engine, Slates, State
 
 LOG_PROB = "log_prob"
 
@@ -47,6 +48,31 @@ def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
     if decoding.beam_width > 1:
         return _beam(engine, batch, decoding.top_k, decoding.beam_width)
     return _greedy(engine, batch, decoding.top_k)
+
+
+def recommend_all(engine: Engine, batches: Iterable[Batch], decoding: Decoding) -> Iterator[Ranked]:
+    """Yield what `recommend` returns for each batch, in order.
+
+    A greedy slate goes through the engine's own `slate` where it has one: the whole loop stays on the device, and the
+    copies of one batch run under the computation of another.
+
+    Raises:
+        EngineError: history and items do not fit the model.
+        RetryError: the device is out of memory.
+    """
+    greedy = decoding.mode == "slate" and decoding.beam_width == 1
+    if not (greedy and isinstance(engine, Slates)):
+        yield from (recommend(engine, batch, decoding) for batch in batches)
+        return
+    waiting = iter(batches)
+    first = next(waiting, None)
+    if first is None:
+        return
+    together = itertools.chain([first], waiting)
+    if first.candidates_BC is not None:
+        yield from (recommend(engine, batch, decoding) for batch in together)
+    else:
+        yield from engine.slate(together, decoding.top_k)
 
 
 def _greedy(engine: Engine, batch: Batch, steps: int) -> Ranked:

@@ -7,7 +7,6 @@ who called. Users go through in id order, a shard at a time; within a shard, bat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ import polars as pl
 import pyarrow as pa
 
 from genrec_batch import __version__, console, features, layout, output, recommendations
-from genrec_batch.arrays import F32, FIRST_ITEM, I64, Batch, Histories
+from genrec_batch.batching import Part
 from genrec_batch.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
 from genrec_batch.errors import ConfigError
-from genrec_batch.generate import Decoding, blend, recommend
+from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.profiling import Stages, peak_rss_mib
 from genrec_batch.recommendations import Ranking
 from genrec_batch.selection import Selection, sample_rows, select
 
-BATCH_USERS = 256  # on a CPU more gains nothing
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 
@@ -108,7 +106,7 @@ class Scoring:
             return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
         rows = sample_rows(job.histories.lengths_N)
         with stages.time("engine"):
-            sample = next(iter(_batches(config, job, job.histories.take(rows), rows, [0, 0], len(rows))))[1]
+            sample = Part.of(job, rows, config).batch(np.arange(len(rows)))
             selection = select(
                 job.model, sample, decoding, name=config.engine, device=config.device, precision=config.precision
             )
@@ -118,29 +116,29 @@ class Scoring:
     def shard(self, start: int, stop: int, advance: console.Advance = console.nowhere) -> pa.Table:
         """Return the recommendations of users start..stop of the job, in id order."""
         job, config, stages = self.job, self.config, self.stages
-        part = job.histories.slice(start, stop)
         with stages.time("features"):
-            dense_NF = features.compute(part, job.users, job.videos, max_events=config.max_events)
+            part = Part.of(job, np.arange(start, stop), config)
         weights = config.blend()
         ranking = Ranking.empty(stop - start, config.top_k)
-        everybody = np.arange(start, stop)
-        size = BATCH_USERS if config.batch_size == "auto" else int(config.batch_size)
-        for rows_B, batch in _batches(config, job, part, everybody, self.padding, size, dense_NF):
+        spans = part.spans(self.selection.batch_users if config.batch_size == "auto" else int(config.batch_size))
+        answers = recommend_all(self.selection.engine, (part.batch(rows_B) for rows_B in spans), self.decoding)
+        for rows_B in spans:
             with stages.time("model run"):
-                ranked = recommend(self.selection.engine, batch, self.decoding)
+                ranked = next(answers)
             ranking.put(rows_B, ranked, blend(ranked, weights))
-            advance(len(batch))
-        wanted_N = config.top_k if job.candidates is None else np.minimum(config.top_k, _given(job, start, stop))
-        self.short_users += int(((ranking.tokens_NK > 0).sum(axis=1) < wanted_N).sum())
+            self.padding[0] += int(part.histories.lengths_N[rows_B].sum()) + len(rows_B)
+            self.padding[1] += (int(part.histories.lengths_N[rows_B].max()) + 1) * len(rows_B)
+            advance(len(rows_B))
+        self.short_users += int(((ranking.tokens_NK > 0).sum(axis=1) < part.wanted_N(config.top_k)).sum())
         with stages.time("rows"):
             return recommendations.table(
                 job.user_ids.slice(start, stop - start),
                 ranking,
                 catalog=job.catalog,
                 video_type=job.video_type,
-                feature_scores_N3=features.feature_scores(dense_NF),
-                history_length_N=part.lengths_N,
-                cold_start_N=_cold_start(part),
+                feature_scores_N3=features.feature_scores(part.dense_NF),
+                history_length_N=part.histories.lengths_N,
+                cold_start_N=part.cold_start_N(),
                 nested=config.layout == "nested",
             )
 
@@ -157,72 +155,6 @@ class Scoring:
             "short_users": self.short_users,
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,
         }
-
-
-def _given(job: Job, start: int, stop: int) -> I64:
-    assert job.candidates is not None
-    return job.candidates.slice(start, stop).lengths_N
-
-
-def _cold_start(part: Histories) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    known_E = (part.tokens_E >= FIRST_ITEM).astype(np.int64)
-    user_E = np.repeat(np.arange(len(part)), part.lengths_N)
-    cold: np.ndarray[tuple[int], np.dtype[np.bool_]] = np.bincount(user_E, known_E, len(part)) == 0
-    return cold
-
-
-def _batches(
-    config: ScoreConfig,
-    job: Job,
-    part: Histories,
-    users_N: I64,
-    padding: list[int],
-    size: int,
-    dense_NF: F32 | None = None,
-) -> Iterator[tuple[I64, Batch]]:
-    """Yield (rows of `part`, batch), users of like length together, longest first; `users_N` are rows of the job."""
-    if dense_NF is None:
-        dense_NF = features.compute(part, job.users, job.videos, max_events=config.max_events)
-    profile = features.profile_vectors(part, job.users) if job.users is not None else None
-    video = features.video_vectors(part, job.videos) if job.videos is not None else None
-    tokens = part.token_rows()
-    order_N = np.argsort(-part.lengths_N, kind="stable")
-    for first, stop in cuts(part.lengths_N[order_N], size):
-        rows_B = order_N[first:stop]
-        tokens_BS = tokens.padded(rows_B)
-        seen_BX = np.zeros((len(rows_B), 1), np.int32) if config.include_seen else part.seen.padded(rows_B)
-        lengths_B = part.lengths_N[rows_B].astype(np.int32)
-        padding[0] += int(lengths_B.sum()) + len(rows_B)
-        padding[1] += tokens_BS.size + len(rows_B)
-        yield (
-            rows_B,
-            Batch(
-                dense_BF=dense_NF[rows_B],
-                tokens_BS=tokens_BS,
-                lengths_B=lengths_B,
-                seen_BX=seen_BX,
-                candidates_BC=None if job.candidates is None else job.candidates.padded(users_N[rows_B]),
-                profile_BP=None if profile is None else profile[0][rows_B],
-                has_profile_B=None if profile is None else profile[1][rows_B],
-                video_BV=None if video is None else video[0][rows_B],
-                has_video_B=None if video is None else video[1][rows_B],
-            ),
-        )
-
-
-def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
-
-    A batch of at least a quarter of `size` ends where a row would be padded to more than 1.3 times its positions.
-    """
-    positions_N = falling_N + 1
-    batches, start = [], 0
-    while start < len(positions_N):
-        long_enough = int(np.searchsorted(-positions_N, -positions_N[start] / 1.3, side="right"))
-        stop = min(len(positions_N), start + size, max(long_enough, start + max(1, size // 4)))
-        batches.append((start, stop))
-        start = stop
-    return batches
 
 
 def shards(users: int, size: int) -> list[tuple[int, int]]:

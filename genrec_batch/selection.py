@@ -15,13 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from genrec_batch.arrays import I32, I64, Batch
+from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
 from genrec_batch.model import Model
 
+NEEDS = {  # modules of which one must be there, and the extra that brings it
+    "torch": (("torch",), "torch"),
+    "onnxruntime": (("onnxruntime",), "cpu"),
+    "tensorrt": (("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"), "gpu"),
+}
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS = 128
+WHY = "the fastest engine installed for"
+CPU_BATCH_USERS, GPU_BATCH_USERS = 256, 2048  # TensorRT's attention slows down beyond 65,535 users x heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,11 @@ class Selection:
     engine: Engine
     why: str
 
+    @property
+    def batch_users(self) -> int:
+        """Users of a batch where `--batch-size` is auto: measured on the kind of device, see the README."""
+        return GPU_BATCH_USERS if self.engine.device.startswith("cuda") else CPU_BATCH_USERS
+
 
 def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engine:
     """Open an engine by name.
@@ -38,19 +51,26 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
     Raises:
         EngineError: it, its device or its precision is not there; the message says how to install it.
     """
+    _need(name)
+    engine: Engine
     if name == "torch":
-        _need("torch", "torch", "torch")
+        from genrec_batch.engines.torch_cuda import TorchCudaEngine, why_not
         from genrec_batch.engines.torch_engine import TorchEngine
 
-        engine: Engine = TorchEngine(model, device=device, precision=precision)
-        return engine
-    if name == "onnxruntime":
-        _need("onnxruntime", "onnxruntime", "cpu")
+        declined = why_not(model.config, device, precision)
+        if device.startswith("cuda"):
+            LOG.info("torch on %s: %s", device, f"the plain loop: {declined}" if declined else "hand-fused kernels")
+        fused = not declined
+        engine = (TorchCudaEngine if fused else TorchEngine)(model, device=device, precision=precision)
+    elif name == "onnxruntime":
         from genrec_batch.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-        runtime: Engine = OnnxRuntimeEngine(model, device=device, precision=precision)
-        return runtime
-    raise EngineError(f"--engine {name}: not built into this version; take onnxruntime or torch")
+        engine = OnnxRuntimeEngine(model, device=device, precision=precision)
+    else:
+        from genrec_batch.engines.tensorrt_engine import TensorRtEngine
+
+        engine = TensorRtEngine(model, device=device, precision=precision)
+    return engine
 
 
 def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
@@ -62,12 +82,12 @@ def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device
     place = _device(device)
     chosen = _available(place) if name == "auto" else name
     if precision != "auto":
-        why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {_why(chosen, place)}"
+        why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
         return Selection(engine=open_engine(model, name=chosen, device=place, precision=precision), why=why)
     plain = open_engine(model, name=chosen, device=place, precision="fp32")
     fast = _fast_precision(chosen, place)
     if fast is None:
-        return Selection(engine=plain, why=f"{chosen} in fp32: {_why(chosen, place)}")
+        return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
     faster = open_engine(model, name=chosen, device=place, precision=fast)
     overlap = top_overlap(recommend(plain, sample, decoding).tokens_BK, recommend(faster, sample, decoding).tokens_BK)
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
@@ -90,10 +110,11 @@ def sample_rows(lengths_N: I64) -> I64:
     return order_N[picked]
 
 
-def _need(module: str, engine: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
+def _need(engine: str) -> None:
+    modules, extra = NEEDS[engine]
+    if not any(importlib.util.find_spec(module) for module in modules):
         raise EngineError(
-            f"--engine {engine}: the package {module} is not installed; pip install 'genrec-batch[{extra}]'"
+            f"--engine {engine}: the package {modules[0]} is not installed; pip install 'genrec-batch[{extra}]'"
         )
 
 
@@ -104,17 +125,15 @@ def _device(device: str) -> str:
 
 
 def _available(place: str) -> str:
-    for name in ("torch", "onnxruntime"):
-        if importlib.util.find_spec(name) is not None:
+    """Return the engine that `auto` takes: measured fastest first, among what is installed."""
+    order = ("tensorrt", "torch", "onnxruntime") if place.startswith("cuda") else ("torch", "onnxruntime")
+    for name in order:
+        if any(importlib.util.find_spec(module) for module in NEEDS[name][0]):
             return name
     raise EngineError(
-        f"--engine auto: neither torch nor onnxruntime is installed for {place}; pip install 'genrec-batch[cpu]' or "
+        f"--engine auto: none of {', '.join(order)} is installed for {place}; pip install 'genrec-batch[cpu]' or "
         "'genrec-batch[torch]'"
     )
-
-
-def _why(name: str, place: str) -> str:
-    return f"the first installed of torch and onnxruntime, on {place}" if name else ""
 
 
 def _fast_precision(name: str, place: str) -> str | None:

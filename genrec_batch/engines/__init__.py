@@ -7,11 +7,21 @@ may live on a device from the first call to the last.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 from genrec_batch.arrays import F32, I32, I64, Batch, Ranked
 
 State = Any  # an engine's own; only ever handed back to the engine that made it
+
+
+@runtime_checkable
+class Slates(Protocol):
+    """What an engine may offer beside the protocol: whole greedy slates that never leave the device."""
+
+    def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
+        """Yield the slates of `steps` items of each batch, in order, copies and computation overlapping."""
+        ...
 
 
 class Engine(Protocol):

@@ -1,0 +1,93 @@
+"""From histories to batches: users of like history length side by side.
+
+Owns: the order of users in batches, padding, and what a `Batch` is filled with. Must not know: engines, files. In: a
+job and the rows of some of its users. Out: `arrays.Batch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec_batch import features
+from genrec_batch.arrays import F32, FIRST_ITEM, I32, I64, U8, Batch, Histories, Ragged
+from genrec_batch.config import ScoreConfig
+from genrec_batch.job import Job
+
+LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that is a quarter full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some users of a job with all that the model reads of them, in the order given."""
+
+    histories: Histories
+    dense_NF: F32
+    profile: tuple[F32, U8] | None
+    video: tuple[F32, U8] | None
+    candidates: Ragged | None
+    include_seen: bool
+
+    @staticmethod
+    def of(job: Job, rows_N: I64, config: ScoreConfig) -> Part:
+        """Compute the features of the job's rows `rows_N`."""
+        straight = len(rows_N) > 0 and bool((np.diff(rows_N) == 1).all())
+        histories = job.histories.slice(int(rows_N[0]), int(rows_N[-1]) + 1) if straight else job.histories.take(rows_N)
+        return Part(
+            histories=histories,
+            dense_NF=features.compute(histories, job.users, job.videos, max_events=config.max_events),
+            profile=None if job.users is None else features.profile_vectors(histories, job.users),
+            video=None if job.videos is None else features.video_vectors(histories, job.videos),
+            candidates=None if job.candidates is None else job.candidates.take(rows_N),
+            include_seen=config.include_seen,
+        )
+
+    def spans(self, size: int) -> list[I64]:
+        """Return the rows of each batch: at most `size` users of like length, longest first."""
+        order_N = np.argsort(-self.histories.lengths_N, kind="stable")
+        return [order_N[start:stop] for start, stop in cuts(self.histories.lengths_N[order_N], size)]
+
+    def batch(self, rows_B: I64) -> Batch:
+        """Return what the model reads of B users."""
+        return Batch(
+            dense_BF=self.dense_NF[rows_B],
+            tokens_BS=self.histories.token_rows().padded(rows_B),
+            lengths_B=self.histories.lengths_N[rows_B].astype(np.int32),
+            seen_BX=self._seen(rows_B),
+            candidates_BC=None if self.candidates is None else self.candidates.padded(rows_B),
+            profile_BP=None if self.profile is None else self.profile[0][rows_B],
+            has_profile_B=None if self.profile is None else self.profile[1][rows_B],
+            video_BV=None if self.video is None else self.video[0][rows_B],
+            has_video_B=None if self.video is None else self.video[1][rows_B],
+        )
+
+    def _seen(self, rows_B: I64) -> I32:
+        return np.zeros((len(rows_B), 1), np.int32) if self.include_seen else self.histories.seen.padded(rows_B)
+
+    def wanted_N(self, top_k: int) -> I64:
+        """Return how many items each user could get at most, [N]."""
+        users = len(self.histories)
+        return np.full(users, top_k) if self.candidates is None else np.minimum(top_k, self.candidates.lengths_N)
+
+    def cold_start_N(self) -> U8:
+        """Return who has no known video in the history, [N]."""
+        known_E = (self.histories.tokens_E >= FIRST_ITEM).astype(np.int64)
+        user_E = np.repeat(np.arange(len(self.histories)), self.histories.lengths_N)
+        cold_N: U8 = np.bincount(user_E, known_E, len(self.histories)) == 0
+        return cold_N
+
+
+def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
+
+    A batch that is a quarter full ends where a row would fill less than 1 / 1.3 of its longest row's positions.
+    """
+    positions_N = falling_N + 1
+    batches, start = [], 0
+    while start < len(positions_N):
+        shorter = int(np.searchsorted(-positions_N, -positions_N[start] * LEAST_FILLED, side="right"))
+        stop = min(len(positions_N), start + size, max(shorter, start + max(1, size // 4)))
+        batches.append((start, stop))
+        start = stop
+    return batches

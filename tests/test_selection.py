@@ -1,0 +1,82 @@
+"""Which engine a run takes, and what it says of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from genrec_batch import model, selection
+from genrec_batch.arrays import Batch, Ranked
+from genrec_batch.errors import EngineError
+from genrec_batch.generate import Decoding
+
+TINY = model.demo_model(model.PRESETS["tiny"])
+SAMPLE = Batch(
+    dense_BF=np.zeros((3, 1024), np.float32),
+    tokens_BS=np.array([[5, 6], [7, 0], [0, 0]], np.int32),
+    lengths_B=np.array([2, 1, 0], np.int32),
+    seen_BX=np.zeros((3, 1), np.int32),
+)
+
+
+class Pretend:
+    """An engine that recommends tokens 2.. from a first token on."""
+
+    name, device = "torch", "cpu"
+
+    def __init__(self, precision, first):
+        self.precision, self.first = precision, first
+
+    def slate(self, batches, steps):
+        for batch in batches:
+            tokens = np.tile(np.arange(self.first, self.first + steps, dtype=np.int32), (len(batch), 1))
+            zeros = np.zeros(tokens.shape, np.float32)
+            yield Ranked(tokens_BK=tokens, log_prob_BK=zeros, heads_BKH=np.zeros((*tokens.shape, 4), np.float32))
+
+
+def chosen(monkeypatch, first_of_fast, **asked):
+    made = {"fp32": Pretend("fp32", 2), "bf16": Pretend("bf16", first_of_fast)}
+    monkeypatch.setattr(selection, "open_engine", lambda _model, *, precision, **_: made[precision])
+    monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(
+        selection, "recommend", lambda engine, batch, decoding: next(engine.slate([batch], decoding.top_k))
+    )
+    asked = {"name": "torch", "device": "cpu", "precision": "auto", **asked}
+    return selection.select(TINY, SAMPLE, Decoding(top_k=10), **asked)
+
+
+def test_auto_takes_the_fast_precision_only_while_it_keeps_the_top_10(monkeypatch):
+    same = chosen(monkeypatch, 2)
+    assert (same.engine.precision, "100.0%" in same.why) == ("bf16", True)
+    other = chosen(monkeypatch, 3)  # 9 of 10 in common
+    assert (other.engine.precision, "90.0%" in other.why) == ("fp32", True)
+
+
+def test_what_is_asked_for_by_name_is_taken_without_a_check(monkeypatch):
+    assert chosen(monkeypatch, 500, precision="bf16").engine.precision == "bf16"
+
+
+def test_overlap_counts_items_not_order_and_ignores_ends():
+    a = np.array([[2, 3, 4], [5, 0, 0], [0, 0, 0]])
+    b = np.array([[4, 3, 9], [5, 0, 0], [0, 0, 0]])
+    assert selection.top_overlap(a, b) == pytest.approx((2 / 3 + 1 + 1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "install"),
+    [("torch", "genrec-batch[torch]"), ("onnxruntime", "genrec-batch[cpu]"), ("tensorrt", "genrec-batch[gpu]")],
+)
+def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, name, install):
+    monkeypatch.setattr(selection.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EngineError, match=rf"--engine {name}: the package {name} is not installed; pip install"):
+        selection.open_engine(TINY, name=name, device="cpu", precision="fp32")
+    with pytest.raises(EngineError, match="--engine auto: none of torch, onnxruntime is installed"):
+        selection.select(TINY, SAMPLE, Decoding(), name="auto", device="cpu", precision="auto")
+    assert install.startswith("genrec-batch[")
+
+
+def test_the_sample_spans_all_lengths():
+    lengths = np.arange(1000)[::-1].copy()
+    rows = selection.sample_rows(lengths)
+    assert len(rows) == 128
+    assert (lengths[rows].min(), lengths[rows].max()) == (0, 999)

@@ -15,7 +15,6 @@ from genrec_batch.edge import guarded
 from genrec_batch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from genrec_batch.catalog import Catalog
     from genrec_batch.model import ModelConfig
 
 model_app = typer.Typer(no_args_is_help=True, help="Make, import, look at and export model directories.")
@@ -67,11 +66,11 @@ def init(
     _quiet_logs()
 
     def work() -> None:
-        from genrec_batch import model
+        from genrec_batch import job, model
 
         chosen = model.DEMO_SEED if seed is None else seed
         config = model.preset(preset)
-        items = _catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
+        items = job.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
         weights = model.initial_weights(config, chosen)
         origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
         model.save(directory, config, weights, trained=False, card=_card(config, origin))
@@ -81,16 +80,6 @@ def init(
         console.stdout.print(f"{directory}: {said}, untrained", highlight=False, soft_wrap=True)
 
     guarded(work, verbose=False)
-
-
-def _catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
-    from genrec_batch import catalog, schema, storage
-
-    source = storage.scan(path, "--catalog-from")
-    names = schema.column_names(schema_name)
-    events, _ = schema.contract(source.frame, names.events, f"--catalog-from {path}")
-    usable = events.filter(schema.usable())
-    return storage.reading(lambda: catalog.Catalog.from_events(usable, vocabulary=vocabulary), f"--catalog-from {path}")
 
 
 @model_app.command("import")

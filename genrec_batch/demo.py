@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from genrec_batch import catalog, model, pipeline, sampling, schema, show, storage
+from genrec_batch import model, pipeline, sampling, show
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG, stdout
+from genrec_batch.job import catalog_of
 
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"  # beside the package in a checkout
 
@@ -34,8 +35,7 @@ def run(folder: Path, users: int) -> dict[str, Any]:
     shutil.rmtree(directory, ignore_errors=True)
     config = model.PRESETS["reference"]
     model.save(directory, config, model.initial_weights(config, model.DEMO_SEED), trained=False, card="A demo model.\n")
-    events, _ = schema.contract(storage.scan(str(log), "INPUT").frame, {}, str(log))
-    catalog.Catalog.from_events(events, vocabulary=config.vocabulary).write(directory / "catalog.parquet")
+    catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
     output = folder / "recs.parquet"
     command = f"genrec-batch score {log} {output} --model {directory} --if-exists overwrite"
     stdout.print(f"[bold]$ {command}[/]", soft_wrap=True)

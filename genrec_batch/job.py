@@ -74,6 +74,19 @@ def read_log(
     return events, {"input_rows": source.rows, **facts}, source
 
 
+def catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
+    """Return the catalog of a log's usable events (`--catalog-from`).
+
+    Raises:
+        InputError: not readable, or not the contract.
+    """
+    flag = "--catalog-from"
+    source = storage.scan(path, flag)
+    events, _ = schema.contract(source.frame, schema.column_names(schema_name).events, f"{flag} {path}")
+    usable = events.filter(schema.usable())
+    return storage.reading(lambda: Catalog.from_events(usable, vocabulary=vocabulary), f"{flag} {path}")
+
+
 def _usable(
     frame: pl.LazyFrame, expressions: Mapping[str, str], path: str, config: HistoryConfig
 ) -> tuple[pl.DataFrame, dict[str, object]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -68,11 +70,10 @@ def test_overlap_counts_items_not_order_and_ignores_ends():
 )
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, name, install):
     monkeypatch.setattr(selection.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EngineError, match=rf"--engine {name}: the package {name} is not installed; pip install"):
+    with pytest.raises(EngineError, match=rf"--engine {name}: .* is not installed; pip install '{re.escape(install)}'"):
         selection.open_engine(TINY, name=name, device="cpu", precision="fp32")
     with pytest.raises(EngineError, match="--engine auto: none of torch, onnxruntime is installed"):
         selection.select(TINY, SAMPLE, Decoding(), name="auto", device="cpu", precision="auto")
-    assert install.startswith("genrec-batch[")
 
 
 def test_the_sample_spans_all_lengths():

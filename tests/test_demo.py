@@ -1,0 +1,32 @@
+"""The demo and the sample command, as a newcomer runs them."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from genrec_batch import demo
+
+
+@pytest.mark.slow
+def test_demo_scores_the_sample_log_and_shows_rows(run):
+    done = run("demo")
+    assert done.code == 0, done.err
+    assert "genrec-batch score" in done.out
+    assert done.summary["users"] == 500
+    assert len(pl.read_parquet("demo_output/recs.parquet")) == 5000
+
+
+def test_demo_outside_a_checkout_makes_its_log(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "SAMPLE", tmp_path / "nowhere.parquet")
+    done = run("demo", "--users", "20")
+    assert done.code == 0, done.err
+    assert done.summary["users"] == 20
+
+
+def test_sample_writes_the_same_log_for_the_same_seed(run, tmp_path):
+    for name in ("a", "b"):
+        done = run("sample", f"{name}.parquet", "--users", "50", "--events-per-user", "5", "--seed", "3")
+        assert done.code == 0, done.err
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert run("sample", "a.parquet", "--users", "50").code == 2

@@ -170,7 +170,8 @@ def test_long_histories_equal_full_forwards(monkeypatch):
     longer = model.demo_model(config)
     batch = make_batch([150, 3, 140, 0, 145])
     network = torch_network.load_network(config, longer.weights, torch.device("cpu"))
-    monkeypatch.setattr(torch_engine, "GROUP_POSITIONS", 300)
+    monkeypatch.setattr(torch_engine, "GROUP_ROWS", 3)
+    monkeypatch.setattr(torch_engine, "CONTEXT_POSITIONS", 160)
     assert_alike(slate(TorchEngine(longer), batch, 3), full_forwards(network, batch, 3), 1e-4)
 
 
@@ -219,8 +220,35 @@ def test_a_row_does_not_depend_on_its_company_or_padding(precision):
 def test_the_groups_that_rows_fall_into_do_not_matter(engine, monkeypatch):
     batch = make_batch([7, 0, 3, 1, 12, 12, 5, 0, 8, 2])
     together = slate(engine, batch)
-    monkeypatch.setattr(torch_engine, "GROUP_POSITIONS", 1)
-    assert_alike(slate(engine, batch), together, 1e-5)
+    for rows, positions in ((1, 1), (4, 1), (4, 26), (100, 1000)):
+        monkeypatch.setattr(torch_engine, "GROUP_ROWS", rows)
+        monkeypatch.setattr(torch_engine, "CONTEXT_POSITIONS", positions)
+        assert_alike(slate(TorchEngine(MODEL), batch), together, 1e-5)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_does_not_matter(engine, threads):
+    batch = make_batch([7, 0, 3, 1, 12, 12, 5, 0, 8, 2])
+    rows = np.array([9, 9, 0, 3, 3, 3, 5])
+    torch.set_num_threads(threads)
+    lanes = TorchEngine(MODEL)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert_alike(slate(lanes, batch), slate(engine, batch), 1e-5)
+    assert_alike(slate(lanes, take(batch, np.array([4]))), slate(engine, take(batch, np.array([4]))), 1e-5)
+    ask = np.random.default_rng(1).integers(0, CONFIG.vocabulary, (7, 4)).astype(np.int32)
+    states = []
+    for one in (engine, lanes):
+        state = one.prefill(batch, steps=3, choices=2)
+        one.decode(state, np.arange(20, 30, dtype=np.int32))
+        state = one.select(state, rows)
+        one.decode(state, np.arange(40, 47, dtype=np.int32))
+        states.append(state)
+    assert_alike(lanes.collect(states[1]), engine.collect(states[0]), 1e-5)
+    for found, expected in zip(lanes.choose(states[1]), engine.choose(states[0]), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(lanes.log_probs(states[1], ask), engine.log_probs(states[0], ask), atol=1e-5)
+    np.testing.assert_allclose(lanes.score(states[1], ask), engine.score(states[0], ask), atol=1e-5)
 
 
 def test_two_runs_give_the_same_bits(engine):
@@ -307,9 +335,10 @@ def test_choices_are_the_best_first_and_over_the_whole_vocabulary(engine):
     assert (np.exp(log_probs[:, 1:]).sum(1) < 1).all()
 
 
-def test_scores_of_items_aside_equal_reading_each_alone(engine, monkeypatch):
+def test_scores_of_items_aside_equal_reading_each_alone(monkeypatch):
     batch = make_batch()
     monkeypatch.setattr(torch_engine, "ASIDE_POSITIONS", 10)
+    engine = TorchEngine(MODEL)
     state = engine.prefill(batch, steps=2)
     tokens_BC = np.random.default_rng(3).integers(2, CONFIG.vocabulary, (len(batch), 5)).astype(np.int32)
     tokens_BC[0, 3:] = 0
@@ -384,6 +413,25 @@ def test_a_missing_gpu_says_what_to_install(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match=r"no CUDA GPU.*pip install .*genrec-batch\[torch\]"):
         TorchEngine(MODEL, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2), ("bf16", 2e-1)])
+def test_a_gpu_gives_what_a_cpu_gives(engine, precision, tolerance):
+    batch = make_batch()
+    on_gpu = TorchEngine(MODEL, device="cuda", precision=precision)
+    assert on_gpu.device.startswith("cuda:")
+    expected = slate(engine, batch)
+    state = on_gpu.prefill(batch, steps=STEPS)
+    for step in range(STEPS):
+        on_gpu.decode(state, expected.tokens_BK[:, step])
+    assert_alike(on_gpu.collect(state), expected, tolerance)
+    np.testing.assert_allclose(
+        on_gpu.score(state, expected.tokens_BK),
+        engine.score(engine.prefill(batch, steps=1), expected.tokens_BK),
+        atol=tolerance,
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,22 +108,25 @@ class Layer:
     norm2: Norm
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContextLayers:
+    """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D]."""
+
+    layers: Sequence[Layer]
+    last: Linear
+
+
 def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
     """Return the encoder's layers with their products in `dtype` and their norms in fp32."""
-    config, state = network.config, network.state_dict()
-    layers = []
-    for i in range(config.layers):
-        at = f"encoder.layers.{i}."
-        scale = torch.ones(3 * config.width, device=state[at + "self_attn.in_proj_bias"].device)
-        scale[: config.width] = config.head_size**-0.5
-        qkv = state[at + "self_attn.in_proj_weight"] * scale[:, None], state[at + "self_attn.in_proj_bias"] * scale
+    state, layers = network.state_dict(), []
+    for i in range(network.config.layers):
         pairs = {
-            name: (state[f"{at}{name}.weight"], state[f"{at}{name}.bias"])
+            name: (state[f"encoder.layers.{i}.{name}.weight"], state[f"encoder.layers.{i}.{name}.bias"])
             for name in ("self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")
         }
         layers.append(
             Layer(
-                qkv=Linear(*qkv, dtype),
+                qkv=Linear(*_scaled_qkv(network, i), dtype),
                 out=Linear(*pairs["self_attn.out_proj"], dtype),
                 up=Linear(*pairs["linear1"], dtype),
                 down=Linear(*pairs["linear2"], dtype),
@@ -132,6 +135,21 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
             )
         )
     return layers
+
+
+def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtype) -> ContextLayers:
+    """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
+    weight, bias = _scaled_qkv(network, len(layers) - 1)
+    width = network.config.width
+    return ContextLayers(layers=layers[:-1], last=Linear(weight[width:], bias[width:], dtype))
+
+
+def _scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
+    """Return weight [3 D, D] and bias of queries, keys and values, 1/sqrt(Z) multiplied into the queries' rows."""
+    attention = network.encoder.layers[layer].self_attn
+    scale = torch.ones_like(attention.in_proj_bias)
+    scale[: network.config.width] = network.config.head_size**-0.5
+    return attention.in_proj_weight * scale[:, None], attention.in_proj_bias * scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +179,17 @@ class Cache:
             prefix=prefix,
         )
 
+    def clear(self, first: int) -> None:
+        """Put zeros into the context slots from `first` on: no row looks at them, but what is not a number spreads."""
+        self.keys[:, :, :, first : self.prefix] = 0.0
+        self.values[:, :, :, first : self.prefix] = 0.0
+
+    def part(self, rows: slice) -> Cache:
+        """Return a view of some rows."""
+        return Cache(
+            keys=self.keys[:, rows], values=self.values[:, rows], bias_RT=self.bias_RT[rows], prefix=self.prefix
+        )
+
     def take(self, rows: Tensor) -> Cache:
         """Return a copy that holds these rows; a row may be taken many times."""
         return Cache(
@@ -171,30 +200,33 @@ class Cache:
         )
 
 
-def context(layers: Sequence[Layer], x_RSD: Tensor, cache: Cache) -> None:
-    """Fill a cache's context slots from positions 0..S-1."""
+def context(stack: ContextLayers, x_RSD: Tensor, cache: Cache) -> None:
+    """Fill a cache's context slots from positions 0..S-1; the last layer's queries are never read, so never made."""
     rows, count, width = x_RSD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
     causal = x_RSD.new_full((count, count), -torch.inf).triu_(1)
     x = x_RSD.reshape(rows * count, width)
-    for i, layer in enumerate(layers):
-        query, key, value = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
-        keys, values = cache.keys[i, :, :, :count], cache.values[i, :, :, :count]
-        keys.copy_(key)
-        values.copy_(value)
-        if i + 1 == len(layers):
-            return  # the last layer's queries, and all that follows them, are never read
-        mixed = _attend_causally(query.to(keys.dtype), keys, values, causal)
+    for i, layer in enumerate(stack.layers):
+        query, key, value = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4).contiguous()
+        cache.keys[i, :, :, :count] = key
+        cache.values[i, :, :, :count] = value
+        mixed = _attend_causally(query, key, value, causal)
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
+    key, value = stack.last(x).view(rows, count, 2, heads, size).permute(2, 0, 3, 1, 4)
+    cache.keys[-1, :, :, :count] = key
+    cache.values[-1, :, :, :count] = value
 
 
-def _attend_causally(query: Tensor, keys: Tensor, values: Tensor, causal_SS: Tensor) -> Tensor:
-    """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories."""
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_SS: Tensor) -> Tensor:
+    """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories.
+
+    Softmax is fp32 for any type.
+    """
     if query.device.type != "cpu" or query.shape[2] > FUSED_FROM:
-        return functional.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=1.0)
-    looks = torch.matmul(query, keys.transpose(2, 3))
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+    looks = torch.matmul(query, key.transpose(2, 3)).float()
     looks += causal_SS
-    return torch.matmul(torch.softmax(looks, -1), values)
+    return torch.matmul(torch.softmax(looks, -1).to(value.dtype), value)
 
 
 def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:

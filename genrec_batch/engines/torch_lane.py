@@ -1,0 +1,211 @@
+"""One lane of the torch engine: rows that go through the network together, from prefill to the last item.
+
+Owns: caches, banned items and what was read of its rows, which are sorted by length. Must not know: threads, the
+caller's order of rows, NumPy. A lane shares nothing that it writes with another one.
+
+Rows are cut into groups of like length that share a cache, so that neighbours cost each other next to no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from genrec_batch.arrays import FIRST_ITEM, HEADS, PADDING
+from genrec_batch.engines.torch_choice import Choice, choose, log_probs
+from genrec_batch.engines.torch_linear import Linear
+from genrec_batch.engines.torch_network import (
+    Cache,
+    ContextLayers,
+    Layer,
+    Network,
+    context,
+    prepare_context,
+    prepare_layers,
+    read,
+    read_aside,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The network as a device computes it, and how much of a lane it computes at once."""
+
+    network: Network
+    context: ContextLayers  # reads what stands before the newest event
+    reading: Sequence[Layer]  # reads the newest event and decoded items
+    output: Linear
+    heads: Linear
+    tokens: int  # tokens from here on are never chosen
+    cache_dtype: torch.dtype
+    group_rows: int  # rows that share a cache
+    context_positions: int  # positions of one pass over the context
+    aside_positions: int  # items read aside at once
+
+    @staticmethod
+    def of(
+        network: Network,
+        *,
+        dtype: torch.dtype,
+        reading_dtype: torch.dtype,
+        tokens: int,
+        group_rows: int,
+        context_positions: int,
+        aside_positions: int,
+    ) -> Program:
+        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits and heads in fp32."""
+        reading = prepare_layers(network, reading_dtype)
+        layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
+        heads = [getattr(network, f"{head}_head") for head in HEADS]
+        return Program(
+            network=network,
+            context=prepare_context(network, layers, dtype),
+            reading=reading,
+            output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
+            heads=Linear(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), torch.float32),
+            tokens=tokens,
+            cache_dtype=dtype,
+            group_rows=group_rows,
+            context_positions=context_positions,
+            aside_positions=aside_positions,
+        )
+
+    def items(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return what the network reads for items at positions, [..., D]."""
+        items: Tensor = self.network.token_embedding(tokens) + self.network.position_embedding(positions)
+        return items
+
+    def scores(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """Return the heads of read items, [..., H]; 0 for token 0."""
+        return torch.sigmoid(self.heads(hidden.flatten(0, -2)).view(*items.shape, -1)) * (items != PADDING)[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows of like length: their span in the lane, their lengths, and their cache."""
+
+    rows: slice
+    lengths_R: Tensor
+    cache: Cache
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """B rows on their way; lengths rise."""
+
+    lengths_B: Tensor
+    groups: list[Group]
+    steps: int
+    choices: int
+    banned_BX: Tensor  # padding, unknown, seen; then what has been read
+    start: Choice  # right after the history
+    next: Choice | None  # None once there is no room for another item
+    tokens: list[Tensor] = field(default_factory=list)  # read so far, [B] each
+    log_probs: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+
+
+def prefill(program: Program, inputs: Mapping[str, Tensor], *, steps: int, choices: int) -> Lane:
+    """Read features and histories and choose the next items.
+
+    `inputs` has dense_BF, tokens_BS, lengths_B (rising), seen_BX and, where the run has them, profile_BP,
+    has_profile_B, video_BV, has_video_B.
+    """
+    vectors = {
+        name: inputs[name] for name in ("profile_BP", "has_profile_B", "video_BV", "has_video_B") if name in inputs
+    }
+    prefix_BD = program.network.prefix(inputs["dense_BF"], **vectors)
+    tokens_BS, lengths_B = inputs["tokens_BS"], inputs["lengths_B"]
+    groups = []
+    for first in range(0, len(lengths_B), program.group_rows):
+        rows = slice(first, min(len(lengths_B), first + program.group_rows))
+        groups.append(_group(program, prefix_BD[rows], tokens_BS[rows], lengths_B[rows], rows, steps))
+    last_B = tokens_BS.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
+    newest_BD = torch.where((lengths_B > 0)[:, None], program.items(last_B, lengths_B), prefix_BD)
+    hidden_BD = read(program.reading, newest_BD, [group.cache for group in groups], 0)
+    never_B2 = lengths_B.new_tensor([PADDING, FIRST_ITEM - 1]).expand(len(lengths_B), 2)
+    banned_BX = torch.cat([never_B2, inputs["seen_BX"]], 1)
+    start = choose(program.output(hidden_BD), banned_BX, tokens=program.tokens, choices=choices)
+    return Lane(
+        lengths_B=lengths_B, groups=groups, steps=steps, choices=choices, banned_BX=banned_BX, start=start, next=start
+    )
+
+
+def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Tensor, rows: slice, steps: int) -> Group:
+    """Read everything before the newest event of some rows into a new cache, a few rows at a time."""
+    longest = int(lengths_R[-1])
+    cache = Cache.empty(program.network.config, lengths_R, longest, 1 + steps, program.cache_dtype)
+    size = max(1, program.context_positions // max(1, longest))
+    for first in range(0, len(lengths_R), size):
+        part = slice(first, min(len(lengths_R), first + size))
+        count = int(lengths_R[part.stop - 1])
+        filled = cache.part(part)
+        if count:
+            items_RSD = program.items(tokens_RS[part, : count - 1], torch.arange(1, count, device=lengths_R.device))
+            context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), filled)
+        filled.clear(count)
+    return Group(rows=rows, lengths_R=lengths_R, cache=cache)
+
+
+def decode(program: Program, lane: Lane, items_B: Tensor | None) -> None:
+    """Read one item per row (None: the best choice), then choose the next.
+
+    The last of the lane's steps has nothing after it, so its logits are left out.
+    """
+    step = len(lane.tokens)
+    assert lane.next is not None, "prefill made room for fewer steps"
+    assert step < lane.steps, "prefill made room for fewer steps"
+    if items_B is None:
+        items_B, log_prob_B = lane.next.tokens_BW[:, 0], lane.next.log_prob_BW[:, 0]
+    else:
+        log_prob_B = log_probs(lane.next.logits_BV, lane.next.log_sum_B, items_B[:, None])[:, 0]
+    x_BD = program.items(items_B, lane.lengths_B + step + 1)
+    hidden_BD = read(program.reading, x_BD, [group.cache for group in lane.groups], step + 1)
+    lane.tokens.append(items_B)
+    lane.log_probs.append(log_prob_B)
+    lane.heads.append(program.scores(hidden_BD, items_B))
+    if step + 1 == lane.steps:
+        lane.next = None
+        return
+    lane.banned_BX = torch.cat([lane.banned_BX, items_B[:, None]], 1)
+    lane.next = choose(program.output(hidden_BD), lane.banned_BX, tokens=program.tokens, choices=lane.choices)
+
+
+def score(program: Program, lane: Lane, items_BC: Tensor) -> Tensor:
+    """Return the heads of items, each read alone right after the history, [B, C, H]; 0 for token 0."""
+    parts = []
+    for group in lane.groups:
+        rows = len(group.lengths_R)
+        size = max(1, program.aside_positions // max(1, items_BC.shape[1]))
+        for first in range(0, rows, size):
+            part = slice(first, min(rows, first + size))
+            items_RC = items_BC[group.rows][part]
+            x_RCD = program.items(items_RC, (group.lengths_R[part] + 1)[:, None])
+            parts.append(program.scores(read_aside(program.reading, x_RCD, group.cache.part(part)), items_RC))
+    return torch.cat(parts)
+
+
+def take(lane: Lane, rows_R: Tensor) -> Lane:
+    """Return a lane that holds copies of these rows, given in rising order; a row may be taken many times."""
+    groups, first = [], 0
+    for group in lane.groups:
+        inside_R = rows_R[(rows_R >= group.rows.start) & (rows_R < group.rows.stop)] - group.rows.start
+        if len(inside_R):
+            rows = slice(first, first + len(inside_R))
+            groups.append(Group(rows=rows, lengths_R=group.lengths_R[inside_R], cache=group.cache.take(inside_R)))
+            first = rows.stop
+    start = lane.start.take(rows_R)
+    return replace(
+        lane,
+        lengths_B=lane.lengths_B[rows_R],
+        groups=groups,
+        banned_BX=lane.banned_BX[rows_R],
+        start=start,
+        next=start if lane.next is lane.start else lane.next and lane.next.take(rows_R),
+        tokens=[tokens_B[rows_R] for tokens_B in lane.tokens],
+        log_probs=[log_prob_B[rows_R] for log_prob_B in lane.log_probs],
+        heads=[heads_BH[rows_R] for heads_BH in lane.heads],
+    )

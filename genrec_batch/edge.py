@@ -13,13 +13,15 @@ import signal
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.markup import escape
 
-from genrec_batch import config, console
+from genrec_batch import console
 from genrec_batch.errors import GenrecError
+
+PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
 
 
 class Terminated(BaseException):
@@ -53,11 +55,9 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
 
     Logs are set up before the command runs, and its errors become messages and exit codes.
     """
-    hints = inspect.get_annotations(kind)
-    for parent in kind.__mro__[1:-1]:
-        hints = {**inspect.get_annotations(parent), **hints}
-    scope = {**vars(config)}
-    fields = [(field, eval(hints[field.name], scope)) for field in dataclasses.fields(kind)]  # noqa: S307 (our own annotations)
+    hints = get_type_hints(kind)
+    fields = [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+    fields.sort(key=lambda pair: PANELS.index(pair[0].metadata["panel"]))
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)

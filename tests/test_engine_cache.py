@@ -123,7 +123,7 @@ def test_links_are_not_followed(cache, tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
-def test_what_another_user_owns_is_refused(cache, tmp_path):
+def test_what_another_user_owns_is_refused(cache):
     cache.get(key(), lambda: b"plan")
     os.chown(cache.path(key()), 12345, -1)
     with pytest.raises(EngineError, match="belongs to user 12345"):

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="Triton's interpreter works on torch tensors")
 pytest.importorskip("triton", reason="the kernels' source is Triton")
 
-from fake_cuda import GenrecKernel  # noqa: E402 (after the skips)
+from fake_tensorrt import GenrecKernel  # noqa: E402 (after the skips)
 
 from genrec_batch.engines import kernels  # noqa: E402
 from genrec_batch.engines.kernels import triton_source as source  # noqa: E402
@@ -33,8 +33,8 @@ def run(kernel, grid, *arguments, out, **constants):
     return [tensors[i].numpy() for i in out]
 
 
-def twin(kind, *inputs, layer=0, **options):
-    return GenrecKernel._run(object.__new__(GenrecKernel), *inputs, kind=kind, layer=layer, **options)
+def twin(kind, *inputs, **options):
+    return GenrecKernel._run(object.__new__(GenrecKernel), *inputs, kind=kind, **options)
 
 
 def close(found, expected, tolerance=4e-3):
@@ -74,16 +74,15 @@ def test_attention_over_a_history(kind):
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_decode_attention_reads_only_earlier_steps_and_real_positions(step):
-    layers, layer, steps = 2, 1, 3
-    fresh, prefix, recent = halves(B, 3 * D), halves(B, S, 3 * D, seed=1), halves(steps, layers, B, 3 * D, seed=2)
+    steps = 3
+    fresh, prefix, recent = halves(B, 3 * D), halves(B, S, 3 * D, seed=1), halves(steps, B, 3 * D, seed=2)
     fresh[:, :D] *= 0.2
     recent[step:] = np.nan  # a step not yet written may hold anything
     arguments = (fresh, prefix, recent, LENGTHS, np.array([step], np.int32))
-    sizes = (S, layer * B, layers * B)
     (found,) = run(
-        source.decode_attention, (B * H,), *arguments, halves(B, D, seed=3), *sizes, out=[5], STEPS=16, **SIZES
+        source.decode_attention, (B * H,), *arguments, halves(B, D, seed=3), S, B, out=[5], STEPS=16, **SIZES
     )
-    close(found, twin("decode_attention", *arguments, layer=layer)[0])
+    close(found, twin("decode_attention", *arguments)[0])
 
 
 @pytest.mark.parametrize("step", [-1, 1])
@@ -113,6 +112,17 @@ def test_nothing_left_is_token_0():
     found = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, V, LD, out=[4, 5], READ=16, BLOCK=128)
     assert found[0].tolist() == [0, 0, 0]
     assert np.isneginf(found[1]).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, under the interpreter
+def test_what_is_not_a_number_is_not_passed_off_as_nothing_left():
+    arguments = (np.full((B, LD), np.nan, np.float16), np.zeros((B, 1), np.int32), np.zeros((1, B), np.int32))
+    outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
+    sizes = (B, 1, V, V, LD)
+    found = run(
+        source.rank_items, (B,), *arguments, np.array([-1], np.int32), *outputs, *sizes, out=[5], READ=16, BLOCK=128
+    )
+    assert np.isnan(found[0]).all()
 
 
 def test_every_architecture_ships_every_kernel():

@@ -40,7 +40,7 @@ def load_runtime() -> Any:
         EngineError: it is not installed.
     """
     try:
-        from cuda.bindings import runtime  # noqa: PLC0415 (optional: only where a GPU engine is asked for)
+        from cuda.bindings import runtime
     except ImportError as error:
         raise EngineError(f"the tensorrt engine needs cuda-python ({error}): {INSTALL}") from error
     return runtime
@@ -178,11 +178,17 @@ class Device:
         self.runtime = load_runtime()
         count = self.runtime.cudaGetDeviceCount()
         if count[0] != self.runtime.cudaError_t.cudaSuccess or int(count[1]) <= self.index:
-            found = f"{int(count[1])} found" if count[0] == self.runtime.cudaError_t.cudaSuccess else self._text(count[0])
+            found = (
+                f"{int(count[1])} found" if count[0] == self.runtime.cudaError_t.cudaSuccess else self._text(count[0])
+            )
             raise EngineError(
                 f"--device {name}: no such NVIDIA GPU ({found}); the tensorrt engine needs one with its driver, "
                 f"then {INSTALL}. On a machine without a GPU use --engine onnxruntime or torch"
             )
+        self.use()
+
+    def use(self) -> None:
+        """Make this the device of the calling thread, which CUDA keeps for each thread apart."""
         self.call("cudaSetDevice", self.index)
 
     @property

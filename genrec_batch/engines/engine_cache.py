@@ -63,7 +63,9 @@ class EngineCache:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise EngineError(f"{self.directory}: cannot make the engine cache ({error.strerror}); {_WAY_OUT}") from error
+            raise EngineError(
+                f"{self.directory}: cannot make the engine cache ({error.strerror}); {_WAY_OUT}"
+            ) from error
         _refuse_foreign(self.directory)
 
     def path(self, key: EngineKey) -> Path:
@@ -95,10 +97,15 @@ class EngineCache:
             plan = self.read(key)  # another process may have built it while this one waited
             if plan is None:
                 plan = build()
-                self._write(key, plan)
+                self.write(key, plan)
         return plan
 
-    def _write(self, key: EngineKey, plan: bytes) -> None:
+    def write(self, key: EngineKey, plan: bytes) -> None:
+        """Put an entry in place of what there was, if anything.
+
+        Raises:
+            EngineError: the folder cannot be written.
+        """
         path = self.path(key)
         digest = path.with_suffix(".sha256")
         try:

@@ -81,7 +81,8 @@ def wrap(name: str, api: Any) -> Library:
 
 def logger(library: Library) -> Any:
     """Return a logger object for the library's constructors; it must outlive what it is given to."""
-    base, log = library.api.ILogger, library.log
+    base: Any = library.api.ILogger
+    log = library.log
 
     class Collector(base):  # type: ignore[misc] # a class of the library's own, known at run time only
         def __init__(self) -> None:
@@ -109,7 +110,8 @@ class Built:
 
     plan: bytes
     seconds: float
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # inputs and outputs
+    timings: bytes | None  # how fast each kernel ran, for the next build; None where the library cannot take it back
 
 
 def check_precision(library: Library, precision: str) -> None:
@@ -127,6 +129,7 @@ def build(
     precision: str,
     architecture: str | None = None,
     progress: Progress | None = None,
+    timings: bytes | None = None,
 ) -> Built:
     """Build an engine from serialized ONNX.
 
@@ -137,6 +140,7 @@ def build(
         architecture: build for this GPU, such as `sm_89`, on a machine that may have none (`tensorrt_rtx` only);
             None builds for the GPU at hand.
         progress: called from the builder's threads, where the library tells (10 and newer), and at the end.
+        timings: `Built.timings` of an earlier build with the same library on the same GPU.
 
     Raises:
         EngineError: the library cannot parse or build the graph, or start at all (no GPU, no driver).
@@ -155,6 +159,11 @@ def build(
         raise EngineError(f"{library.label} cannot read the graph: {faults}")
     found = _declared(network)
     config = _configure(library, builder, network, precision, architecture)
+    # 8.6 refuses a stored timing cache ("Myelin error from unknown graph"); tensorrt_rtx times nothing when it builds.
+    keeps_timings = library.name == "tensorrt" and library.strongly_typed
+    if keeps_timings:
+        timing_cache = config.create_timing_cache(timings or b"")
+        config.set_timing_cache(timing_cache, ignore_mismatch=False)
     monitor = _monitor(library, progress) if progress else None
     if monitor is not None:
         config.progress_monitor = monitor
@@ -164,7 +173,8 @@ def build(
     seconds = time.monotonic() - started
     if progress:
         progress("built", 1.0)
-    return Built(plan=bytes(plan), seconds=seconds, tensors=found)
+    stored = bytes(timing_cache.serialize()) if keeps_timings else None
+    return Built(plan=bytes(plan), seconds=seconds, tensors=found, timings=stored)
 
 
 def _network_flags(library: Library) -> int:
@@ -215,11 +225,11 @@ def _set_architecture(library: Library, config: Any, architecture: str) -> None:
 
 def _monitor(library: Library, progress: Progress) -> Any:
     """Return an object that passes the builder's phases on, or None where the library has no such interface."""
-    base = getattr(library.api, "IProgressMonitor", None)
+    base: Any = getattr(library.api, "IProgressMonitor", None)
     if base is None:
         return None
 
-    class Monitor(base):  # type: ignore[misc,valid-type] # a class of the library's own, known at run time only
+    class Monitor(base):  # type: ignore[misc] # a class of the library's own, known at run time only
         def __init__(self) -> None:
             base.__init__(self)
             self._steps: dict[str, int] = {}

@@ -10,43 +10,28 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_side_graphs as side
-from genrec_batch.engines.cuda import Buffer, Device, DeviceMemoryError, PinnedBuffer, Stream
+from genrec_batch.engines.cuda import Device, Stream
 from genrec_batch.engines.engine_cache import EngineCache, EngineKey
 from genrec_batch.engines.kernels import LONGEST, plugin
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import BANNED
-from genrec_batch.engines.tensorrt_program import ROWS_MULTIPLE, Executable, Program, Slot
+from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, ShapeRule, rounded
+from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
 from genrec_batch.errors import EngineError
 from genrec_batch.model import Model, weights_fingerprint
 
-BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
 MOST_CHOICES = 3840  # TensorRT's TopK has no more
 PLUGIN_STEPS = 63  # items that the kernels' one block of earlier steps can hold
 IN_FLIGHT = 2  # batches: one computes while the other is copied
-
-
-@dataclass(eq=False, kw_only=True)
-class State:
-    """What was read of one batch; its memory goes back to the engine when nobody refers to it."""
-
-    program: Program
-    slot: Slot
-    rows: int
-    choices: int
-    step: int = 0
-
-    @property
-    def hidden(self) -> str:
-        """Name of the tensor that the next position's logits come from."""
-        return "hidden" if self.step else "first_hidden"
 
 
 class TensorRtEngine:
@@ -86,9 +71,7 @@ class TensorRtEngine:
         building.check_precision(self.library, precision)
         self._gpu = Device(device)
         self.device, self.precision = self._gpu.name, precision
-        self.batch_size = -(-batch_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        longest = model.config.positions - 1
-        self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
+        self.shapes = ShapeRule(model.config, batch_size, buckets)
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
         self._weights_sha256 = weights_fingerprint(model.weights)
         self._cache, self._progress = cache or EngineCache(), progress
@@ -96,8 +79,9 @@ class TensorRtEngine:
         self._runtime = self.library.api.Runtime(self._log)
         self.plugin, self.variant = self._load_plugin()
         self._compute, self._in, self._out = (Stream(self._gpu) for _ in range(3))
+        self._exchange = Exchange(self._gpu, self._compute)
         self._programs: dict[Shape, Program] = {}
-        self._idle: dict[Shape, list[Slot]] = {}
+        self._pool = SlotPool(self._gpu, self._compute)
 
     def _load_plugin(self) -> tuple[bool, str]:
         """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
@@ -114,36 +98,41 @@ class TensorRtEngine:
         """Return the device memory that is free now; what idle batches hold counts as used."""
         return self._gpu.free_bytes()
 
-    def prepare(self, lengths: Sequence[int], *, steps: int, seen: int = 0, candidates: bool = False) -> None:
+    def prepare(
+        self, lengths: Sequence[int], *, steps: int, seen: int = 0, profile: bool = False, video: bool = False
+    ) -> None:
         """Build, or load, the engines for histories of the given lengths, so that no batch waits for it.
 
         Args:
             lengths: histories' lengths in tokens.
             steps: items to decode.
             seen: most seen items of a row.
-            candidates: the run has profile and video inputs too.
+            profile: the run has user profiles.
+            video: the run has video vectors.
 
         Raises:
             EngineError: an engine cannot be built.
             DeviceMemoryError: it does not fit.
         """
         for length in sorted(set(lengths)):
-            shape = self._shape(self.batch_size, length, steps, seen, profile=candidates, video=candidates)
+            shape = self.shapes.shape(
+                rows=self.shapes.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video
+            )
             self._program(shape).prepare()
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
         """Read the features and histories; see the protocol.
 
         Raises:
-            EngineError: more choices than TensorRT's TopK has, or a feature beyond fp16.
+            EngineError: more choices than TensorRT's TopK has, or more positions than the model.
             DeviceMemoryError: the batch does not fit the device.
         """
-        choices = min(choices, self._tokens)
-        if choices > MOST_CHOICES:
+        if min(choices, self._tokens) > MOST_CHOICES:
             raise EngineError(f"the tensorrt engine offers at most {MOST_CHOICES} choices per step, not {choices}")
-        shape = self._shape_of(batch, steps)
+        self._gpu.use()
+        shape = self.shapes.of(batch, steps)
         program = self._program(shape)
-        slot = self._acquire(shape)
+        slot = self._pool.acquire(program.network, shape)
         state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
         slot.fill(batch)
         self._compute.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
@@ -173,17 +162,19 @@ class TensorRtEngine:
         return token_B[:, None], log_prob_B[:, None]
 
     def _choose_many(self, state: State) -> tuple[I32, F32]:
-        slot, rows, count = state.slot, slot_rows(state), state.choices
+        slot, rows, count = state.slot, state.slot.shape.rows, min(state.choices, self._tokens)
         engine = self._side(state, f"choose_{count}", lambda n, s: side.choose(n, s, count))
         addresses = slot.state() | {"hidden": slot.address(state.hidden), "step": slot.step_address(state.step - 1)}
         sizes = {"tokens": ((rows, count), np.int32), "values": ((rows, count), np.float32)}
-        found = self._run_out(engine, addresses, sizes | {"log_sum": ((rows, 1), np.float32)})
+        found = self._exchange.run(engine, addresses, sizes | {"log_sum": ((rows, 1), np.float32)})
         tokens, values = found["tokens"][: state.rows], found["values"][: state.rows]
         order = np.lexsort((tokens, -values), axis=1)  # equal logits: the lower token first
         tokens, values = np.take_along_axis(tokens, order, 1), np.take_along_axis(values, order, 1)
         gone = values <= BANNED / 2
         log_prob = np.where(gone, np.float32(-np.inf), values - found["log_sum"][: state.rows])
-        return np.where(gone, 0, tokens).astype(np.int32), log_prob.astype(np.float32)
+        spare = ((0, 0), (0, state.choices - count))  # more choices than items: nothing is left there
+        tokens = np.pad(np.where(gone, 0, tokens), spare).astype(np.int32)
+        return tokens, np.pad(log_prob, spare, constant_values=-np.inf).astype(np.float32)
 
     def log_probs(self, state: State, tokens_BC: I32) -> F32:
         """Return the log-probability of given items right after the history, [B, C]."""
@@ -192,36 +183,33 @@ class TensorRtEngine:
     def _lookup(self, state: State, hidden: str, tokens_BC: I32) -> F32:
         count = _round_up(tokens_BC.shape[1])
         engine = self._side(state, f"lookup_{count}", lambda n, s: side.lookup(n, s, count))
-        block = self._upload(_padded(tokens_BC, slot_rows(state), count))
+        block = self._exchange.upload(_padded(tokens_BC, state.slot.shape.rows, count))
         addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
-        found = self._run_out(engine, addresses, {"log_prob": ((slot_rows(state), count), np.float32)})
+        found = self._exchange.run(engine, addresses, {"log_prob": ((state.slot.shape.rows, count), np.float32)})
         return np.ascontiguousarray(found["log_prob"][: state.rows, : tokens_BC.shape[1]])
 
     def score(self, state: State, tokens_BC: I32) -> F32:
         """Return the heads [B, C, H] of C items, each read alone right after the history."""
-        rows, count = slot_rows(state), _round_up(tokens_BC.shape[1])
+        rows, count = state.slot.shape.rows, _round_up(tokens_BC.shape[1])
         engine = self._side(state, f"score_{count}", lambda n, s: side.score(n, s, count))
-        block = self._upload(_padded(tokens_BC, rows, count))
+        block = self._exchange.upload(_padded(tokens_BC, rows, count))
         sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
-        heads = self._run_out(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
+        heads = self._exchange.run(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
         heads = heads[: state.rows, : tokens_BC.shape[1]]
         return np.where(tokens_BC[:, :, None] == 0, np.float32(0), heads)
 
     def select(self, state: State, rows_R: I64) -> State:
         """Return a state whose row r is a copy of row `rows_R[r]`."""
-        rows_out = -(-len(rows_R) // self.batch_size) * self.batch_size
+        rows_out = rounded(len(rows_R), self.shapes.batch_size)
         old = state.slot.shape
         shape = Shape(**(asdict(old) | {"rows": rows_out}))
-        slot = self._acquire(shape)
-        taken = self._own(
-            State(
-                program=self._program(shape), slot=slot, rows=len(rows_R), choices=state.choices, step=state.step
-            )
-        )
+        program = self._program(shape)
+        slot = self._pool.acquire(program.network, shape)
+        taken = self._own(State(program=program, slot=slot, rows=len(rows_R), choices=state.choices, step=state.step))
         engine = self._side(state, f"select_{rows_out}", lambda n, s: side.select(n, s, rows_out))
         rows = np.zeros(rows_out, np.int32)
         rows[: len(rows_R)] = rows_R
-        block = self._upload(rows)
+        block = self._exchange.upload(rows)
         targets = {f"chosen_{name}": address for name, address in slot.state().items()}
         engine.launch(state.slot.state() | targets | {"rows": block.address}, self._compute)
         self._compute.synchronize()  # the old state's memory may be given to another batch after this
@@ -245,21 +233,22 @@ class TensorRtEngine:
                 flying.append((self._send(batch, steps), len(batch)))
                 if len(flying) == IN_FLIGHT:
                     yield self._receive(flying[0], steps)
-                    self._release(flying.popleft()[0])
+                    self._pool.release(flying.popleft()[0])
             while flying:
                 yield self._receive(flying[0], steps)
-                self._release(flying.popleft()[0])
+                self._pool.release(flying.popleft()[0])
         finally:
             if flying:  # stopped half way: the device must be done with the memory before it is used again
                 self._compute.synchronize()
                 self._out.synchronize()
             for slot, _ in flying:
-                self._release(slot)
+                self._pool.release(slot)
 
     def _send(self, batch: Batch, steps: int) -> Slot:
-        shape = self._shape_of(batch, steps)
+        self._gpu.use()
+        shape = self.shapes.of(batch, steps)
         program = self._program(shape)
-        slot = self._acquire(shape)
+        slot = self._pool.acquire(program.network, shape)
         slot.fill(batch)
         graph = program.graph(slot, steps, self._compute)
         self._in.wait(slot.computed)  # whoever had this memory before is done with it
@@ -277,27 +266,6 @@ class TensorRtEngine:
         slot, rows = flying
         slot.done.synchronize()
         return slot.ranked(rows, steps)
-
-    def _shape_of(self, batch: Batch, steps: int) -> Shape:
-        rows = -(-max(len(batch), 1) // self.batch_size) * self.batch_size
-        length = int(batch.lengths_B.max(initial=0))
-        given = {"profile": batch.profile_BP is not None, "video": batch.video_BV is not None}
-        return self._shape(rows, length, steps, batch.seen_BX.shape[1], **given)
-
-    def _shape(self, rows: int, length: int, steps: int, seen: int, *, profile: bool, video: bool) -> Shape:
-        """Return the static shape that serves a batch.
-
-        Raises:
-            EngineError: history and decoded items exceed the position table.
-        """
-        if length + steps + 1 > self._config.positions:
-            raise EngineError(
-                f"{length} events and {steps} items need {length + steps + 1} positions, the model has "
-                f"{self._config.positions}; lower --max-events or --top-k"
-            )
-        bucket = next(bucket for bucket in self.buckets if bucket >= length)
-        width = max(64, 1 << (seen + 1).bit_length())  # padding and unknown take two places
-        return Shape(rows=rows, positions=bucket + 1, seen=width, steps=max(steps, 1), profile=profile, video=video)
 
     def _program(self, shape: Shape) -> Program:
         if shape not in self._programs:
@@ -325,82 +293,40 @@ class TensorRtEngine:
         )
 
         def build() -> bytes:
-            built = building.build(self.library, graph, precision=self.precision, progress=self._progress)
+            timings = replace(key, name="timings", weights_sha256="", graph_sha256="", shape={})
+            built = building.build(
+                self.library,
+                graph,
+                precision=self.precision,
+                progress=self._progress,
+                timings=self._cache.read(timings),
+            )
+            if built.timings is not None:
+                self._cache.write(timings, built.timings)
             return built.plan
 
         return Executable(self.library, self._runtime, self._cache.get(key, build))
 
-    def _side(self, state: State, name: str, make: building.Callable[[Network, Shape], bytes]) -> Executable:
+    def _side(self, state: State, name: str, make: Callable[[Network, Shape], bytes]) -> Executable:
         program = state.program
         return program.executable(name, lambda: make(program.network, program.shape))
 
-    def _acquire(self, shape: Shape) -> Slot:
-        """Return memory for one batch: idle memory of that shape, else new; when full, idle memory goes first."""
-        idle = self._idle.setdefault(shape, [])
-        if idle:
-            return idle.pop()
-        network = self._program(shape).network
-        try:
-            return Slot(self._gpu, network, shape, self._compute)
-        except DeviceMemoryError:
-            if not any(self._idle.values()):
-                raise
-            self._compute.synchronize()
-            self._idle.clear()
-            return Slot(self._gpu, network, shape, self._compute)
-
-    def _release(self, slot: Slot) -> None:
-        self._idle.setdefault(slot.shape, []).append(slot)
-
     def _own(self, state: State) -> State:
-        weakref.finalize(state, self._release, state.slot).atexit = False
+        weakref.finalize(state, self._pool.release, state.slot).atexit = False
         return state
 
     def _read_given(self, state: State, tokens_B: I32) -> None:
         """Put the caller's items, and their log-probabilities, where the chosen ones would stand."""
         log_prob_B = self._lookup(state, state.hidden, tokens_B[:, None])[:, 0]
-        rows = slot_rows(state)
+        rows = state.slot.shape.rows
         tokens, values = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
         tokens[: state.rows], values[: state.rows] = tokens_B, log_prob_B
-        for name, array in (("read", tokens), ("log_prob", values)):
-            host = self._pinned(array)
-            self._compute.copy_in(state.slot.address(name, state.step), host, array.nbytes)
-            self._compute.synchronize()
-
-    def _pinned(self, array: I32 | F32) -> PinnedBuffer:
-        host = PinnedBuffer(self._gpu, array.nbytes)
-        host.view(0, array.shape, array.dtype)[:] = array
-        return host
-
-    def _upload(self, array: I32) -> Buffer:
-        host, block = self._pinned(array), Buffer(self._gpu, array.nbytes)
-        self._compute.copy_in(block.address, host, array.nbytes)
-        self._compute.synchronize()  # before the pinned memory goes
-        return block
+        self._exchange.write(state.slot.address("read", state.step), tokens)
+        self._exchange.write(state.slot.address("log_prob", state.step), values)
 
     def _copy_results(self, slot: Slot) -> None:
         self._compute.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
         self._compute.synchronize()
-
-    def _run_out(
-        self, engine: Executable, addresses: dict[str, int], sizes: dict[str, tuple[tuple[int, ...], type]]
-    ) -> dict[str, np.ndarray]:
-        """Run an engine and return its outputs on the host."""
-        counts = {name: int(np.prod(shape)) * 4 for name, (shape, _) in sizes.items()}
-        device = {name: Buffer(self._gpu, count) for name, count in counts.items()}
-        engine.launch(addresses | {name: buffer.address for name, buffer in device.items()}, self._compute)
-        found = {}
-        for name, (shape, kind) in sizes.items():
-            host = PinnedBuffer(self._gpu, counts[name])
-            self._compute.copy_out(host, device[name].address, counts[name])
-            self._compute.synchronize()
-            found[name] = host.view(0, shape, kind).copy()
-        return found
-
-
-def slot_rows(state: State) -> int:
-    """Return the rows of a state's engines, padding included."""
-    return state.slot.shape.rows
 
 
 def _round_up(count: int) -> int:

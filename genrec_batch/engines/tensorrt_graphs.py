@@ -6,8 +6,8 @@ up to five times on 8.6.
 
 The network comes in two variants with the same names. Plain ONNX runs anywhere; with `plugin`, attention, residual +
 LayerNorm, embedding and the choice of the item are the kernels of `kernels/`, which read the packed product of q, k
-and v as the cache. One decode step reads the caches, `recent` (what earlier steps wrote) and `step`; it writes
-`fresh_<layer>`, which the caller binds to the right row of `recent`, so no cache is ever copied.
+and v as the cache. One decode step reads the caches, `recent_<layer>` (what earlier steps wrote) and `step`; it
+writes `fresh_<layer>`, which the caller binds to the right row of `recent_<layer>`, so no cache is ever copied.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Network:
 
     def attention_input(self, index: int) -> tuple[F32, F32]:
         """Return the stacked q, k, v product [3D, D] and bias, with 1 / sqrt(head size) folded into q's part."""
-        weight, bias = self.layer(index, "self_attn.in_proj_weight").copy(), self.layer(index, "self_attn.in_proj_bias")
+        weight, bias = (self.layer(index, f"self_attn.in_proj_{name}") for name in ("weight", "bias"))
         scale = np.ones(len(bias), np.float32)
         scale[: self.config.width] = 1 / math.sqrt(self.config.head_size)
         return weight * scale[:, None], bias * scale
@@ -85,13 +85,13 @@ def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
 def prefill(network: Network, shape: Shape) -> bytes:
     """Read features and histories.
 
-    Inputs: features [B, columns], tokens [B, S-1], lengths [B], seen [B, X]. Outputs: hidden [B, D], next_token [B],
-    next_log_prob [B, 1], and the caches: cache_<layer> [B, S, 3D] with the plugin, else keys_<layer> and
-    values_<layer> [B, S, D].
+    Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]. Outputs: hidden [B, D],
+    next_token [B], next_log_prob [B, 1], and the caches: cache_<layer> [B, S, 3D] with the plugin, else keys_<layer>
+    and values_<layer> [B, H, S, HD].
     """
     config, graph = network.config, network.graph()
     columns = feature_columns(config, shape)
-    features = graph.input("features", [shape.rows, columns])
+    features = graph.cast(graph.input("features", [shape.rows, columns], FLOAT), graph.element)
     tokens = graph.input("tokens", [shape.rows, shape.positions - 1], INT32)
     lengths = graph.input("lengths", [shape.rows], INT32)
     seen = graph.input("seen", [shape.rows, shape.seen], INT32)
@@ -108,7 +108,7 @@ def decode(network: Network, shape: Shape) -> bytes:
     """Read one item per row.
 
     Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
-    seen [B, X], recent [T, L, B, 3D] (rows before `step` count), and prefill's caches. Outputs: fresh_<layer> [B, 3D],
+    seen [B, X], recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs: fresh_<layer> [B, 3D],
     heads [B, 4], hidden, next_token, next_log_prob as in prefill.
     """
     config, graph = network.config, network.graph()
@@ -116,18 +116,17 @@ def decode(network: Network, shape: Shape) -> bytes:
     token, lengths = graph.input("token", [rows], INT32), graph.input("lengths", [rows], INT32)
     step, read = graph.input("step", [1], INT32), graph.input("read", [shape.steps + 1, rows], INT32)
     seen = graph.input("seen", [rows, shape.seen], INT32)
-    recent = graph.input("recent", [shape.steps, config.layers, rows, 3 * width])
     x = _embed_item(network, graph, token, lengths, step)
     masks = [] if network.plugin else _decode_masks(graph, shape, lengths, step)
     for index in range(config.layers):
         fresh = linear(graph, x, *network.attention_input(index), name=f"fresh_{index}")
         graph.output(fresh, [rows, 3 * width])
         caches = cache_inputs(network, graph, shape, index)
+        recent = graph.input(f"recent_{index}", [shape.steps, rows, 3 * width])
         if network.plugin:
-            context = graph.kernel("decode_attention", fresh, *caches, recent, lengths, step, layer=index)[0]
+            context = graph.kernel("decode_attention", fresh, *caches, recent, lengths, step)[0]
         else:
-            earlier = graph.add("Gather", recent, graph.constant(np.array(index, np.int32)), axis=1)
-            context = _cached_attention(network, graph, shape, fresh, caches, earlier, masks)
+            context = _cached_attention(network, graph, shape, fresh, caches, recent, masks)
         x = after_attention(network, graph, index, x, context)
     graph.output(graph.add("Identity", x, name="hidden"), [rows, width])
     _choose_item(network, graph, shape, x, seen, (read, step))
@@ -179,30 +178,39 @@ def _full_layer(network: Network, graph: Graph, shape: Shape, index: int, x: str
         graph.output(packed, [rows, positions, 3 * config.width])
         context = graph.reshape(graph.kernel("causal_attention", packed, lengths)[0], rows * positions, config.width)
     else:
-        parts = graph.split(qkv, 3, config.width)
+        parts = [by_head(network, graph, shape, part) for part in graph.split(qkv, 3, config.width)]
         _output_caches(network, graph, shape, index, parts[1:])
-        context = nodes.causal_attention(graph, parts, rows, positions, config.heads, config.width)
+        context = nodes.causal_attention(graph, parts, [rows, config.heads, positions, config.head_size])
     return after_attention(network, graph, index, x, context)
 
 
+def by_head(network: Network, graph: Graph, shape: Shape, x: str) -> str:
+    """[B·S, D] -> [B, H, S, HD]."""
+    config = network.config
+    return graph.transpose(graph.reshape(x, shape.rows, shape.positions, config.heads, config.head_size), 0, 2, 1, 3)
+
+
 def _output_caches(network: Network, graph: Graph, shape: Shape, index: int, parts: Sequence[str]) -> list[str]:
-    sizes = [shape.rows, shape.positions, network.config.width]
-    names = zip(parts, (f"keys_{index}", f"values_{index}"), strict=True)
-    return [graph.output(graph.reshape(part, *sizes, name=name), sizes) for part, name in names]
+    mine = [entry for entry in cache_shapes(network, shape).items() if entry[0].endswith(f"_{index}")]
+    return [
+        graph.output(graph.add("Identity", part, name=name), sizes)
+        for part, (name, sizes) in zip(parts, mine, strict=True)
+    ]
 
 
-def cache_names(network: Network) -> list[tuple[str, int]]:
-    """Return name and last axis of every cache that prefill writes; the others are [B, S]."""
-    layers, width = range(network.config.layers), network.config.width
+def cache_shapes(network: Network, shape: Shape) -> dict[str, list[int]]:
+    """Return the caches that prefill writes: per layer one [B, S, 3D] with the plugin, else two of [B, H, S, HD]."""
+    config, layers = network.config, range(network.config.layers)
     if network.plugin:
-        return [(f"cache_{index}", 3 * width) for index in layers]
-    return [(f"{name}_{index}", width) for index in layers for name in ("keys", "values")]
+        return {f"cache_{index}": [shape.rows, shape.positions, 3 * config.width] for index in layers}
+    by_head = [shape.rows, config.heads, shape.positions, config.head_size]
+    return {f"{name}_{index}": by_head for index in layers for name in ("keys", "values")}
 
 
 def cache_inputs(network: Network, graph: Graph, shape: Shape, index: int) -> list[str]:
-    """Declare a layer's caches as inputs: one [B, S, 3D] with the plugin, else keys and values [B, S, D]."""
-    mine = [entry for entry in cache_names(network) if entry[0].endswith(f"_{index}")]
-    return [graph.input(name, [shape.rows, shape.positions, width]) for name, width in mine]
+    """Declare a layer's caches as inputs."""
+    mine = [entry for entry in cache_shapes(network, shape).items() if entry[0].endswith(f"_{index}")]
+    return [graph.input(name, sizes) for name, sizes in mine]
 
 
 def _last_layer(network: Network, graph: Graph, shape: Shape, x: str, lengths: str) -> str:
@@ -219,36 +227,15 @@ def _last_layer(network: Network, graph: Graph, shape: Shape, x: str, lengths: s
         width = config.width
         query = linear(graph, last, weight[:width], bias[:width])
         parts = graph.split(linear(graph, x, weight[width:], bias[width:]), 2, width)
-        keys, values = _output_caches(network, graph, shape, index, parts)
+        caches = [by_head(network, graph, shape, part) for part in parts]
+        keys, values = _output_caches(network, graph, shape, index, caches)
         limit = graph.reshape(lengths, rows, 1)
         mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
-        scores = graph.add("Add", _block_scores(network, graph, rows, query, keys), mask)
-        mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), values)
-        context = _own_columns(network, graph, mean)
+        sizes = [rows, config.heads, positions, config.head_size]
+        context = graph.reshape(
+            nodes.merged(graph, [nodes.over_cache(graph, query, keys, values, mask, sizes)]), rows, width
+        )
     return after_attention(network, graph, index, last, context)
-
-
-def _block(network: Network, graph: Graph) -> str:
-    """[1, H, D]: 1 where column d belongs to head h."""
-    config = network.config
-    owner = np.arange(config.width) // config.head_size
-    return graph.constant((owner[None, :] == np.arange(config.heads)[:, None]).astype(np.float32)[None])
-
-
-def _block_scores(network: Network, graph: Graph, rows: int, query: str, keys: str) -> str:
-    """Scores [B, H, N] of one query per row, q [B, D], against keys [B, N, D].
-
-    Row h of the left factor is the query with every head's columns but h's set to 0, so that the keys are read as they
-    lie, by a plain matrix product of H rows. The fused attention of TensorRT 8.6 gave wrong results with one query row;
-    this form does not match its pattern.
-    """
-    spread = graph.add("Mul", graph.reshape(query, rows, 1, network.config.width), _block(network, graph))
-    return graph.add("MatMul", spread, graph.transpose(keys, 0, 2, 1))
-
-
-def _own_columns(network: Network, graph: Graph, mean: str) -> str:
-    """From every head's weighted mean of all columns [B, H, D] keep each head's own: [B, D]."""
-    return graph.add("ReduceSum", graph.add("Mul", mean, _block(network, graph)), graph.ints(1), keepdims=0)
 
 
 def _decode_masks(graph: Graph, shape: Shape, lengths: str, step: str) -> list[str]:
@@ -262,22 +249,18 @@ def _cached_attention(
 ) -> str:
     """One new position per row over the prefill's keys, the items read since (recent [T, B, 3D]) and itself: [B, D]."""
     config, rows = network.config, shape.rows
-    width, by_head = config.width, (rows, config.heads, config.head_size)
+    width, by_head = config.width, [rows, config.heads, config.head_size]
     query, key, value = graph.split(fresh, 3, width)
-    _, keys_read, values_read = graph.split(graph.transpose(recent, 1, 0, 2), 3, width)
-    product = graph.add("Mul", graph.reshape(query, *by_head), graph.reshape(key, *by_head))
-    scores = [
-        graph.add("Add", _block_scores(network, graph, rows, query, caches[0]), masks[0]),
-        graph.add("Add", _block_scores(network, graph, rows, query, keys_read), masks[1]),
-        graph.add("ReduceSum", product, graph.ints(2), keepdims=1),
+    _, keys_read, values_read = graph.split(recent, 3, width)
+    earlier = [graph.reshape(part, shape.steps, *by_head) for part in (keys_read, values_read)]
+    itself = [graph.reshape(part, 1, *by_head) for part in (key, value)]
+    sizes = [rows, config.heads, shape.positions, config.head_size]
+    parts = [
+        nodes.over_cache(graph, query, caches[0], caches[1], masks[0], sizes),
+        nodes.over_steps(graph, query, earlier[0], earlier[1], masks[1], [shape.steps, *by_head]),
+        nodes.over_steps(graph, query, itself[0], itself[1], None, [1, *by_head]),
     ]
-    share = graph.add("Softmax", graph.add("Concat", *scores, axis=2), axis=-1)
-    names = [f"{share}_{part}" for part in ("prefix", "recent", "self")]
-    sizes = graph.ints(shape.positions, shape.steps, 1)
-    prefix, earlier, own = graph.add_many("Split", share, sizes, names=names, axis=2)
-    mean = graph.add("Add", graph.add("MatMul", prefix, caches[1]), graph.add("MatMul", earlier, values_read))
-    itself = graph.reshape(graph.add("Mul", own, graph.reshape(value, *by_head)), rows, width)
-    return graph.add("Add", _own_columns(network, graph, mean), itself)
+    return graph.reshape(nodes.merged(graph, parts), rows, width)
 
 
 def _logits(network: Network, graph: Graph, hidden: str) -> str:
@@ -307,7 +290,9 @@ def _choose_item(
     every = _logits(network, graph, hidden)
     if network.plugin:
         nothing = (graph.constant(np.zeros((1, rows), np.int32)), graph.constant(np.full(1, -1, np.int32)))
-        token, log_prob, heads = graph.kernel("rank_items", every, seen, *(read or nothing), outputs=3, items=vocabulary, limit=network.tokens)
+        token, log_prob, heads = graph.kernel(
+            "rank_items", every, seen, *(read or nothing), outputs=3, items=vocabulary, limit=network.tokens
+        )
         graph.output(graph.add("Identity", token, name="next_token"), [rows], INT32)
         graph.output(graph.reshape(log_prob, rows, 1, name="next_log_prob"), [rows, 1], FLOAT)
         if read:

@@ -9,7 +9,8 @@ Names of tensors: B rows, S positions, D width, H heads, T decode steps, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,10 @@ from genrec_batch.errors import EngineError
 from genrec_batch.model import EPSILON
 
 BANNED = -6e4  # a logit no item has; finite in fp16
+NOTHING = -1e30  # the log-probability of nothing; the host makes it minus infinity
 HIDDEN_KEY = -3e4  # added to the score of a key that must not be seen
 PLUGIN_DOMAIN = "genrec"
+SHARED = 4096  # constants of up to so many numbers are stored once
 ELEMENT = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 INT32, FLOAT = TensorProto.INT32, TensorProto.FLOAT
 
@@ -63,9 +66,11 @@ class Graph:
         else:
             kind = np.float16 if self.precision == "fp16" else np.float32
             tensor = numpy_helper.from_array(array.astype(kind), name)
-        key = tensor.raw_data + str((tensor.data_type, array.shape)).encode() if array.size < 4096 else name.encode()
-        known = self.constants.setdefault(key.hex() if array.size < 4096 else name, tensor)
-        return str(known.name)
+        if array.size > SHARED:
+            self.constants[name] = tensor
+            return name
+        same = f"{tensor.data_type} {array.shape} {tensor.raw_data.hex()}"
+        return str(self.constants.setdefault(same, tensor).name)
 
     def fp32(self, value: float) -> str:
         """Add an fp32 constant, shape [1]."""
@@ -132,12 +137,12 @@ class Graph:
         if self.precision != "fp16":
             raise EngineError(f"the TensorRT plugin computes in fp16, not {self.precision}")
         names = [f"{self._fresh(kind)}_{i}" for i in range(outputs)]
-        meta = {"plugin_version": "1", "plugin_namespace": "", "kind": kind, "layer": 0, "items": 0, "limit": 0}
+        meta = {"plugin_version": "1", "plugin_namespace": "", "kind": kind, "items": 0, "limit": 0}
         return self.add_many("GenrecKernel", *inputs, names=names, domain=PLUGIN_DOMAIN, **(meta | attributes))
 
 
 def linear(graph: Graph, x: str, weight: Array, bias: Array, *, name: str | None = None) -> str:
-    """x [R, in] times weight [out, in] transposed, plus bias: [R, out]."""
+    """Multiply x [R, in] by weight [out, in] transposed, plus bias: [R, out]."""
     product = graph.add("MatMul", x, graph.constant(np.ascontiguousarray(weight.T)))
     return graph.add("Add", product, graph.constant(bias), name=name)
 
@@ -154,18 +159,67 @@ def residual_norm(graph: Graph, x: str, y: str, gain: Array, bias: Array, *, plu
     return graph.add("Add", scaled, graph.constant(bias))
 
 
-def causal_attention(graph: Graph, qkv: Sequence[str], rows: int, positions: int, heads: int, width: int) -> str:
-    """Every position of a row sees itself and what is left of it; q, k, v [B·S, D] -> [B·S, D].
+def causal_attention(graph: Graph, qkv: Sequence[str], sizes: Sequence[int]) -> str:
+    """Every position of a row sees itself and what is left of it; q, k, v [B, H, S, HD] -> [B·S, D].
 
     Rows are left-aligned, so padding stands right of every real position and the mask is one constant.
     """
-    q, k, v = (
-        graph.transpose(graph.reshape(part, rows, positions, heads, width // heads), 0, 2, 1, 3) for part in qkv
-    )
+    (q, k, v), (rows, heads, positions, head_size) = qkv, sizes
     ahead = np.triu(np.full((1, 1, positions, positions), BANNED, np.float32), 1)
     scores = graph.add("Add", graph.add("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), graph.constant(ahead))
     mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
-    return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * positions, width)
+    return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * positions, heads * head_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some of the keys that one query per row attends to: scores [B, H, n], and what weights make of the values."""
+
+    scores: str
+    weigh: Callable[[str], str]  # [B, H, n] -> [B, H, HD]
+
+
+def over_cache(graph: Graph, query: str, keys: str, values: str, mask: str, sizes: Sequence[int]) -> Part:
+    """One query per row, [B, D], over keys and values [B, H, S, HD]; mask [B, 1, S]."""
+    rows, heads, positions, head_size = sizes
+    alone = graph.reshape(query, rows, heads, 1, head_size)
+    product = graph.add("MatMul", alone, graph.transpose(keys, 0, 1, 3, 2))
+
+    def weigh(weights: str) -> str:
+        mean = graph.add("MatMul", graph.reshape(weights, rows, heads, 1, positions), values)
+        return graph.reshape(mean, rows, heads, head_size)
+
+    return Part(scores=graph.add("Add", graph.reshape(product, rows, heads, positions), mask), weigh=weigh)
+
+
+def over_steps(graph: Graph, query: str, keys: str, values: str, mask: str | None, sizes: Sequence[int]) -> Part:
+    """One query per row, [B, D], over keys and values [n, B, H, HD], as decode steps wrote them; mask [1, 1, n]."""
+    steps, rows, heads, head_size = sizes
+    product = graph.add("Mul", graph.reshape(query, 1, rows, heads, head_size), keys)
+    scores = graph.transpose(graph.add("ReduceSum", product, graph.ints(3), keepdims=0), 1, 2, 0)
+
+    def weigh(weights: str) -> str:
+        by_step = graph.reshape(graph.transpose(weights, 2, 0, 1), steps, rows, heads, 1)
+        return graph.add("ReduceSum", graph.add("Mul", by_step, values), graph.ints(0), keepdims=0)
+
+    return Part(scores=scores if mask is None else graph.add("Add", scores, mask), weigh=weigh)
+
+
+def merged(graph: Graph, parts: Sequence[Part]) -> str:
+    """Softmax attention over all parts together, [B, H, HD], with the softmax spelled out.
+
+    A Softmax between two products is what TensorRT 8.6 takes for fused attention, and its kernel for one query row gave
+    wrong items; maximum, exponentials and a division at the end do not match that pattern (and need no concatenation).
+    """
+    top = _fold(graph, "Max", [graph.add("ReduceMax", part.scores, axes=[2], keepdims=1) for part in parts])
+    weights = [graph.add("Exp", graph.add("Sub", part.scores, top)) for part in parts]
+    totals = [graph.add("ReduceSum", weight, graph.ints(2), keepdims=1) for weight in weights]
+    sums = [part.weigh(weight) for part, weight in zip(parts, weights, strict=True)]
+    return graph.add("Div", _fold(graph, "Add", sums), _fold(graph, "Add", totals))
+
+
+def _fold(graph: Graph, operator: str, values: Sequence[str]) -> str:
+    return functools.reduce(lambda x, y: graph.add(operator, x, y), values)
 
 
 def visible(graph: Graph, limit: str, size: int, shape: Sequence[int], *, inclusive: bool) -> str:
@@ -197,8 +251,10 @@ def best(graph: Graph, logits: str, log_sum: str, rows: int, vocabulary: int) ->
     number = graph.constant(np.arange(vocabulary, dtype=np.int32).reshape(1, vocabulary))
     none = graph.constant(np.full((1, 1), np.iinfo(np.int32).max, np.int32))
     lowest = graph.add("ReduceMin", graph.add("Where", graph.add("Equal", logits, top), number, none), axes=[1])
-    found = graph.add("Greater", top, graph.constant(np.full((1, 1), HIDDEN_KEY, np.float32)))
-    token = graph.add("Where", found, lowest, graph.constant(np.zeros((1, 1), np.int32)))
+    floor = graph.constant(np.full((1, 1), HIDDEN_KEY, np.float32))
+    token = graph.add("Where", graph.add("Greater", top, floor), lowest, graph.constant(np.zeros((1, 1), np.int32)))
     graph.output(graph.reshape(token, rows, name="next_token"), [rows], INT32)
     value = graph.add("Sub", graph.cast(top, FLOAT, name="fp32_best"), log_sum, name="fp32_log_prob")
-    graph.output(graph.add("Where", found, value, graph.fp32(-1e30), name="next_log_prob"), [rows, 1], FLOAT)
+    # Added rather than put in its place, so that what is not a number stays so.
+    nothing = graph.add("Where", graph.add("LessOrEqual", top, floor), graph.fp32(NOTHING), graph.fp32(0.0))
+    graph.output(graph.add("Add", value, nothing, name="next_log_prob"), [rows, 1], FLOAT)

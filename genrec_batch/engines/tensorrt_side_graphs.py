@@ -59,16 +59,14 @@ def score(network: Network, shape: Shape, count: int) -> bytes:
     table = graph.constant(network.weights["token_embedding.weight"], "token_table")
     places = graph.constant(network.weights["position_embedding.weight"][1:], "position_table")
     place = graph.reshape(graph.add("Gather", places, lengths, axis=0), rows, 1, config.width)
-    x = graph.reshape(
-        graph.add("Add", graph.add("Gather", table, tokens, axis=0), place), rows * count, config.width
-    )
+    x = graph.reshape(graph.add("Add", graph.add("Gather", table, tokens, axis=0), place), rows * count, config.width)
     limit = graph.reshape(lengths, rows, 1)
     mask = nodes.visible(graph, limit, shape.positions, [rows, 1, 1, shape.positions], inclusive=True)
     for index in range(config.layers):
         fresh = graph.split(linear(graph, x, *network.attention_input(index)), 3, config.width)
         caches = loop.cache_inputs(network, graph, shape, index)
         if network.plugin:
-            caches = list(graph.split(caches[0], 3, config.width)[1:])
+            caches = [loop.by_head(network, graph, shape, part) for part in graph.split(caches[0], 3, config.width)[1:]]
         context = _alone_after_history(network, graph, shape, count, fresh, caches, mask)
         x = loop.after_attention(network, graph, index, x, context)
     weight = np.concatenate([network.weights[f"{head}_head.weight"] for head in HEADS])
@@ -85,11 +83,9 @@ def _alone_after_history(
     """Attention of `count` positions per row over the cache and, each, itself: [B·count, D]."""
     config, rows = network.config, shape.rows
 
-    def by_head(x: str, positions: int) -> str:
-        return graph.transpose(graph.reshape(x, rows, positions, config.heads, config.head_size), 0, 2, 1, 3)
-
-    query, key, value = (by_head(part, count) for part in fresh)
-    keys, values = (by_head(cache, shape.positions) for cache in caches)
+    beside = [rows, count, config.heads, config.head_size]
+    query, key, value = (graph.transpose(graph.reshape(part, *beside), 0, 2, 1, 3) for part in fresh)
+    keys, values = caches
     history = graph.add("Add", graph.add("MatMul", query, graph.transpose(keys, 0, 1, 3, 2)), mask)
     itself = graph.add("ReduceSum", graph.add("Mul", query, key), graph.ints(3), keepdims=1)
     share = graph.add("Softmax", graph.add("Concat", history, itself, axis=3), axis=-1)
@@ -108,12 +104,11 @@ def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], 
         "read": ([steps + 1, rows], INT32, 1),
         "log_prob": ([steps + 1, rows], FLOAT, 1),
         "heads": ([steps, rows, len(HEADS)], FLOAT, 1),
-        "recent": ([steps, config.layers, rows, 3 * config.width], None, 2),
         "hidden": ([rows, config.width], None, 0),
         "first_hidden": ([rows, config.width], None, 0),
     }
-    for name, width in loop.cache_names(network):
-        found[name] = ([rows, shape.positions, width], None, 0)
+    found |= {name: (sizes, None, 0) for name, sizes in loop.cache_shapes(network, shape).items()}
+    found |= {f"recent_{index}": ([steps, rows, 3 * config.width], None, 1) for index in range(config.layers)}
     return found
 
 

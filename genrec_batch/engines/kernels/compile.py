@@ -29,10 +29,10 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, int], int]]:
     embed = {"tokens": INT, "prefix": HALF, "token_table": HALF, "position_table": HALF, "out": HALF, "S": "i32"}
     item = {"tokens": INT, "lengths": INT, "step": INT, "token_table": HALF, "position_table": HALF, "out": HALF}
     norm = {"x": HALF, "y": HALF, "gain": HALF, "bias": HALF, "out": HALF, "rows": "i32"}
-    decode = {name: HALF for name in ("fresh", "prefix", "recent")} | {"lengths": INT, "step": INT, "out": HALF}
-    decode |= {"S": "i32", "layer_offset": "i64", "step_stride": "i64"}
+    decode = dict.fromkeys(("fresh", "prefix", "recent"), HALF) | {"lengths": INT, "step": INT, "out": HALF}
+    decode |= {"S": "i32", "rows": "i32"}
     rank = {"logits": HALF, "seen": INT, "read": INT, "step": INT, "tokens": INT, "log_prob": FLOAT, "heads": FLOAT}
-    rank |= {name: "i32" for name in ("rows", "seen_width", "V", "limit", "LD")}
+    rank |= dict.fromkeys(("rows", "seen_width", "V", "limit", "LD"), "i32")
     found: dict[str, tuple[Any, dict[str, str], dict[str, int], int]] = {
         "embed_history": (source.embed_history, embed, {"D": WIDTH}, 1),
         "embed_item": (source.embed_item, item, {"D": WIDTH}, 1),
@@ -50,7 +50,9 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, int], int]]:
     return found
 
 
-def compile_one(kernel: Any, types: Mapping[str, str], constants: Mapping[str, int], warps: int, capability: int) -> Any:
+def compile_one(
+    kernel: Any, types: Mapping[str, str], constants: Mapping[str, int], warps: int, capability: int
+) -> Any:
     """Return Triton's compiled kernel for `sm_<capability>`; pointers are taken as 16-byte aligned."""
     names = kernel.arg_names
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types.get(name, "").startswith("*")}

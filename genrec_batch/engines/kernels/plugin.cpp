@@ -1,9 +1,9 @@
 // A TensorRT plugin, "GenrecKernel", whose layers launch the cubins of this folder through the CUDA driver.
 //
-// One class serves every kernel: the attribute `kind` names it, `layer` says which encoder layer a decode attention
-// belongs to, `items` how many logits are items, `limit` below which an item may be chosen. Compiled on the user's machine against their TensorRT's headers
-// (IPluginV2DynamicExt, 8.6 to 10), with the cubins inside: `cubins.h` is generated beside the library. Nothing is
-// linked: the registry is found in the libnvinfer that Python has loaded.
+// One class serves every kernel: the attribute `kind` names it, `items` says how many logits are items, `limit` below
+// which an item may be chosen. Compiled on the user's machine against their TensorRT's headers (IPluginV2DynamicExt,
+// 8.6 to 10), with the cubins inside: `cubins.h` is generated beside the library. Nothing is linked: the registry is
+// found in the libnvinfer that Python has loaded.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -96,16 +96,16 @@ bool parse(std::string const& name, Kind& kind) {
 class GenrecKernel final : public IPluginV2DynamicExt {
     struct State {
         Kind kind;
-        int32_t layer, items, limit;
+        int32_t items, limit;
     } state_;
     std::string namespace_;
 
 public:
-    GenrecKernel(Kind kind, int32_t layer, int32_t items, int32_t limit) : state_{kind, layer, items, limit} {}
+    GenrecKernel(Kind kind, int32_t items, int32_t limit) : state_{kind, items, limit} {}
     explicit GenrecKernel(void const* data) { std::memcpy(&state_, data, sizeof state_); }
 
     IPluginV2DynamicExt* clone() const noexcept override {
-        auto* copy = new GenrecKernel(state_.kind, state_.layer, state_.items, state_.limit);
+        auto* copy = new GenrecKernel(state_.kind, state_.items, state_.limit);
         copy->namespace_ = namespace_;
         return copy;
     }
@@ -146,7 +146,6 @@ public:
         void *o = out[0], *o1, *o2;
         Dims const& first = desc[0].dims;
         int rows = first.d[0], positions, pitch, seen_width;
-        int64_t layer_offset, step_stride;
         switch (state_.kind) {
             case Kind::kEmbedHistory:
                 c = in[2], d = in[3], positions = first.d[1] + 1;
@@ -165,13 +164,11 @@ public:
                 return launch(name + std::to_string(block(positions)), rows * kHeads, 1, {&a, &b, &o, &positions}, stream);
             }
             case Kind::kDecodeAttention: {
-                // fresh [B, 3D], prefix [B, S, 3D], recent [T, L, B, 3D], lengths [B], step [1]
+                // fresh [B, 3D], prefix [B, S, 3D], recent [T, B, 3D], lengths [B], step [1]
                 c = in[2], d = in[3], e = in[4], positions = desc[1].dims.d[1];
-                layer_offset = static_cast<int64_t>(state_.layer) * rows;
-                step_stride = static_cast<int64_t>(desc[2].dims.d[1]) * rows;
                 std::string const steps = desc[2].dims.d[0] <= 16 ? "_16" : "_64";
                 return launch("decode_attention_" + std::to_string(block(positions)) + steps, rows * kHeads, 1,
-                              {&a, &b, &c, &d, &e, &o, &positions, &layer_offset, &step_stride}, stream);
+                              {&a, &b, &c, &d, &e, &o, &positions, &rows}, stream);
             }
             case Kind::kRankItems: {
                 // logits [B, LD], seen [B, X], read [T, B], step [1]
@@ -209,10 +206,9 @@ public:
 
 class Creator final : public IPluginCreator {
     std::vector<PluginField> fields_{{"kind", nullptr, PluginFieldType::kCHAR, 1},
-                                     {"layer", nullptr, PluginFieldType::kINT32, 1},
                                      {"items", nullptr, PluginFieldType::kINT32, 1},
                                      {"limit", nullptr, PluginFieldType::kINT32, 1}};
-    PluginFieldCollection collection_{4, fields_.data()};
+    PluginFieldCollection collection_{3, fields_.data()};
     std::string namespace_;
 
 public:
@@ -221,17 +217,16 @@ public:
     PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
     IPluginV2* createPlugin(char const*, PluginFieldCollection const* given) noexcept override {
         std::string name;
-        int32_t layer = 0, items = 0, limit = 0;
+        int32_t items = 0, limit = 0;
         for (int i = 0; i < given->nbFields; i++) {
             PluginField const& field = given->fields[i];
             if (!std::strcmp(field.name, "kind")) name.assign(static_cast<char const*>(field.data), field.length);
-            if (!std::strcmp(field.name, "layer")) layer = *static_cast<int32_t const*>(field.data);
             if (!std::strcmp(field.name, "limit")) limit = *static_cast<int32_t const*>(field.data);
             if (!std::strcmp(field.name, "items")) items = *static_cast<int32_t const*>(field.data);
         }
         while (!name.empty() && name.back() == '\0') name.pop_back();
         Kind kind;
-        return parse(name, kind) ? new GenrecKernel(kind, layer, items, limit) : nullptr;
+        return parse(name, kind) ? new GenrecKernel(kind, items, limit) : nullptr;
     }
     IPluginV2* deserializePlugin(char const*, void const* data, size_t) noexcept override {
         return new GenrecKernel(data);

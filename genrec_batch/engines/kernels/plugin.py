@@ -129,7 +129,7 @@ def compile_library(tools: Toolchain, source: Path, header: str) -> bytes:
     """Return the compiled shared library.
 
     Raises:
-        EngineError: the compiler fails; the message ends with its last lines.
+        EngineError: the compiler fails; the message ends with the first of what it said.
     """
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "cubins.h").write_text(header)
@@ -138,5 +138,5 @@ def compile_library(tools: Toolchain, source: Path, header: str) -> bytes:
         command = [tools.compiler, *FLAGS, f"-I{scratch}", *include, str(source), "-o", str(target), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise EngineError(f"{tools.compiler} cannot compile the TensorRT plugin:\n{done.stderr[-2000:]}")
+            raise EngineError(f"{tools.compiler} cannot compile the TensorRT plugin:\n{done.stderr[:2000]}")
         return target.read_bytes()

@@ -3,7 +3,9 @@
 Owns: what each kernel computes. Must not know: TensorRT. Compiled ahead of time by `compile.py`; nothing else imports
 this module. D is the width, H heads of HD floats, S positions of a prefill (prefix, then tokens, left-aligned), B rows.
 """
-# ruff: noqa: ANN001, ANN201 (parameters are device pointers and compile-time constants; Triton reads no annotations)
+# Parameters are device pointers and compile-time constants, which have no Python types; Triton is untyped itself.
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 import triton
 import triton.language as tl
@@ -42,7 +44,9 @@ def add_norm(x, y, gain, bias, out, rows, D: tl.constexpr, R: tl.constexpr):
     d = tl.arange(0, D)
     real = r[:, None] < rows
     place = r[:, None].to(tl.int64) * D + d[None, :]
-    a = tl.load(x + place, mask=real, other=0.0).to(tl.float32) + tl.load(y + place, mask=real, other=0.0).to(tl.float32)
+    a = tl.load(x + place, mask=real, other=0.0).to(tl.float32) + tl.load(y + place, mask=real, other=0.0).to(
+        tl.float32
+    )
     centred = a - (tl.sum(a, 1) / D)[:, None]
     scale = tl.rsqrt(tl.sum(centred * centred, 1) / D + 1e-5)
     z = centred * scale[:, None] * tl.load(gain + d).to(tl.float32)[None, :] + tl.load(bias + d).to(tl.float32)[None, :]
@@ -100,8 +104,7 @@ def decode_attention(
     step,
     out,
     S,
-    layer_offset,
-    step_stride,
+    rows,
     H: tl.constexpr,
     HD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -109,8 +112,8 @@ def decode_attention(
 ):
     """One new position per (row, head) against the prefill's keys, the items read before it, and itself.
 
-    fresh [B, 3D] is this position's q, k, v; prefix [B, S, 3D] the prefill's; recent [T, L, B, 3D] holds the earlier
-    steps', of which those before `step` count. layer_offset and step_stride are in rows of 3D.
+    fresh [B, 3D] is this position's q, k, v; prefix [B, S, 3D] the prefill's; recent [T, B, 3D] holds the earlier
+    steps', of which those before `step` count.
     """
     pid = tl.program_id(0)
     row = (pid // H).to(tl.int64)
@@ -123,7 +126,7 @@ def decode_attention(
     q = tl.load(new).to(tl.float32)
     k_new = tl.load(new + H * HD).to(tl.float32)
     place = (row * S + position)[:, None] * (3 * H * HD) + column[None, :]
-    earlier = (layer_offset + row + before.to(tl.int64) * step_stride)[:, None] * (3 * H * HD) + column[None, :]
+    earlier = (row + before.to(tl.int64) * rows)[:, None] * (3 * H * HD) + column[None, :]
     k = tl.load(prefix + H * HD + place, mask=real[:, None], other=0.0).to(tl.float32)
     k_read = tl.load(recent + H * HD + earlier, mask=read[:, None], other=0.0).to(tl.float32)
     v = tl.load(prefix + 2 * H * HD + place, mask=real[:, None], other=0.0)
@@ -189,4 +192,5 @@ def rank_items(
     best, index = tl.max(left, 0, return_indices=True)
     found = best > float("-inf")
     tl.store(tokens + row, tl.where(found, index, 0).to(tl.int32))
-    tl.store(log_prob + row, tl.where(found, best - log_sum, float("-inf")))
+    nothing = tl.where(log_sum == log_sum, float("-inf"), log_sum)  # noqa: PLR0124 (not a number: stays so)
+    tl.store(log_prob + row, tl.where(found, best - log_sum, nothing))

@@ -1,0 +1,70 @@
+"""Which static shape serves a batch: TensorRT engines here have no dynamic sizes.
+
+Owns: rounding rows, lengths and seen items up to the sizes that engines are built for. Must not know: engines, memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from genrec_batch.arrays import Batch
+from genrec_batch.engines.tensorrt_graphs import Shape
+from genrec_batch.errors import EngineError
+from genrec_batch.model import ModelConfig
+
+BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
+ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
+SEEN_LEAST = 64  # columns of the banned list; more come in powers of two
+
+
+class ShapeRule:
+    """Batch sizes and history lengths of one model's engines."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, buckets: Sequence[int]) -> None:
+        longest = config.positions - 1
+        self._positions = config.positions
+        self.batch_size = rounded(batch_size, ROWS_MULTIPLE)
+        self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
+
+    def of(self, batch: Batch, steps: int) -> Shape:
+        """Return the shape that serves a batch whose rows read `steps` items.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        return self.shape(
+            rows=len(batch),
+            length=int(batch.lengths_B.max(initial=0)),
+            steps=steps,
+            seen=batch.seen_BX.shape[1],
+            profile=batch.profile_BP is not None,
+            video=batch.video_BV is not None,
+        )
+
+    def shape(
+        self, *, rows: int, length: int, steps: int, seen: int, profile: bool = False, video: bool = False
+    ) -> Shape:
+        """Return the shape for so many rows, tokens of the longest history, items to read and seen items.
+
+        Raises:
+            EngineError: history and decoded items exceed the position table.
+        """
+        if length + steps + 1 > self._positions:
+            raise EngineError(
+                f"{length} events and {steps} items need {length + steps + 1} positions, the model has "
+                f"{self._positions}; lower --max-events or --top-k"
+            )
+        bucket = next(bucket for bucket in self.buckets if bucket >= length)
+        return Shape(
+            rows=rounded(max(rows, 1), self.batch_size),
+            positions=bucket + 1,
+            seen=max(SEEN_LEAST, 1 << (seen + 1).bit_length()),  # padding and unknown take two places
+            steps=max(steps, 1),
+            profile=profile,
+            video=video,
+        )
+
+
+def rounded(count: int, multiple: int) -> int:
+    """Return a count rounded up to a multiple."""
+    return -(-count // multiple) * multiple

@@ -1,0 +1,215 @@
+"""Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one."""
+
+import enum
+import importlib.util
+
+import numpy as np
+import pytest
+from fake_cuda import FakeRuntime
+from fake_tensorrt import FakeTensorRt
+
+from genrec_batch.engines import kernels, tensorrt_build
+from genrec_batch.engines import tensorrt_graphs as loop
+from genrec_batch.engines import tensorrt_side_graphs as side
+from genrec_batch.engines.engine_cache import EngineCache
+from genrec_batch.engines.kernels import plugin
+from genrec_batch.errors import EngineError
+from genrec_batch.model import initial_weights, preset
+
+ROWS, POSITIONS, SEEN, STEPS = 64, 51, 64, 10
+SHAPE = loop.Shape(rows=ROWS, positions=POSITIONS, seen=SEEN, steps=STEPS)
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+
+
+def network(name="tiny", precision="fp16", *, plugged=False):
+    config = preset(name)
+    weights = initial_weights(config, 1)
+    return loop.Network(
+        config=config, weights=weights, tokens=config.vocabulary - 5, precision=precision, plugin=plugged
+    )
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    if not importlib.util.find_spec("tensorrt_rtx_bindings"):
+        pytest.skip(f"the real builder is not installed: {tensorrt_build.RTX_INSTALL}")
+    return tensorrt_build.load_library("tensorrt_rtx")
+
+
+@pytest.fixture
+def fake():
+    return tensorrt_build.wrap("tensorrt", FakeTensorRt(FakeRuntime()))
+
+
+def described(built):
+    return {name: (tensor.shape, tensor.kind, tensor.is_input) for name, tensor in built.tensors.items()}
+
+
+def expected_prefill(config, kind):
+    by_head = (ROWS, config.heads, POSITIONS, config.head_size)
+    found = {
+        "features": ((ROWS, config.features), "FLOAT", True),
+        "tokens": ((ROWS, POSITIONS - 1), "INT32", True),
+        "lengths": ((ROWS,), "INT32", True),
+        "seen": ((ROWS, SEEN), "INT32", True),
+        "hidden": ((ROWS, config.width), kind, False),
+        "next_token": ((ROWS,), "INT32", False),
+        "next_log_prob": ((ROWS, 1), "FLOAT", False),
+    }
+    return found | {f"{n}_{i}": (by_head, kind, False) for n in ("keys", "values") for i in range(config.layers)}
+
+
+def expected_decode(config, kind):
+    width, layers = config.width, range(config.layers)
+    by_head = (ROWS, config.heads, POSITIONS, config.head_size)
+    found = {
+        "token": ((ROWS,), "INT32", True),
+        "lengths": ((ROWS,), "INT32", True),
+        "step": ((1,), "INT32", True),
+        "read": ((STEPS + 1, ROWS), "INT32", True),
+        "seen": ((ROWS, SEEN), "INT32", True),
+        "heads": ((ROWS, 4), "FLOAT", False),
+        "hidden": ((ROWS, width), kind, False),
+        "next_token": ((ROWS,), "INT32", False),
+        "next_log_prob": ((ROWS, 1), "FLOAT", False),
+    }
+    found |= {f"recent_{i}": ((STEPS, ROWS, 3 * width), kind, True) for i in layers}
+    found |= {f"fresh_{i}": ((ROWS, 3 * width), kind, False) for i in layers}
+    return found | {f"{n}_{i}": (by_head, kind, True) for n in ("keys", "values") for i in layers}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ["tiny", "reference"])
+def test_the_real_builder_builds_both_engines(rtx, name, precision):
+    made = network(name, precision)
+    told = []
+    for graph, expected in ((loop.prefill, expected_prefill), (loop.decode, expected_decode)):
+        built = tensorrt_build.build(
+            rtx,
+            graph(made, SHAPE),
+            precision=precision,
+            architecture="sm_89",
+            progress=lambda phase, share: told.append((phase, share)),
+        )
+        assert described(built) == expected(made.config, TYPES[precision])
+        weights = made.config.vocabulary * made.config.width * (4 if precision == "fp32" else 2)
+        assert len(built.plan) > 2 * weights  # the token table and the output projection are in it
+    assert told[-1] == ("built", 1.0)
+    assert all(0 <= share <= 1 for _, share in told)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_real_builder_builds_what_beam_search_and_candidates_need(rtx, precision):
+    made = network(precision=precision)
+    shape = loop.Shape(rows=ROWS, positions=9, seen=SEEN, steps=2, profile=True, video=True)
+    for graph in (
+        loop.prefill(made, shape),
+        side.choose(made, shape, 5),
+        side.lookup(made, shape, 8),
+        side.score(made, shape, 8),
+        side.select(made, shape, 2 * ROWS),
+    ):
+        assert tensorrt_build.build(rtx, graph, precision=precision, architecture="sm_89").plan
+
+
+def test_timings_are_kept_where_the_library_takes_them_back(fake):
+    graph = loop.decode(network(precision="fp32"), SHAPE)
+    assert tensorrt_build.build(fake, graph, precision="fp32").timings is None  # 8.6
+    fake.api.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", start=1)
+    first = tensorrt_build.build(fake, graph, precision="fp32")
+    assert tensorrt_build.build(fake, graph, precision="fp32", timings=first.timings).timings == b"++"
+
+
+def test_an_architecture_that_the_builder_does_not_know_is_named(rtx):
+    with pytest.raises(EngineError, match=r"sm_10.*sm_89"):
+        tensorrt_build.build(rtx, loop.decode(network(), SHAPE), precision="fp16", architecture="sm_10")
+
+
+def test_a_broken_graph_is_an_engine_error(rtx):
+    with pytest.raises(EngineError, match="cannot read the graph"):
+        tensorrt_build.build(rtx, b"no graph", precision="fp16", architecture="sm_89")
+
+
+def test_only_rtx_builds_for_another_gpu(fake):
+    with pytest.raises(EngineError, match="for the GPU at hand"):
+        tensorrt_build.build(fake, loop.decode(network(), SHAPE), precision="fp16", architecture="sm_89")
+
+
+def test_a_builder_that_cannot_start_without_a_gpu(fake, monkeypatch):
+    def nothing(_logger):
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(fake.api, "Builder", nothing)
+    with pytest.raises(EngineError, match="GPU and its driver") as caught:
+        tensorrt_build.build(fake, b"", precision="fp16")
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_a_missing_library_is_an_error_with_the_install_line(name, monkeypatch):
+    def missing(module):
+        raise ImportError(f"No module named {module!r}")
+
+    monkeypatch.setattr(tensorrt_build.importlib, "import_module", missing)
+    with pytest.raises(EngineError, match="pip install"):
+        tensorrt_build.load_library(name)
+
+
+def test_progress_without_a_monitor_still_says_that_it_is_done(fake):
+    told = []
+    graph = loop.decode(network(precision="fp32"), SHAPE)
+    tensorrt_build.build(fake, graph, precision="fp32", progress=lambda *news: told.append(news))
+    assert told == [("built", 1.0)]
+
+
+def test_the_plugin_graphs_use_the_kernels_and_one_cache_per_layer(fake):
+    made = network("reference", plugged=True)
+    tensors = tensorrt_build.build(fake, loop.prefill(made, SHAPE), precision="fp16").tensors
+    assert tensors["cache_5"].shape == (ROWS, POSITIONS, 3 * 512)
+    assert not any(name.startswith("keys") for name in tensors)
+    with pytest.raises(EngineError, match="fp16"):
+        loop.prefill(network("reference", "fp32", plugged=True), SHAPE)
+
+
+def test_why_the_plugin_does_not_fit():
+    assert "width 512" in plugin.unfit(preset("tiny"), "fp16", "sm_90")
+    assert "fp16" in plugin.unfit(preset("reference"), "fp32", "sm_90")
+    assert "sm_75" in plugin.unfit(preset("reference"), "fp16", "sm_75")
+    assert plugin.unfit(preset("reference"), "fp16", "sm_90") is None
+
+
+def test_headers_that_are_not_where_they_should_be(monkeypatch, tmp_path):
+    monkeypatch.setenv(plugin.VARIABLE, str(tmp_path))
+    with pytest.raises(EngineError, match=r"NvInfer\.h"):
+        plugin.toolchain()
+    for header in plugin.HEADERS:
+        (tmp_path / header).touch()
+    found = plugin.toolchain()
+    assert isinstance(found, str) or found.include == (str(tmp_path),)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "compiler" in plugin.toolchain()
+
+
+def test_a_plugin_that_does_not_compile_says_what_the_compiler_said(monkeypatch, tmp_path):
+    for header in plugin.HEADERS:
+        (tmp_path / header).write_text("#error these are not the headers\n")
+    monkeypatch.setenv(plugin.VARIABLE, str(tmp_path))
+    tools = plugin.toolchain()
+    if isinstance(tools, str):
+        pytest.skip(tools)
+    cache = EngineCache(tmp_path / "cache")
+    with pytest.raises(EngineError, match="these are not the headers"):
+        plugin.load(cache, tools, library="libnvinfer.so.8", version="8.6.0", architecture="sm_90")
+
+
+def test_the_cubins_are_inside_the_plugin():
+    header = plugin.cubin_header(kernels.read("sm_90"))
+    assert "decode_attention_64_16" in header
+    assert f"kCubinCount = {len(kernels.read('sm_90'))};" in header
+
+
+def test_constants_in_bf16_are_rounded_to_nearest_even():
+    from genrec_batch.engines.tensorrt_nodes import bfloat16_bits
+
+    values = np.array([1.0, -2.5, 1.00390625, 1.01171875, 3e38], np.float32)  # two of them halfway between neighbours
+    assert [hex(bits) for bits in bfloat16_bits(values)] == ["0x3f80", "0xc020", "0x3f80", "0x3f82", "0x7f62"]

@@ -145,7 +145,13 @@ def test_a_builder_that_cannot_start_without_a_gpu(fake, monkeypatch):
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_rtx_is_taken_where_only_it_is_installed(rtx):
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("tensorrt is installed too, and comes first")
+    assert tensorrt_build.load_library().label == rtx.label
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx", None])
 def test_a_missing_library_is_an_error_with_the_install_line(name, monkeypatch):
     def missing(module):
         raise ImportError(f"No module named {module!r}")

@@ -11,11 +11,12 @@ from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
 from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.engines import cuda, tensorrt_build
+from genrec_batch.engines import Slates, cuda, tensorrt_build
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_engine import TensorRtEngine
 from genrec_batch.errors import EngineError, RetryError
+from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.model import Model, ModelConfig, demo_model, initial_weights, preset
 
 STEPS = 3
@@ -326,6 +327,35 @@ def test_select_copies_rows_and_leaves_the_old_state(build):
         seen_BX=batch.seen_BX[rows],
     )
     check(model, taken, ranked)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(top_k=3),
+        Decoding(mode="candidates", num_candidates=9),
+        Decoding(top_k=3, beam_width=3),
+    ],
+    ids=["slate", "candidates", "beam"],
+)
+def test_generate_can_drive_it(build, decoding):
+    model = tiny()
+    batches = [batch_of(model.config, rows, rows) for rows in (3, 5)]
+    engine = build()
+    assert isinstance(engine, Slates)
+    for batch, ranked in zip(batches, recommend_all(engine, batches, decoding), strict=True):
+        for row in range(len(batch)):
+            tokens = ranked.tokens_BK[row].tolist()
+            assert len(set(tokens)) == len(tokens)
+            assert not set(tokens) & {0, 1, *batch.seen_BX[row].tolist()}
+            alone = decoding.mode == "candidates"
+            for k, token in enumerate(tokens):
+                before = [] if alone else tokens[:k]
+                assert ranked.log_prob_BK[row, k] == pytest.approx(
+                    forward(model, batch, row, before)[0][token], abs=1e-5
+                )
+                expected = forward(model, batch, row, [*before, token])[1]
+                np.testing.assert_allclose(ranked.heads_BKH[row, k], expected, atol=1e-5)
 
 
 def test_engines_are_built_once_and_loaded_from_the_cache_afterwards(build):

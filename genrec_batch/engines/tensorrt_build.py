@@ -8,6 +8,7 @@ a GPU when it is told the architecture.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,12 +57,15 @@ class Log:
         return text
 
 
-def load_library(name: str = "tensorrt") -> Library:
-    """Import `tensorrt` or `tensorrt_rtx`.
+def load_library(name: str | None = None) -> Library:
+    """Import `tensorrt` or `tensorrt_rtx`; None takes the former, or the latter where only that is installed.
 
     Raises:
         EngineError: it is not installed, or cannot be loaded.
     """
+    if name is None:
+        alone = not importlib.util.find_spec("tensorrt") and importlib.util.find_spec("tensorrt_rtx_bindings")
+        name = "tensorrt_rtx" if alone else "tensorrt"
     try:
         if name == "tensorrt_rtx":
             importlib.import_module("tensorrt_rtx_libs")  # loads the shared libraries that the bindings link to

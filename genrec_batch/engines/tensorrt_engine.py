@@ -62,7 +62,7 @@ class TensorRtEngine:
             buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
             cache: where built engines are kept; the user's own cache by default.
             progress: told what is being built, and how much of it is done.
-            library: an imported TensorRT; `tensorrt` by default.
+            library: an imported TensorRT; by default `tensorrt`, or `tensorrt_rtx` where only that is installed.
 
         Raises:
             EngineError: no GPU, no driver, no library, no such precision, or a cache that others may write to.

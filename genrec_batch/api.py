@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import pipeline, schema
+from genrec_batch import pipeline
 from genrec_batch.config import ScoreConfig
 from genrec_batch.errors import NothingToScoreError
-from genrec_batch.job import open_model, prepare
+from genrec_batch.job import open_model, prepare, usable_events
 from genrec_batch.model import Model
 from genrec_batch.profiling import Stages
 from genrec_batch.selection import Selection
@@ -40,7 +40,7 @@ class Scorer:
 
     def __init__(self, **options: Any) -> None:
         self.config = ScoreConfig(**options)
-        self._opened: tuple[Model, Selection | None] | None = None
+        self._opened: tuple[Model, int, Selection] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "_opened": None}
@@ -49,27 +49,28 @@ class Scorer:
         """Return the recommendations of every user of `events`, sorted by user_id and rank.
 
         Raises:
-            InputError, NothingToScoreError: the table does not fit the contract, or holds nobody.
+            InputError, GateError, NothingToScoreError: the table does not fit the contract, too many of its rows are
+                unusable, or it holds nobody.
         """
         frame = pl.from_arrow(events)
         assert isinstance(frame, pl.DataFrame)
-        names = schema.column_names(self.config.schema)
-        usable = schema.normalize(frame, names.events)
-        if not len(usable):
-            raise NothingToScoreError("the table has no row with user_id, video_id and timestamp, so nobody to score")
-        loaded, selection = self._opened or (open_model(self.config), None)
+        if not len(frame):
+            raise NothingToScoreError("the table has no rows, so nobody to score")
+        usable, facts = usable_events(frame.lazy(), self.config, "the table")
+        loaded, tokens, selection = self._opened or (open_model(self.config), 0, None)
         stages = Stages()
         job = prepare(
             self.config,
             usable,
             stages,
             path="table",
-            facts={},
+            facts=facts,
             inputs={},
             candidates=self.config.candidates,
             loaded_model=loaded,
         )
-        scoring = pipeline.Scoring.of(self.config, job, stages, selection)
-        self._opened = (loaded, scoring.selection)
+        same_catalog = tokens == job.model.tokens  # an engine never chooses a token beyond its catalog
+        scoring = pipeline.Scoring.of(self.config, job, stages, selection if same_catalog else None)
+        self._opened = (loaded, job.model.tokens, scoring.selection)
         parts = pipeline.shards(len(job), self.config.shard_users)
         return pa.concat_tables([scoring.shard(start, stop) for start, stop in parts])

@@ -140,6 +140,12 @@ class Histories:
             as_of_us=self.as_of_us,
         )
 
+    def cold_start_N(self) -> U8:
+        """Return who has no known video in the history, [N]."""
+        user_E = np.repeat(np.arange(len(self)), self.lengths_N)
+        cold_N: U8 = np.bincount(user_E, self.tokens_E >= FIRST_ITEM, len(self)) == 0
+        return cold_N
+
     def token_rows(self) -> Ragged:
         """Return each user's tokens, oldest first."""
         return Ragged(offsets_N1=self.offsets_N1, values=self.tokens_E)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec_batch import features
-from genrec_batch.arrays import F32, FIRST_ITEM, I32, I64, U8, Batch, Histories, Ragged
+from genrec_batch.arrays import F32, I32, I64, U8, Batch, Histories, Ragged
 from genrec_batch.config import ScoreConfig
 from genrec_batch.job import Job
 
@@ -69,13 +69,6 @@ class Part:
         """Return how many items each user could get at most, [N]."""
         users = len(self.histories)
         return np.full(users, top_k) if self.candidates is None else np.minimum(top_k, self.candidates.lengths_N)
-
-    def cold_start_N(self) -> U8:
-        """Return who has no known video in the history, [N]."""
-        known_E = (self.histories.tokens_E >= FIRST_ITEM).astype(np.int64)
-        user_E = np.repeat(np.arange(len(self.histories)), self.histories.lengths_N)
-        cold_N: U8 = np.bincount(user_E, known_E, len(self.histories)) == 0
-        return cold_N
 
 
 def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:

@@ -81,10 +81,19 @@ class Catalog:
         return Catalog(items=frame.select("video_id", pl.col("count").cast(pl.UInt64)))
 
     def write(self, path: Path) -> None:
-        """Write `catalog.parquet`."""
-        self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(
-            pl.col("token").cast(pl.Int32)
-        ).write_parquet(path)
+        """Write `catalog.parquet`: whole or not at all.
+
+        Raises:
+            ModelError: it cannot be written.
+        """
+        tokens = pl.col("token").cast(pl.Int32)
+        scratch = path.with_name(path.name + ".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(tokens).write_parquet(scratch)
+            scratch.replace(path)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def fingerprint(self) -> str:
         """Return the sha256 of the ids in token order with their type, as 64 hex digits."""

@@ -117,7 +117,7 @@ def score(
         summary = pipeline.score(options, input, output)
         if options.user:
             show.written(output, options.layout)
-    if not options.quiet:
+    if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
 
@@ -137,7 +137,7 @@ def features(
     from genrec_batch import pipeline, show
 
     summary = pipeline.write_features(options, input, output)
-    if not options.quiet:
+    if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
 

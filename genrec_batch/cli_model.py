@@ -73,11 +73,12 @@ def init(
         items = job.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
         weights = model.initial_weights(config, chosen)
         origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
-        model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        model.check_free(directory)
         if items is not None:
             items.write(directory / "catalog.parquet")
+        model.save(directory, config, weights, trained=False, card=_card(config, origin))
         said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
-        console.stdout.print(f"{directory}: {said}, untrained", highlight=False, soft_wrap=True)
+        console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
 
     guarded(work, verbose=False)
 
@@ -108,14 +109,17 @@ def import_(
         config, converted = importing.convert(model.read_weights(weights), pairs, heads=heads)
         items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
         card = _card(config, f"Imported from `{weights.name}`.")
-        model.save(directory, config, converted, trained=True, card=card)
+        model.check_free(directory)
         if items is not None:
             items.write(directory / "catalog.parquet")
-        else:
+        model.save(directory, config, converted, trained=True, card=card)
+        if items is None:
             console.LOG.warning(
                 "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
             )
-        console.stdout.print(f"{directory}: {model.parameters(config):,} parameters", highlight=False, soft_wrap=True)
+        console.stdout.print(
+            f"{directory}: {model.parameters(config):,} parameters", highlight=False, markup=False, soft_wrap=True
+        )
 
     guarded(work, verbose=False)
 
@@ -177,6 +181,8 @@ def export(
         if precision not in ("fp32", "fp16"):
             raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
         for path in exporting.export(model.load(directory), directory, precision=precision):
-            console.stdout.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+            console.stdout.print(
+                f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True
+            )
 
     guarded(work, verbose=False)

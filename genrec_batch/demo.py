@@ -14,17 +14,26 @@ import polars as pl
 from genrec_batch import model, pipeline, sampling, show
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG, stdout
+from genrec_batch.errors import ConfigError
 from genrec_batch.job import catalog_of
 
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"  # beside the package in a checkout
+
+MARK = ".genrec-batch-demo"  # in a folder that the demo made and may make anew
 
 
 def run(folder: Path, users: int) -> dict[str, Any]:
     """Score the sample log, or a generated one where there is none, into `folder` and show the top of the result.
 
     Returns: the run's summary.
+
+    Raises:
+        ConfigError: the folder holds something that the demo did not make.
     """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise ConfigError(f"--folder {folder}: not empty and not made by the demo; name another")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     log = SAMPLE
     if not log.is_file():
         log = folder / "events.parquet"
@@ -38,7 +47,7 @@ def run(folder: Path, users: int) -> dict[str, Any]:
     catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
     output = folder / "recs.parquet"
     command = f"genrec-batch score {log} {output} --model {directory} --if-exists overwrite"
-    stdout.print(f"[bold]$ {command}[/]", soft_wrap=True)
+    stdout.print(f"$ {command}", markup=False, highlight=False, soft_wrap=True)
     summary = pipeline.score(ScoreConfig(model=str(directory), if_exists="overwrite"), str(log), str(output))
     rows = pl.read_parquet(output)
     first = rows["user_id"].unique(maintain_order=True).head(2)

@@ -13,7 +13,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.markup import escape
@@ -65,11 +65,11 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
         def called(**given: Any) -> None:
             values = {field.name: given.pop(field.name) for field, _ in fields}
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            console.set_up(**{name: values[name] for name in ("quiet", "verbose", "log_format")})
             try:
                 chosen = kind(**values)
             except GenrecError as error:
                 fail(error)
-            console.set_up(quiet=chosen.quiet, verbose=chosen.verbose, log_format=chosen.log_format)
             guarded(lambda: command(**given, options=chosen), verbose=chosen.verbose)
 
         kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
@@ -82,13 +82,18 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
     return wrap
 
 
-def fail(error: GenrecError) -> None:
+def fail(error: GenrecError) -> NoReturn:
     """Print a user's error and leave with its exit code."""
-    if console.LOG.handlers and isinstance(console.LOG.handlers[0].formatter, console.JsonFormatter):
-        console.LOG.error("%s", error)
-    else:
-        console.stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    tell("error:", str(error))
     raise typer.Exit(error.exit_code)
+
+
+def tell(title: str, text: str) -> None:
+    """Print an error on stderr: as a line for a person, or in the run's JSON log."""
+    if console.LOG.handlers and isinstance(console.LOG.handlers[0].formatter, console.JsonFormatter):
+        console.LOG.error("%s %s", title, text)
+    else:
+        console.stderr.print(f"[bold red]{title}[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:
@@ -109,11 +114,8 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     except Exception as error:  # the edge: a bug of ours, told as one
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
-        console.stderr.print(
-            f"[bold red]internal error:[/] {escape(f'{type(error).__name__}: {error}')}\n"
-            "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback.",
-            soft_wrap=True,
-        )
+        told = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
+        tell("internal error:", f"{type(error).__name__}: {error}\n{told}")
         raise typer.Exit(1) from error
 
 

@@ -38,7 +38,7 @@ class Job:
     catalog: Catalog
     model: Model
     video_type: pl.DataType
-    inputs: dict[str, object]  # snapshot of every file read, for lineage
+    inputs: dict[str, storage.Source]  # every log and table read, for lineage
     facts: dict[str, object]  # counts, for the summary
     warnings: list[str] = field(default_factory=list)
 
@@ -67,10 +67,10 @@ def read_log(
     """
     with stages.time("read"):
         source = storage.scan(path, "INPUT")
-        names = schema.column_names(config.schema)
         if source.rows == 0:
             raise NothingToScoreError(f"INPUT {path}: no rows, so nobody to score")
-        events, facts = storage.reading(lambda: _usable(source.frame, names.events, path, config), f"INPUT {path}")
+        where = f"INPUT {path}"
+        events, facts = storage.reading(lambda: usable_events(source.frame, config, where), where)
     return events, {"input_rows": source.rows, **facts}, source
 
 
@@ -82,15 +82,23 @@ def catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
     """
     flag = "--catalog-from"
     source = storage.scan(path, flag)
-    events, _ = schema.contract(source.frame, schema.column_names(schema_name).events, f"{flag} {path}")
-    usable = events.filter(schema.usable())
-    return storage.reading(lambda: Catalog.from_events(usable, vocabulary=vocabulary), f"{flag} {path}")
+    expressions = schema.column_names(schema_name).events
+
+    def read() -> Catalog:
+        events, _ = schema.contract(source.frame, expressions, f"{flag} {path}")
+        return Catalog.from_events(events.filter(schema.usable()), vocabulary=vocabulary)
+
+    return storage.reading(read, f"{flag} {path}")
 
 
-def _usable(
-    frame: pl.LazyFrame, expressions: Mapping[str, str], path: str, config: HistoryConfig
-) -> tuple[pl.DataFrame, dict[str, object]]:
-    contract, reading = schema.contract(frame, expressions, f"INPUT {path}")
+def usable_events(frame: pl.LazyFrame, config: HistoryConfig, source: str) -> tuple[pl.DataFrame, dict[str, object]]:
+    """Return the rows of a log that can be scored, in contract columns, and the facts of reading them.
+
+    Raises:
+        InputError: the log does not fit the contract, or no row is usable.
+        GateError: more rows than `--max-rejects` are unusable.
+    """
+    contract, reading = schema.contract(frame, schema.column_names(config.schema).events, source)
     everything = contract.collect()
     events = everything.filter(schema.usable())
     rejected = len(everything) - len(events)
@@ -105,10 +113,10 @@ def _usable(
         said = ", ".join(f"{name} in {count:,}" for name, count in nulls.items() if count)
         facts["rejected_because_null"] = nulls
         if not len(events):
-            raise InputError(f"INPUT {path}: no row can be scored: null {said} of {len(everything):,} rows")
+            raise InputError(f"{source}: no row can be scored: null {said} of {len(everything):,} rows")
         if rejected > config.max_rejects * len(everything):
             raise GateError(
-                f"INPUT {path}: {rejected:,} of {len(everything):,} rows are rejected (null {said}), more than "
+                f"{source}: {rejected:,} of {len(everything):,} rows are rejected (null {said}), more than "
                 f"--max-rejects {config.max_rejects}; mend the log or raise the limit"
             )
         LOG.warning("%s of %s rows rejected: null %s", f"{rejected:,}", f"{len(everything):,}", said)
@@ -122,7 +130,7 @@ def prepare(
     *,
     path: str,
     facts: dict[str, object],
-    inputs: dict[str, object],
+    inputs: dict[str, storage.Source],
     candidates: str | None = None,
     loaded_model: Model | None = None,
 ) -> Job:
@@ -177,7 +185,8 @@ def prepare(
         **facts,
         "as_of": (dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=as_of_us)).isoformat() + "Z",  # noqa: DTZ001 (UTC by its Z)
         "users": len(ids),
-        "cold_start_users": int((built.total_events_N == 0).sum()),
+        "users_without_events": int((built.lengths_N == 0).sum()),
+        "cold_start_users": int(built.cold_start_N().sum()),
         "kept_events": len(built.tokens_E),
         "unknown_events": int((built.tokens_E < FIRST_ITEM).sum()),
         "catalog_videos": len(catalog),
@@ -211,13 +220,13 @@ def _catalog(loaded: Model, events: pl.DataFrame, as_of_us: int, path: str, warn
 
 
 def _table(
-    path: str | None, flag: str, key: str, names: Mapping[str, str], log: pl.DataType, inputs: dict[str, object]
+    path: str | None, flag: str, key: str, names: Mapping[str, str], log: pl.DataType, inputs: dict[str, storage.Source]
 ) -> pl.DataFrame | None:
     if path is None:
         return None
     rename = partial(schema.rename, expressions=names, source=f"{flag} {path}")
     frame, source = storage.table(path, flag, key, rename)
-    inputs[flag.lstrip("-")] = source.snapshot()
+    inputs[flag.lstrip("-")] = source
     return _same_type(frame, key, log, f"{flag} {path}")
 
 
@@ -236,11 +245,11 @@ def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> 
         raise InputError(f"{source}: column {key!r} holds ids that do not fit the log's {log} ({error})") from error
 
 
-def _candidates(path: str | None, events: pl.DataFrame, inputs: dict[str, object]) -> pl.DataFrame | None:
+def _candidates(path: str | None, events: pl.DataFrame, inputs: dict[str, storage.Source]) -> pl.DataFrame | None:
     if path is None:
         return None
     frame, source = storage.table(path, "--candidates", "user_id", lambda lazy: lazy)
-    inputs["candidates"] = source.snapshot()
+    inputs["candidates"] = source
     where = f"--candidates {path}"
     kind = frame.schema.get("video_id")
     if not isinstance(kind, (pl.List, pl.Array)):

@@ -195,10 +195,23 @@ def read_weights(path: Path) -> dict[str, F32]:
 
 def _as_float32(file: Any, name: str, path: Path) -> F32:
     kind = file.get_slice(name).get_dtype()
-    if kind not in ("F64", "F32", "F16", "BF16"):
+    if kind == "BF16":
+        return _bfloat16(path, name)
+    if kind not in ("F64", "F32", "F16"):
         raise ModelError(f"{path}: tensor {name!r} has type {kind}; weights must be F32, F16, BF16 or F64")
     array: F32 = np.asarray(file.get_tensor(name)).astype(np.float32)
     return array
+
+
+def _bfloat16(path: Path, name: str) -> F32:
+    """Read a tensor of a type that NumPy does not have: its bits are the upper half of a float32's."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(header_bytes))[name]
+        begin, end = entry["data_offsets"]
+        file.seek(8 + header_bytes + begin)
+        bits = np.frombuffer(file.read(end - begin), "<u2").astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(entry["shape"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +263,11 @@ def load(directory: Path) -> Model:
     try:
         stored = json.loads(path.read_text())
         sizes = stored["model"]
-        trained, stored_layout = bool(stored["trained"]), str(stored["layout"])
+        trained, stored_layout = stored["trained"] is True, str(stored["layout"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a config.json of genrec-batch ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
     if stored_layout != layout.fingerprint():
         raise ModelError(
             f"{path}: made for feature layout {stored_layout[:12]}, this version has {layout.fingerprint()[:12]}; "
@@ -267,6 +282,12 @@ def load(directory: Path) -> Model:
     return _model(config, weights, directory, trained=trained)
 
 
+def check_free(directory: Path) -> None:
+    """Raise ModelError where a directory holds a model already."""
+    if (directory / "config.json").exists():
+        raise ModelError(f"{directory} holds a model already; choose another directory or remove it first")
+
+
 def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: bool, card: str) -> None:
     """Write `config.json`, `model.safetensors` and the model card; each file appears whole or not at all.
 
@@ -274,8 +295,7 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
         ModelError: the weights do not fit, or the directory holds a model already.
     """
     check_weights(weights, config, "the weights")
-    if (directory / "config.json").exists():
-        raise ModelError(f"{directory} holds a model already; choose another directory or remove it first")
+    check_free(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:

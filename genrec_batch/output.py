@@ -26,7 +26,8 @@ from genrec_batch.errors import ConfigError, RetryError
 
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
-RUN_FILE, MANIFEST, SUCCESS = "_run.json", "_manifest.json", "_SUCCESS"
+RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
+ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
 
 
 def run_id(identity: Identity) -> str:
@@ -59,7 +60,7 @@ class Output:
         with _disk(self.path):
             target = self.part(number)
             scratch = target.with_suffix(".tmp")
-            table = table.replace_schema_metadata(self.metadata)
+            table = table.replace_schema_metadata({**self.metadata, ROWS: str(len(table))})
             with pq.ParquetWriter(scratch, table.schema, compression="zstd", compression_level=3) as writer:
                 writer.write_table(table, row_group_size=max(1, len(table)))
             _sync(scratch)
@@ -74,7 +75,7 @@ class Output:
         with _disk(self.path):
             parts = sorted(self.staging.glob("part-*.parquet"))
             rows = sum(pq.read_metadata(part).num_rows for part in parts)
-            metadata = {**self.metadata, "genrec.rows": str(rows)}
+            metadata = {**self.metadata, ROWS: str(rows)}
             done = self._join(parts, metadata) if self.single else self._publish(parts, metadata)
         self.close()
         return {**done, "rows": rows}
@@ -103,18 +104,18 @@ class Output:
             for part in parts
         ]
         _write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
-        (self.staging / RUN_FILE).unlink()
-        (self.staging / ".lock").unlink()
         (self.staging / SUCCESS).touch()
         _sync(self.staging)
         if self.path.exists():  # only with `overwrite`, or an empty directory
-            old = self.path.with_name(f".{self.path.name}.old")
+            old = _old(self.path)
             shutil.rmtree(old, ignore_errors=True)
             self.path.rename(old)
             self.staging.rename(self.path)
             shutil.rmtree(old)
         else:
             self.staging.rename(self.path)
+        for name in (RUN_FILE, LOCK):  # only now: until the rename they let a killed run go on
+            (self.path / name).unlink(missing_ok=True)
         _sync(self.path.parent)
         return {"files": len(files), "bytes": sum(part["bytes"] for part in files)}
 
@@ -125,7 +126,7 @@ class Output:
             self._lock = -1
 
 
-def check(path: Path) -> None:
+def check(path: Path, if_exists: str | None) -> None:
     """Raise ConfigError where an output cannot be written at all, before any work is done."""
     parent = path.parent
     if not parent.is_dir():
@@ -136,43 +137,58 @@ def check(path: Path) -> None:
         raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
     if path.suffix != ".parquet" and path.is_file():
         raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
+    if if_exists in (None, "error") and _present(path):
+        raise ConfigError(
+            f"OUTPUT {path} exists; pass --if-exists overwrite to replace it once the new one is whole, or name another"
+        )
 
 
-def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output:
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _present(path: Path) -> bool:
+    """Return whether an output is there; an empty directory is none. Brings back one that a killed run moved aside."""
+    if not path.exists() and _old(path).exists():  # it died between the two renames of an overwrite
+        _old(path).rename(path)
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def open_output(path: Path, identity: Identity, if_exists: str | None, stamp: str = "") -> Output:
     """Begin an output, or go on with what an identical run began.
 
     `if_exists`: "error" for whatever is there; "resume" goes on with an identical run and accepts a finished one;
-    "overwrite" starts afresh and keeps the old output until the new one is whole; None resumes an identical unfinished
-    run, else is an error.
+    "overwrite" replaces a finished output once the new one is whole (and goes on with an identical unfinished run);
+    None resumes an identical unfinished run, else is an error. `stamp` says which state of the input an unfinished run read:
+    it must be the same to go on, and does not enter the output.
 
     Raises:
         ConfigError: the output exists, an unfinished run of other settings is there, or it is being written now.
     """
-    check(path)
+    check(path, if_exists)
     identifier = run_id(identity)
     staging = path.with_name(f".{path.name}.unfinished")
     output = Output(
         path=path, staging=staging, single=path.suffix == ".parquet", metadata={"genrec.run_id": identifier}
     )
-    present = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if present and if_exists == "resume" and _finished_id(path) == identifier:
-        output.complete = True
-        return output
-    if present and if_exists != "overwrite":
+    if _present(path) and if_exists == "resume":
+        if _finished_id(path) == identifier:
+            output.complete = True
+            return output
         raise ConfigError(
-            f"OUTPUT {path} exists; pass --if-exists overwrite to replace it once the new one is whole, or name "
-            "another" + (" (it is of another run, so --if-exists resume cannot go on)" if if_exists == "resume" else "")
+            f"OUTPUT {path} is of another run, so --if-exists resume cannot go on with it; --if-exists overwrite will "
+            "replace it once the new one is whole, or name another"
         )
     with _disk(path):
-        _claim(output, identity, identifier, if_exists)
+        _claim(output, {**identity, "stamp": stamp}, if_exists)
     return output
 
 
-def _claim(output: Output, identity: Identity, identifier: str, if_exists: str | None) -> None:
+def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
     staging = output.staging
     fresh = not staging.exists()
     staging.mkdir(exist_ok=True)
-    output._lock = os.open(staging / ".lock", os.O_CREAT | os.O_RDWR, 0o600)  # noqa: SLF001 (its own module)
+    output._lock = os.open(staging / LOCK, os.O_CREAT | os.O_RDWR, 0o600)  # noqa: SLF001 (its own module)
     try:
         fcntl.flock(output._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: SLF001
     except BlockingIOError:
@@ -181,9 +197,10 @@ def _claim(output: Output, identity: Identity, identifier: str, if_exists: str |
             f"OUTPUT {output.path} is being written by another run now; wait for it, or name another"
         ) from None
     began = _read_json(staging / RUN_FILE)
-    if if_exists == "overwrite" or (not fresh and began is None):
+    other = began is not None and run_id(began) != run_id(begins)
+    if (if_exists == "overwrite" and other) or (not fresh and began is None):
         for file in staging.iterdir():
-            if file.name != ".lock":
+            if file.name != LOCK:
                 file.unlink()
         began = None
     if began is not None and if_exists == "error":
@@ -191,15 +208,15 @@ def _claim(output: Output, identity: Identity, identifier: str, if_exists: str |
         raise ConfigError(
             f"OUTPUT {output.path}: an unfinished run is in {staging}; --if-exists resume goes on with it"
         )
-    if began is not None and run_id(began) != identifier:
+    if began is not None and other:
         output.close()
         raise ConfigError(
             f"OUTPUT {output.path}: an unfinished run is in {staging}, and this one differs from it in "
-            f"{', '.join(_differences(began, identity))}; run with its settings to resume "
+            f"{', '.join(_differences(began, begins))}; run with its settings to resume "
             "it, or pass --if-exists overwrite"
         )
     if began is None:
-        _write_json(staging / RUN_FILE, identity)
+        _write_json(staging / RUN_FILE, begins)
     for stale in staging.glob("*.tmp"):
         stale.unlink()
     output.parts_done = {int(p.stem.removeprefix("part-")) for p in staging.glob("part-*.parquet")}
@@ -221,6 +238,15 @@ def _finished_id(path: Path) -> str | None:
         return manifest["metadata"]["genrec.run_id"] if manifest else None
     except (pa.ArrowInvalid, KeyError):
         return None
+    except OSError as error:
+        raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
+
+
+def finished_facts(path: Path) -> dict[str, int]:
+    """Return files, rows and bytes of a finished output."""
+    files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    return {"files": len(files), "rows": rows, "bytes": sum(file.stat().st_size for file in files)}
 
 
 def _read_json(path: Path) -> Any:

@@ -7,7 +7,8 @@ who called. Users go through in id order, a shard at a time; within a shard, bat
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import __version__, console, features, layout, output, recommendations
+from genrec_batch import __version__, console, features, layout, output, recommendations, schema
 from genrec_batch.batching import Part
 from genrec_batch.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.console import LOG
@@ -38,10 +39,12 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     """
     stages = stages or Stages()
     if target is not None:
-        output.check(Path(target))
+        output.check(Path(target), config.if_exists)
     events, facts, log = read_log(source, config, stages)
-    inputs: dict[str, object] = {"events": log.snapshot()}
-    job = prepare(config, events, stages, path=source, facts=facts, inputs=inputs, candidates=config.candidates)
+    job = prepare(
+        config, events, stages, path=source, facts=facts, inputs={"events": log}, candidates=config.candidates
+    )
+    _not_an_input(target, job)
     scoring = Scoring.of(config, job, stages)
     identity = lineage(config, job, engine=scoring.selection.engine)
     if target is None:
@@ -53,18 +56,20 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
 def write_features(config: HistoryConfig, source: str, target: str) -> dict[str, Any]:
     """Write what the model would read of each user: user_id, features, tokens (newest last), history_length."""
     stages = Stages()
-    output.check(Path(target))
+    output.check(Path(target), config.if_exists)
     events, facts, log = read_log(source, config, stages)
-    job = prepare(config, events, stages, path=source, facts=facts, inputs={"events": log.snapshot()})
+    job = prepare(config, events, stages, path=source, facts=facts, inputs={"events": log})
+    _not_an_input(target, job)
     identity = lineage(config, job, engine=None)
 
-    def shard(start: int, stop: int) -> pa.Table:
+    def shard(start: int, stop: int, advance: console.Advance) -> pa.Table:
         part = job.histories.slice(start, stop)
         with stages.time("features"):
             dense_NF = features.compute(part, job.users, job.videos, max_events=config.max_events)
         flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), layout.FEATURES)
         tokens = pa.ListArray.from_arrays(pa.array(part.offsets_N1.astype(np.int32)), pa.array(part.tokens_E))
         ids = job.user_ids.slice(start, stop - start).to_arrow(compat_level=pl.CompatLevel.oldest())
+        advance(stop - start)
         columns = [ids, flat.cast(pa.list_(pa.float32())), tokens, pa.array(part.lengths_N.astype(np.int32))]
         return pa.table(columns, names=["user_id", "features", "tokens", "history_length"])
 
@@ -80,6 +85,7 @@ class Scoring:
     stages: Stages
     selection: Selection
     decoding: Decoding
+    scored_users: int = 0
     short_users: int = 0
     padding: list[int] = field(default_factory=lambda: [0, 0])  # real tokens, tokens computed
 
@@ -91,10 +97,12 @@ class Scoring:
             ConfigError: the history and the decoded items do not fit the model's positions.
             EngineError: what was asked for is not there.
         """
-        need, have = 1 + config.max_events + config.top_k, job.model.config.positions
+        read = config.top_k if config.decode == "slate" and not config.candidates else 1  # items read after the history
+        need, have = 1 + config.max_events + read, job.model.config.positions
         if need > have:
             raise ConfigError(
-                f"--max-events {config.max_events} with --top-k {config.top_k} needs {need} positions, of {have}"
+                f"--max-events {config.max_events} with --top-k {config.top_k} needs {need} positions, the model has "
+                f"{have}"
             )
         decoding = Decoding(
             mode=config.decode,
@@ -129,6 +137,7 @@ class Scoring:
             self.padding[0] += int(part.histories.lengths_N[rows_B].sum()) + len(rows_B)
             self.padding[1] += (int(part.histories.lengths_N[rows_B].max()) + 1) * len(rows_B)
             advance(len(rows_B))
+        self.scored_users += stop - start
         self.short_users += int(((ranking.tokens_NK > 0).sum(axis=1) < part.wanted_N(config.top_k)).sum())
         with stages.time("rows"):
             return recommendations.table(
@@ -138,7 +147,7 @@ class Scoring:
                 video_type=job.video_type,
                 feature_scores_N3=features.feature_scores(part.dense_NF),
                 history_length_N=part.histories.lengths_N,
-                cold_start_N=part.cold_start_N(),
+                cold_start_N=part.histories.cold_start_N(),
                 nested=config.layout == "nested",
             )
 
@@ -152,9 +161,24 @@ class Scoring:
             "device": engine.device,
             "precision": engine.precision,
             "engine_why": self.selection.why,
-            "short_users": self.short_users,
+            "scored_users": self.scored_users,
+            "short_users": self.short_users,  # of the scored ones, as is padding_share
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,
         }
+
+
+def _not_an_input(target: str | None, job: Job) -> None:
+    """Raise ConfigError where the output would stand in place of an input, or inside a folder that is read."""
+    if target is None:
+        return
+    place = Path(target).resolve()
+    for source in job.inputs.values():
+        files = [Path(file).resolve() for file in source.files]
+        folder = Path(source.path).resolve()
+        if any(place == file or place in file.parents for file in files) or (
+            folder.is_dir() and folder in place.parents
+        ):
+            raise ConfigError(f"OUTPUT {target} stands in the place of input {source.path}; name another")
 
 
 def shards(users: int, size: int) -> list[tuple[int, int]]:
@@ -170,9 +194,11 @@ def lineage(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str,
         "catalog": job.catalog.fingerprint(),
         "layout": layout.fingerprint(),
         "engine": engine.name if engine else "none",
+        "device": engine.device.partition(":")[0] if engine else "none",
         "precision": engine.precision if engine else "none",
         "config": resolved(config),
-        "input": job.inputs,
+        "schema": asdict(schema.column_names(config.schema)),
+        "input": {name: source.snapshot() for name, source in job.inputs.items()},
     }
 
 
@@ -180,21 +206,23 @@ def run(
     command: str,
     config: HistoryConfig,
     job: Job,
-    shard: Any,
+    shard: Callable[[int, int, console.Advance], pa.Table],
     identity: dict[str, Any],
     target: Path,
     stages: Stages,
-    report: Any,
+    report: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """Compute the shards that are not there yet, write each as a part, put the output in place."""
-    out = output.open_output(target, identity, config.if_exists)
+    stamp = ",".join(source.stamp for source in job.inputs.values())
+    out = output.open_output(target, identity, config.if_exists, stamp)
     parts = shards(len(job), config.shard_users)
     users = {"genrec.users": str(len(job))}
     plain = {key: value if isinstance(value, str) else _json(value) for key, value in identity.items()}
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | users
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
-        return summary(command, job, stages, identity, report()) | {"output": str(target), "already_complete": True}
+        there = {"output": str(target), "already_complete": True, **output.finished_facts(target)}
+        return summary(command, job, stages, identity, report()) | there
     resumed = len(out.parts_done)
     if resumed:
         LOG.info("going on after %d of %d parts that an identical run left", resumed, len(parts))
@@ -204,7 +232,7 @@ def run(
                 if number in out.parts_done:
                     advance(stop - start)
                     continue
-                table = shard(start, stop, advance) if command == "score" else shard(start, stop)
+                table = shard(start, stop, advance)
                 with stages.time("write"):
                     out.write(number, table)
         with stages.time("write"):
@@ -232,7 +260,7 @@ def summary(command: str, job: Job, stages: Stages, identity: dict[str, Any], re
         **job.facts,
         **report,
         "seconds": round(stages.elapsed_s, 3),
-        "users_per_s": round(len(job) / model_s, 1) if model_s else None,
+        "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,
         "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "peak_rss_mib": round(peak_rss_mib(), 1),
         "warnings": job.warnings,

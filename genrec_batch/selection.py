@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec_batch.arrays import I32, I64, Batch
+from genrec_batch.arrays import I32, I64, Batch, Ranked
 from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
 from genrec_batch.errors import EngineError
@@ -27,7 +27,7 @@ NEEDS = {  # modules of which one must be there, and the extra that brings it
     "tensorrt": (("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"), "gpu"),
 }
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
-SAMPLE_USERS = 128
+SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
 WHY = "the fastest engine installed for"
 CPU_BATCH_USERS, GPU_BATCH_USERS = 256, 2048  # TensorRT's attention slows down beyond 65,535 users x heads
 
@@ -89,11 +89,18 @@ def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device
     if fast is None:
         return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
     faster = open_engine(model, name=chosen, device=place, precision=fast)
-    overlap = top_overlap(recommend(plain, sample, decoding).tokens_BK, recommend(faster, sample, decoding).tokens_BK)
+    overlap = top_overlap(*(_best(recommend(engine, sample, decoding), decoding.top_k) for engine in (plain, faster)))
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:
         return Selection(engine=faster, why=f"{chosen} in {fast}: {measured}")
     return Selection(engine=plain, why=f"{chosen} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}")
+
+
+def _best(ranked: Ranked, top_k: int) -> I32:
+    """Return the tokens that log_prob ranks first, as an output would, [B, at most top_k]."""
+    order_BK = np.argsort(-ranked.log_prob_BK, axis=1, kind="stable")[:, :top_k]
+    best_BK: I32 = np.take_along_axis(ranked.tokens_BK, order_BK, axis=1)
+    return best_BK
 
 
 def top_overlap(a_BK: I32, b_BK: I32) -> float:
@@ -104,9 +111,11 @@ def top_overlap(a_BK: I32, b_BK: I32) -> float:
 
 
 def sample_rows(lengths_N: I64) -> I64:
-    """Return up to 128 rows spread evenly over the users ordered by history length."""
+    """Return up to 512 rows, at least 32 where there are so many, spread evenly over the users by history length."""
     order_N = np.argsort(lengths_N, kind="stable")
-    picked = np.linspace(0, len(order_N) - 1, min(SAMPLE_USERS, len(order_N))).astype(np.int64)
+    picked = np.linspace(
+        0, len(order_N) - 1, min(SAMPLE_USERS, max(32, len(order_N) // SAMPLE_SHARE), len(order_N))
+    ).astype(np.int64)
     return order_N[picked]
 
 
@@ -126,7 +135,7 @@ def _device(device: str) -> str:
 
 def _available(place: str) -> str:
     """Return the engine that `auto` takes: measured fastest first, among what is installed."""
-    order = ("tensorrt", "torch", "onnxruntime") if place.startswith("cuda") else ("torch", "onnxruntime")
+    order = ("torch", "tensorrt", "onnxruntime") if place.startswith("cuda") else ("torch", "onnxruntime")
     for name in order:
         if any(importlib.util.find_spec(module) for module in NEEDS[name][0]):
             return name

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
+from rich.text import Text
 
 from genrec_batch import model
 from genrec_batch.arrays import HEADS
@@ -38,7 +39,8 @@ def summary(facts: Mapping[str, Any]) -> None:
         "timestamps": facts.get("timestamps"),
         "as of": facts.get("as_of"),
         "users": facts.get("users"),
-        "  without history": facts.get("cold_start_users"),
+        "  without events": facts.get("users_without_events"),
+        "  cold start": facts.get("cold_start_users"),
         "catalog videos": facts.get("catalog_videos"),
         "engine": facts.get("engine_why"),
         "users/s (model)": facts.get("users_per_s"),
@@ -51,7 +53,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         rows["ignored columns"] = ", ".join(facts["ignored_columns"])
     for name, value in rows.items():
         if value is not None:
-            table.add_row(f"[dim]{name}[/]", number(value))
+            table.add_row(f"[dim]{name}[/]", Text(number(value)))
     stages = ", ".join(
         f"{name} {seconds:.2f}" for name, seconds in facts.get("stages_s", {}).items() if seconds >= 0.005
     )
@@ -72,7 +74,7 @@ def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
     for row in rows.slice(0, most).to_pylist():
         cells = [str(row["user_id"]), str(row["rank"]), str(row["video_id"]), f"{row['score']:.4f}"]
         cells += [f"{row['log_prob']:.4f}", str(row["step"]), *(f"{row[head]:.4f}" for head in HEADS)]
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     stdout.print(table)
     if len(rows) > most:
         stdout.print(f"... and {len(rows) - most:,} rows more")

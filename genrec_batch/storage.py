@@ -31,7 +31,8 @@ class Source:
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
-    fingerprint: str  # sha256 over every file's name, size and Parquet footer
+    fingerprint: str  # sha256 over every file's name, size and Parquet footer (its column sizes and statistics)
+    stamp: str  # of the moments the files were last written: what a resumed run must find unchanged
 
     def snapshot(self) -> dict[str, object]:
         """Return what goes into lineage: files, rows, bytes, fingerprint."""
@@ -53,13 +54,14 @@ def scan(path: str, flag: str) -> Source:
     if "://" in path:
         return _scan_uri(path, flag)
     files = _files(path, flag)
-    digest, rows, size = hashlib.sha256(), 0, 0
+    digest, rows, size, written_ns = hashlib.sha256(), 0, 0, []
     base = _base(path)
     for file in files:
         footer = _metadata(file, flag)
         rows += footer.num_rows
         stat = Path(file).stat()
         size += stat.st_size
+        written_ns.append(stat.st_mtime_ns)
         name = str(Path(file).relative_to(base)) if Path(file).is_relative_to(base) else Path(file).name
         digest.update(f"{name}\0{stat.st_size}\0".encode() + _footer_bytes(Path(file)))
     hive = (
@@ -77,14 +79,22 @@ def scan(path: str, flag: str) -> Source:
         ),
         glob=False,
     )
-    return Source(path=path, frame=frame, files=tuple(files), rows=rows, bytes=size, fingerprint=digest.hexdigest())
+    return Source(
+        path=path,
+        frame=frame,
+        files=tuple(files),
+        rows=rows,
+        bytes=size,
+        fingerprint=digest.hexdigest(),
+        stamp=hashlib.sha256(str(written_ns).encode()).hexdigest(),
+    )
 
 
 def _scan_uri(path: str, flag: str) -> Source:
     frame = pl.scan_parquet(path)
     rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
     digest = hashlib.sha256(f"{path}\0{rows}".encode()).hexdigest()
-    return Source(path=path, frame=frame, files=(path,), rows=rows, bytes=None, fingerprint=digest)
+    return Source(path=path, frame=frame, files=(path,), rows=rows, bytes=None, fingerprint=digest, stamp="")
 
 
 def _files(path: str, flag: str) -> list[str]:
@@ -171,6 +181,8 @@ def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
 
 
 def _wider(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
+    if pl.Null in (a, b):  # a file without a single value says nothing of the type
+        return b if a == pl.Null else a
     if a.is_integer() and b.is_integer() and a.is_signed_integer() == b.is_signed_integer():
         return max(a, b, key=lambda kind: int(str(kind).lstrip("UInt")))
     if a.is_float() and b.is_float():

@@ -81,8 +81,13 @@ def test_order_of_rows_files_and_row_groups_does_not_matter(run, log, model_dir,
 
 
 def test_shards_batches_and_directories_give_the_same_rows(run, log_file, model_dir):
-    assert run("score", log_file, "a.parquet", "--model", model_dir).code == 0
-    assert run("score", log_file, "b", "--model", model_dir, "--shard-users", 7, "--batch-size", 3).code == 0
+    assert run("score", log_file, "a.parquet", "--model", model_dir, "--precision", "fp32").code == 0
+    assert (
+        run(
+            "score", log_file, "b", "--model", model_dir, "--precision", "fp32", "--shard-users", 7, "--batch-size", 3
+        ).code
+        == 0
+    )
     a, b = pl.read_parquet("a.parquet"), pl.read_parquet("b/part-*.parquet")
     assert a.select("user_id", "rank", "video_id").equals(b.select("user_id", "rank", "video_id"))
     assert (a["score"] - b["score"]).abs().max() < 1e-5
@@ -306,7 +311,7 @@ def test_bad_outputs(run, log_file, model_dir, tmp_path):
 
 def test_logs_go_to_stderr_as_text_or_json_and_quiet_is_quiet(run, log_file, model_dir):
     done = run("score", log_file, "a.parquet", "--model", model_dir, "--log-format", "json")
-    lines = [line for line in done.err.splitlines() if line.startswith("{")]
+    lines = done.err.splitlines()
     assert all({"time", "level", "message"} <= set(json.loads(line)) for line in lines)
     assert any("engine" in line for line in lines)
     quiet = run("score", log_file, "b.parquet", "--model", model_dir, "--quiet")
@@ -342,3 +347,55 @@ def test_a_signal_ends_the_run_and_the_same_command_resumes_it(run, model_dir, t
     assert done.summary["resumed_parts"] >= 3
     assert run(*arguments[:2], "whole.parquet", *arguments[3:]).code == 0
     assert (tmp_path / "recs.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_an_output_never_takes_the_place_of_an_input(run, log, log_file, model_dir, tmp_path):
+    before = log_file.read_bytes()
+    done = run("score", log_file, log_file, "--model", model_dir, "--if-exists", "overwrite")
+    assert (done.code, "stands in the place of input" in done.err) == (2, True)
+    assert log_file.read_bytes() == before
+    (tmp_path / "logs").mkdir()
+    log.write_parquet("logs/a.parquet")
+    assert run("score", "logs", "logs/recs.parquet", "--model", model_dir).code == 2
+
+
+def test_a_changed_schema_file_is_another_run(run, log_file, model_dir, tmp_path):
+    toml = tmp_path / "my.toml"
+    toml.write_text('watch_duration = "watch_duration"')
+    arguments = ["score", log_file, "recs.parquet", "--model", model_dir, "--schema", toml]
+    assert run(*arguments).code == 0
+    toml.write_text('watch_duration = "watch_duration * 0.1"')
+    done = run(*arguments, "--if-exists", "resume")
+    assert (done.code, "of another run" in " ".join(done.err.split())) == (2, True)
+
+
+def test_data_that_looks_like_markup_is_printed_as_it_is(run, log, model_dir):
+    odd = log.with_columns(pl.format("[red]{}[/b]", "user_id").alias("user_id")).rename({"device_type": "play[/x]"})
+    odd.write_parquet("odd.parquet")
+    done = run("score", "odd.parquet", "--user", "[red]103[/b]", "--model", model_dir, "--top-k", "2")
+    assert done.code == 0, done.err
+    assert "[red]103[/b]" in done.out
+    assert "play[/x]" in done.err
+
+
+def test_cold_start_users_are_those_without_a_known_video(run, log, model_dir):
+    strangers = log.with_columns(video_id=pl.when(pl.col("user_id") == 103).then(99_999).otherwise("video_id"))
+    strangers.write_parquet("strangers.parquet")
+    done = run("score", "strangers.parquet", "recs.parquet", "--model", model_dir)
+    assert (done.summary["cold_start_users"], done.summary["users_without_events"]) == (1, 0)
+    assert pl.read_parquet("recs.parquet").filter("cold_start")["user_id"].unique().to_list() == [103]
+
+
+def test_json_logs_are_json_also_for_bad_options(run, log_file):
+    done = run("score", log_file, "recs.parquet", "--engine", "foo", "--log-format", "json")
+    assert done.code == 2
+    assert "--engine 'foo'" in json.loads(done.err)["message"]
+
+
+def test_a_damaged_log_for_a_catalog_is_an_input_error(run, log_file, tmp_path):
+    data = bytearray(log_file.read_bytes())
+    data[500:3000] = b"\0" * 2500
+    (tmp_path / "damaged.parquet").write_bytes(bytes(data))
+    done = run("model", "init", "m", "--preset", "tiny", "--catalog-from", "damaged.parquet")
+    assert (done.code, "damaged.parquet" in done.err) == (3, True)
+    assert not (tmp_path / "m" / "config.json").exists()

@@ -30,3 +30,10 @@ def test_sample_writes_the_same_log_for_the_same_seed(run, tmp_path):
         assert done.code == 0, done.err
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert run("sample", "a.parquet", "--users", "50").code == 2
+
+
+def test_demo_leaves_a_folder_of_yours_alone(run, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    done = run("demo", "--folder", "mine")
+    assert (done.code, "not made by the demo" in done.err) == (2, True)
+    assert (tmp_path / "mine" / "model").is_dir()

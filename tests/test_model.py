@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -193,3 +195,20 @@ def test_a_damaged_config_is_one_clear_error(directory):
     (directory / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"not a config\.json"):
         model.load(directory)
+
+
+def test_bfloat16_weights_are_read_without_torch(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    values = torch.tensor([[1.0, -2.5], [3.140625, 1e30]])
+    save_file({"a.weight": values.bfloat16(), "b.weight": values}, tmp_path / "w.safetensors")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom genrec_batch import model\n"
+        "w = model.read_weights(Path(sys.argv[1]))\n"
+        "assert not {'torch', 'ml_dtypes', 'onnx'} & set(sys.modules)\nprint(w['a.weight'].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "w.safetensors")], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == values.bfloat16().float().tolist()

@@ -148,4 +148,56 @@ def test_outputs_that_cannot_be(tmp_path, name, message):
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
-        output.check(tmp_path / name)
+        output.check(tmp_path / name, None)
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["_sync", "rename"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_kill_while_publishing_a_directory_loses_nothing(tmp_path, monkeypatch, where, before):
+    target = tmp_path / "recs"
+    if before:
+        write(target, {"old": 1})
+    out = output.open_output(target, IDENTITY, "overwrite")
+    for number in range(3):
+        out.write(number, rows(number))
+    with monkeypatch.context() as patched:
+        if where == "_sync":
+            patched.setattr(output, "_sync", killed)
+        else:
+            rename = output.Path.rename
+            dies = lambda self, to: killed() if self == out.staging else rename(self, to)  # noqa: E731
+            patched.setattr(output.Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            out.finish()
+    out.close()
+    again = output.open_output(target, IDENTITY, "overwrite")
+    assert again.parts_done == {0, 1, 2}
+    assert target.exists() == before, "an old output stays under its name"
+    again.finish()
+    assert len(pq.read_table(target)) == 6
+
+
+def test_overwrite_goes_on_with_its_own_unfinished_run(tmp_path):
+    target = tmp_path / "recs.parquet"
+    write(target, {"old": 1})
+    write(target, if_exists="overwrite", stop=2)
+    assert output.open_output(target, IDENTITY, "overwrite").parts_done == {0, 1}
+
+
+def test_an_input_that_was_written_again_is_not_resumed(tmp_path):
+    output.open_output(tmp_path / "recs.parquet", IDENTITY, None, stamp="monday").close()
+    with pytest.raises(ConfigError, match=r"stamp \('monday', now 'tuesday'\)"):
+        output.open_output(tmp_path / "recs.parquet", IDENTITY, None, stamp="tuesday")
+
+
+def test_every_file_says_how_many_rows_it_has(tmp_path):
+    write(tmp_path / "recs")
+    assert [pq.read_schema(p).metadata[b"genrec.rows"] for p in sorted((tmp_path / "recs").glob("*.parquet"))] == [
+        b"2"
+    ] * 3
+    write(tmp_path / "recs.parquet")
+    assert pq.read_schema(tmp_path / "recs.parquet").metadata[b"genrec.rows"] == b"6"

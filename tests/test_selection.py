@@ -77,7 +77,33 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, name, i
 
 
 def test_the_sample_spans_all_lengths():
-    lengths = np.arange(1000)[::-1].copy()
+    lengths = np.arange(8000)[::-1].copy()
     rows = selection.sample_rows(lengths)
-    assert len(rows) == 128
-    assert (lengths[rows].min(), lengths[rows].max()) == (0, 999)
+    assert len(rows) == 512
+    assert (lengths[rows].min(), lengths[rows].max()) == (0, 7999)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "given"), [(Decoding(mode="candidates", num_candidates=290), None), (Decoding(), 290)]
+)
+def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, given):
+    random = np.random.default_rng(5)
+    candidates = None if given is None else np.tile(np.arange(2, 2 + given, dtype=np.int32), (16, 1))
+    batch = Batch(
+        dense_BF=random.random((16, 1024), np.float32),
+        tokens_BS=random.integers(2, 300, (16, 5)).astype(np.int32),
+        lengths_B=np.full(16, 5, np.int32),
+        seen_BX=np.zeros((16, 1), np.int32),
+        candidates_BC=candidates,
+    )
+    other = model.demo_model(model.PRESETS["tiny"], seed=1)
+    real = selection.open_engine
+    monkeypatch.setattr(
+        selection, "open_engine", lambda m, *, precision, **rest: real(
+            m if precision == "fp32" else other, precision="fp32", **rest
+        )
+    )  # fmt: skip
+    monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
+    taken = selection.select(TINY, batch, decoding, name="onnxruntime", device="cpu", precision="auto")
+    assert taken.engine.precision == "fp32", taken.why
+    assert "100.0%" not in taken.why

@@ -111,3 +111,16 @@ def test_tables_need_one_row_per_id(tmp_path, frame, message):
     path = write(tmp_path / "users.parquet", frame)
     with pytest.raises(InputError, match=message):
         storage.table(str(path), "--users", "user_id", lambda lazy: lazy)
+
+
+def test_a_column_without_values_takes_the_type_of_other_files(tmp_path):
+    write(tmp_path / "log" / "a.parquet")
+    write(tmp_path / "log" / "b.parquet", ROWS.with_columns(x=pl.lit(None)))
+    assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["x"].to_list() == [
+        1.0,
+        2.0,
+        3.0,
+        None,
+        None,
+        None,
+    ]

@@ -6,6 +6,7 @@ Owns: `score` and `Scorer`. Must not know: anything that the command line does n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -20,7 +21,7 @@ from genrec_batch.profiling import Stages
 from genrec_batch.selection import Selection
 
 
-def score(input: str, output: str, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
+def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
     """Score a log as `genrec-batch score` does; options are those of the command with underscores.
 
     Returns: the run's summary.
@@ -28,7 +29,7 @@ def score(input: str, output: str, **options: Any) -> dict[str, Any]:  # noqa: A
     Raises:
         GenrecError: see its subclasses; each carries the exit code of its kind.
     """
-    return pipeline.score(ScoreConfig(**options), input, output)
+    return pipeline.score(ScoreConfig(**options), str(input), str(output))
 
 
 class Scorer:
@@ -52,8 +53,9 @@ class Scorer:
             InputError, GateError, NothingToScoreError: the table does not fit the contract, too many of its rows are
                 unusable, or it holds nobody.
         """
-        frame = pl.from_arrow(events)
-        assert isinstance(frame, pl.DataFrame)
+        if not isinstance(events, pa.Table):
+            raise TypeError(f"a Scorer takes a pyarrow.Table of events, not {type(events).__name__}")
+        frame = pl.DataFrame(events)
         if not len(frame):
             raise NothingToScoreError("the table has no rows, so nobody to score")
         usable, facts = usable_events(frame.lazy(), self.config, "the table")

@@ -207,4 +207,7 @@ def main() -> None:
     """Run the command line."""
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)

@@ -48,6 +48,7 @@ class LogConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choices(self)
 
 
@@ -193,6 +194,21 @@ class ScoreConfig(HistoryConfig):
                 raise ConfigError(f"--weights: {name!r} is given twice or is not a finite number")
             parsed[name] = parsed_number
         return parsed
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError for a field of the wrong type (the command line converts, Python callers may not)."""
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    for field in dataclasses.fields(config):
+        value, wanted = getattr(config, field.name), str(field.type)
+        if wanted.startswith("tuple"):
+            right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        else:
+            right = isinstance(value, kinds[wanted.removesuffix(" | None")])
+            right = right and not (isinstance(value, bool) and wanted != "bool")
+            right = right or (value is None and wanted.endswith("None"))
+        if not right:
+            raise ConfigError(f"{field.name}={value!r}: expected {wanted}")
 
 
 def check_choices(config: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,15 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = logging.getLogger("genrec_batch")
-stderr = Console(stderr=True)
-stdout = Console()
+
+
+def _console(*, err: bool) -> Console:
+    """Return a console as wide as its terminal; 160 columns where it is a pipe or a file and COLUMNS does not say."""
+    made = Console(stderr=err)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=err, width=160)
+
+
+stderr, stdout = _console(err=True), _console(err=False)
 
 
 class JsonFormatter(logging.Formatter):
@@ -37,6 +45,9 @@ def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
     if log_format == "json":
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter())
+    elif not stderr.is_terminal:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", "%H:%M:%S"))
     else:
         handler = RichHandler(console=stderr, show_path=False, markup=False, log_time_format="%H:%M:%S")
     LOG.handlers = [handler]

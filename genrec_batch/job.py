@@ -154,8 +154,9 @@ def prepare(
         videos = _table(config.videos, "--videos", "video_id", names.videos, events.schema["video_id"], inputs)
         given = _candidates(candidates, events, inputs)
     chosen = _chosen(config.user, events.schema["user_id"])
-    if chosen is not None:
-        one_of = pl.col("user_id").is_in(chosen.implode())
+    wanted = chosen if chosen is not None else None if given is None else given["user_id"]  # who could get a row
+    if wanted is not None:
+        one_of = pl.col("user_id").is_in(wanted.implode())
         events = events.filter(one_of)
         users = users.filter(one_of) if users is not None else None
         given = given.filter(one_of) if given is not None else None
@@ -177,6 +178,8 @@ def prepare(
         users_side = tables.users_table(users) if users is not None else None
         videos_side = tables.videos_table(videos) if videos is not None else None
         tokens, unknown_candidates = _candidate_tokens(given, ids, catalog)
+    if tokens is not None and not len(tokens.values):
+        raise NothingToScoreError(f"--candidates {candidates}: none of its videos is in the catalog")
     if unknown_candidates:
         warnings.append(f"{unknown_candidates:,} given candidates are not in the catalog and were left out")
     for warning in warnings:

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from genrec_batch import layout
 from genrec_batch.arrays import F32, FIRST_ITEM, HEADS
-from genrec_batch.errors import ConfigError, ModelError, nearest
+from genrec_batch.errors import ConfigError, ModelError, RetryError, nearest
 
 Weights = Mapping[str, F32]
 
@@ -309,5 +309,7 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
             (Path(scratch) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
             for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a whole model
                 (Path(scratch) / name).replace(directory / name)
-    except OSError as error:
-        raise ModelError(f"{directory}: cannot write the model ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        if "No space left" in str(error):
+            raise RetryError(f"{directory}: the disk is full; free space and run the same command again") from error
+        raise ModelError(f"{directory}: cannot write the model ({error})") from error

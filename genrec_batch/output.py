@@ -27,6 +27,7 @@ from genrec_batch.errors import ConfigError, RetryError
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
+LONGEST_NAME = 200  # bytes, so that the names beside it fit too
 ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
 
 
@@ -128,6 +129,8 @@ class Output:
 
 def check(path: Path, if_exists: str | None) -> None:
     """Raise ConfigError where an output cannot be written at all, before any work is done."""
+    if path.name in ("", "..") or len(path.name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     parent = path.parent
     if not parent.is_dir():
         raise ConfigError(f"OUTPUT {path}: the folder {parent} does not exist; make it first (mkdir -p {parent})")
@@ -137,10 +140,22 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
     if path.suffix != ".parquet" and path.is_file():
         raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
-    if if_exists in (None, "error") and _present(path):
+    if not _present(path):
+        return
+    if if_exists == "overwrite" and not _ours(path):
+        raise ConfigError(f"OUTPUT {path} was not written by genrec-batch, so it is not replaced; remove it yourself")
+    if if_exists == "error" or (if_exists is None and not _staging(path).exists()):
         raise ConfigError(
             f"OUTPUT {path} exists; pass --if-exists overwrite to replace it once the new one is whole, or name another"
         )
+
+
+def _staging(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def _ours(path: Path) -> bool:
+    return (path / MANIFEST).is_file() if path.is_dir() else _finished_id(path) is not None
 
 
 def _old(path: Path) -> Path:
@@ -154,33 +169,34 @@ def _present(path: Path) -> bool:
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
-def open_output(path: Path, identity: Identity, if_exists: str | None, stamp: str = "") -> Output:
+def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output:
     """Begin an output, or go on with what an identical run began.
 
     `if_exists`: "error" for whatever is there; "resume" goes on with an identical run and accepts a finished one;
     "overwrite" replaces a finished output once the new one is whole (and goes on with an identical unfinished run);
-    None resumes an identical unfinished run, else is an error. `stamp` says which state of the input an unfinished run read:
-    it must be the same to go on, and does not enter the output.
+    None resumes an identical unfinished run, else is an error.
 
     Raises:
         ConfigError: the output exists, an unfinished run of other settings is there, or it is being written now.
     """
     check(path, if_exists)
     identifier = run_id(identity)
-    staging = path.with_name(f".{path.name}.unfinished")
+    staging = _staging(path)
     output = Output(
         path=path, staging=staging, single=path.suffix == ".parquet", metadata={"genrec.run_id": identifier}
     )
-    if _present(path) and if_exists == "resume":
-        if _finished_id(path) == identifier:
-            output.complete = True
-            return output
-        raise ConfigError(
-            f"OUTPUT {path} is of another run, so --if-exists resume cannot go on with it; --if-exists overwrite will "
-            "replace it once the new one is whole, or name another"
-        )
+    if _present(path) and if_exists != "overwrite":
+        if _finished_id(path) != identifier:
+            raise ConfigError(
+                f"OUTPUT {path} is of another run, so it cannot be resumed; --if-exists overwrite will replace it once "
+                "the new one is whole, or name another"
+            )
+        _check_whole(path)
+        shutil.rmtree(staging, ignore_errors=True)  # where a run was killed after its last rename
+        output.complete = True
+        return output
     with _disk(path):
-        _claim(output, {**identity, "stamp": stamp}, if_exists)
+        _claim(output, identity, if_exists)
     return output
 
 
@@ -219,7 +235,32 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
         _write_json(staging / RUN_FILE, begins)
     for stale in staging.glob("*.tmp"):
         stale.unlink()
-    output.parts_done = {int(p.stem.removeprefix("part-")) for p in staging.glob("part-*.parquet")}
+    for part in staging.glob("part-*.parquet"):
+        if _is_whole(part):
+            output.parts_done.add(int(part.stem.removeprefix("part-")))
+        else:
+            part.unlink()  # it is computed again
+
+
+def _is_whole(part: Path) -> bool:
+    try:
+        pq.read_metadata(part)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _check_whole(path: Path) -> None:
+    """Raise ConfigError where a finished directory has lost or changed a part since its manifest was written."""
+    if path.is_file():
+        return
+    for entry in _read_json(path / MANIFEST)["files"]:
+        part = path / entry["file"]
+        if not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != entry["sha256"]:
+            raise ConfigError(
+                f"OUTPUT {path}: {entry['file']} is missing or not what the manifest says; --if-exists overwrite makes "
+                "the output anew"
+            )
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -28,6 +28,7 @@ from genrec_batch.profiling import Stages, peak_rss_mib
 from genrec_batch.recommendations import Ranking
 from genrec_batch.selection import Selection, sample_rows, select
 
+PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 
@@ -187,7 +188,7 @@ def shards(users: int, size: int) -> list[tuple[int, int]]:
 
 
 def lineage(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]:
-    """Return what decides a run's bytes: version, fingerprints, engine, config, inputs. No clock, no machine."""
+    """Return what decides a run's bytes: version, fingerprints, engine, options, inputs. No clock, machine or path."""
     return {
         "version": __version__,
         "model": job.model.fingerprint,
@@ -196,9 +197,9 @@ def lineage(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str,
         "engine": engine.name if engine else "none",
         "device": engine.device.partition(":")[0] if engine else "none",
         "precision": engine.precision if engine else "none",
-        "config": resolved(config),
-        "schema": asdict(schema.column_names(config.schema)),
-        "input": {name: source.snapshot() for name, source in job.inputs.items()},
+        "config": {name: value for name, value in resolved(config).items() if name not in PATHS},
+        "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
+        "input": {name: {**source.snapshot(), "path": ""} for name, source in job.inputs.items()},
     }
 
 
@@ -213,11 +214,11 @@ def run(
     report: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """Compute the shards that are not there yet, write each as a part, put the output in place."""
-    stamp = ",".join(source.stamp for source in job.inputs.values())
-    out = output.open_output(target, identity, config.if_exists, stamp)
+    out = output.open_output(target, identity, config.if_exists)
     parts = shards(len(job), config.shard_users)
     users = {"genrec.users": str(len(job))}
-    plain = {key: value if isinstance(value, str) else _json(value) for key, value in identity.items()}
+    told = {"config": resolved(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
+    plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | users
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)

@@ -18,6 +18,8 @@ from genrec_batch import model
 from genrec_batch.arrays import HEADS
 from genrec_batch.console import stderr, stdout
 
+NARROW = 112  # columns of a terminal under which a table of recommendations has only what matters most
+
 
 def number(value: Any) -> str:
     """Return a figure as a person reads it: thousands apart, floats with the digits that matter."""
@@ -68,13 +70,18 @@ def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
         for user in rows.slice(0, most).to_pylist():
             stdout.print_json(data=user, default=str)
         return
-    table = Table(title=None)
-    for name in ("user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS):
-        table.add_column(name, justify="left" if name.endswith("_id") else "right", overflow="fold")
+    narrow = stdout.width < NARROW
+    table = Table()
+    for name in ("user_id", "rank", "video_id", "score"):
+        table.add_column(name, justify="left" if name.endswith("_id") else "right", no_wrap=True, overflow="ignore")
+    for name in () if narrow else ("log_prob", "step"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for head in HEADS:
+        table.add_column(f"{head[:5]}." if narrow else head, justify="right", no_wrap=True)
     for row in rows.slice(0, most).to_pylist():
         cells = [str(row["user_id"]), str(row["rank"]), str(row["video_id"]), f"{row['score']:.4f}"]
-        cells += [f"{row['log_prob']:.4f}", str(row["step"]), *(f"{row[head]:.4f}" for head in HEADS)]
-        table.add_row(*map(Text, cells))
+        cells += [] if narrow else [f"{row['log_prob']:.4f}", str(row["step"])]
+        table.add_row(*map(Text, cells), *(f"{row[head]:.4f}" for head in HEADS))
     stdout.print(table)
     if len(rows) > most:
         stdout.print(f"... and {len(rows) - most:,} rows more")

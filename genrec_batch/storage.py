@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +25,8 @@ from genrec_batch.errors import InputError, RetryError, nearest
 
 T = TypeVar("T")
 
+LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -31,8 +37,7 @@ class Source:
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
-    fingerprint: str  # sha256 over every file's name, size and Parquet footer (its column sizes and statistics)
-    stamp: str  # of the moments the files were last written: what a resumed run must find unchanged
+    fingerprint: str  # sha256 over every file's name and content; of a URI, whose content may change, unlike any other
 
     def snapshot(self) -> dict[str, object]:
         """Return what goes into lineage: files, rows, bytes, fingerprint."""
@@ -54,26 +59,18 @@ def scan(path: str, flag: str) -> Source:
     if "://" in path:
         return _scan_uri(path, flag)
     files = _files(path, flag)
-    digest, rows, size, written_ns = hashlib.sha256(), 0, 0, []
     base = _base(path)
-    for file in files:
-        footer = _metadata(file, flag)
-        rows += footer.num_rows
-        stat = Path(file).stat()
-        size += stat.st_size
-        written_ns.append(stat.st_mtime_ns)
-        name = str(Path(file).relative_to(base)) if Path(file).is_relative_to(base) else Path(file).name
-        digest.update(f"{name}\0{stat.st_size}\0".encode() + _footer_bytes(Path(file)))
-    hive = (
-        any("=" in part for file in files for part in Path(file).relative_to(base).parts[:-1]) if len(files) else False
-    )
-    schema = _one_schema(files, flag)
+    rows = sum(_metadata(file, flag).num_rows for file in files)
+    names = [str(Path(file).relative_to(base)) for file in files]
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(lambda file: reading(lambda: _sha256(file), f"{flag} {file}"), files))
     frame = pl.scan_parquet(
         files,
-        schema=schema,
+        schema=_one_schema(files, flag),
         missing_columns="insert",
         extra_columns="ignore",
-        hive_partitioning=hive,
+        hive_partitioning=bool(_hive(names)),
+        hive_schema=_hive(names) or None,
         cast_options=pl.ScanCastOptions(
             integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"]
         ),
@@ -84,20 +81,21 @@ def scan(path: str, flag: str) -> Source:
         frame=frame,
         files=tuple(files),
         rows=rows,
-        bytes=size,
-        fingerprint=digest.hexdigest(),
-        stamp=hashlib.sha256(str(written_ns).encode()).hexdigest(),
+        bytes=sum(Path(file).stat().st_size for file in files),
+        fingerprint=hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest(),
     )
 
 
 def _scan_uri(path: str, flag: str) -> Source:
     frame = pl.scan_parquet(path)
     rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
-    digest = hashlib.sha256(f"{path}\0{rows}".encode()).hexdigest()
-    return Source(path=path, frame=frame, files=(path,), rows=rows, bytes=None, fingerprint=digest, stamp="")
+    unlike_any = f"unverified-{uuid.uuid4().hex}"  # what an object store holds may change: such a run is never resumed
+    return Source(path=path, frame=frame, files=(path,), rows=rows, bytes=None, fingerprint=unlike_any)
 
 
 def _files(path: str, flag: str) -> list[str]:
+    if not path:
+        raise InputError(f"{flag} is empty: name a file, a glob, a directory or a URI")
     place = Path(path)
     if place.is_dir():
         found = sorted(
@@ -151,12 +149,35 @@ def _metadata(file: str, flag: str) -> pq.FileMetaData:
         raise InputError(f"{flag} {file}: not a Parquet file") from error
 
 
-def _footer_bytes(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        opened.seek(-8, 2)
-        length = int.from_bytes(opened.read(4), "little")
-        opened.seek(-8 - length, 2)
-        return opened.read(length)
+def _sha256(file: str) -> str:
+    digest = hashlib.sha256()
+    with Path(file).open("rb") as opened:
+        while chunk := opened.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hive(names: list[str]) -> dict[str, pl.DataType]:
+    """Return the type of each hive partition column: whole numbers and dates as such, else (also 007) as they are."""
+    values: dict[str, list[str]] = {}
+    for name in names:
+        for part in Path(name).parts[:-1]:
+            key, equals, value = part.partition("=")
+            if equals:
+                values.setdefault(key, []).append(value)
+    return {
+        key: pl.Int64()
+        if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", value) for value in texts)
+        else pl.Date()
+        if all(re.fullmatch(r"\d{4}-\d\d-\d\d", value) for value in texts)
+        else pl.String()
+        for key, texts in values.items()
+    }
+
+
+def _schema_of(file: str) -> pl.Schema:
+    with Path(file).open("rb") as opened:  # a name may hold what Polars takes for a glob
+        return pl.Schema(pl.read_parquet_schema(opened))
 
 
 def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
@@ -165,7 +186,7 @@ def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
     first_seen: dict[str, str] = {}
     faults = []
     for file in files:
-        for name, kind in reading(lambda file=file: pl.read_parquet_schema(file), f"{flag} {file}").items():  # type: ignore[misc]
+        for name, kind in reading(partial(_schema_of, file), f"{flag} {file}").items():
             have = schema.setdefault(name, kind)
             first_seen.setdefault(name, file)
             if have == kind:
@@ -202,6 +223,8 @@ def reading(read: Callable[[], T], source: str) -> T:
     except (ConnectionError, TimeoutError) as error:
         raise RetryError(f"{source}: connection lost while reading ({error}); run the same command again") from error
     except (pl.exceptions.PolarsError, OSError, pa.ArrowInvalid) as error:
+        if "://" in source and LOST.search(str(error)):
+            raise RetryError(f"{source}: connection lost ({error}); run the same command again") from error
         raise InputError(f"{source}: cannot be read: {error}") from error
 
 

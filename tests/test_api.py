@@ -9,7 +9,7 @@ import pytest
 from conftest import small_log
 
 from genrec_batch import Scorer, score
-from genrec_batch.errors import GateError, InputError, NothingToScoreError
+from genrec_batch.errors import ConfigError, GateError, InputError, NothingToScoreError
 
 
 @pytest.fixture
@@ -48,3 +48,11 @@ def test_bad_tables(log, model_dir):
         scorer(log.drop("user_id").to_arrow())
     with pytest.raises(GateError, match="--max-rejects"):
         scorer(log.with_columns(user_id=pl.when(pl.int_range(pl.len()) > 9).then(None).otherwise("user_id")).to_arrow())
+
+
+def test_python_callers_get_sentences(log, model_dir):
+    for options, message in (({"top_k": "5"}, "top_k='5': expected int"), ({"user": 7}, "user=7: expected tuple")):
+        with pytest.raises(ConfigError, match=message):
+            Scorer(**options)
+    with pytest.raises(TypeError, match=r"takes a pyarrow\.Table of events, not DataFrame"):
+        Scorer(model=str(model_dir))(log)

@@ -352,11 +352,12 @@ def test_a_signal_ends_the_run_and_the_same_command_resumes_it(run, model_dir, t
 def test_an_output_never_takes_the_place_of_an_input(run, log, log_file, model_dir, tmp_path):
     before = log_file.read_bytes()
     done = run("score", log_file, log_file, "--model", model_dir, "--if-exists", "overwrite")
-    assert (done.code, "stands in the place of input" in done.err) == (2, True)
+    assert (done.code, "not written by genrec-batch" in done.err) == (2, True)
     assert log_file.read_bytes() == before
     (tmp_path / "logs").mkdir()
     log.write_parquet("logs/a.parquet")
-    assert run("score", "logs", "logs/recs.parquet", "--model", model_dir).code == 2
+    done = run("score", "logs", "logs/recs.parquet", "--model", model_dir)
+    assert (done.code, "stands in the place of input" in done.err) == (2, True)
 
 
 def test_a_changed_schema_file_is_another_run(run, log_file, model_dir, tmp_path):
@@ -399,3 +400,26 @@ def test_a_damaged_log_for_a_catalog_is_an_input_error(run, log_file, tmp_path):
     done = run("model", "init", "m", "--preset", "tiny", "--catalog-from", "damaged.parquet")
     assert (done.code, "damaged.parquet" in done.err) == (3, True)
     assert not (tmp_path / "m" / "config.json").exists()
+
+
+def test_candidates_that_nobody_knows_are_nothing_to_score(run, log_file, model_dir):
+    pl.DataFrame({"user_id": [100], "video_id": [[5, 6]]}).write_parquet("candidates.parquet")
+    done = run("score", log_file, "recs.parquet", "--model", model_dir, "--candidates", "candidates.parquet")
+    assert (done.code, "none of its videos is in the catalog" in done.err) == (99, True)
+
+
+def test_the_spelling_of_a_path_is_not_another_run(run, log_file, model_dir):
+    assert run("score", log_file, "recs.parquet", "--model", model_dir).code == 0
+    again = run("score", "./events.parquet", "./recs.parquet", "--model", f"{model_dir}/", "--if-exists", "resume")
+    assert again.summary["already_complete"] is True
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_printed_ids_are_whole_at_any_width(run, log_file, model_dir, columns, monkeypatch):
+    from genrec_batch import console
+
+    monkeypatch.setattr(console.stdout, "width", int(columns))
+    done = run("score", log_file, "--user", "103", "--model", model_dir, "--top-k", "3")
+    run("score", log_file, "all.parquet", "--model", model_dir, "--top-k", "3", "--user", "103")
+    for video in pl.read_parquet("all.parquet")["video_id"]:
+        assert str(video) in done.out

@@ -188,12 +188,6 @@ def test_overwrite_goes_on_with_its_own_unfinished_run(tmp_path):
     assert output.open_output(target, IDENTITY, "overwrite").parts_done == {0, 1}
 
 
-def test_an_input_that_was_written_again_is_not_resumed(tmp_path):
-    output.open_output(tmp_path / "recs.parquet", IDENTITY, None, stamp="monday").close()
-    with pytest.raises(ConfigError, match=r"stamp \('monday', now 'tuesday'\)"):
-        output.open_output(tmp_path / "recs.parquet", IDENTITY, None, stamp="tuesday")
-
-
 def test_every_file_says_how_many_rows_it_has(tmp_path):
     write(tmp_path / "recs")
     assert [pq.read_schema(p).metadata[b"genrec.rows"] for p in sorted((tmp_path / "recs").glob("*.parquet"))] == [
@@ -201,3 +195,48 @@ def test_every_file_says_how_many_rows_it_has(tmp_path):
     ] * 3
     write(tmp_path / "recs.parquet")
     assert pq.read_schema(tmp_path / "recs.parquet").metadata[b"genrec.rows"] == b"6"
+
+
+def test_a_damaged_part_is_computed_again(tmp_path):
+    target = tmp_path / "recs.parquet"
+    out = write(target, stop=2)
+    out.part(1).write_bytes(out.part(1).read_bytes()[:100])
+    write(target)
+    assert len(pq.read_table(target)) == 6
+
+
+def test_a_finished_directory_that_lost_a_part_is_not_accepted(tmp_path):
+    write(tmp_path / "recs")
+    (tmp_path / "recs" / "part-00001.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"part-00001\.parquet is missing"):
+        write(tmp_path / "recs", if_exists="resume")
+
+
+def test_a_kill_after_the_last_rename_is_recognised(tmp_path, monkeypatch):
+    target = tmp_path / "recs.parquet"
+    out = output.open_output(target, IDENTITY, None)
+    for number in range(3):
+        out.write(number, rows(number))
+    with monkeypatch.context() as patched:
+        patched.setattr(output.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            out.finish()
+    assert target.exists()
+    assert write(target).complete
+    assert [p.name for p in tmp_path.iterdir()] == ["recs.parquet"]
+
+
+def test_what_others_wrote_is_never_overwritten(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("mine")
+    (tmp_path / "mine.parquet").write_bytes(b"PAR1")
+    for name in ("precious", "mine.parquet"):
+        with pytest.raises(ConfigError, match="not written by genrec-batch"):
+            write(tmp_path / name, if_exists="overwrite")
+    assert (tmp_path / "precious" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".", "..", "x" * 300])
+def test_names_that_no_output_can_have(name):
+    with pytest.raises(ConfigError, match="not a name that an output can have"):
+        output.check(output.Path(name), None)

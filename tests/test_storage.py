@@ -124,3 +124,43 @@ def test_a_column_without_values_takes_the_type_of_other_files(tmp_path):
         None,
         None,
     ]
+
+
+def test_partition_ids_with_leading_zeros_stay_as_they_are(tmp_path):
+    for value in ("001", "01"):
+        write(tmp_path / "log" / f"user_id={value}" / "a.parquet", ROWS.select("x"))
+    assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].unique().sort().to_list() == [
+        "001",
+        "01",
+    ]
+
+
+def test_names_with_glob_characters_are_read(tmp_path):
+    path = write(tmp_path / "we[1]rd.parquet")
+    assert storage.scan(str(path), "INPUT").frame.collect().equals(ROWS)
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(InputError, match="INPUT is empty"):
+        storage.scan("", "INPUT")
+
+
+def test_same_footer_and_other_values_is_another_input(tmp_path):
+    values = list(range(100))
+    for name, order in (("a", values), ("b", values[:1] + values[1:-1][::-1] + values[-1:])):
+        (tmp_path / name).mkdir()
+        pl.DataFrame({"x": order}).write_parquet(
+            tmp_path / name / "f.parquet",
+            compression="uncompressed",
+            use_pyarrow=True,
+            pyarrow_options={"use_dictionary": False},
+        )
+    sizes = {(tmp_path / name / "f.parquet").stat().st_size for name in "ab"}
+    assert len(sizes) == 1
+    prints = {storage.scan(str(tmp_path / name / "f.parquet"), "INPUT").fingerprint for name in "ab"}
+    assert len(prints) == 2
+
+
+def test_a_uri_is_never_taken_for_unchanged(tmp_path):
+    path = write(tmp_path / "a.parquet")
+    assert storage.scan(f"file://{path}", "INPUT").fingerprint != storage.scan(f"file://{path}", "INPUT").fingerprint

@@ -1,7 +1,7 @@
 """The 1024 feature slots: which number means what. The only file with slot numbers.
 
 Owns: names, ranges and category lists of the layout, and its fingerprint. Knows nothing of how a value is computed
-(`features.py`) or of who reads it (the model).
+(`features/`) or of who reads it (the model).
 """
 
 from __future__ import annotations

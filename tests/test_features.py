@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from genrec_batch.tables import users_table, videos_table
 from hypothesis import given, settings
 from logs import START, Log, Row, busy_log, events_frame, floats, log_of, logs, side_frame
 
@@ -17,6 +16,7 @@ from genrec_batch import features, layout
 from genrec_batch.catalog import Catalog
 from genrec_batch.histories import build
 from genrec_batch.schema import normalize
+from genrec_batch.tables import users_table, videos_table
 
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True)
 ABSOLUTE, RELATIVE = 2e-4, 1e-4  # float32 sums against exact ones

@@ -17,21 +17,35 @@ README = (ROOT / "README.md").read_text()
 
 
 def console_commands():
-    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    """Each command of the README with the output lines shown under it."""
+    commands = []
+    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                commands.append((line[2:], []))
+            elif line != "...":
+                commands[-1][1].append(line.strip())
+    return commands
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run_in_their_order(run):
+def test_the_commands_of_the_readme_run_and_show_what_it_says(run):
     for name in ("events", "users", "videos"):
         shutil.copy(ROOT / "sample_data" / f"{name}.parquet", f"{name}.parquet")
     commands = console_commands()
     assert len(commands) > 8
-    for command in commands:
+    for command, shown in commands:
         program, *arguments = shlex.split(command)
         assert program == "genrec-batch"
         done = run(*arguments)
         assert done.code == 0, (command, done.err)
+        if arguments[0] in ("model", "layout"):
+            printed = {line.strip() for line in done.out.splitlines()}
+            assert set(shown) <= printed, (command, set(shown) - printed)
+
+
+def test_nothing_in_the_readme_waits_to_be_written():
+    assert "@@" not in README
 
 
 def test_every_command_and_module_is_in_the_readme():

@@ -29,14 +29,16 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "GENREC_BATCH"},
     help="Score a whole app's users overnight: a Parquet log of views in, ranked videos with four task scores out.",
-    epilog="Every option has an environment twin GENREC_BATCH_* and may stand in genrec-batch.toml. "
+    epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, 99 nothing to score.",
 )
 app.add_typer(model_app, name="model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
+JOBS = {"score": config.ScoreConfig, "features": config.HistoryConfig}  # what entries at the file's top are for
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +58,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Read the option file: entries at the top are for every command, those under [score] for `score` only."""
+    """Read the option file: entries at the top are for score and features, those under [sample] for sample."""
     path = Path(config_file or CONFIG_FILE)
     if config_file is None and not path.is_file():
         return
@@ -73,20 +75,40 @@ def _file_options(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error})") from error
-    known = {f.name for kind in (config.ScoreConfig, config.HistoryConfig) for f in dataclasses.fields(kind)}
     tables = {name: value for name, value in entries.items() if isinstance(value, dict)}
-    shared = {name.replace("-", "_"): value for name, value in entries.items() if not isinstance(value, dict)}
-    commands = ("score", "features")
-    resolved = {}
-    for name in commands:
-        own = {key.replace("-", "_"): value for key, value in tables.get(name, {}).items()}
-        resolved[name] = {**shared, **own}
-    given = {*shared, *(key for name in commands for key in resolved[name])}
-    faults = [f"{name}: no such option.{nearest(name, sorted(known))}" for name in sorted(given - known)]
-    faults += [f"[{name}]: no such table; there are {', '.join(commands)}" for name in tables if name not in commands]
+    shared = _underscored({name: value for name, value in entries.items() if not isinstance(value, dict)})
+    jobs = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in JOBS.items()}
+    faults = [
+        _no_such(name, set().union(*jobs.values())) for name in shared if not any(name in o for o in jobs.values())
+    ]
+    resolved = {job: {name: value for name, value in shared.items() if name in known} for job, known in jobs.items()}
+    _fill(resolved, tables, typer.main.get_command(app), "", faults)
     if faults:
         raise ConfigError(f"{path}:\n  " + "\n  ".join(faults))
     return resolved
+
+
+def _underscored(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("-", "_"): value for name, value in entries.items()}
+
+
+def _no_such(name: str, known: set[str]) -> str:
+    return f"{name}: no such option.{nearest(name, sorted(known))}"
+
+
+def _fill(resolved: dict[str, Any], tables: dict[str, Any], group: Any, prefix: str, faults: list[str]) -> None:
+    """Put each [command] table of the option file where the command looks for its defaults; add up the faults."""
+    for name, table in tables.items():
+        command = group.commands.get(name)
+        if command is None or not isinstance(table, dict):
+            faults.append(f"[{prefix}{name}]: no such table; there are {', '.join(group.commands)}")
+        elif hasattr(command, "commands"):
+            _fill(resolved.setdefault(name, {}), table, command, f"{name}.", faults)
+        else:
+            known = {option.name for option in command.params if option.param_type_name == "option"}
+            own = _underscored(table)
+            faults.extend(f"[{prefix}{name}] {_no_such(key, known)}" for key in own if key not in known)
+            resolved.setdefault(name, {}).update(own)
 
 
 @app.command(rich_help_panel="Score")

@@ -423,3 +423,16 @@ def test_printed_ids_are_whole_at_any_width(run, log_file, model_dir, columns, m
     run("score", log_file, "all.parquet", "--model", model_dir, "--top-k", "3", "--user", "103")
     for video in pl.read_parquet("all.parquet")["video_id"]:
         assert str(video) in done.out
+
+
+def test_other_commands_have_variables_and_tables_too(run, tmp_path):
+    done = run("sample", "a.parquet", "--events-per-user", "2", GENREC_BATCH_SAMPLE_USERS="7")
+    assert (done.code, done.summary["users"]) == (0, 7)
+    (tmp_path / "genrec-batch.toml").write_text(
+        'users = "u.parquet"\n[sample]\nusers = 9\n[model.init]\npreset = "tiny"\n'
+    )
+    assert run("sample", "b.parquet", "--events-per-user", "2").summary["users"] == 9
+    assert run("model", "init", "m").code == 0
+    assert json.loads(run("model", "info", "m", "--json").out)["config"]["width"] == 64
+    (tmp_path / "genrec-batch.toml").write_text("[sample]\nuser = 9\n")
+    assert "[sample] user: no such option. Did you mean 'users'" in run("sample", "c.parquet").err

@@ -38,7 +38,11 @@ app.add_typer(model_app, name="model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
-JOBS = {"score": config.ScoreConfig, "features": config.HistoryConfig}  # what entries at the file's top are for
+JOBS = {
+    "score": config.ScoreConfig,
+    "features": config.HistoryConfig,
+    "verify": config.VerifyConfig,
+}  # what entries at the file's top are for
 
 
 def _version(wanted: bool) -> None:
@@ -162,6 +166,27 @@ def features(
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
+
+
+@app.command(rich_help_panel="Look")
+@options(config.VerifyConfig)
+def verify(input: INPUT, *, options: config.VerifyConfig) -> None:  # noqa: A002
+    """Hold an engine or precision against another over the same users, with gates (exit code 6).
+
+    Example: genrec-batch verify events.parquet --model model/ --engine torch --precision bf16 --min-topk-overlap 0.98
+    """
+    from genrec_batch import show, verifying
+
+    report, found = verifying.verify(options, input)
+    gates = {name: getattr(options, name) for name in ("min_topk_overlap", "min_top1", "max_difference")}
+    if not options.quiet and options.log_format == "text":
+        show.parity(report)
+    try:
+        found.check(**gates)
+    except GenrecError:
+        console.last_line({**report, "status": "failed", **gates})
+        raise
+    console.last_line({**report, **gates})
 
 
 @app.command(rich_help_panel="Try")

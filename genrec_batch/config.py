@@ -148,6 +148,12 @@ class ScoreConfig(HistoryConfig):
         choices=PRECISIONS,
     )
     batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine")
+    verify_sample: int = option(
+        "Before anything is written, hold this many users against fp32; 0 for none.", 0, panel="Engine"
+    )
+    min_topk_overlap: float = option(
+        "Least share of the top K in common with the reference, else exit code 6.", 0.98, panel="Engine"
+    )
     layout: str = option(
         "long: a row per user and rank; nested: a row per user with lists.",
         "long",
@@ -170,6 +176,10 @@ class ScoreConfig(HistoryConfig):
             self.device.startswith("cuda:") and self.device[5:].isdigit()
         ):
             raise ConfigError(f"--device {self.device!r}: auto, cpu, cuda or cuda:N")
+        if self.verify_sample < 0:
+            raise ConfigError(f"--verify-sample {self.verify_sample}: a number of users, 0 for none")
+        if not 0 <= self.min_topk_overlap <= 1:
+            raise ConfigError(f"--min-topk-overlap {self.min_topk_overlap}: a share from 0 to 1")
         self.blend()
 
     def blend(self) -> dict[str, float] | None:
@@ -194,6 +204,26 @@ class ScoreConfig(HistoryConfig):
                 raise ConfigError(f"--weights: {name!r} is given twice or is not a finite number")
             parsed[name] = parsed_number
         return parsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(ScoreConfig):
+    """What `verify` takes: the options of `score`, and what to hold the result against."""
+
+    sample: int = option("Users to compare, spread over all history lengths.", 1024, panel="Engine")
+    against: str = option(
+        "Engine to compare with, on the CPU; auto is torch, else onnxruntime.",
+        "auto",
+        panel="Engine",
+        choices=("auto", "onnxruntime", "torch"),
+    )
+    against_precision: str = option("Its number format.", "fp32", panel="Engine", choices=PRECISIONS[1:])
+    min_top1: float = option("Least share of users with the same first video, else exit code 6.", 0.0, panel="Engine")
+    max_difference: float | None = option("Largest difference of log_prob and of any head.", panel="Engine")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, sample=1)
 
 
 def check_types(config: Any) -> None:
@@ -228,7 +258,7 @@ def check_at_least(config: Any, **bounds: int) -> None:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Return what decides the result, JSON-able: all fields but those that only say how the run is shown or stored."""
-    shown = {"quiet", "verbose", "log_format", "if_exists"}
+    """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
+    shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
     values = dataclasses.asdict(config)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}

@@ -26,7 +26,8 @@ from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.profiling import Stages, peak_rss_mib
 from genrec_batch.recommendations import Ranking
-from genrec_batch.selection import Selection, sample_rows, select
+from genrec_batch.selection import Selection, decoding_of, reference_engine, sample_rows, select
+from genrec_batch.verifying import measured
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
@@ -105,12 +106,7 @@ class Scoring:
                 f"--max-events {config.max_events} with --top-k {config.top_k} needs {need} positions, the model has "
                 f"{have}"
             )
-        decoding = Decoding(
-            mode=config.decode,
-            top_k=config.top_k,
-            num_candidates=min(config.num_candidates, job.model.tokens),
-            beam_width=config.beam_width,
-        )
+        decoding = decoding_of(config, job.model)
         if selection is not None:
             return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
         rows = sample_rows(job.histories.lengths_N)
@@ -120,6 +116,13 @@ class Scoring:
                 job.model, sample, decoding, name=config.engine, device=config.device, precision=config.precision
             )
         LOG.info("engine: %s", selection.why)
+        if config.verify_sample:
+            with stages.time("verify"):
+                rows = sample_rows(job.histories.lengths_N, most=config.verify_sample)
+                reference = reference_engine(job.model)
+                found = measured(config, job, decoding, rows, selection.engine, reference)
+            LOG.info("verified over %d users: %s", len(rows), found.as_dict())
+            found.check(min_topk_overlap=config.min_topk_overlap, min_top1=0.0, max_difference=None)
         return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
 
     def shard(self, start: int, stop: int, advance: console.Advance = console.nowhere) -> pa.Table:

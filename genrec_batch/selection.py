@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec_batch.arrays import I32, I64, Batch, Ranked
+from genrec_batch.arrays import I64, Batch
+from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
 from genrec_batch.model import Model
+from genrec_batch.parity import best, top_overlap
 
 NEEDS = {  # modules of which one must be there, and the extra that brings it
     "torch": (("torch",), "torch"),
@@ -69,8 +71,14 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
     else:
         from genrec_batch.engines.tensorrt_engine import TensorRtEngine
 
-        engine = TensorRtEngine(model, device=device, precision=precision)
+        trt = TensorRtEngine(model, device=device, precision=precision, progress=_building)
+        LOG.info("tensorrt: %s", trt.variant)
+        engine = trt
     return engine
+
+
+def _building(what: str, done: float) -> None:
+    LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
 
 
 def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
@@ -79,7 +87,7 @@ def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device
     Raises:
         EngineError: nothing that was asked for is there.
     """
-    place = _device(device)
+    place = _device(device, name)
     chosen = _available(place) if name == "auto" else name
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
@@ -89,33 +97,38 @@ def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device
     if fast is None:
         return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
     faster = open_engine(model, name=chosen, device=place, precision=fast)
-    overlap = top_overlap(*(_best(recommend(engine, sample, decoding), decoding.top_k) for engine in (plain, faster)))
+    answers = (best(recommend(engine, sample, decoding), decoding.top_k).tokens_BK for engine in (plain, faster))
+    overlap = top_overlap(*answers)
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:
         return Selection(engine=faster, why=f"{chosen} in {fast}: {measured}")
     return Selection(engine=plain, why=f"{chosen} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}")
 
 
-def _best(ranked: Ranked, top_k: int) -> I32:
-    """Return the tokens that log_prob ranks first, as an output would, [B, at most top_k]."""
-    order_BK = np.argsort(-ranked.log_prob_BK, axis=1, kind="stable")[:, :top_k]
-    best_BK: I32 = np.take_along_axis(ranked.tokens_BK, order_BK, axis=1)
-    return best_BK
+def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
+    """Return how lists are made, with no more candidates than the catalog has."""
+    return Decoding(
+        mode=config.decode,
+        top_k=config.top_k,
+        num_candidates=min(config.num_candidates, model.tokens),
+        beam_width=config.beam_width,
+    )
 
 
-def top_overlap(a_BK: I32, b_BK: I32) -> float:
-    """Return the mean share of items that two lists have in common, over users; two empty lists agree."""
-    same_B = ((a_BK[:, :, None] == b_BK[:, None, :]) & (a_BK[:, :, None] > 0)).any(axis=2).sum(axis=1)
-    longest_B = np.maximum((a_BK > 0).sum(axis=1), (b_BK > 0).sum(axis=1))
-    return float(np.mean(np.where(longest_B > 0, same_B / np.maximum(longest_B, 1), 1.0)))
+def reference_engine(model: Model, *, name: str = "auto", precision: str = "fp32") -> Engine:
+    """Open the engine that others are held against: torch, else ONNX Runtime, on a CPU.
+
+    Raises:
+        EngineError: neither is installed.
+    """
+    return open_engine(model, name=_available("cpu") if name == "auto" else name, device="cpu", precision=precision)
 
 
-def sample_rows(lengths_N: I64) -> I64:
-    """Return up to 512 rows, at least 32 where there are so many, spread evenly over the users by history length."""
+def sample_rows(lengths_N: I64, most: int | None = None) -> I64:
+    """Return rows spread evenly over the users by history length: `most`, or one in eight from 32 to 512."""
     order_N = np.argsort(lengths_N, kind="stable")
-    picked = np.linspace(
-        0, len(order_N) - 1, min(SAMPLE_USERS, max(32, len(order_N) // SAMPLE_SHARE), len(order_N))
-    ).astype(np.int64)
+    wanted = min(SAMPLE_USERS, max(32, len(order_N) // SAMPLE_SHARE)) if most is None else most
+    picked = np.linspace(0, len(order_N) - 1, min(wanted, len(order_N))).astype(np.int64)
     return order_N[picked]
 
 
@@ -127,9 +140,11 @@ def _need(engine: str) -> None:
         )
 
 
-def _device(device: str) -> str:
+def _device(device: str, name: str) -> str:
     if device != "auto":
         return "cuda:0" if device == "cuda" else device
+    if name == "tensorrt":  # it has no other device, and says what is missing there
+        return "cuda:0"
     return "cuda:0" if Path("/dev/nvidiactl").exists() else "cpu"
 
 

@@ -92,6 +92,20 @@ def written(output: str, layout: str, most: int = 200) -> None:
     recommendations(pq.read_table(output), layout, most)
 
 
+def parity(report: Mapping[str, Any]) -> None:
+    """Print how far two engines agree, on stderr."""
+    table = Table(title=f"{report['engine']} against {report['against']}")
+    for name in ("measure", "value"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    table.add_row("users", number(report["users"]))
+    table.add_row("same first video", f"{report['top1_match']:.2%}")
+    table.add_row("top K in common", f"{report['topk_overlap']:.2%}")
+    table.add_row("items compared", number(report["compared_items"]))
+    for name, largest in report["largest"].items():
+        table.add_row(f"{name}: largest, mean difference", f"{largest:.2e}, {report['mean'][name]:.2e}")
+    stderr.print(table)
+
+
 def model_info(loaded: model.Model, name: str, catalog_videos: int | None) -> dict[str, Any]:
     """Return what there is to say of a model: parameters by group, memory by precision, fingerprints."""
     config = loaded.config

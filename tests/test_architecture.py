@@ -14,7 +14,8 @@ ORDER = [  # a module imports only what stands left of it (or, within a bracket,
     "errors", "layout", "arrays", "schema", "config", "profiling", "console", "catalog", "storage", "output",
     "sampling",
     "tables", "histories", "features", "model", "engines", "importing", "export", "generate", "recommendations",
-    "selection", "job", "batching", "pipeline", "api", "show", "demo", "edge", "cli_model", "cli", "__main__",
+    "parity",
+    "selection", "job", "batching", "verifying", "pipeline", "api", "show", "demo", "edge", "cli_model", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TENSOR_SIDE = ("features", "model", "engines", "generate", "arrays", "layout", "importing", "export")

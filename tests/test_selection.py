@@ -11,6 +11,7 @@ from genrec_batch import model, selection
 from genrec_batch.arrays import Batch, Ranked
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding
+from genrec_batch.parity import top_overlap
 
 TINY = model.demo_model(model.PRESETS["tiny"])
 SAMPLE = Batch(
@@ -61,7 +62,7 @@ def test_what_is_asked_for_by_name_is_taken_without_a_check(monkeypatch):
 def test_overlap_counts_items_not_order_and_ignores_ends():
     a = np.array([[2, 3, 4], [5, 0, 0], [0, 0, 0]])
     b = np.array([[4, 3, 9], [5, 0, 0], [0, 0, 0]])
-    assert selection.top_overlap(a, b) == pytest.approx((2 / 3 + 1 + 1) / 3)
+    assert top_overlap(a, b) == pytest.approx((2 / 3 + 1 + 1) / 3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ who called. Users go through in id order, a shard at a time; within a shard, bat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import polars as pl
 import pyarrow as pa
 
 from genrec_batch import __version__, console, features, layout, output, recommendations, schema
+from genrec_batch.arrays import I64, Ranked
 from genrec_batch.batching import Part
 from genrec_batch.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, RetryError
 from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.profiling import Stages, peak_rss_mib
@@ -87,6 +89,7 @@ class Scoring:
     stages: Stages
     selection: Selection
     decoding: Decoding
+    batch_users: int = 0  # of a batch, at most; halved where the device is too small
     scored_users: int = 0
     short_users: int = 0
     padding: list[int] = field(default_factory=lambda: [0, 0])  # real tokens, tokens computed
@@ -125,6 +128,10 @@ class Scoring:
             found.check(min_topk_overlap=config.min_topk_overlap, min_top1=0.0, max_difference=None)
         return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
 
+    def __post_init__(self) -> None:
+        asked = self.config.batch_size
+        self.batch_users = self.selection.batch_users if asked == "auto" else int(asked)
+
     def shard(self, start: int, stop: int, advance: console.Advance = console.nowhere) -> pa.Table:
         """Return the recommendations of users start..stop of the job, in id order."""
         job, config, stages = self.job, self.config, self.stages
@@ -132,11 +139,7 @@ class Scoring:
             part = Part.of(job, np.arange(start, stop), config)
         weights = config.blend()
         ranking = Ranking.empty(stop - start, config.top_k)
-        spans = part.spans(self.selection.batch_users if config.batch_size == "auto" else int(config.batch_size))
-        answers = recommend_all(self.selection.engine, (part.batch(rows_B) for rows_B in spans), self.decoding)
-        for rows_B in spans:
-            with stages.time("model run"):
-                ranked = next(answers)
+        for rows_B, ranked in self._answers(part):
             ranking.put(rows_B, ranked, blend(ranked, weights))
             self.padding[0] += int(part.histories.lengths_N[rows_B].sum()) + len(rows_B)
             self.padding[1] += (int(part.histories.lengths_N[rows_B].max()) + 1) * len(rows_B)
@@ -155,6 +158,29 @@ class Scoring:
                 nested=config.layout == "nested",
             )
 
+    def _answers(self, part: Part) -> Iterator[tuple[I64, Ranked]]:
+        """Yield each batch's rows with what the engine recommends to them.
+
+        Where the device runs out of memory, what is left goes on in batches of half the size, down to one user.
+        """
+        left = deque(part.spans(self.batch_users))
+        while left:
+            answers = recommend_all(
+                self.selection.engine, (part.batch(rows_B) for rows_B in tuple(left)), self.decoding
+            )
+            try:
+                while left:
+                    with self.stages.time("model run"):
+                        ranked = next(answers)
+                    yield left.popleft(), ranked
+            except RetryError as error:
+                size = max(len(rows_B) for rows_B in left)
+                if size == 1:
+                    raise
+                self.batch_users = size // 2
+                LOG.warning("out of memory with %d users in a batch, going on with %d (%s)", size, size // 2, error)
+                left = deque(piece for rows_B in left for piece in _pieces(rows_B, self.batch_users))
+
     def report(self) -> dict[str, Any]:
         """Return what the summary says of the engine and the decoding."""
         engine, (real, computed) = self.selection.engine, self.padding
@@ -165,6 +191,7 @@ class Scoring:
             "device": engine.device,
             "precision": engine.precision,
             "engine_why": self.selection.why,
+            "batch_users": self.batch_users,
             "scored_users": self.scored_users,
             "short_users": self.short_users,  # of the scored ones, as is padding_share
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,
@@ -183,6 +210,10 @@ def _not_an_input(target: str | None, job: Job) -> None:
             folder.is_dir() and folder in place.parents
         ):
             raise ConfigError(f"OUTPUT {target} stands in the place of input {source.path}; name another")
+
+
+def _pieces(rows_B: I64, most: int) -> list[I64]:
+    return [rows_B[start : start + most] for start in range(0, len(rows_B), most)]
 
 
 def shards(users: int, size: int) -> list[tuple[int, int]]:

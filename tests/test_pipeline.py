@@ -1,0 +1,49 @@
+"""The job's course: a device that is too small, and what a run says of itself."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from genrec_batch import generate, pipeline
+from genrec_batch.errors import RetryError
+
+
+def small_device(monkeypatch, most):
+    """Let every batch of more than `most` users run out of memory, after the first two batches went well."""
+    tried = []
+    real = generate.recommend
+
+    def recommend(engine, batch, decoding):
+        tried.append(len(batch))
+        if len(batch) > most and len(tried) > 2:
+            raise RetryError("the device is out of memory")
+        return real(engine, batch, decoding)
+
+    monkeypatch.setattr(generate, "recommend", recommend)
+    return tried
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(run, log_file, model_dir, monkeypatch):
+    arguments = ["score", log_file, "a.parquet", "--model", model_dir, "--precision", "fp32", "--batch-size", "12"]
+    assert run(*arguments).code == 0
+    tried = small_device(monkeypatch, most=3)
+    done = run(*arguments[:2], "b.parquet", *arguments[3:])
+    assert done.code == 0, done.err
+    assert "users in a batch, going on with" in " ".join(done.err.split())
+    assert done.summary["batch_users"] == max(tried[-3:]) <= 3
+    a, b = pl.read_parquet("a.parquet"), pl.read_parquet("b.parquet")
+    assert a.select("user_id", "rank", "video_id").equals(b.select("user_id", "rank", "video_id"))
+
+
+def test_out_of_memory_at_one_user_is_try_again_later(run, log_file, model_dir, monkeypatch):
+    small_device(monkeypatch, most=0)
+    done = run("score", log_file, "a.parquet", "--model", model_dir, "--precision", "fp32", "--batch-size", "4")
+    assert (done.code, "out of memory" in done.err) == (75, True)
+
+
+@pytest.mark.parametrize(
+    ("users", "size", "expected"), [(5, 2, [(0, 2), (2, 4), (4, 5)]), (2, 9, [(0, 2)]), (0, 9, [])]
+)
+def test_shards_cover_all_users_in_order(users, size, expected):
+    assert pipeline.shards(users, size) == expected

@@ -1,0 +1,61 @@
+"""The real log, with its dirt: exact duplicates, clock ties, zero durations, sentinels in the side tables."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from genrec_batch import features, histories, layout, schema, tables
+from genrec_batch.catalog import Catalog
+
+
+@pytest.fixture
+def arguments(kuairand, run):
+    log = kuairand / "events.parquet"
+    made = run("model", "init", "tiny", "--preset", "tiny", "--catalog-from", log, "--schema", "kuairand")
+    assert made.code == 0, made.err
+    side = ["--users", kuairand / "users.parquet", "--videos", kuairand / "videos.parquet"]
+    return [log, "recs.parquet", "--schema", "kuairand", "--model", "tiny", *side]
+
+
+@pytest.mark.slow
+def test_every_user_gets_new_videos_of_the_log_in_order(run, arguments, kuairand):
+    done = run("score", *arguments, "--engine", "onnxruntime")
+    assert done.code == 0, done.err
+    events, users = pl.read_parquet(kuairand / "events.parquet"), pl.read_parquet(kuairand / "users.parquet")
+    rows = pl.read_parquet("recs.parquet")
+    assert set(rows["user_id"]) == set(users["user_id"]) >= set(events["user_id"])
+    assert rows.group_by("user_id").agg("rank").filter(pl.col("rank") != list(range(1, 11))).is_empty()
+    assert rows.select(pl.struct("user_id", "video_id").is_duplicated().any()).item() is False
+    assert rows.join(events, on=["user_id", "video_id"], how="inner").is_empty()
+    assert rows["video_id"].is_in(events["video_id"].unique().implode()).all()
+    assert rows.equals(rows.sort("user_id", "rank"))
+    numbers = rows.select("score", "log_prob", "recommendation", "engagement", "retention", "monetization")
+    assert numbers.to_numpy().min() > -100
+    assert rows.filter("cold_start")["user_id"].n_unique() == done.summary["cold_start_users"]
+    assert done.summary["users_without_events"] == len(users) - events["user_id"].n_unique()
+
+
+@pytest.mark.slow
+def test_beam_candidates_and_blends_work_on_it_too(run, arguments):
+    for number, flags in enumerate(
+        (["--beam-width", "2"], ["--decode", "candidates", "--num-candidates", "30"], ["--weights", "retention=1"])
+    ):
+        done = run("score", arguments[0], f"{number}.parquet", *arguments[2:], "--limit", "300", *flags)
+        assert (done.code, done.summary["rows"]) == (0, 3000), done.err
+
+
+def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuairand):
+    names = schema.column_names("kuairand")
+    events = schema.normalize(pl.read_parquet(kuairand / "events.parquet"), names.events)
+    users, videos = pl.read_parquet(kuairand / "users.parquet"), pl.read_parquet(kuairand / "videos.parquet")
+    catalog = Catalog.from_events(events, vocabulary=10_000)
+    last = int(events["timestamp"].dt.epoch("us").max())
+    _, built = histories.build(
+        events, catalog=catalog, as_of_us=last, max_events=50, seen_limit=1000, users=users, videos=videos
+    )
+    dense = features.compute(built, tables.users_table(users), tables.videos_table(videos), max_events=50)
+    assert abs(dense).max() < 100
+    reached = {block for slot, block, _ in layout.describe() if abs(dense[:, slot]).max() > 0}
+    assert reached >= {"watch duration", "watch percentage", "interaction flags", "time", "statistics", "sequence"}
+    assert reached >= {"recommendation source", "user profile", "videos"}

@@ -12,6 +12,7 @@ import time
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from genrec_batch import model
 from genrec_batch.arrays import HEADS
@@ -436,3 +437,16 @@ def test_other_commands_have_variables_and_tables_too(run, tmp_path):
     assert json.loads(run("model", "info", "m", "--json").out)["config"]["width"] == 64
     (tmp_path / "genrec-batch.toml").write_text("[sample]\nuser = 9\n")
     assert "[sample] user: no such option. Did you mean 'users'" in run("sample", "c.parquet").err
+
+
+def test_imported_weights_score_a_log(run, log_file, model_dir):
+    renamed = {f"module.{name}": w for name, w in model.read_weights(model_dir / "model.safetensors").items()}
+    renamed["module.odd"] = renamed.pop("module.output_projection.bias")
+    save_file(renamed, "theirs.safetensors")
+    flags = ["--rename", "module.odd=output_projection.bias", "--catalog", model_dir / "catalog.parquet"]
+    assert run("model", "import", "theirs.safetensors", "mine").code == 4
+    done = run("model", "import", "theirs.safetensors", "mine", *flags)
+    assert done.code == 0, done.err
+    for directory in (model_dir, "mine"):
+        assert run("score", log_file, f"{directory == 'mine'}.parquet", "--model", directory).code == 0
+    assert pl.read_parquet("True.parquet").equals(pl.read_parquet("False.parquet"))

@@ -100,3 +100,15 @@ def test_a_damaged_index_is_an_error(tmp_path, text):
 
 def test_no_export_is_none(tmp_path):
     assert exported.read_index(tmp_path) is None
+
+
+def test_tensorrts_own_parser_takes_the_exported_graphs(tmp_path):
+    pytest.importorskip("tensorrt_rtx_libs", reason="pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings")
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    log = trt.Logger(trt.Logger.ERROR)
+    for path in export.export(model.demo_model(model.PRESETS["tiny"]), tmp_path, precision="fp32"):
+        if path.suffix == ".onnx":
+            builder = trt.Builder(log)
+            network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+            parser = trt.OnnxParser(network, log)
+            assert parser.parse(path.read_bytes()), [str(parser.get_error(i)) for i in range(parser.num_errors)]

@@ -6,6 +6,7 @@ Owns: `score` and `Scorer`. Must not know: anything that the command line does n
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, An
     Raises:
         GenrecError: see its subclasses; each carries the exit code of its kind.
     """
-    return pipeline.score(ScoreConfig(**options), str(input), str(output))
+    return pipeline.score(ScoreConfig(**options), os.fspath(input), os.fspath(output))
 
 
 class Scorer:

@@ -5,6 +5,7 @@ Owns: their flags and printed lines. Must not know: how weights are computed or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,10 @@ import typer
 
 from genrec_batch import console
 from genrec_batch.edge import guarded
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, GenrecError
 
 if TYPE_CHECKING:
+    from genrec_batch.catalog import Catalog
     from genrec_batch.model import ModelConfig
 
 model_app = typer.Typer(no_args_is_help=True, help="Make, import, look at and export model directories.")
@@ -48,6 +50,17 @@ def _quiet_logs() -> None:
     console.set_up(quiet=False, verbose=False, log_format="text")
 
 
+def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> None:
+    """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves neither."""
+    try:
+        if items is not None:
+            items.write(directory / "catalog.parquet")
+        save()
+    except GenrecError:
+        (directory / "catalog.parquet").unlink(missing_ok=True)
+        raise
+
+
 @model_app.command()
 def init(
     directory: DIRECTORY,
@@ -74,9 +87,9 @@ def init(
         weights = model.initial_weights(config, chosen)
         origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
         model.check_free(directory)
-        if items is not None:
-            items.write(directory / "catalog.parquet")
-        model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        _save(
+            directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        )
         said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
         console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
 
@@ -110,9 +123,7 @@ def import_(
         items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
         card = _card(config, f"Imported from `{weights.name}`.")
         model.check_free(directory)
-        if items is not None:
-            items.write(directory / "catalog.parquet")
-        model.save(directory, config, converted, trained=True, card=card)
+        _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
         if items is None:
             console.LOG.warning(
                 "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"

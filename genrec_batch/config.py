@@ -110,6 +110,8 @@ class HistoryConfig(LogConfig):
                 f"--as-of {self.as_of!r}: not a moment in ISO 8601, such as 2026-04-30 or 2026-04-30T23:59:59Z"
             ) from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
+        if not 1970 < moment.year < 2262:
+            raise ConfigError(f"--as-of {self.as_of!r}: a moment from 1971 to 2261")
         return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)) / dt.timedelta(microseconds=1))
 
 

@@ -283,9 +283,12 @@ def load(directory: Path) -> Model:
 
 
 def check_free(directory: Path) -> None:
-    """Raise ModelError where a directory holds a model already."""
+    """Raise ModelError where a directory holds a model, or a file that a model would replace."""
     if (directory / "config.json").exists():
         raise ModelError(f"{directory} holds a model already; choose another directory or remove it first")
+    there = [name for name in ("README.md", "catalog.parquet", "model.safetensors") if (directory / name).exists()]
+    if there:
+        raise ModelError(f"{directory} holds {', '.join(there)}, which a model would replace; choose another directory")
 
 
 def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: bool, card: str) -> None:
@@ -295,7 +298,8 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
         ModelError: the weights do not fit, or the directory holds a model already.
     """
     check_weights(weights, config, "the weights")
-    check_free(directory)
+    if (directory / "config.json").exists():
+        check_free(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
@@ -308,6 +312,7 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
             stored = {"model": asdict(config), "layout": layout.fingerprint(), "trained": trained, "format": 1}
             (Path(scratch) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
             for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a whole model
+                (Path(scratch) / name).chmod(0o644)
                 (Path(scratch) / name).replace(directory / name)
     except (OSError, SafetensorError) as error:
         if "No space left" in str(error):

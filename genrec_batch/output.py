@@ -7,14 +7,12 @@ and renamed; the output itself appears by one rename at the very end, so an olde
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.durable import full_disk as _disk
+from genrec_batch.durable import read_json as _read_json
+from genrec_batch.durable import sync as _sync
+from genrec_batch.durable import write_json as _write_json
+from genrec_batch.errors import ConfigError
 
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
@@ -44,6 +46,7 @@ class Output:
     staging: Path
     single: bool  # one .parquet file, else a directory of parts
     metadata: dict[str, str]
+    replaces: bool = False  # an output of that name may be replaced
     complete: bool = False  # an identical run finished it: there is nothing to do
     parts_done: set[int] = field(default_factory=set)
     _lock: int = -1
@@ -62,7 +65,9 @@ class Output:
             target = self.part(number)
             scratch = target.with_suffix(".tmp")
             table = table.replace_schema_metadata({**self.metadata, ROWS: str(len(table))})
-            with pq.ParquetWriter(scratch, table.schema, compression="zstd", compression_level=3) as writer:
+            with pq.ParquetWriter(
+                scratch, table.schema, compression="zstd", compression_level=3, write_page_checksum=True
+            ) as writer:
                 writer.write_table(table, row_group_size=max(1, len(table)))
             _sync(scratch)
             scratch.replace(target)
@@ -74,6 +79,10 @@ class Output:
         Returns: files, rows and bytes of the finished output.
         """
         with _disk(self.path):
+            if not self.replaces and _present(self.path):
+                raise ConfigError(
+                    f"OUTPUT {self.path} appeared while the run was going on; its parts stay in {self.staging}"
+                )
             parts = sorted(self.staging.glob("part-*.parquet"))
             rows = sum(pq.read_metadata(part).num_rows for part in parts)
             metadata = {**self.metadata, ROWS: str(rows)}
@@ -84,7 +93,9 @@ class Output:
     def _join(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
         scratch = self.staging / "whole.tmp"
         schema = pq.read_schema(parts[0]).with_metadata(metadata)
-        with pq.ParquetWriter(scratch, schema, compression="zstd", compression_level=3) as writer:
+        with pq.ParquetWriter(
+            scratch, schema, compression="zstd", compression_level=3, write_page_checksum=True
+        ) as writer:
             for part in parts:
                 table = pq.read_table(part).replace_schema_metadata(schema.metadata)
                 writer.write_table(table, row_group_size=max(1, len(table)))
@@ -129,7 +140,7 @@ class Output:
 
 def check(path: Path, if_exists: str | None) -> None:
     """Raise ConfigError where an output cannot be written at all, before any work is done."""
-    if path.name in ("", "..") or len(path.name.encode()) > LONGEST_NAME:
+    if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     parent = path.parent
     if not parent.is_dir():
@@ -144,7 +155,7 @@ def check(path: Path, if_exists: str | None) -> None:
         return
     if if_exists == "overwrite" and not _ours(path):
         raise ConfigError(f"OUTPUT {path} was not written by genrec-batch, so it is not replaced; remove it yourself")
-    if if_exists == "error" or (if_exists is None and not _staging(path).exists()):
+    if if_exists == "error" or (if_exists is None and not _staging(path).exists() and not (path / RUN_FILE).exists()):
         raise ConfigError(
             f"OUTPUT {path} exists; pass --if-exists overwrite to replace it once the new one is whole, or name another"
         )
@@ -155,7 +166,14 @@ def _staging(path: Path) -> Path:
 
 
 def _ours(path: Path) -> bool:
-    return (path / MANIFEST).is_file() if path.is_dir() else _finished_id(path) is not None
+    """Return whether everything there was written by a run: a file with its metadata, a folder with its manifest."""
+    if path.is_file():
+        return _finished_id(path) is not None
+    manifest = _read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or "files" not in manifest:
+        return False
+    known = {entry["file"] for entry in manifest["files"]} | {MANIFEST, SUCCESS, RUN_FILE, LOCK}
+    return {file.name for file in path.iterdir()} <= known
 
 
 def _old(path: Path) -> Path:
@@ -164,7 +182,8 @@ def _old(path: Path) -> Path:
 
 def _present(path: Path) -> bool:
     """Return whether an output is there; an empty directory is none. Brings back one that a killed run moved aside."""
-    if not path.exists() and _old(path).exists():  # it died between the two renames of an overwrite
+    between_renames = not path.exists() and (_staging(path) / SUCCESS).exists()
+    if between_renames and _old(path).exists():  # an overwrite died there
         _old(path).rename(path)
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
@@ -183,7 +202,11 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
     identifier = run_id(identity)
     staging = _staging(path)
     output = Output(
-        path=path, staging=staging, single=path.suffix == ".parquet", metadata={"genrec.run_id": identifier}
+        path=path,
+        staging=staging,
+        single=path.suffix == ".parquet",
+        metadata={"genrec.run_id": identifier},
+        replaces=if_exists == "overwrite",
     )
     if _present(path) and if_exists != "overwrite":
         if _finished_id(path) != identifier:
@@ -192,7 +215,9 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
                 "the new one is whole, or name another"
             )
         _check_whole(path)
-        shutil.rmtree(staging, ignore_errors=True)  # where a run was killed after its last rename
+        shutil.rmtree(staging, ignore_errors=True)  # what a run left that was killed after its last rename
+        for name in (RUN_FILE, LOCK) if path.is_dir() else ():
+            (path / name).unlink(missing_ok=True)
         output.complete = True
         return output
     with _disk(path):
@@ -243,17 +268,24 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
 
 
 def _is_whole(part: Path) -> bool:
+    """Return whether a file can be read to its end and every page is what its checksum says."""
     try:
-        pq.read_metadata(part)
-    except pa.ArrowInvalid:
+        with pq.ParquetFile(part, page_checksum_verification=True) as opened:
+            for group in range(opened.num_row_groups):
+                opened.read_row_group(group)
+    except (pa.ArrowInvalid, OSError):
         return False
     return True
 
 
 def _check_whole(path: Path) -> None:
-    """Raise ConfigError where a finished directory has lost or changed a part since its manifest was written."""
+    """Raise ConfigError where a finished output has lost, gained or changed anything since it was written."""
     if path.is_file():
+        if not _is_whole(path):
+            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite makes it anew")
         return
+    if not _ours(path):
+        raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")
     for entry in _read_json(path / MANIFEST)["files"]:
         part = path / entry["file"]
         if not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != entry["sha256"]:
@@ -288,37 +320,3 @@ def finished_facts(path: Path) -> dict[str, int]:
     files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     return {"files": len(files), "rows": rows, "bytes": sum(file.stat().st_size for file in files)}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    _sync(scratch)
-    scratch.replace(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RetryError(
-                f"OUTPUT {path}: the disk is full; free space and run the same command to go on"
-            ) from error
-        raise ConfigError(f"OUTPUT {path}: cannot be written ({error.strerror or error})") from error

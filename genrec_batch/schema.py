@@ -215,7 +215,7 @@ def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
         return True
     string = kind_of in (pl.String, pl.Categorical, pl.Enum)
     if kind == "id":
-        return kind_of.is_integer() or string
+        return (kind_of.is_integer() and kind_of not in (pl.Int128, pl.UInt128)) or string
     if kind == "time":
         return kind_of.is_integer() or kind_of in (pl.Datetime, pl.Date)
     if kind == "number":

@@ -111,7 +111,7 @@ def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
         mode=config.decode,
         top_k=config.top_k,
         num_candidates=min(config.num_candidates, model.tokens),
-        beam_width=config.beam_width,
+        beam_width=min(config.beam_width, model.tokens),
     )
 
 

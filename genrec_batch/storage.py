@@ -64,13 +64,21 @@ def scan(path: str, flag: str) -> Source:
     names = [str(Path(file).relative_to(base)) for file in files]
     with ThreadPoolExecutor() as pool:
         contents = list(pool.map(lambda file: reading(lambda: _sha256(file), f"{flag} {file}"), files))
+    schema = _one_schema(files, flag)
+    hive = _hive(names)
+    both = sorted(hive.keys() & schema.keys())
+    if both and len(both) < len(hive):
+        raise InputError(
+            f"{flag} {path}: {', '.join(both)} stands in the files and in the folders' names; drop one of them"
+        )
+    hive = {} if both else hive  # the files say it themselves
     frame = pl.scan_parquet(
         files,
-        schema=_one_schema(files, flag),
+        schema=schema,
         missing_columns="insert",
         extra_columns="ignore",
-        hive_partitioning=bool(_hive(names)),
-        hive_schema=_hive(names) or None,
+        hive_partitioning=bool(hive),
+        hive_schema=hive or None,
         cast_options=pl.ScanCastOptions(
             integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"]
         ),

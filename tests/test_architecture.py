@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "genrec_batch"
 ORDER = [  # a module imports only what stands left of it (or, within a bracket, its own folder)
-    "errors", "layout", "arrays", "schema", "config", "profiling", "console", "catalog", "storage", "output",
+    "errors", "layout", "arrays", "schema", "config", "profiling", "console", "catalog", "storage", "durable",
+    "output",
     "sampling", "tables", "histories", "features", "model", "engines", "importing", "export", "generate",
     "recommendations", "parity", "selection", "job", "batching", "verifying", "pipeline", "api", "show", "demo", "edge",
     "cli_model", "cli", "__main__",

@@ -450,3 +450,15 @@ def test_imported_weights_score_a_log(run, log_file, model_dir):
     for directory in (model_dir, "mine"):
         assert run("score", log_file, f"{directory == 'mine'}.parquet", "--model", directory).code == 0
     assert pl.read_parquet("True.parquet").equals(pl.read_parquet("False.parquet"))
+
+
+def test_a_model_never_replaces_files_of_yours(run, log_file, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    done = run("model", "init", "own", "--preset", "tiny", "--catalog-from", log_file)
+    assert (done.code, "README.md" in done.err) == (4, True)
+    assert [p.name for p in (tmp_path / "own").iterdir()] == ["README.md"]
+
+
+def test_a_moment_beyond_the_calendar_is_a_usage_error(run, log_file, model_dir):
+    bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--as-of", "9999-12-31T23:59:59-12:00", says="--as-of")

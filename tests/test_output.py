@@ -240,3 +240,52 @@ def test_what_others_wrote_is_never_overwritten(tmp_path):
 def test_names_that_no_output_can_have(name):
     with pytest.raises(ConfigError, match="not a name that an output can have"):
         output.check(output.Path(name), None)
+
+
+def test_what_a_user_put_into_an_output_is_never_replaced(tmp_path):
+    write(tmp_path / "recs")
+    (tmp_path / "recs" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not written by genrec-batch"):
+        write(tmp_path / "recs", {"other": 1}, if_exists="overwrite")
+    with pytest.raises(ConfigError, match="does not name"):
+        write(tmp_path / "recs", if_exists="resume")
+    assert (tmp_path / "recs" / "notes.txt").exists()
+
+
+def test_a_damaged_page_is_found_in_parts_and_in_finished_files(tmp_path):
+    def damage(path):
+        data = bytearray(path.read_bytes())
+        data[30:50] = bytes(20)
+        path.write_bytes(bytes(data))
+
+    out = write(tmp_path / "recs.parquet", stop=2)
+    damage(out.part(1))
+    assert output.open_output(tmp_path / "recs.parquet", IDENTITY, None).parts_done == {0}
+    write(tmp_path / "whole.parquet")
+    damage(tmp_path / "whole.parquet")
+    with pytest.raises(ConfigError, match="is damaged"):
+        write(tmp_path / "whole.parquet", if_exists="resume")
+
+
+def test_an_output_that_the_user_removed_does_not_come_back(tmp_path):
+    (tmp_path / ".recs.old").mkdir()
+    (tmp_path / ".recs.old" / "part-00000.parquet").touch()
+    write(tmp_path / "recs")
+    assert len(pq.read_table(tmp_path / "recs")) == 6
+
+
+def test_a_directory_killed_after_its_last_rename_is_finished(tmp_path):
+    write(tmp_path / "recs")
+    (tmp_path / "recs" / "_run.json").write_text("{}")
+    assert write(tmp_path / "recs").complete
+    assert not (tmp_path / "recs" / "_run.json").exists()
+
+
+def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
+    out = output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
+    out.write(0, rows(0))
+    (tmp_path / "recs.parquet").write_bytes(b"theirs")
+    with pytest.raises(ConfigError, match="appeared while"):
+        out.finish()
+    assert (tmp_path / "recs.parquet").read_bytes() == b"theirs"
+    assert out.part(0).exists()

@@ -164,3 +164,8 @@ def test_same_footer_and_other_values_is_another_input(tmp_path):
 def test_a_uri_is_never_taken_for_unchanged(tmp_path):
     path = write(tmp_path / "a.parquet")
     assert storage.scan(f"file://{path}", "INPUT").fingerprint != storage.scan(f"file://{path}", "INPUT").fingerprint
+
+
+def test_a_partition_column_that_the_files_have_too_is_read_from_the_files(tmp_path):
+    write(tmp_path / "log" / "user_id=7" / "a.parquet")
+    assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].to_list() == [1, 2, 3]

@@ -1,0 +1,54 @@
+"""Durable files: written whole, on the disk, or refused with a reason.
+
+Owns: syncing, small JSON files, and what a disk's refusal means. Must not know: what is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from genrec_batch.errors import ConfigError, RetryError
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's value, None where it is missing or not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file: temporary name, sync, rename."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    sync(scratch)
+    scratch.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses into an error that names the output: RetryError where it is full, else ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RetryError(
+                f"OUTPUT {path}: the disk is full; free space and run the same command to go on"
+            ) from error
+        raise ConfigError(f"OUTPUT {path}: cannot be written ({error.strerror or error})") from error

@@ -6,8 +6,6 @@ rows come about.
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.durable import full_disk, sync
+from genrec_batch.errors import ConfigError
 from genrec_batch.sampling.arranging import arranged, exactly
 from genrec_batch.sampling.log import SCHEMA, Log
 from genrec_batch.sampling.views import FAULTS, Views
@@ -87,7 +86,7 @@ def write(
     counts = _Counts(seen_V=np.zeros(config.videos, np.bool_))
     chunks = exactly(arranged(world, chunk_rows), group_rows)
     single = output.suffix == ".parquet"
-    with _errors_of(output), _scratch(output) as scratch:
+    with full_disk(output), _scratch(output) as scratch:
         folder = scratch / "log"
         folder.mkdir()
         parts = _Parts(folder, Log(world), None if single else -(-part_rows // group_rows))
@@ -165,7 +164,7 @@ def _write_all(parts: _Parts, groups: Iterator[Views], counts: _Counts) -> list[
     finally:
         parts.close()
     for path in (*parts.files, parts.folder):
-        _sync(path)
+        sync(path)
     return parts.files
 
 
@@ -177,16 +176,6 @@ def _scratch(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _errors_of(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RetryError(f"{output}: the disk is full; make room and run the same command again") from error
-        raise ConfigError(f"{output} cannot be written ({error.strerror or error})") from error
 
 
 def _publish(made: Path, output: Path) -> None:
@@ -201,15 +190,7 @@ def _publish(made: Path, output: Path) -> None:
                     (aside / "old").rename(output)
     else:
         made.replace(output)
-    _sync(output.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(output.parent)
 
 
 def _summary(config: SampleConfig, counts: _Counts) -> dict[str, Any]:

@@ -1,32 +1,65 @@
-"""What a run did: seconds, rows and bytes per stage, and the most memory it held.
+"""What a run did: when each stage ran on which thread, with how many rows and bytes, and the most memory held.
 
-Owns: the clock of stages and the peak of resident memory. Must not know: what the stages do.
+Owns: the clock of stages and the peak of resident memory. Must not know: what the stages do. A span is one piece of
+work on one thread; spans of different threads overlap, so the seconds of all stages may add up to more than the run.
 """
 
 from __future__ import annotations
 
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One piece of work: seconds since the run began, and what went through."""
+
+    stage: str
+    lane: str  # name of the thread
+    start_s: float
+    stop_s: float
+    rows: int = 0
+    bytes: int = 0
+
+
 @dataclass(kw_only=True)
 class Stages:
-    """Seconds by stage name, in the order the stages first ran; a stage that runs often adds up."""
+    """Seconds by stage name, in the order the stages first ran; a stage that runs often adds up. Threads may share it.
+
+    `spans` are kept in the order they ended.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    spans: list[Span] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to `stage`."""
+    def time(self, stage: str, *, rows: int = 0, bytes: int = 0) -> Iterator[None]:  # noqa: A002 (the unit)
+        """Add the time of the block to `stage`, with the rows and bytes that it moves."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.add(stage, start, time.perf_counter(), rows=rows, bytes=bytes)
+
+    def add(self, stage: str, start: float, stop: float, *, rows: int = 0, bytes: int = 0) -> None:  # noqa: A002
+        """Add a block that ran from `start` to `stop`, both of `time.perf_counter`."""
+        span = Span(
+            stage=stage,
+            lane=threading.current_thread().name,
+            start_s=start - self.began,
+            stop_s=stop - self.began,
+            rows=rows,
+            bytes=bytes,
+        )
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + stop - start
+            self.spans.append(span)
 
     @property
     def elapsed_s(self) -> float:

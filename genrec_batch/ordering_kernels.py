@@ -90,13 +90,14 @@ def sort_by_time(words_RW: Words, time_word: int, offsets_N1: I64, most: int) ->
 
 
 @njit(cache=True, nogil=True)
-def _span(words_RW: Words, time_word: int, start: int, count: int) -> tuple[int, int, bool]:
+def _span(words_RW: Words, time_word: int, start: int, count: int) -> tuple[np.int64, np.int64, bool]:
     """Return the smallest and largest time of some rows, and whether times never fall."""
-    first = last = before = int(words_RW[start, time_word]) if count else 0
+    first = last = before = np.int64(words_RW[start, time_word]) if count else np.int64(0)
     rises = True
     for i in range(start + 1, start + count):
-        time = int(words_RW[i, time_word])
-        rises = rises and time >= before
+        time = np.int64(words_RW[i, time_word])
+        if time < before:
+            rises = False
         first, last, before = min(first, time), max(last, time), time
     return first, last, rises
 

@@ -347,5 +347,4 @@ def finished_facts(path: Path) -> dict[str, Any]:
     else:
         metadata = _read_json(path / MANIFEST)["metadata"]
     counts = json.loads(metadata.get(COUNTS, "{}"))
-    size = sum(file.stat().st_size for file in files)
-    return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": size, **counts}
+    return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}

@@ -4,9 +4,9 @@
     --command score          or features
     --json out.json --svg out.svg
 
-Each run is a process of its own with the tiny model and default options (`--memory-limit 1GiB`); its resident memory is
-read every 0.2 s. Prints the peak of each run, the ratio of the largest to the smallest, and the log-log slope of seconds
-against users. The last line is JSON.
+Each run is a process of its own with the tiny model and default options (`--memory-limit 1GiB`); its resident memory
+is read every 0.2 s. Prints the peak of each run, the ratio of the largest to the smallest, and the log-log slope of
+seconds against users. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -49,10 +49,8 @@ def svg(runs):
     """Return memory over time as one picture, time as a share of each run."""
     width, height, left, bottom = 760, 320, 56, 34
     most = 1.15 * max(mib for run in runs for _, mib in run["samples"])
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        'font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
-    ]
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"']
+    lines.append('font-size="12"><rect width="100%" height="100%" fill="#fff"/>')
     for mib in range(0, int(most), 250):
         y = height - bottom - mib / most * (height - bottom - 10)
         lines.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')

@@ -125,7 +125,7 @@ def test_the_dag_parses_and_scores_in_the_pool(airflow):
     pools = json.loads(airflow("pools", "list", "--output", "json").strip().splitlines()[-1])
     slots = {pool["pool"]: int(pool["slots"]) for pool in pools}
     code = f"import {DAG} as d; print(d.score.pool, d.score.retries, [t.pool for t in d.score.dag.tasks].count(d.POOL))"
-    pool, retries, tasks = airflow.ran("python", "-c", code, PYTHONPATH=str(DAGS)).split()
+    pool, retries, tasks = airflow.ran("python", "-c", code, PYTHONPATH=str(DAGS)).splitlines()[-1].split()
     assert (slots[pool], int(retries), int(tasks)) == (1, 3, 1)  # only scoring waits for the GPU
 
 

@@ -136,7 +136,7 @@ def test_a_day_is_scored_checked_published_and_reported(airflow, work):
     airflow("dags", "test", DAG, day, **work.settings())
     assert airflow.states(day) == dict.fromkeys(("wait_for_log", "score", "check", "publish", "report"), "success")
     assert (work.folder / "current").readlink() == Path(f"recs/ds={day}")
-    assert len(pl.read_parquet(work.folder / "current" / "*.parquet")) == 5000
+    assert len(pl.read_parquet(work.folder / "current" / "part-*.parquet")) == 5000
     assert work.report(day).items() >= {"rows": 5000, "published": f"recs/ds={day}", "status": "ok"}.items()
 
 

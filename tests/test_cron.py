@@ -98,7 +98,7 @@ def test_a_night_scores_publishes_and_says_nothing(night, log, model_dir):
     code, said = night.run("--top-k", "3", GENREC_BATCH_MODEL=str(model_dir))
     assert (code, said) == (0, "")
     assert night.current == f"recs/ds={DAY}"
-    assert len(pl.read_parquet(night.folder / "current" / "*.parquet")) == 3 * log["user_id"].n_unique()
+    assert len(pl.read_parquet(night.folder / "current" / "part-*.parquet")) == 3 * log["user_id"].n_unique()
     assert json.loads(night.text(f"logs/score-{DAY}.json"))["rows"] == 3 * log["user_id"].n_unique()
     again = night.run("--top-k", "3", GENREC_BATCH_MODEL=str(model_dir))
     assert again == (0, "")  # the finished output is accepted

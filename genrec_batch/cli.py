@@ -39,9 +39,10 @@ app.add_typer(model_app, name="model")
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
 JOBS = {
-    "score": config.ScoreConfig,
+    "score": config.RunConfig,
     "features": config.HistoryConfig,
     "verify": config.VerifyConfig,
+    "profile": config.ProfileConfig,
 }  # what entries at the file's top are for
 
 
@@ -116,7 +117,7 @@ def _fill(resolved: dict[str, Any], tables: dict[str, Any], group: Any, prefix: 
 
 
 @app.command(rich_help_panel="Score")
-@options(config.ScoreConfig)
+@options(config.RunConfig)
 def score(
     input: INPUT,  # noqa: A002 (the argument's name is its help)
     output: Annotated[
@@ -126,26 +127,49 @@ def score(
         ),
     ] = None,
     *,
-    options: config.ScoreConfig,
+    options: config.RunConfig,
 ) -> None:
     """Score every user of a log: histories, features, generative decoding, ranked rows.
 
     Example: genrec-batch score events.parquet recs.parquet --model model/ --top-k 20
     """
     from genrec_batch import pipeline, show
+    from genrec_batch.profiling import Stages
+    from genrec_batch.reports import report, trace
 
+    if options.explain:
+        _explain(options, input, output)
+        return
     if output is None and not options.user:
         raise ConfigError("OUTPUT is missing; it may be left out only with --user, which prints the result")
+    report.check_path(options.report, "--report", (".html", ".json"))
+    report.check_path(options.trace, "--trace", (".json",))
+    stages = Stages()
     if output is None:
-        summary = pipeline.score(options, input, None)
+        summary = pipeline.score(options, input, None, stages)
         show.recommendations(summary.pop("rows"), options.layout)
     else:
-        summary = pipeline.score(options, input, output)
+        summary = pipeline.score(options, input, output, stages)
         if options.user:
             show.written(output, options.layout)
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
+    if options.report:
+        report.write_run(stages, summary, Path(options.report))
+    if options.trace:
+        trace.write(stages, Path(options.trace))
     console.last_line(summary)
+
+
+def _explain(options: config.RunConfig, source: str, output: str | None) -> None:
+    from genrec_batch import explaining
+
+    if output is not None or options.user or options.report or options.trace:
+        raise ConfigError("--explain tells of one user and writes nothing: leave OUTPUT, --user, --report, --trace out")
+    found = explaining.explain(options, source, str(options.explain))
+    if not options.quiet and options.log_format == "text":
+        explaining.show(found)
+    console.last_line(found)
 
 
 @app.command(rich_help_panel="Score")
@@ -166,6 +190,28 @@ def features(
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
+
+
+@app.command(rich_help_panel="Look")
+@options(config.ProfileConfig)
+def profile(*, options: config.ProfileConfig) -> None:
+    """Measure the model, a log, the engines and a real run on this machine; as tables, JSON and a page.
+
+    Example: genrec-batch profile --model model/ --data events.parquet --html report.html --json report.json
+    """
+    from genrec_batch.reports import profile as profiler
+    from genrec_batch.reports import report, terminal
+
+    report.check_path(options.html, "--html", (".html",))
+    report.check_path(options.json, "--json", (".json",))
+    report.check_path(options.trace, "--trace", (".json",))
+    found = profiler.profile(options)
+    if not options.quiet and options.log_format == "text":
+        terminal.show(found)
+    for path, flag in ((options.html, "--html"), (options.json, "--json")):
+        if path:
+            report.write(found, Path(path), flag)
+    console.last_line(report.brief(found))
 
 
 @app.command(rich_help_panel="Look")

@@ -1,0 +1,131 @@
+"""`profile`: the model, the data, the engines and a real run, measured on this machine.
+
+Owns: the order of the measurements. Must not know: how any is made, or how it is shown. The run comes first after the
+ceilings and in a process of its own, so that nothing else is in its memory; engines come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec_batch import console, model, storage
+from genrec_batch.arrays import Batch
+from genrec_batch.batching import Part
+from genrec_batch.config import ProfileConfig, ScoreConfig
+from genrec_batch.errors import ConfigError
+from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
+from genrec_batch.model import Model
+from genrec_batch.profiling import Stages
+from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
+from genrec_batch.selection import decoding_of, device_of, sample_rows
+
+COMPARED_USERS = 256  # of the log, for the overlap with fp32
+
+
+def profile(config: ProfileConfig) -> dict[str, Any]:
+    """Measure what the options ask for and return the report (`report.document`).
+
+    Raises:
+        GenrecError: see its subclasses.
+    """
+    device = device_of(config.device, config.engine)
+    wanted = engine_facts.choices(_listed(config.engines), device)
+    compared = {name: model.preset(name) for name in _listed(config.compare)}
+    loaded = open_model(config)
+    if config.max_events + 1 + config.top_k > loaded.config.positions:
+        raise ConfigError(
+            f"--max-events {config.max_events} with --top-k {config.top_k} needs "
+            f"{config.max_events + 1 + config.top_k} positions, the model has {loaded.config.positions}"
+        )
+    with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
+        with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
+            found = ceilings.measure(loaded.config, Path(folder), advance)
+        ran = _run(config, loaded, found, Path(folder)) if config.data else None
+    job = _job(config, loaded) if config.data else None
+    data = data_facts.describe(job, max_events=config.max_events) if job else None
+    if job is not None:
+        loaded = job.model
+    elif not loaded.trained:
+        console.LOG.warning(UNTRAINED)
+    sizes = config.sizes()
+    with console.progress("engines", len(sizes) * len(wanted), "measurements") as advance:
+        engines = engine_facts.measure(
+            loaded,
+            wanted,
+            device=device,
+            must=bool(config.engines),
+            sizes=sizes,
+            events=config.max_events,
+            decoding=decoding_of(config, loaded),
+            real=_sample(config, job) if job else None,
+            seconds=config.seconds,
+            ceilings=found,
+            advance=advance,
+        )
+    shapes = {"events": config.max_events, "top_k": config.top_k}
+    name = config.model or "reference (packaged demo rule)"
+    return report.document(
+        "profile",
+        "profile",
+        ceilings=found,
+        model={
+            "name": name,
+            "fingerprint": loaded.fingerprint,
+            "trained": loaded.trained,
+            **model_facts.describe(loaded.config, **shapes),
+        },
+        presets=model_facts.side_by_side({name: loaded.config, **compared}, **shapes) if compared else None,
+        data=data,
+        engines=engines,
+        run=ran,
+    )
+
+
+def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the entries of an option that may be repeated or hold a list with commas."""
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def _run(config: ProfileConfig, loaded: Model, found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    assert config.data is not None
+    plain = ScoreConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScoreConfig)})
+    ran = separate.score(plain, config.data, str(folder / "recommendations.parquet"))
+    if config.trace:
+        trace.write(ran.stages(), Path(config.trace))
+    input_bytes = storage.scan(config.data, "--data").bytes
+    facts = run_facts.describe(
+        ran.stages(),
+        ran.summary,
+        elapsed_s=ran.elapsed_s,
+        config=loaded.config,
+        ceilings=found,
+        input_bytes=input_bytes,
+        top_k=config.top_k,
+    )
+    return {**facts, "device_peak_mib": ran.device_mib}
+
+
+def _job(config: ProfileConfig, loaded: Model) -> Job:
+    assert config.data is not None
+    stages = Stages()
+    events, facts, log = read_log(config.data, config, stages)
+    return prepare(
+        config,
+        events,
+        stages,
+        path=config.data,
+        facts=facts,
+        inputs={"events": log},
+        candidates=config.candidates,
+        loaded_model=loaded,
+    )
+
+
+def _sample(config: ProfileConfig, job: Job) -> Batch:
+    part = Part.of(job, sample_rows(job.histories.lengths_N, most=COMPARED_USERS), config)
+    return part.batch(np.arange(len(part.histories)))

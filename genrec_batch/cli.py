@@ -154,11 +154,14 @@ def score(
             show.written(output, options.layout)
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
-    if options.report:
-        report.write_run(stages, summary, Path(options.report))
-    if options.trace:
-        trace.write(stages, Path(options.trace))
     console.last_line(summary)
+    try:  # after everything else: a report that cannot be written loses nothing of the run
+        if options.report:
+            report.write_run(stages, summary, Path(options.report))
+        if options.trace:
+            trace.write(stages, Path(options.trace))
+    except GenrecError as error:
+        raise ConfigError(f"{error}; the run itself is done{f': the output {output} is whole' if output else ''}") from error
 
 
 def _explain(options: config.RunConfig, source: str, output: str | None) -> None:

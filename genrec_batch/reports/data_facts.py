@@ -15,7 +15,7 @@ from genrec_batch.arrays import FIRST_ITEM, I64
 from genrec_batch.job import Job
 
 PIECE = 4096  # users whose features are computed at once
-MOST_BINS = 50  # of the histogram of history lengths
+MOST_BINS = 64  # of the histogram of history lengths
 HEAD_SHARES = (0.01, 0.1)  # of the catalog, most viewed first
 
 

@@ -13,6 +13,7 @@ from importlib import resources
 
 from genrec_batch.reports.sections import Report, Section, Table, sections
 
+WIDE = 5  # columns, beyond which a table takes the page's whole width
 LIBRARY = "chart.umd.min.js"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -72,6 +73,9 @@ def _table(table: Table) -> str:
 
     head = f"<thead><tr>{cells('th', list(table.columns))}</tr></thead>" if any(table.columns) else ""
     body = "".join(f"<tr>{cells('td', list(row))}</tr>" for row in table.rows)
+    wide = " wide" if len(table.columns) > WIDE else ""
+    title = escape(table.title)
     return (
-        f'<div class="table"><table><caption>{escape(table.title)}</caption>{head}<tbody>{body}</tbody></table></div>'
+        f'<figure class="table{wide}"><figcaption>{title}</figcaption><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{title}"><table>{head}<tbody>{body}</tbody></table></div></figure>'
     )

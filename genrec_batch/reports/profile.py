@@ -7,6 +7,7 @@ ceilings and in a process of its own, so that nothing else is in its memory; eng
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
             advance=advance,
         )
     shapes = {"events": config.max_events, "top_k": config.top_k}
-    name = config.model or "reference (packaged demo rule)"
+    name = config.model or "reference preset"
     return report.document(
         "profile",
         "profile",
@@ -113,17 +114,22 @@ def _run(config: ProfileConfig, loaded: Model, found: dict[str, Any], folder: Pa
 def _job(config: ProfileConfig, loaded: Model) -> Job:
     assert config.data is not None
     stages = Stages()
-    events, facts, log = read_log(config.data, config, stages)
-    return prepare(
-        config,
-        events,
-        stages,
-        path=config.data,
-        facts=facts,
-        inputs={"events": log},
-        candidates=config.candidates,
-        loaded_model=loaded,
-    )
+    level = console.LOG.level
+    console.LOG.setLevel(logging.ERROR)  # the run has said what there is to warn of
+    try:
+        events, facts, log = read_log(config.data, config, stages)
+        return prepare(
+            config,
+            events,
+            stages,
+            path=config.data,
+            facts=facts,
+            inputs={"events": log},
+            candidates=config.candidates,
+            loaded_model=loaded,
+        )
+    finally:
+        console.LOG.setLevel(level)
 
 
 def _sample(config: ProfileConfig, job: Job) -> Batch:

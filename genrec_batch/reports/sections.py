@@ -51,8 +51,8 @@ def figure(value: float | None, unit: str = "") -> str:
     """Return a number with thousands apart, three digits that matter, and its unit; "-" for None."""
     if value is None:
         return "-"
-    whole = isinstance(value, int) or abs(value) >= 1000
-    text = f"{value:,.0f}" if whole else f"{value:.3g}" if abs(value) < 100 else f"{value:,.1f}"
+    whole = isinstance(value, int) or abs(value) >= 1000 or value == 0
+    text = f"{value:,.0f}" if whole else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
     return f"{text} {unit}".rstrip()
 
 
@@ -66,6 +66,10 @@ def size(count: float | None) -> str:
             break
         value, unit = value / 1024, bigger
     return f"{value:,.0f} B" if unit == "B" else f"{value:,.1f} {unit}"
+
+
+def _rate(value: float, unit: str) -> str:
+    return figure(1000 * value, "MB/s") if unit == "GB/s" and value < 0.1 else figure(value, unit)
 
 
 def _share(value: float | None) -> str:
@@ -150,7 +154,7 @@ def _run(run: Report) -> Section:
                         b["resource"],
                         figure(b["seconds"], "s"),
                         _share(b["share_of_wall"]),
-                        figure(b["rate"], b["unit"]),
+                        _rate(b["rate"], b["unit"]),
                         figure(b["ceiling"], b["unit"]),
                         _share(b["share_of_ceiling"]),
                     ]

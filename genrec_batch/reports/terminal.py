@@ -5,6 +5,7 @@ Owns: Rich's part. Must not know: what is in a section.
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -24,7 +25,7 @@ def show(report: Report) -> None:
 
 def _rich(table: Table) -> RichTable:
     shown = RichTable(
-        title=Text(table.title), title_justify="left", title_style="bold", show_header=any(table.columns), pad_edge=False
+        title=Text(table.title), title_justify="left", title_style="bold", show_header=any(table.columns), box=SIMPLE_HEAD
     )
     for i, name in enumerate(table.columns):
         shown.add_column(Text(name), justify="left" if i < table.left else "right", overflow="fold")

@@ -61,5 +61,6 @@ def whole_file(path: Path, flag: str, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        if scratch.is_file():
+            scratch.unlink()
         raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror or error})") from error

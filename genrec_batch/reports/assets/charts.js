@@ -20,12 +20,22 @@
     border: { color: colour("--line") },
     ...Object.fromEntries(Object.entries(more).filter(([key]) => key !== "ticks")),
   });
-  const frame = (legend, tooltip) => ({
+  const frame = (legend, tooltip, points = false) => ({
     responsive: true,
     maintainAspectRatio: false,
     animation: false,
     plugins: {
-      legend: { display: legend, position: "bottom", labels: { color: colour("--ink"), boxWidth: 14 } },
+      legend: {
+        display: legend,
+        position: "bottom",
+        labels: {
+          color: colour("--ink"),
+          boxWidth: points ? 8 : 14,
+          boxHeight: points ? 8 : undefined,
+          usePointStyle: points,
+          filter: (item, data) => !data.datasets[item.datasetIndex].borderDash?.length,
+        },
+      },
       tooltip: { ...tooltip },
     },
   });
@@ -56,7 +66,7 @@
             title: (items) => `${figure(items[0].parsed.x)} ${spec.x}`,
             label: (item) => `${item.dataset.label}: ${figure(item.parsed.y)} ${spec.y}`,
           },
-        }),
+        }, true),
         interaction: { mode: "nearest", axis: "x", intersect: false },
         scales: {
           x: axis(`${spec.x} (log)`, {
@@ -66,7 +76,7 @@
           }),
           y: axis(spec.name === "latency" ? `${spec.y} (log)` : spec.y, {
             type: spec.name === "latency" ? "logarithmic" : "linear",
-            beginAtZero: true,
+            beginAtZero: spec.name !== "latency",
             ticks: { callback: (value) => figure(value), maxTicksLimit: 8 },
           }),
         },
@@ -120,7 +130,7 @@
       type: "bar",
       data: {
         labels: spec.labels,
-        datasets: spec.series.map((one, i) => ({ label: one.name, data: one.values, backgroundColor: hue(i) })),
+        datasets: spec.series.map((one, i) => ({ label: one.name, data: one.values, backgroundColor: hue(i), minBarLength: 1 })),
       },
       options: {
         ...frame(spec.series.length > 1, {

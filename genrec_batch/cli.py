@@ -161,17 +161,24 @@ def score(
         if options.trace:
             trace.write(stages, Path(options.trace))
     except GenrecError as error:
-        raise ConfigError(f"{error}; the run itself is done{f': the output {output} is whole' if output else ''}") from error
+        raise ConfigError(
+            f"{error}; the run itself is done{f': the output {output} is whole' if output else ''}"
+        ) from error
 
 
 def _explain(options: config.RunConfig, source: str, output: str | None) -> None:
-    from genrec_batch import explaining
+    import pyarrow as pa
+
+    from genrec_batch import explaining, show, show_facts
+    from genrec_batch.reports import terminal
 
     if output is not None or options.user or options.report or options.trace:
         raise ConfigError("--explain tells of one user and writes nothing: leave OUTPUT, --user, --report, --trace out")
     found = explaining.explain(options, source, str(options.explain))
     if not options.quiet and options.log_format == "text":
-        explaining.show(found)
+        terminal.show(show_facts.explanation(found))
+        show.recommendations(pa.Table.from_pylist(found["recommended"]), "long")
+        found = {name: found[name] for name in ("status", "command", "user_id", "events", "recommended")}
     console.last_line(found)
 
 
@@ -203,18 +210,48 @@ def profile(*, options: config.ProfileConfig) -> None:
     Example: genrec-batch profile --model model/ --data events.parquet --html report.html --json report.json
     """
     from genrec_batch.reports import profile as profiler
-    from genrec_batch.reports import report, terminal
+    from genrec_batch.reports import report, sections, terminal
 
     report.check_path(options.html, "--html", (".html",))
     report.check_path(options.json, "--json", (".json",))
     report.check_path(options.trace, "--trace", (".json",))
     found = profiler.profile(options)
     if not options.quiet and options.log_format == "text":
-        terminal.show(found)
+        terminal.show(sections.sections(found))
     for path, flag in ((options.html, "--html"), (options.json, "--json")):
         if path:
             report.write(found, Path(path), flag)
     console.last_line(report.brief(found))
+
+
+@app.command(rich_help_panel="Look")
+def inspect(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="What `score` wrote: a .parquet file or a directory.")],
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Model directory whose catalog is covered; default: that of the run.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Most recommended videos to name.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show a finished output: lineage, counts, scores by rank, most recommended videos; exit code 6 if not whole.
+
+    Example: genrec-batch inspect recs.parquet
+    """
+    console.set_up(quiet=False, verbose=False, log_format="text")
+
+    def work() -> None:
+        from genrec_batch import inspecting, show_facts
+        from genrec_batch.reports import terminal
+
+        facts = inspecting.inspect(output, model=model, top=top)
+        if as_json:
+            console.last_line(facts)
+        else:
+            terminal.show(show_facts.inspection(facts))
+        inspecting.check(facts)
+
+    guarded(work, verbose=False)
 
 
 @app.command(rich_help_panel="Look")

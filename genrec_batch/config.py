@@ -215,7 +215,9 @@ class RunConfig(ScoreConfig):
     report: str | None = option("Write what the run did: a page (.html) or JSON (.json).", panel="Output")
     trace: str | None = option("Write a timeline (.json) that Perfetto opens: a lane per thread.", panel="Output")
     explain: str | None = option(
-        "Tell why this user gets what it gets: history, seen videos, features, candidates per step.", panel="Output"
+        "Tell why this user gets what it gets: history, seen videos, features, candidates per step; with --quiet, all "
+        "of it as JSON.",
+        panel="Output",
     )
 
 
@@ -238,9 +240,7 @@ class ProfileConfig(ScoreConfig):
     )
     html: str | None = option("Write the report as one page that needs no network.", panel="Output")
     json: str | None = option("Write the report as JSON.", panel="Output")
-    trace: str | None = option(
-        "Write the run's timeline (.json) for Perfetto: a lane per thread.", panel="Output"
-    )
+    trace: str | None = option("Write the run's timeline (.json) for Perfetto: a lane per thread.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

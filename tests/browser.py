@@ -13,7 +13,9 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-quic", "--hide-scrollbars", "--remote-debugging-pipe",
@@ -67,7 +69,9 @@ class Page:
         return answer["result"]
 
     def open(self, path, *, width, scheme, height=900):
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.send("Page.navigate", url=Path(path).resolve().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
@@ -97,7 +101,9 @@ def page(profile):
     """Start a browser whose settings live in the new folder `profile`, and give one tab of it."""
     commands_out, commands_in = os.pipe()
     answers_out, answers_in = os.pipe()
-    line = " ".join([f"exec {CHROMIUM}", *FLAGS, f"--user-data-dir={profile}", f"3<&{commands_out}", f"4>&{answers_in}"])
+    line = " ".join(
+        [f"exec {CHROMIUM}", *FLAGS, f"--user-data-dir={profile}", f"3<&{commands_out}", f"4>&{answers_in}"]
+    )
     with (Path(profile).parent / "chromium.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-c", line], pass_fds=(commands_out, answers_in), stdout=log, stderr=log, stdin=subprocess.DEVNULL

@@ -85,9 +85,7 @@ def test_a_point_tells_its_figure_and_unit_under_the_mouse(tab, profiled):  # no
     tab.hover(x, y)
     told = tab.evaluate("Chart.getChart('chart-timeline').tooltip.title[0]")
     assert told == "model run on MainThread"
-    assert re.search(
-        r"s to .* s, at work", tab.evaluate("Chart.getChart('chart-timeline').tooltip.body[0].lines[0]")
-    )
+    assert re.search(r"s to .* s, at work", tab.evaluate("Chart.getChart('chart-timeline').tooltip.body[0].lines[0]"))
 
 
 @needs_chromium

@@ -88,7 +88,12 @@ def _numpy_product(config: ModelConfig) -> dict[str, Any]:
     x, w = np.ones((ROWS, d), np.float32), np.ones((d, 3 * d), np.float32)
     out = np.empty((ROWS, 3 * d), np.float32)
     taken = _best(lambda: np.matmul(x, w, out=out), 20)
-    return {"device": "cpu", "precision": "fp32", "library": "NumPy", "gflop_per_s": round(6 * ROWS * d * d / taken / 1e9, 1)}
+    return {
+        "device": "cpu",
+        "precision": "fp32",
+        "library": "NumPy",
+        "gflop_per_s": round(6 * ROWS * d * d / taken / 1e9, 1),
+    }
 
 
 def _memory_copy() -> float:

@@ -77,7 +77,9 @@ def throughput(engines: Mapping[str, Any]) -> Chart:
 
 def latency(engines: Mapping[str, Any]) -> Chart:
     """Return the median and 95th percentile of a batch's time over the batch size."""
-    chart = _lines(engines, "latency", "Time of a batch: median, and 95th percentile dashed", "ms", lambda p: p["p50_ms"])
+    chart = _lines(
+        engines, "latency", "Time of a batch: median, and 95th percentile dashed", "ms", lambda p: p["p50_ms"]
+    )
     dashed = _lines(engines, "", "", "", lambda p: p["p95_ms"])["series"]
     chart["series"] += [
         {**line, "name": f"{line['name']} p95", "dashed": True, "colour": i} for i, line in enumerate(dashed)

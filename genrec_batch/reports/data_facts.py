@@ -62,7 +62,9 @@ def _catalog(job: Job) -> dict[str, Any]:
         "head": [
             {
                 "share_of_videos": share,
-                "share_of_events": round(float(falling[: max(1, round(share * videos))].sum()) / known, 4) if known else 0.0,
+                "share_of_events": round(float(falling[: max(1, round(share * videos))].sum()) / known, 4)
+                if known
+                else 0.0,
             }
             for share in HEAD_SHARES
         ],

@@ -169,7 +169,9 @@ def measure(
     }
 
 
-def _open(model: Model, wanted: list[Choice], device: str, *, must: bool) -> tuple[dict[Choice, Engine], list[dict[str, str]]]:
+def _open(
+    model: Model, wanted: list[Choice], device: str, *, must: bool
+) -> tuple[dict[Choice, Engine], list[dict[str, str]]]:
     engines: dict[Choice, Engine] = {}
     skipped = []
     for name, precision in wanted:
@@ -181,7 +183,9 @@ def _open(model: Model, wanted: list[Choice], device: str, *, must: bool) -> tup
             skipped.append({"engine": name, "precision": precision, "why": str(error)})
             LOG.warning("%s in %s is left out: %s", name, precision, error)
     if not engines:
-        raise EngineError(f"--engines: none can run on {device}; pip install 'genrec-batch[cpu]' or 'genrec-batch[torch]'")
+        raise EngineError(
+            f"--engines: none can run on {device}; pip install 'genrec-batch[cpu]' or 'genrec-batch[torch]'"
+        )
     return engines, skipped
 
 

@@ -68,7 +68,8 @@ def _table(table: Table) -> str:
     def cells(kind: str, texts: object) -> str:
         assert isinstance(texts, list | tuple)
         return "".join(
-            f'<{kind}{"" if i < table.left else " class=n"}>{escape(str(text))}</{kind}>' for i, text in enumerate(texts)
+            f"<{kind}{'' if i < table.left else ' class=n'}>{escape(str(text))}</{kind}>"
+            for i, text in enumerate(texts)
         )
 
     head = f"<thead><tr>{cells('th', list(table.columns))}</tr></thead>" if any(table.columns) else ""

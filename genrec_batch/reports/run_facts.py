@@ -170,7 +170,14 @@ def _bounds(
         took = stages["features"]["seconds"]
         rate = scored * config.features * 4 / took / 1e9 if took else 0.0
         bounds.append(
-            _bound("memory copy: features written", "GB/s", took, rate, float(ceilings["memory_copy_gb_s"]), facts["wall_s"])
+            _bound(
+                "memory copy: features written",
+                "GB/s",
+                took,
+                rate,
+                float(ceilings["memory_copy_gb_s"]),
+                facts["wall_s"],
+            )
         )
     for what, names, key, told in (
         ("disk: log read", READ_STAGES, "disk_read_gb_s", input_bytes),

@@ -179,7 +179,11 @@ def _data(data: Report) -> Section:
         "timestamps": "timestamps",
         "as_of": "as of",
     }
-    rows = [[said, figure(facts[key]) if isinstance(facts[key], int) else facts[key]] for key, said in names.items() if key in facts]
+    rows = [
+        [said, figure(facts[key]) if isinstance(facts[key], int) else facts[key]]
+        for key, said in names.items()
+        if key in facts
+    ]
     rows += [
         ["history length: mean", figure(lengths["mean"], "events")],
         ["history length: 10%, 50%, 90%, 99%", ", ".join(figure(lengths[q]) for q in ("p10", "p50", "p90", "p99"))],
@@ -189,7 +193,8 @@ def _data(data: Report) -> Section:
         ["kept events of unknown videos", f"{figure(catalog['unknown_events'])} ({_share(catalog['unknown_share'])})"],
     ]
     rows += [
-        [f"events of the top {h['share_of_videos']:.0%} of videos", _share(h["share_of_events"])] for h in catalog["head"]
+        [f"events of the top {h['share_of_videos']:.0%} of videos", _share(h["share_of_events"])]
+        for h in catalog["head"]
     ]
     blocks = [
         [b["block"], figure(b["slots"]), figure(b["used_slots"]), _share(b["coverage"]), _share(b["filled"])]
@@ -257,7 +262,17 @@ def _engines(engines: Report) -> Section:
         tables=[
             Table(
                 title="Latency and throughput by users in a batch",
-                columns=["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "users/s", "of ceiling", "warm-up ms", "runs"],
+                columns=[
+                    "engine",
+                    "batch",
+                    "p50 ms",
+                    "p95 ms",
+                    "p99 ms",
+                    "users/s",
+                    "of ceiling",
+                    "warm-up ms",
+                    "runs",
+                ],
                 rows=rows,
             ),
             Table(

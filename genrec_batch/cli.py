@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from genrec_batch import __version__, config, console
+from genrec_batch import __version__, cli_look, config, console
 from genrec_batch.cli_model import model_app
 from genrec_batch.edge import fail, guarded, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
+from genrec_batch.reports.options import ProfileConfig, RunConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,10 +40,10 @@ app.add_typer(model_app, name="model")
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
 JOBS = {
-    "score": config.RunConfig,
+    "score": RunConfig,
     "features": config.HistoryConfig,
     "verify": config.VerifyConfig,
-    "profile": config.ProfileConfig,
+    "profile": ProfileConfig,
 }  # what entries at the file's top are for
 
 
@@ -117,7 +118,7 @@ def _fill(resolved: dict[str, Any], tables: dict[str, Any], group: Any, prefix: 
 
 
 @app.command(rich_help_panel="Score")
-@options(config.RunConfig)
+@options(RunConfig)
 def score(
     input: INPUT,  # noqa: A002 (the argument's name is its help)
     output: Annotated[
@@ -127,7 +128,7 @@ def score(
         ),
     ] = None,
     *,
-    options: config.RunConfig,
+    options: RunConfig,
 ) -> None:
     """Score every user of a log: histories, features, generative decoding, ranked rows.
 
@@ -135,15 +136,13 @@ def score(
     """
     from genrec_batch import pipeline, show
     from genrec_batch.profiling import Stages
-    from genrec_batch.reports import report, trace
 
     if options.explain:
-        _explain(options, input, output)
+        cli_look.explain(options, input, output)
         return
     if output is None and not options.user:
         raise ConfigError("OUTPUT is missing; it may be left out only with --user, which prints the result")
-    report.check_path(options.report, "--report", (".html", ".json"))
-    report.check_path(options.trace, "--trace", (".json",))
+    cli_look.check_paths(options)
     stages = Stages()
     if output is None:
         summary = pipeline.score(options, input, None, stages)
@@ -155,31 +154,7 @@ def score(
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
-    try:  # after everything else: a report that cannot be written loses nothing of the run
-        if options.report:
-            report.write_run(stages, summary, Path(options.report))
-        if options.trace:
-            trace.write(stages, Path(options.trace))
-    except GenrecError as error:
-        raise ConfigError(
-            f"{error}; the run itself is done{f': the output {output} is whole' if output else ''}"
-        ) from error
-
-
-def _explain(options: config.RunConfig, source: str, output: str | None) -> None:
-    import pyarrow as pa
-
-    from genrec_batch import explaining, show, show_facts
-    from genrec_batch.reports import terminal
-
-    if output is not None or options.user or options.report or options.trace:
-        raise ConfigError("--explain tells of one user and writes nothing: leave OUTPUT, --user, --report, --trace out")
-    found = explaining.explain(options, source, str(options.explain))
-    if not options.quiet and options.log_format == "text":
-        terminal.show(show_facts.explanation(found))
-        show.recommendations(pa.Table.from_pylist(found["recommended"]), "long")
-        found = {name: found[name] for name in ("status", "command", "user_id", "events", "recommended")}
-    console.last_line(found)
+    cli_look.write_reports(options, stages, summary, output)
 
 
 @app.command(rich_help_panel="Score")
@@ -202,56 +177,8 @@ def features(
     console.last_line(summary)
 
 
-@app.command(rich_help_panel="Look")
-@options(config.ProfileConfig)
-def profile(*, options: config.ProfileConfig) -> None:
-    """Measure the model, a log, the engines and a real run on this machine; as tables, JSON and a page.
-
-    Example: genrec-batch profile --model model/ --data events.parquet --html report.html --json report.json
-    """
-    from genrec_batch.reports import profile as profiler
-    from genrec_batch.reports import report, sections, terminal
-
-    report.check_path(options.html, "--html", (".html",))
-    report.check_path(options.json, "--json", (".json",))
-    report.check_path(options.trace, "--trace", (".json",))
-    found = profiler.profile(options)
-    if not options.quiet and options.log_format == "text":
-        terminal.show(sections.sections(found))
-    for path, flag in ((options.html, "--html"), (options.json, "--json")):
-        if path:
-            report.write(found, Path(path), flag)
-    console.last_line(report.brief(found))
-
-
-@app.command(rich_help_panel="Look")
-def inspect(
-    output: Annotated[str, typer.Argument(metavar="OUT", help="What `score` wrote: a .parquet file or a directory.")],
-    *,
-    model: Annotated[
-        str | None, typer.Option(help="Model directory whose catalog is covered; default: that of the run.")
-    ] = None,
-    top: Annotated[int, typer.Option(help="Most recommended videos to name.", min=1)] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
-) -> None:
-    """Show a finished output: lineage, counts, scores by rank, most recommended videos; exit code 6 if not whole.
-
-    Example: genrec-batch inspect recs.parquet
-    """
-    console.set_up(quiet=False, verbose=False, log_format="text")
-
-    def work() -> None:
-        from genrec_batch import inspecting, show_facts
-        from genrec_batch.reports import terminal
-
-        facts = inspecting.inspect(output, model=model, top=top)
-        if as_json:
-            console.last_line(facts)
-        else:
-            terminal.show(show_facts.inspection(facts))
-        inspecting.check(facts)
-
-    guarded(work, verbose=False)
+app.command(rich_help_panel="Look")(cli_look.profile)
+app.command(rich_help_panel="Look")(cli_look.inspect)
 
 
 @app.command(rich_help_panel="Look")

@@ -83,9 +83,8 @@ def explanation(facts: Facts) -> list[Section]:
         else "Every kept video is in the catalog."
     )
     verb = "are never recommended to this user" if seen["removed"] else "may be recommended again (--include-seen)"
-    lead.append(
-        f"{len(seen['videos']):,} known videos seen (--seen-limit {seen['seen_limit']}) {verb}: {_some(seen['videos'])}."
-    )
+    count = f"{len(seen['videos']):,} known videos seen (--seen-limit {seen['seen_limit']})"
+    lead.append(f"{count} {verb}: {_some(seen['videos'])}.")
     return [
         Section(
             name="user",

@@ -16,7 +16,7 @@ ORDER = [  # a module imports only what stands left of it (or, within a bracket,
     "sampling", "tables", "histories", "features", "model", "engines", "importing", "export", "generate",
     "recommendations", "parity", "selection", "job", "batching", "verifying", "pipeline", "api", "reports",
     "inspecting", "explaining", "show_facts", "show", "demo", "edge",
-    "cli_model", "cli", "__main__",
+    "cli_model", "cli_look", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TENSOR_SIDE = ("features", "model", "engines", "generate", "arrays", "layout", "importing", "export")

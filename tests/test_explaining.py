@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from genrec_batch import explaining
-from genrec_batch.config import RunConfig
+from genrec_batch.reports.options import RunConfig
 
 USER = 107
 
@@ -76,7 +76,7 @@ def test_feature_blocks_are_those_that_the_model_reads(explained, run, log_file,
             assert slot["value"] == pytest.approx(dense[slot["slot"]], abs=1e-4)
 
 
-def test_unknown_videos_are_named(log_file, model_dir, tmp_path, log):
+def test_unknown_videos_are_named(model_dir, tmp_path, log):
     strange = log.with_columns(
         video_id=pl.when((pl.col("user_id") == USER) & (pl.int_range(pl.len()).over("user_id") < 2))
         .then(999_999)

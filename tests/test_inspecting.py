@@ -87,7 +87,8 @@ def test_a_changed_part_and_a_strange_file_are_found(outputs):
     (outputs / "parts" / "note.txt").write_text("hello")
     failed = {c["check"]: c["found"] for c in inspecting.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
     assert failed == {
-        "every part is what the manifest says (sha256)": part.name, "no file that the manifest does not name": "note.txt",
+        "every part is what the manifest says (sha256)": part.name,
+        "no file that the manifest does not name": "note.txt",
     }  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def test_an_unfinished_output_is_said_to_be_one(outputs):
         inspecting.inspect(str(outputs / "parts"))
 
 
-def test_a_catalog_of_another_model_covers_nothing(outputs, run, log_file):
+def test_a_catalog_of_another_model_covers_nothing(outputs, run):
     run("model", "init", "other", "--preset", "tiny")
     facts = inspecting.inspect(str(outputs / "one.parquet"), model="other")
     assert facts["videos"]["catalog"]["coverage"] is None

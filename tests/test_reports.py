@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from genrec_batch import layout, model
-from genrec_batch.config import ProfileConfig, RunConfig, resolved
+from genrec_batch.config import resolved
 from genrec_batch.errors import ConfigError
 from genrec_batch.profiling import Span, Stages
 from genrec_batch.reports import ceilings, engine_facts, model_facts, report, run_facts, trace
+from genrec_batch.reports.options import ProfileConfig, RunConfig
 
 REFERENCE = model.PRESETS["reference"]
 
@@ -119,7 +121,7 @@ def test_bounds_are_shares_of_the_ceilings():
     product = bounds["matrix product, fp32 on cpu (NumPy)"]
     assert product["rate"] == pytest.approx(100 * 1.672 / 4, rel=0.001)
     assert product["share_of_ceiling"] == pytest.approx(product["rate"] / 100, rel=0.001)
-    written = [b for b in facts["bounds"] if b["resource"] == "disk: output written"][0]
+    written = next(b for b in facts["bounds"] if b["resource"] == "disk: output written")
     assert written["rate"] == pytest.approx(100_000 / 0.5 / 1e9)
     assert "of this machine's matrix product" in facts["verdict"]
 
@@ -216,7 +218,7 @@ def test_the_json_is_what_its_schema_says(profiled):
     assert found["schema_version"] == schema()["properties"]["schema_version"]["const"] == report.SCHEMA_VERSION
 
 
-def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, log, model_dir):
+def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, model_dir):
     folder, result = profiled
     found = json.loads((folder / "report.json").read_text())
     assert found["model"]["parameters"] == model.parameters(model.PRESETS["tiny"])
@@ -265,14 +267,12 @@ def test_score_writes_its_own_report_and_trace(run, log_file, model_dir):
         "score", log_file, "o.parquet", "--model", model_dir, "--report", "r.json", "--trace", "t.json", "--quiet"
     )
     assert done.code == 0, done.err
-    with open("r.json") as file:
-        found = json.load(file)
+    found = json.loads(Path("r.json").read_text())
     assert (found["kind"], found["model"], found["ceilings"]) == ("run", None, None)
     assert found["run"]["summary"]["run_id"] == done.summary["run_id"]
     again = run("score", log_file, "o2.parquet", "--model", model_dir, "--report", "r.html", "--quiet")
     assert again.summary["run_id"] == done.summary["run_id"]
-    with open("r.html") as file:
-        assert "chart-timeline" in file.read()
+    assert "chart-timeline" in Path("r.html").read_text()
 
 
 def test_a_report_that_cannot_be_written_is_told_before_the_run(run, log_file, model_dir, tmp_path):

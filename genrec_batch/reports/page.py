@@ -11,7 +11,8 @@ import json
 from html import escape
 from importlib import resources
 
-from genrec_batch.reports.sections import Report, Section, Table, sections
+from genrec_batch.reports.chapters import Report, sections
+from genrec_batch.reports.sections import Section, Table
 
 WIDE = 5  # columns, beyond which a table takes the page's whole width
 LIBRARY = "chart.umd.min.js"

@@ -17,12 +17,13 @@ import numpy as np
 from genrec_batch import console, model, storage
 from genrec_batch.arrays import Batch
 from genrec_batch.batching import Part
-from genrec_batch.config import ProfileConfig, ScoreConfig
+from genrec_batch.config import ScoreConfig
 from genrec_batch.errors import ConfigError
 from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
 from genrec_batch.model import Model
 from genrec_batch.profiling import Stages
 from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
+from genrec_batch.reports.options import ProfileConfig
 from genrec_batch.selection import decoding_of, device_of, sample_rows
 
 COMPARED_USERS = 256  # of the log, for the overlap with fp32

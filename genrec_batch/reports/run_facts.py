@@ -209,8 +209,8 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     stage = max(facts["stages"], key=lambda row: row["share_of_wall"])
     lane = max(facts["lanes"], key=lambda row: row["busy_share"])
     said = (
-        f"'{stage['stage']}' ran during {stage['share_of_wall']:.0%} of the {facts['wall_s']:.1f} s; the busiest thread, "
-        f"{lane['lane']}, worked {lane['busy_share']:.0%} of them"
+        f"'{stage['stage']}' ran during {stage['share_of_wall']:.0%} of the {facts['wall_s']:.1f} s; the busiest "
+        f"thread, {lane['lane']}, worked {lane['busy_share']:.0%} of them"
     )
     products = [b for b in facts["bounds"] if b["resource"].startswith("matrix product")]
     if stage["stage"] in MODEL_STAGES and products:

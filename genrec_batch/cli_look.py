@@ -69,8 +69,8 @@ def profile(*, options: ProfileConfig) -> None:
 
     Example: genrec-batch profile --model model/ --data events.parquet --html report.html --json report.json
     """
-    from genrec_batch.reports import profile as profiler
     from genrec_batch.reports import chapters, report, terminal
+    from genrec_batch.reports import profile as profiler
 
     report.check_path(options.html, "--html", (".html",))
     report.check_path(options.json, "--json", (".json",))

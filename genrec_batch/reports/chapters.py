@@ -197,7 +197,7 @@ def _engines(engines: Report) -> Section:
     what = f"Histories of {engines['events']} events, --decode {engines['mode']}, top {top_k}"
     lead = [
         f"{what}: {engines['gflop_per_user']} GFLOP a user.",
-        "Each engine is warmed up once and takes turns with the others. A 99th percentile of few runs is their slowest.",
+        "Each engine is warmed up once and takes turns with the others. With few runs, p99 is their slowest.",
         f"Overlap with fp32 is over {engines['compared_users']} users of {engines['compared_over']}.",
     ]
     lead += [f"Left out: {s['engine']} in {s['precision']}: {s['why']}" for s in engines["skipped"]]

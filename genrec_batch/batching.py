@@ -6,7 +6,7 @@ job and the rows of some of its users. Out: `arrays.Batch`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,17 +30,31 @@ class Part:
     include_seen: bool
 
     @staticmethod
-    def of(job: Job, rows_N: I64, config: ScoreConfig) -> Part:
-        """Compute the features of the job's rows `rows_N`."""
-        straight = len(rows_N) > 0 and bool((np.diff(rows_N) == 1).all())
-        histories = job.histories.slice(int(rows_N[0]), int(rows_N[-1]) + 1) if straight else job.histories.take(rows_N)
+    def of(job: Job, histories: Histories, start: int, config: ScoreConfig, rows_N: I64 | None = None) -> Part:
+        """Compute the features of users `start`.. of the job, whose histories these are; or of `rows_N` of them."""
+        if rows_N is not None:
+            histories = histories.take(rows_N)
+        users, user_row_N = job.profiles(histories.user_row_N)
+        histories = replace(histories, user_row_N=user_row_N)
+        places_N = start + (np.arange(len(histories)) if rows_N is None else rows_N)
         return Part(
             histories=histories,
-            dense_NF=features.compute(histories, job.users, job.videos, max_events=config.max_events),
-            profile=None if job.users is None else features.profile_vectors(histories, job.users),
+            dense_NF=features.compute(histories, users, job.videos, max_events=config.max_events),
+            profile=None if users is None else features.profile_vectors(histories, users),
             video=None if job.videos is None else features.video_vectors(histories, job.videos),
-            candidates=None if job.candidates is None else job.candidates.take(rows_N),
+            candidates=None if job.candidates is None else job.candidates.take(places_N),
             include_seen=config.include_seen,
+        )
+
+    def take(self, rows_N: I64) -> Part:
+        """Return some of the users, in the order given."""
+        return Part(
+            histories=self.histories.take(rows_N),
+            dense_NF=self.dense_NF[rows_N],
+            profile=None if self.profile is None else (self.profile[0][rows_N], self.profile[1][rows_N]),
+            video=None if self.video is None else (self.video[0][rows_N], self.video[1][rows_N]),
+            candidates=None if self.candidates is None else self.candidates.take(rows_N),
+            include_seen=self.include_seen,
         )
 
     def spans(self, size: int) -> list[I64]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +86,40 @@ class HistoryConfig(LogConfig):
         choices=("error", "resume", "overwrite"),
     )
     shard_users: int = option("Users per part of the output: what a killed run loses at most.", 16384, panel="Output")
+    memory_limit: str = option(
+        "What events and histories may take in memory, such as 512MiB or 8GiB; a larger log is split on disk first. "
+        "The output does not depend on it.",
+        "1GiB",
+        panel="Input",
+    )
+    spill_dir: str | None = option(
+        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input"
+    )
+    stall_limit: float = option(
+        "Seconds without any progress after which the run ends with exit code 75; 0 for none.", 1800.0, panel="Output"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_events=1, seen_limit=0, shard_users=1)
+        check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)
+        self.memory_bytes()
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: at least 1")
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
         self.as_of_us()
+
+    def memory_bytes(self) -> int:
+        """Return `--memory-limit` in bytes.
+
+        Raises:
+            ConfigError: not a number of KiB, MiB or GiB, or less than 1 MiB.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", self.memory_limit, re.IGNORECASE)
+        count = float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper())) if match else 0
+        if count < 1 << 20:
+            raise ConfigError(f"--memory-limit {self.memory_limit!r}: a size from 1MiB, such as 512MiB or 8GiB")
+        return int(count)
 
     def as_of_us(self) -> int | None:
         """Return `--as-of` as epoch microseconds.
@@ -155,6 +182,10 @@ class ScoreConfig(HistoryConfig):
     )
     min_topk_overlap: float = option(
         "Least share of the top K in common with the reference, else exit code 6.", 0.98, panel="Engine"
+    )
+    previous: str | None = option(
+        "An earlier output of this command: users whose input, model and options are the same keep its rows.",
+        panel="Input",
     )
     layout: str = option(
         "long: a row per user and rank; nested: a row per user with lists.",
@@ -262,6 +293,14 @@ def check_at_least(config: Any, **bounds: int) -> None:
 def resolved(config: Any) -> dict[str, Any]:
     """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
     shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
-    shown |= {"report", "trace", "explain"}
+    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous", "report", "trace", "explain"}
     values = dataclasses.asdict(config)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return where two JSON-able values differ, each as `path (one, now other)`."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = sorted({*a, *b})
+        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]

@@ -8,19 +8,22 @@ side by side: once as always, once with nothing seen, both reading the same vide
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from genrec_batch import features, layout, recommendations
-from genrec_batch.arrays import FIRST_ITEM, HEADS, I32, Batch
+from genrec_batch import features, layout, recommendations, schema
+from genrec_batch.arrays import FIRST_ITEM, HEADS, I32, Batch, Histories
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
+from genrec_batch.eventlog import EventLog
 from genrec_batch.generate import Decoding, blend, recommend
 from genrec_batch.job import Job, prepare, read_log
+from genrec_batch.partition import spill_folder
 from genrec_batch.profiling import Stages
 from genrec_batch.recommendations import Ranking
 from genrec_batch.selection import decoding_of, select
@@ -38,46 +41,44 @@ def explain(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
     """
     config = dataclasses.replace(config, user=(user,))
     stages = Stages()
-    events, facts, log = read_log(source, config, stages)
-    job = prepare(
-        config, events, stages, path=source, facts=facts, inputs={"events": log}, candidates=config.candidates
-    )
-    part = Part.of(job, np.zeros(1, np.int64), config)
+    log, opened = read_log(source, config, stages)
+    spill_to, inputs = spill_folder(config.spill_dir, None), {"events": opened}
+    job = prepare(config, log, stages, path=source, inputs=inputs, spill_to=spill_to, candidates=config.candidates)
+    with closing(job.store):
+        histories = job.first_shard()
+    part = Part.of(job, histories, 0, config)
     batch = part.batch(np.zeros(1, np.int64))
     decoding = decoding_of(config, job.model)
     chosen = select(job.model, batch, decoding, name=config.engine, device=config.device, precision=config.precision)
     LOG.info("engine: %s", chosen.why)
-    total, kept = int(job.histories.total_events_N[0]), int(job.histories.lengths_N[0])
+    total, kept = int(histories.total_events_N[0]), int(histories.lengths_N[0])
     return {
         "status": "ok",
         "command": "score --explain",
-        "user_id": job.user_ids[0],
+        "user_id": job.users.ids[0],
         "as_of": job.facts["as_of"],
         "engine": chosen.why,
         "trained": job.model.trained,
-        "in_users_table": bool(job.histories.user_row_N[0] >= 0),
-        "cold_start": bool(job.histories.cold_start_N()[0]),
+        "in_users_table": bool(histories.user_row_N[0] >= 0),
+        "cold_start": bool(histories.cold_start_N()[0]),
         "events": {"in_all": total, "kept": kept, "older_left_out": total - kept, "max_events": config.max_events},
-        **_history(job, events, config),
-        "seen": _seen(job, config),
+        **_history(job, log, histories),
+        "seen": _seen(job, histories, config),
         "features": _blocks(part.dense_NF[0]),
-        "steps": _steps(chosen.engine, batch, decoding, job),
+        "steps": _steps(chosen.engine, batch, decoding, job, histories),
         "recommended": _recommended(chosen.engine, batch, decoding, job, config, part),
         "warnings": job.warnings,
     }
 
 
-def _history(job: Job, events: pl.DataFrame, config: ScoreConfig) -> dict[str, Any]:
+def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
     """Return the kept events, newest first, and the ids among them that the catalog does not know."""
-    mine = (
-        events.filter(pl.col("user_id") == job.user_ids[0])
-        .filter(pl.col("timestamp").dt.epoch("us") <= job.histories.as_of_us)
-        .sort("timestamp", maintain_order=True)
-        .tail(config.max_events)
-        .reverse()
-    )
+    ours = (pl.col("user_id") == job.users.ids[0]) & schema.usable()
+    ours &= pl.col("timestamp").dt.epoch("us") <= job.as_of_us
+    mine = pl.concat([log.events(number).filter(ours) for number in range(len(log.pieces))])
+    mine = mine.sort("timestamp", maintain_order=True).tail(job.config.max_events).reverse()
     tokens = job.catalog.tokens(mine["video_id"])
-    assert (tokens.to_numpy() == job.histories.tokens_E[::-1]).all(), "not the history that the model reads"
+    assert (tokens.to_numpy() == histories.tokens_E[::-1]).all(), "not the history that the model reads"
     known = (tokens >= FIRST_ITEM).to_list()
     columns = [name for name in SHOWN if name in mine.columns]
     rows = mine.select(pl.col("timestamp").dt.to_string("iso:strict"), "video_id", *columns).to_dicts()
@@ -88,8 +89,8 @@ def _history(job: Job, events: pl.DataFrame, config: ScoreConfig) -> dict[str, A
     }
 
 
-def _seen(job: Job, config: ScoreConfig) -> dict[str, Any]:
-    ids = job.catalog.ids(pl.Series(job.histories.seen.values)).to_list()
+def _seen(job: Job, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
+    ids = job.catalog.ids(pl.Series(histories.seen.values)).to_list()
     return {"removed": not config.include_seen, "seen_limit": config.seen_limit, "videos": ids}
 
 
@@ -119,7 +120,7 @@ def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, An
     return sorted(told, key=lambda row: -float(row["norm"]))
 
 
-def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job) -> list[dict[str, Any]]:
+def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories: Histories) -> list[dict[str, Any]]:
     """Return what stood best at each step of a greedy slate: chosen, and removed as seen.
 
     Beam search and candidates look once, so they have one step; given candidates have none.
@@ -129,7 +130,7 @@ def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job) -> list[d
     looks = min(LOOKS, job.model.tokens)
     greedy = decoding.mode == "slate" and decoding.beam_width == 1
     steps = decoding.top_k if greedy else 1
-    seen = set(job.histories.seen.values.tolist()) if batch.seen_BX.any() else set()
+    seen = set(histories.seen.values.tolist()) if batch.seen_BX.any() else set()
     masked = engine.prefill(batch, steps=steps, choices=1)
     everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32))
     free = engine.prefill(everything, steps=steps, choices=looks)
@@ -172,7 +173,7 @@ def _recommended(
     ranking = Ranking.empty(1, config.top_k)
     ranking.put(np.zeros(1, np.int64), ranked, blend(ranked, config.blend()))
     table = recommendations.table(
-        job.user_ids,
+        job.users.ids,
         ranking,
         catalog=job.catalog,
         video_type=job.video_type,

@@ -22,7 +22,7 @@ from genrec_batch.arrays import HEADS
 from genrec_batch.catalog import Catalog
 from genrec_batch.durable import read_json
 from genrec_batch.errors import GateError, InputError, nearest
-from genrec_batch.output import MANIFEST, SUCCESS
+from genrec_batch.output import FINGERPRINTS, MANIFEST, SUCCESS
 from genrec_batch.storage import reading
 
 BINS = 4096  # of the histogram behind the quantiles, over all scores' range
@@ -220,7 +220,7 @@ def _checks(found: Finished) -> list[dict[str, Any]]:
             ok=not bad,
             told=", ".join(bad) or f"{len(found.files)} parts",
         )
-        known = {e["file"] for e in found.manifest} | {MANIFEST, SUCCESS}
+        known = {e["file"] for e in found.manifest} | {MANIFEST, SUCCESS, FINGERPRINTS}
         extra = sorted(p.name for p in found.path.iterdir() if p.name not in known)
         add("no file that the manifest does not name", ok=not extra, told=", ".join(extra[:5]) or "none")
     rows = sum(pq.read_metadata(file).num_rows for file in found.files)

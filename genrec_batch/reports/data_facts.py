@@ -1,16 +1,17 @@
 """What a log holds, as the model reads it: users, history lengths, catalog coverage, features that are ever used.
 
-Owns: the counts. Must not know: files, engines. In: a `Job`. Out: plain numbers. Features are computed a few thousand
-users at a time, so that memory does not grow with the log.
+Owns: the counts. Must not know: files, engines. In: a `Job`. Out: plain numbers. Histories are read a bucket of users
+at a time, so that memory does not grow with the log.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from genrec_batch import features, layout
+from genrec_batch import console, features, layout
 from genrec_batch.arrays import FIRST_ITEM, I64
 from genrec_batch.job import Job
 
@@ -20,13 +21,36 @@ HEAD_SHARES = (0.01, 0.1)  # of the catalog, most viewed first
 
 
 def describe(job: Job, *, max_events: int) -> dict[str, Any]:
-    """Return the facts of a job's users, videos and features."""
+    """Return the facts of a job's users, videos and features, reading its log a bucket of users at a time.
+
+    Raises:
+        InputError: a page of the log is damaged.
+    """
+    views = np.zeros(FIRST_ITEM + len(job.catalog), np.int64)  # kept events of each token
+    users_F = np.zeros(layout.FEATURES, np.int64)  # with a value that is not 0
+    cold = 0
+    with console.progress("the data", len(job), "users") as advance:
+        for bucket in job.store.buckets:
+            histories = job.histories(bucket)
+            views += np.bincount(histories.tokens_E, minlength=len(views))
+            cold += int(histories.cold_start_N().sum())
+            for start in range(0, len(histories), PIECE):
+                part = histories.slice(start, min(len(histories), start + PIECE))
+                side, rows_N = job.profiles(part.user_row_N)
+                part = replace(part, user_row_N=rows_N)
+                dense_NF = features.compute(part, side, job.videos, max_events=max_events)
+                users_F += np.count_nonzero(dense_NF, axis=0)
+                advance(len(part))
+            job.store.done(bucket)
     return {
-        "facts": {name: value for name, value in job.facts.items() if isinstance(value, int | str)},
+        "facts": {
+            **{name: value for name, value in job.facts.items() if isinstance(value, int | float | str)},
+            "cold_start_users": cold,
+        },
         "ignored_columns": job.facts.get("ignored_columns", []),
-        "lengths": _lengths(job.histories.lengths_N, max_events),
-        "catalog": _catalog(job),
-        "blocks": _blocks(job, max_events),
+        "lengths": _lengths(job.lengths_N, max_events),
+        "catalog": _catalog(views),
+        "blocks": _blocks(users_F, len(job)),
     }
 
 
@@ -47,37 +71,30 @@ def _lengths(lengths_N: I64, max_events: int) -> dict[str, Any]:
     }
 
 
-def _catalog(job: Job) -> dict[str, Any]:
-    tokens_E, videos = job.histories.tokens_E, len(job.catalog)
-    views = np.bincount(tokens_E, minlength=FIRST_ITEM + videos)[FIRST_ITEM:]
-    known = int(views.sum())
+def _catalog(views_T: I64) -> dict[str, Any]:
+    """Return how the kept events fall on the catalog, from the events of each token."""
+    views, events = views_T[FIRST_ITEM:], int(views_T.sum())
+    known, videos = int(views.sum()), len(views)
     falling = np.sort(views)[::-1]
     return {
         "videos": videos,
         "in_histories": int((views > 0).sum()),
         "coverage": round(float((views > 0).mean()), 4) if videos else 0.0,
-        "kept_events": len(tokens_E),
-        "unknown_events": len(tokens_E) - known,
-        "unknown_share": round(1 - known / len(tokens_E), 4) if len(tokens_E) else 0.0,
+        "kept_events": events,
+        "unknown_events": events - known,
+        "unknown_share": round(1 - known / events, 4) if events else 0.0,
         "head": [
             {
                 "share_of_videos": share,
-                "share_of_events": round(float(falling[: max(1, round(share * videos))].sum()) / known, 4)
-                if known
-                else 0.0,
+                "share_of_events": round(float(falling[: max(1, round(share * videos))].sum()) / max(1, known), 4),
             }
             for share in HEAD_SHARES
         ],
     }
 
 
-def _blocks(job: Job, max_events: int) -> list[dict[str, Any]]:
+def _blocks(users_F: I64, users: int) -> list[dict[str, Any]]:
     """Return a row per block of the layout: slots that are ever non-zero, and how full they are on average."""
-    users_F = np.zeros(layout.FEATURES, np.int64)  # with a value that is not 0
-    for start in range(0, len(job), PIECE):
-        part = job.histories.slice(start, min(len(job), start + PIECE))
-        dense_NF = features.compute(part, job.users, job.videos, max_events=max_events)
-        users_F += np.count_nonzero(dense_NF, axis=0)
     slots: dict[str, list[tuple[int, str]]] = {}
     for slot, block, name in layout.describe():
         slots.setdefault(block, []).append((slot, name))
@@ -90,7 +107,7 @@ def _blocks(job: Job, max_events: int) -> list[dict[str, Any]]:
                 "slots": len(members),
                 "used_slots": int((used_S > 0).sum()),
                 "coverage": round(float((used_S > 0).mean()), 4),
-                "filled": round(float(used_S.mean()) / len(job), 4),
+                "filled": round(float(used_S.mean()) / users, 4),
                 "never": [name for (_, name), used in zip(members, used_S, strict=True) if not used],
             }
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from genrec_batch.config import ScoreConfig
 from genrec_batch.errors import ConfigError
 from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
 from genrec_batch.model import Model
+from genrec_batch.partition import spill_folder
 from genrec_batch.profiling import Stages
 from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
 from genrec_batch.reports.options import ProfileConfig
@@ -48,9 +50,12 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
         with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
             found = ceilings.measure(loaded.config, Path(folder), advance)
         ran = _run(config, loaded, found, Path(folder)) if config.data else None
-    job = _job(config, loaded) if config.data else None
-    data = data_facts.describe(job, max_events=config.max_events) if job else None
-    if job is not None:
+    data, real = None, None
+    if config.data:
+        job = _job(config, loaded)
+        with closing(job.store):
+            real = _sample(config, job)
+            data = data_facts.describe(job, max_events=config.max_events)
         loaded = job.model
     elif not loaded.trained:
         console.LOG.warning(UNTRAINED)
@@ -64,7 +69,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
             sizes=sizes,
             events=config.max_events,
             decoding=decoding_of(config, loaded),
-            real=_sample(config, job) if job else None,
+            real=real,
             seconds=config.seconds,
             ceilings=found,
             advance=advance,
@@ -113,19 +118,20 @@ def _run(config: ProfileConfig, loaded: Model, found: dict[str, Any], folder: Pa
 
 
 def _job(config: ProfileConfig, loaded: Model) -> Job:
+    """Open the log as a run does; what there is to warn of, the run has said."""
     assert config.data is not None
     stages = Stages()
     level = console.LOG.level
-    console.LOG.setLevel(logging.ERROR)  # the run has said what there is to warn of
+    console.LOG.setLevel(logging.ERROR)
     try:
-        events, facts, log = read_log(config.data, config, stages)
+        log, opened = read_log(config.data, config, stages)
         return prepare(
             config,
-            events,
+            log,
             stages,
             path=config.data,
-            facts=facts,
-            inputs={"events": log},
+            inputs={"events": opened},
+            spill_to=spill_folder(config.spill_dir, None),
             candidates=config.candidates,
             loaded_model=loaded,
         )
@@ -134,5 +140,6 @@ def _job(config: ProfileConfig, loaded: Model) -> Job:
 
 
 def _sample(config: ProfileConfig, job: Job) -> Batch:
-    part = Part.of(job, sample_rows(job.histories.lengths_N, most=COMPARED_USERS), config)
-    return part.batch(np.arange(len(part.histories)))
+    first = job.first_shard()
+    rows = sample_rows(first.lengths_N, most=COMPARED_USERS)
+    return Part.of(job, first, 0, config, rows).batch(np.arange(len(rows)))

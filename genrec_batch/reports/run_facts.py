@@ -15,7 +15,7 @@ from genrec_batch.reports import model_facts
 from genrec_batch.reports.ceilings import product_ceiling
 
 MODEL_STAGES = ("model run",)
-READ_STAGES = ("read", "scan", "partition", "load")
+READ_STAGES = ("scan", "partition")
 WRITE_STAGES = ("write",)
 MOST_BARS = 1200  # of the timeline; neighbours on one lane are joined to stay under it
 ROUNDING_S = 1e-6

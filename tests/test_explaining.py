@@ -121,3 +121,19 @@ def test_the_command_shows_it(run, log_file, model_dir):
     both = run("score", log_file, "o.parquet", "--model", model_dir, "--explain", USER)
     assert both.code == 2
     assert "--explain tells of one user" in both.err
+
+
+def test_a_user_of_the_real_log_is_explained(kuairand):
+    config = RunConfig(
+        schema="kuairand", users=str(kuairand / "users.parquet"), videos=str(kuairand / "videos.parquet"), top_k=5
+    )
+    events = pl.read_parquet(kuairand / "events.parquet", columns=["user_id"])
+    user = events["user_id"].value_counts(sort=True)["user_id"][0]
+    told = explaining.explain(config, str(kuairand / "events.parquet"), str(user))
+    assert told["events"]["in_all"] == (events["user_id"] == user).sum()
+    assert len(told["recommended"]) == len(told["steps"]) == 5
+    assert [s["chosen"] for s in told["steps"]] == [
+        r["video_id"] for r in sorted(told["recommended"], key=lambda r: r["step"])
+    ]
+    assert told["in_users_table"]
+    assert {b["block"] for b in told["features"] if b["non_zero"]} >= {"user profile", "videos", "statistics"}

@@ -262,6 +262,38 @@ def test_the_trace_of_a_profile_is_that_of_its_run(profiled):
     assert any(e["name"] == "model run" and e["ph"] == "X" for e in events)
 
 
+def test_a_fault_of_the_run_is_told_as_score_tells_it(run, model_dir, tmp_path):
+    done = run("profile", "--model", model_dir, "--data", "missing.parquet", "--engines", "onnxruntime")
+    assert done.code == 3
+    assert "missing.parquet: no such file or directory" in done.err
+    done = run("profile", "--model", model_dir, "--html", "none/r.html")
+    assert done.code == 2
+    assert "--html none/r.html" in done.err
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_without_a_log_the_model_and_the_engines_are_profiled(run, model_dir):
+    done = run(
+        "profile",
+        "--model",
+        model_dir,
+        "--engines",
+        "onnxruntime",
+        "--batch-sizes",
+        2,
+        "--seconds",
+        0,
+        "--json",
+        "r.json",
+    )
+    assert done.code == 0, done.err
+    found = json.loads(Path("r.json").read_text())
+    assert found["run"] is None
+    assert found["data"] is None
+    assert found["engines"]["compared_over"] == "the histories that are timed"
+    assert "A real run" not in done.out
+
+
 def test_score_writes_its_own_report_and_trace(run, log_file, model_dir):
     done = run(
         "score", log_file, "o.parquet", "--model", model_dir, "--report", "r.json", "--trace", "t.json", "--quiet"

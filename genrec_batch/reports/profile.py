@@ -7,6 +7,7 @@ ceilings and in a process of its own, so that nothing else is in its memory; eng
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 import tempfile
 from contextlib import closing
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch import console, model, storage
+from genrec_batch import console, model
 from genrec_batch.arrays import Batch
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, InputError
 from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
 from genrec_batch.model import Model
 from genrec_batch.partition import spill_folder
@@ -37,6 +38,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
     Raises:
         GenrecError: see its subclasses.
     """
+    _check_data(config.data)
     device = device_of(config.device, config.engine)
     wanted = engine_facts.choices(_listed(config.engines), device)
     compared = {name: model.preset(name) for name in _listed(config.compare)}
@@ -49,14 +51,15 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
         with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
             found = ceilings.measure(loaded.config, Path(folder), advance)
-        ran = _run(config, loaded, found, Path(folder)) if config.data else None
-    data, real = None, None
-    if config.data:
+        ran = _run(config, Path(folder)) if config.data else None
+    data, real, run = None, None, None
+    if ran is not None:
         job = _job(config, loaded)
         with closing(job.store):
             real = _sample(config, job)
             data = data_facts.describe(job, max_events=config.max_events)
         loaded = job.model
+        run = _run_facts(config, ran, loaded, found, job.inputs["events"].bytes)
     elif not loaded.trained:
         console.LOG.warning(UNTRAINED)
     sizes = config.sizes()
@@ -89,7 +92,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
         presets=model_facts.side_by_side({name: loaded.config, **compared}, **shapes) if compared else None,
         data=data,
         engines=engines,
-        run=ran,
+        run=run,
     )
 
 
@@ -98,13 +101,24 @@ def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
-def _run(config: ProfileConfig, loaded: Model, found: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _check_data(data: str | None) -> None:
+    """Raise InputError where there is no log, before a minute is spent on measuring."""
+    if data is not None and "://" not in data and not Path(data).exists() and not glob.glob(data, recursive=True):  # noqa: PTH207 (takes absolute patterns)
+        raise InputError(f"--data {data}: no such file or directory")
+
+
+def _run(config: ProfileConfig, folder: Path) -> separate.Ran:
     assert config.data is not None
     plain = ScoreConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScoreConfig)})
     ran = separate.score(plain, config.data, str(folder / "recommendations.parquet"))
     if config.trace:
         trace.write(ran.stages(), Path(config.trace))
-    input_bytes = storage.scan(config.data, "--data").bytes
+    return ran
+
+
+def _run_facts(
+    config: ProfileConfig, ran: separate.Ran, loaded: Model, found: dict[str, Any], input_bytes: int | None
+) -> dict[str, Any]:
     facts = run_facts.describe(
         ran.stages(),
         ran.summary,

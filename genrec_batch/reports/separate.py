@@ -6,11 +6,13 @@ Owns: starting the process, its answer, and its end. Must not know: what is repo
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from genrec_batch import console, pipeline
 from genrec_batch.config import ScoreConfig
@@ -65,7 +67,15 @@ def score(config: ScoreConfig, source: str, target: str) -> Ran:
     return answer
 
 
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that temporary files go."""
+    del frame
+    sys.exit(128 + number)
+
+
 def _answer(there: Connection, config: ScoreConfig, source: str, target: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other process ends this one
+    signal.signal(signal.SIGTERM, _end)
     console.set_up(quiet=config.quiet, verbose=config.verbose, log_format=config.log_format)
     stages = Stages()
     try:

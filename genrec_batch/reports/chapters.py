@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrec_batch.reports import charts
-from genrec_batch.reports.sections import Section, Table, figure, rate, share, size
+from genrec_batch.reports.sections import Section, Table, duration, figure, rate, share, size
 
 Report = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def _run(run: Report) -> Section:
     told = run["summary"]
     facts = [
         ["users scored", figure(told.get("scored_users"))],
-        ["wall time", figure(run["wall_s"], "s")],
+        ["wall time", duration(run["wall_s"])],
         ["users per second, end to end", figure(run["users_per_s"])],
         ["users per second, model alone", figure(told.get("users_per_s"))],
         ["engine", f"{told.get('engine')} in {told.get('precision')} on {told.get('device')}"],
@@ -62,12 +62,12 @@ def _run(run: Report) -> Section:
     over = run["overlap"]
     facts += [
         ["threads at work at once, mean", figure(over["lanes_at_once"])],
-        ["no stage at work", figure(over["idle_s"], "s")],
+        ["no stage at work", duration(over["idle_s"])],
     ]
     stages = [
         [
             row["stage"],
-            figure(row["seconds"], "s"),
+            duration(row["seconds"]),
             share(row["share_of_wall"]),
             figure(row["spans"]),
             figure(row["rows"]) if row["rows"] else "-",
@@ -87,7 +87,7 @@ def _run(run: Report) -> Section:
         Table(
             title="Threads",
             columns=["thread", "at work", "of the run"],
-            rows=[[row["lane"], figure(row["busy_s"], "s"), share(row["busy_share"])] for row in run["lanes"]],
+            rows=[[row["lane"], duration(row["busy_s"]), share(row["busy_share"])] for row in run["lanes"]],
         ),
     ]
     if run["bounds"]:
@@ -98,7 +98,7 @@ def _run(run: Report) -> Section:
                 rows=[
                     [
                         b["resource"],
-                        figure(b["seconds"], "s"),
+                        duration(b["seconds"]),
                         share(b["share_of_wall"]),
                         rate(b["rate"], b["unit"]),
                         figure(b["ceiling"], b["unit"]),

@@ -59,10 +59,8 @@ def _section(section: Section) -> str:
         for chart in section.charts
     )
     tables = "".join(_table(table) for table in section.tables)
-    return (
-        f'<section id="{section.name}"><h2>{escape(section.title)}</h2>{lead}<div class="charts">{charts}</div>'
-        f'<div class="tables">{tables}</div></section>'
-    )
+    panels = f'<div class="panels">{charts}{tables}</div>' if charts or tables else ""
+    return f'<section id="{section.name}"><h2>{escape(section.title)}</h2>{lead}{panels}</section>'
 
 
 def _table(table: Table) -> str:

@@ -54,8 +54,8 @@ def describe(
         "stages": rows,
         "lanes": lanes,
         "overlap": {
-            "busy_s": round(busy_s, 4),
-            "idle_s": round(max(0.0, wall_s - any_s), 4),
+            "busy_s": round(busy_s, 6),
+            "idle_s": round(max(0.0, wall_s - any_s), 6),
             "lanes_at_once": round(busy_s / any_s, 3) if any_s else 0.0,
         },
         "timeline": timeline(spans),
@@ -70,7 +70,7 @@ def _stage(name: str, spans: list[Span], wall_s: float) -> dict[str, Any]:
     covered, rows, moved = _covered(spans), sum(s.rows for s in spans), sum(s.bytes for s in spans)
     return {
         "stage": name,
-        "seconds": round(seconds, 4),
+        "seconds": round(seconds, 6),
         "share_of_wall": round(covered / wall_s, 4) if wall_s else 0.0,
         "spans": len(spans),
         "lanes": sorted({s.lane for s in spans}),
@@ -85,7 +85,7 @@ def _lanes(spans: list[Span], wall_s: float) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(s.lane for s in sorted(spans, key=lambda s: s.start_s)))
     busy = {name: _covered([s for s in spans if s.lane == name]) for name in names}
     return [
-        {"lane": name, "busy_s": round(s, 4), "busy_share": round(s / wall_s, 4) if wall_s else 0.0}
+        {"lane": name, "busy_s": round(s, 6), "busy_share": round(s / wall_s, 4) if wall_s else 0.0}
         for name, s in busy.items()
     ]
 
@@ -194,7 +194,7 @@ def _bound(what: str, unit: str, seconds: float, rate: float, ceiling: float, wa
     return {
         "resource": what,
         "unit": unit,
-        "seconds": round(seconds, 4),
+        "seconds": round(seconds, 6),
         "rate": float(f"{rate:.4g}"),
         "ceiling": ceiling,
         "share_of_ceiling": round(rate / ceiling, 4) if ceiling else 0.0,

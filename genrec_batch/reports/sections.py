@@ -41,6 +41,13 @@ def figure(value: float | None, unit: str = "") -> str:
     return f"{text} {unit}".rstrip()
 
 
+def duration(seconds: float | None) -> str:
+    """Return seconds in the unit that suits them: s, ms or µs."""
+    if seconds is None or seconds == 0 or seconds >= 1:
+        return figure(seconds, "s")
+    return figure(seconds * 1e3, "ms") if seconds >= 1e-3 else figure(seconds * 1e6, "µs")
+
+
 def size(count: float | None) -> str:
     """Return bytes in the unit that suits them (powers of 1024)."""
     if count is None:

@@ -123,13 +123,14 @@ class Previous:
         """
         place = Path(path)
         kept = output.fingerprint_file(place)
-        if not output.finished(place) or not kept.is_file():
+        about = pq.read_schema(kept).metadata or {} if kept.is_file() else {}
+        if about.get(b"genrec.run_id", b"").decode() != output.finished_id(place):
             raise InputError(
                 f"--previous {path}: not a finished output of genrec-batch score with its fingerprints ({kept.name}); "
                 "name one, or leave the option out to score everybody"
             )
         table = pq.read_table(kept)
-        before = json.loads((table.schema.metadata or {}).get(SCOPE, b"{}"))
+        before = json.loads(about[SCOPE])
         frame = pl.DataFrame(table)
         differing = differences(before, shared)
         if frame.schema["user_id"] != id_type:

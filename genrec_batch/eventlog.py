@@ -17,6 +17,8 @@ from genrec_batch.counting import Counter
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
 
+KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
+
 Span = tuple[int | str, int | str]  # smallest and largest id
 
 
@@ -27,7 +29,7 @@ class EventLog:
     pieces: tuple[Piece, ...]
     contract: schema.Contract
     where: str  # names the log in errors
-    _whole: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # a log of one piece is read once
+    _kept: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # what `required` read
 
     @staticmethod
     def of(frame: pl.LazyFrame, pieces: Sequence[Piece], schema_name: str | None, where: str) -> EventLog:
@@ -45,20 +47,36 @@ class EventLog:
         """Rows of the log, usable or not."""
         return sum(piece.rows for piece in self.pieces)
 
-    def events(self, number: int, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """Return a piece in contract columns, all or some; its unusable rows too.
+    def required(self, number: int) -> pl.DataFrame:
+        """Return user, video and time of a piece's rows, unusable ones too; kept for later where the log is short.
 
         Raises:
             InputError: a page is damaged.
             RetryError: a connection was lost.
         """
-        if len(self.pieces) > 1:
-            lazy = self.contract.events(self.pieces[number].frame, columns)
-            return reading(lazy.collect, self.where)
-        if number not in self._whole:
-            self._whole[number] = reading(self.contract.events(self.pieces[number].frame).collect, self.where)
-        frame = self._whole[number]
-        return frame if columns is None else frame.select(list(columns))
+        if number not in self._kept:
+            frame = self._read(number, schema.REQUIRED)
+            if self.rows > KEPT_ROWS:
+                return frame
+            self._kept[number] = frame
+        return self._kept[number]
+
+    def usable(self, number: int) -> pl.DataFrame:
+        """Return a piece's usable events in contract columns.
+
+        Raises:
+            InputError, RetryError: see `required`.
+        """
+        if number in self._kept:
+            others = [name for name in self.contract.reading.columns if name not in schema.REQUIRED]
+            frame = self._kept.pop(number)
+            frame = pl.concat([frame, self._read(number, others)], how="horizontal") if others else frame
+        else:
+            frame = self._read(number, self.contract.reading.columns)
+        return frame.filter(schema.usable()) if any(frame[n].null_count() for n in schema.REQUIRED) else frame
+
+    def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
+        return reading(self.contract.events(self.pieces[number].frame, columns).collect, self.where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +107,9 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     """
 
     def looked(number: int) -> tuple[pl.DataFrame, dict[str, int], int, tuple[int, int, bool] | None]:
-        frame = log.events(number, schema.REQUIRED)
-        usable = frame.filter(schema.usable())
+        frame = log.required(number)
         nulls = {name: frame[name].null_count() for name in schema.REQUIRED}
+        usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
         time = usable["timestamp"].dt.epoch("us")
         span = None if not len(usable) else (int(time[0]), int(time[-1]), time.is_sorted())
         count = len(usable)

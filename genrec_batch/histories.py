@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch.arrays import FIRST_ITEM, I32, I64, Histories, Ragged
+from genrec_batch import ordering
+from genrec_batch.arrays import I32, I64, Histories, Ragged
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
 from genrec_batch.counting import Index
+from genrec_batch.errors import InputError
 from genrec_batch.schema import SCORED
-
-DIGIT = 1 << 16  # NumPy sorts 16-bit integers by counting, in one pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,28 +36,37 @@ def order(
     record: RecordType,
     *,
     start: int,
-    stop: int,
+    total_N: I64,
     videos: Videos,
     user_row_N: I32,
     as_of_us: int,
     max_events: int,
     seen_limit: int,
 ) -> Histories:
-    """Return the histories of users `start`..`stop` (N of them), from all of their records in input order.
+    """Return the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
 
-    Kept are a user's newest `max_events` events by (timestamp, input order), oldest first. Seen are the tokens of the
-    newest `seen_limit` distinct videos of all the user's events, in no particular order.
+    Kept are a user's newest `max_events` events by (timestamp, input order), oldest first. Seen are the tokens of all
+    the user's events, or of the newest `seen_limit` distinct videos where there are more; tokens may repeat.
+
+    Raises:
+        InputError: the records are not those that were counted.
     """
-    user_R = records["user"] - np.int32(start)
-    total_N = np.bincount(user_R, minlength=stop - start).astype(np.int64)
-    order_R = _by_user_and_time(user_R, records["time_us"], total_N)
-    kept_R = order_R if int(total_N.max(initial=0)) <= max_events else order_R[_from_newest(total_N) < max_events]
-    kept = records.take(kept_R)
+    by_time = ordering.by_user_and_time(records, start, total_N)
+    if by_time is None:
+        raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
+    all_kept = int(total_N.max(initial=0)) <= max_events
+    kept = by_time if all_kept else by_time.take(np.flatnonzero(_from_newest(total_N) < max_events))
     video_E = np.ascontiguousarray(kept["video"])
+    tokens_E = videos.token_V.take(video_E)
+    offsets_N1 = _offsets(np.minimum(total_N, max_events))
+    if all_kept and max_events <= seen_limit:
+        seen = Ragged(offsets_N1=offsets_N1, values=tokens_E)
+    else:
+        seen = _seen(by_time, total_N, videos.token_V, seen_limit)
     return Histories(
-        offsets_N1=_offsets(np.minimum(total_N, max_events)),
+        offsets_N1=offsets_N1,
         time_us_E=np.ascontiguousarray(kept["time_us"]),
-        tokens_E=videos.token_V.take(video_E),
+        tokens_E=tokens_E,
         video_code_E=video_E,
         video_row_E=videos.row_V.take(video_E),
         session_E=_sessions(kept["session_id"]) if "session_id" in record.columns else None,
@@ -65,7 +74,7 @@ def order(
         categories={n: np.ascontiguousarray(kept[n]) for n in record.columns if SCORED[n] == "category"},
         total_events_N=total_N,
         user_row_N=user_row_N,
-        seen=_seen(user_R, records["video"], order_R, total_N, videos.token_V, seen_limit),
+        seen=seen,
         as_of_us=as_of_us,
     )
 
@@ -91,45 +100,6 @@ def _sessions(id_E: I64) -> I64:
     return np.repeat(np.where(ids < 0, -1, number), np.diff(places, append=len(id_E)))
 
 
-def _by_user_and_time(user_R: I32, time_us_R: I64, total_N: I64) -> I64:
-    """Return the rows by (user, time, input order), [R]; rows that come in time order need no comparison."""
-    order_R = _by_user(user_R, len(total_N))
-    time_R = time_us_R[order_R]
-    falls_R = time_R[1:] < time_R[:-1]
-    ends = np.cumsum(total_N)[:-1]
-    falls_R[ends[(ends > 0) & (ends < len(time_R))] - 1] = False  # from one user to the next it may
-    if not falls_R.any():
-        return order_R
-    since_R = (time_us_R - time_us_R.min()).astype(np.uint64)
-    bits = int(since_R.max()).bit_length()
-    if bits + len(total_N).bit_length() > 64:
-        return np.lexsort((time_us_R, user_R))
-    key_R = user_R.astype(np.uint64) << np.uint64(bits) | since_R
-    order_R = np.argsort(key_R)
-    return _ties_in_input_order(order_R, key_R[order_R])
-
-
-def _by_user(user_R: I32, users: int) -> I64:
-    low = np.argsort((user_R & (DIGIT - 1)).astype(np.uint16), kind="stable")
-    if users <= DIGIT:
-        return low
-    high = (user_R >> 16).astype(np.uint16)
-    return low[np.argsort(high[low], kind="stable")]
-
-
-def _ties_in_input_order(order_R: I64, sorted_R: npt.NDArray[np.uint64]) -> I64:
-    """Put rows of equal keys, which an unstable sort leaves in any order, in rising order."""
-    same_R = sorted_R[1:] == sorted_R[:-1]
-    if not same_R.any():
-        return order_R
-    tied_R = np.zeros(len(order_R), np.bool_)
-    tied_R[1:] |= same_R
-    tied_R[:-1] |= same_R
-    places = np.flatnonzero(tied_R)
-    order_R[places] = order_R[places][np.lexsort((order_R[places], sorted_R[places]))]
-    return order_R
-
-
 def _offsets(lengths_N: I64) -> I64:
     offsets_N1 = np.zeros(len(lengths_N) + 1, np.int64)
     np.cumsum(lengths_N, out=offsets_N1[1:])
@@ -143,26 +113,24 @@ def _from_newest(lengths_N: I64) -> I64:
     return distance_E
 
 
-def _seen(user_R: I32, video_R: I32, order_R: I64, total_N: I64, token_V: I32, limit: int) -> Ragged:
-    """Return the known tokens among each user's newest `limit` distinct videos."""
-    key_R = user_R.astype(np.int64) << 32 | video_R
+def _seen(by_time: Records, total_N: I64, token_V: I32, limit: int) -> Ragged:
+    """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
     busy_N = total_N > limit
-    if busy_N.any():  # only they can have more distinct videos than count
-        of_busy = order_R[busy_N[user_R[order_R]]]
-        kept = [np.sort(_newest_distinct(key_R[of_busy], limit)), np.sort(key_R[~busy_N[user_R]])]
-        key_R = np.sort(np.concatenate(kept))
-    else:
-        key_R.sort()
-    first_R = np.ones(len(key_R), np.bool_)
-    np.not_equal(key_R[1:], key_R[:-1], out=first_R[1:])
-    token_R = token_V.take(key_R & 0xFFFFFFFF)
-    first_R &= token_R >= FIRST_ITEM
-    lengths_N = np.bincount((key_R[first_R] >> 32), minlength=len(total_N))
-    return Ragged(offsets_N1=_offsets(lengths_N), values=token_R[first_R])
+    if not busy_N.any():
+        return Ragged(offsets_N1=_offsets(total_N), values=token_V.take(by_time["video"]))
+    busy_R = np.repeat(busy_N, total_N)
+    user_R = np.repeat(np.flatnonzero(busy_N), total_N[busy_N])
+    keys = _newest_distinct(user_R << 32 | by_time["video"][busy_R], limit)
+    lengths_N = np.where(busy_N, np.bincount(keys >> 32, minlength=len(total_N)), total_N)
+    values = np.empty(int(lengths_N.sum()), np.int32)
+    busy_S = np.repeat(busy_N, lengths_N)
+    values[~busy_S] = token_V.take(by_time["video"][~busy_R])
+    values[busy_S] = token_V.take(keys & 0xFFFFFFFF)
+    return Ragged(offsets_N1=_offsets(lengths_N), values=values)
 
 
 def _newest_distinct(key_R: I64, limit: int) -> I64:
-    """Return the keys of the newest `limit` distinct videos of each user; keys stand by user, oldest first."""
+    """Return the keys of the newest `limit` distinct videos of each user, by user; in, they stand oldest first."""
     newest_first = key_R[::-1]
     distinct, first = np.unique(newest_first, return_index=True)
     del distinct
@@ -170,7 +138,7 @@ def _newest_distinct(key_R: I64, limit: int) -> I64:
     keys = newest_first[first]
     starts = np.flatnonzero(np.concatenate([[True], (keys[1:] >> 32) != (keys[:-1] >> 32)]))
     place = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
-    return keys[place < limit]
+    return keys[place < limit][::-1]
 
 
 def build(
@@ -191,11 +159,12 @@ def build(
     ids = everybody(events["user_id"], users["user_id"] if users is not None else None)
     seen_ids = events["video_id"].unique(maintain_order=True)
     record = RecordType.of(tuple(events.columns), events.schema)
+    user_R = Index(ids).rows(events["user_id"])
     return ids, order(
-        record.pack(events, Index(ids).rows(events["user_id"]), Index(seen_ids).rows(events["video_id"])),
+        record.pack(events, user_R, Index(seen_ids).rows(events["video_id"])),
         record,
         start=0,
-        stop=len(ids),
+        total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),
         videos=known(seen_ids, catalog, videos["video_id"] if videos is not None else None),
         user_row_N=rows_of(ids, users["user_id"] if users is not None else None),
         as_of_us=as_of_us,

@@ -69,7 +69,7 @@ class Job:
             self.store.load(bucket),
             self.store.split.record,
             start=bucket.start,
-            stop=bucket.stop,
+            total_N=self.users.events_N[bucket.start : bucket.stop],
             videos=self.known,
             user_row_N=self.user_row_N[bucket.start : bucket.stop],
             as_of_us=self.as_of_us,

@@ -114,7 +114,7 @@ class Output:
     def _join_fingerprints(self, scope: Mapping[str, Any]) -> None:
         pieces = sorted(self.staging.glob("part-*.fingerprints"))
         joined = pa.concat_tables([pq.read_table(piece) for piece in pieces])
-        said = {"genrec.scope": json.dumps(scope, sort_keys=True)}
+        said = {"genrec.scope": json.dumps(scope, sort_keys=True), "genrec.run_id": self.metadata["genrec.run_id"]}
         parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said))
         for piece in pieces:
             piece.unlink()
@@ -174,9 +174,9 @@ def fingerprint_file(path: Path) -> Path:
     return path.with_name(path.name + ".fingerprints") if path.suffix == ".parquet" else path / FINGERPRINTS
 
 
-def finished(path: Path) -> bool:
-    """Return whether a finished output of a run is there."""
-    return path.exists() and _finished_id(path) is not None
+def finished_id(path: Path) -> str | None:
+    """Return the run that finished the output there, None where there is none."""
+    return _finished_id(path) if path.exists() else None
 
 
 def check(path: Path, if_exists: str | None) -> None:
@@ -342,10 +342,9 @@ def _finished_id(path: Path) -> str | None:
 def finished_facts(path: Path) -> dict[str, Any]:
     """Return files, rows, bytes and counts of a finished output."""
     files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
     if path.is_file():
         metadata = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
     else:
         metadata = _read_json(path / MANIFEST)["metadata"]
     counts = json.loads(metadata.get(COUNTS, "{}"))
-    return {"files": len(files), "rows": rows, "bytes": sum(file.stat().st_size for file in files), **counts}
+    return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}

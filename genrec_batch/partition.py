@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec_batch import flow, schema
+from genrec_batch import flow, ordering
 from genrec_batch.arrays import I64
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.counting import Index
@@ -112,7 +112,9 @@ class Split:
 
     def records(self, piece: int) -> Records:
         """Return a piece's usable records of scored users, in order."""
-        frame = self.log.events(piece).filter(schema.usable() & (pl.col("timestamp").dt.epoch("us") <= self.as_of_us))
+        frame = self.log.usable(piece)
+        if (newest := frame["timestamp"].dt.epoch("us").max()) is not None and newest > self.as_of_us:  # type: ignore[operator]
+            frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
         user_R = self.users.rows(frame["user_id"])
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
             frame = frame.filter(pl.Series(user_R >= 0))
@@ -242,9 +244,7 @@ def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int
         records = split.records(piece)
         if len(made) == 1:
             return [(0, records)]
-        bucket_R = of_user.take(records["user"])
-        records = records.take(np.argsort(bucket_R, kind="stable"))
-        counts = np.bincount(bucket_R, minlength=len(made))
+        records, counts = ordering.by_bucket(records, of_user, len(made))
         ends = np.cumsum(counts)
         return [
             (number, records[ends[number] - counts[number] : ends[number]])

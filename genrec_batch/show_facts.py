@@ -42,7 +42,7 @@ def inspection(facts: Facts) -> list[Section]:
     chosen = {k: v for k, v in facts["config"].items() if v not in (None, False, [])}
     lineage.append(["options", ", ".join(f"{k}={v}" for k, v in chosen.items())])
     scores = [
-        [str(r["rank"]), figure(r["users"]), *(f"{r[k]:.4f}" for k in ("min", "p05", "p50", "p95", "max", "mean"))]
+        [str(r["rank"]), figure(r["users"]), *(f"{r[k]:.3f}" for k in ("min", "p05", "p50", "p95", "max", "mean"))]
         for r in facts["scores"]
     ]
     named = [[str(v["video_id"]), figure(v["rows"]), f"{v['share']:.2%}"] for v in videos["most_recommended"]]

@@ -135,3 +135,21 @@ def test_the_command_shows_it_and_prints_json(outputs, run):
         assert text in done.out
     told = run("inspect", outputs / "parts", "--json", "--top", 3).summary
     assert len(told["videos"]["most_recommended"]) == 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_a_narrow_terminal_gets_whole_numbers_and_is_told_what_is_left_out(outputs, width, monkeypatch):
+    from rich.console import Console
+
+    from genrec_batch import show_facts
+    from genrec_batch.reports import terminal
+
+    console = Console(width=width, record=True, force_terminal=False)
+    monkeypatch.setattr(terminal, "stdout", console)
+    facts = inspecting.inspect(str(outputs / "one.parquet"))
+    terminal.show(show_facts.inspection(facts))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    for row in facts["scores"]:
+        assert f"{row['min']:.3f}" in text
+    assert ("on a wider terminal also" in text) == (width < 120)

@@ -21,6 +21,7 @@ POPULATION = np.array([int(byte).bit_count() for byte in _BYTE], np.uint8)  # on
 POPULATION_BELOW = np.concatenate([POPULATION[_BYTE & ((1 << bit) - 1)] for bit in range(8)])  # ones below a bit of it
 NULL_KEY = np.int32(2**31 - 1)  # sorts behind every float
 GATHERED_FLOATS = 1 << 18  # of one piece of a weighted sum: 1 MiB
+ENTROPY_SCALE = 2.0**36  # of the whole numbers that stand for c ln c: their sum is exact in any order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,21 +167,32 @@ def distinct(codes_E: I32, segments: Segments) -> tuple[I64, U8]:
 def groups(codes_E: I32, segments: Segments) -> tuple[I64, F64, F64]:
     """Return distinct codes, their entropy over ln(distinct) (0 for one), and the commonest one's share, [G] each.
 
-    Codes of -1 are null and left out. The entropy is Shannon's (1948), in natural logarithms.
+    Codes of -1 are null and left out. The entropy is Shannon's (1948), in natural logarithms, as ln t - (sum of c ln c)
+    / t over groups of c codes, t in all.
     """
     distinct_G, first_E = distinct(codes_E, segments)
     begin_H = np.flatnonzero(first_E)
     owner_H = segments.owners_E[begin_H]
     sizes_H = np.minimum(np.append(begin_H[1:], len(first_E)), segments.ends_G[owner_H]) - begin_H  # nulls sort first
-    total_G = np.bincount(owner_H, sizes_H, len(segments))
+    total_G = np.bincount(owner_H, sizes_H, len(segments)).astype(np.int64)
     share_H = sizes_H / total_G[owner_H]
-    entropy_G: F64 = np.bincount(owner_H, -share_H * np.log(share_H), len(segments)).astype(np.float64)
-    entropy_G = np.where(distinct_G > 1, entropy_G / np.log(np.maximum(distinct_G, 2)), 0.0)
+    logarithms_X, steps_X = size_terms(int(segments.lengths_G.max()))
+    terms_G = np.bincount(owner_H, np.cumsum(steps_X)[sizes_H], len(segments))
+    entropy_G: F64 = logarithms_X[total_G] - terms_G / ENTROPY_SCALE / np.maximum(total_G, 1)
+    entropy_G = np.where(distinct_G > 1, entropy_G / logarithms_X[np.maximum(distinct_G, 2)], 0.0)
     commonest_G = np.zeros(len(segments))
     some_G = distinct_G > 0
     if len(begin_H):
         commonest_G[some_G] = np.maximum.reduceat(share_H, (np.cumsum(distinct_G) - distinct_G)[some_G])
     return distinct_G, entropy_G, commonest_G
+
+
+def size_terms(longest: int) -> tuple[F64, I64]:
+    """Return ln(c), and c ln c - (c - 1) ln(c - 1) in units of 1 / `ENTROPY_SCALE`, for c of 0 to `longest`, at least 2."""
+    sizes_X = np.arange(max(longest, 2) + 1)
+    logarithms_X = np.log(np.maximum(sizes_X, 1))
+    terms_X = np.rint(sizes_X * logarithms_X * ENTROPY_SCALE).astype(np.int64)
+    return logarithms_X, np.diff(terms_X, prepend=0)
 
 
 def weighted_sums(table_RD: F32, rows_E: I64, weights_E: F32, segments: Segments) -> F32:

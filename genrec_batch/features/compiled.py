@@ -7,7 +7,6 @@ part's columns, `kernel_users.py` and `kernel_groups.py` write its rows; `comput
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,10 @@ from genrec_batch import layout
 from genrec_batch.arrays import F32, F64, I32, I64, U8, Histories, SideTable
 from genrec_batch.features import kernel_columns, kernel_groups, kernel_users
 from genrec_batch.features.events import DURATION_LIMIT, PERCENTAGE_LIMIT, SESSION_GAP_US
-from genrec_batch.features.segments import ENTROPY_SCALE, size_terms
+from genrec_batch.features.segments import ENTROPY_SCALE, PART_EVENTS, PART_USERS, size_terms
 
-PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what goes through a kernel at once: it stays in a core's own cache
+assert (layout.WINDOWS, layout.SPANS) == ((1, 5, 20, None), (5, 20, None)), "the kernels count over these"
+assert layout.MOMENTS == ("mean", "std", "min", "max", "median"), "the kernels write them in this order"
 COLUMNS = (
     *layout.RATE_COLUMNS, "is_weekend", "is_holiday",
     "watch_duration", "watch_percentage", "time_of_day", "day_of_week", "recommendation_position",
@@ -108,29 +108,11 @@ ONE_HOTS = np.array([
 ])  # fmt: skip
 
 
-def compute(
-    histories: Histories, users: SideTable | None, videos: SideTable | None, *, max_events: int, out: F32
-) -> None:
-    """Fill the 1024 features of N users, float32 [N, 1024], to the bits that the NumPy twin gives."""
-    if not len(histories):
-        return
-    given = _Given(histories, users, videos, max_events=max_events)
-    for start, stop in parts(histories.offsets_N1):
-        given.fill(start, stop, out)
+class Filler:
+    """Fills the features of one part after the other, to the bits that the NumPy twin gives.
 
-
-def parts(offsets_N1: I64) -> Iterator[tuple[int, int]]:
-    """Cut N users into runs of neighbours that go through the kernels together."""
-    start, users = 0, len(offsets_N1) - 1
-    while start < users:
-        fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + PART_EVENTS, side="right")) - 1
-        stop = min(max(fit, start + 1), start + PART_USERS, users)
-        yield start, stop
-        start = stop
-
-
-class _Given:
-    """What all parts of a call have in common: the inputs as the kernels take them, and room to work in."""
+    Holds what all parts of a call have in common: the inputs as the kernels take them, and room to work in.
+    """
 
     def __init__(
         self, histories: Histories, users: SideTable | None, videos: SideTable | None, *, max_events: int
@@ -148,15 +130,15 @@ class _Given:
         self.session_E = histories.session_E
         self.total_events_N = given(histories.total_events_N, np.int64)
         self.user_row_N = given(histories.user_row_N, np.int32)
-        self.longest = int(np.diff(self.offsets_N1).max())
+        self.longest = int(np.diff(self.offsets_N1).max(initial=0))
         most = max(PART_EVENTS, self.longest)
         self.marks_4M, self.values_6M = np.empty((4, most), np.int64), np.empty((6, most))
         self.bins_2M, self.keys_3M = np.empty((2, most), np.int8), np.empty((3, most), np.int32)
         self.distinct_N, self.newest_N = np.empty(PART_USERS, np.int64), np.empty(PART_USERS, np.int64)
         self.sessions_2N, self.logarithms_7N = np.empty((2, PART_USERS), np.int64), np.empty((7, PART_USERS))
-        self.scratch_X = np.empty(self.longest)
-        self.sorting_X = np.empty(self.longest * kernel_users.WIDE + 25 * kernel_users.NARROW, np.int32)
-        self.seen_2H = np.zeros((2, 1 << (4 * self.longest).bit_length()), np.int64)
+        self.scratch_X, self.whole_X = np.empty(64 + self.longest), np.empty(512, np.int64)
+        self.sorting_X = np.empty(self.longest * kernel_users.WIDE + 25 * kernel_users.NARROW + 4, np.int32)
+        self.seen_2H = np.zeros((2, 1 << (4 * self.longest).bit_length()), np.uint64)
         self.stamp = 1  # of the next user's codes in `seen_2H`
         if videos is not None:
             self._open_videos(videos, histories.numbers.get("watch_percentage", nothing))
@@ -173,7 +155,7 @@ class _Given:
         self.known_N = np.empty(PART_USERS, np.int64)
 
     def fill(self, start: int, stop: int, dense_NF: F32) -> None:
-        """Fill the rows start..stop."""
+        """Fill the features of the users start..stop of a part, float32 [stop - start, 1024]."""
         first, last = int(self.offsets_N1[start]), int(self.offsets_N1[stop])
         self._take_logarithms(start, stop, first, last)
         kernel_columns.scan(
@@ -190,13 +172,12 @@ class _Given:
         kernel_users.fill(
             self.at, self.slots, ONE_HOTS, self.codes, self.offsets_N1, start, stop, self.time_us_E,
             self.marks_4M, self.values_6M, self.bins_2M, self.keys_3M, self.distinct_N, sessions_2N,
-            self.total_events_N, dense_NF, self.logarithms_7N, self.scratch_X, self.sorting_X,
+            self.total_events_N, dense_NF, self.logarithms_7N, self.scratch_X, self.sorting_X, self.whole_X,
         )  # fmt: skip
-        rows, logarithms_7N = dense_NF[start:stop], self.logarithms_7N[:, : stop - start]
-        kernel_users.finish(LOGARITHMS, np.log1p(logarithms_7N), rows)
+        kernel_groups.finish(LOGARITHMS, np.log1p(self.logarithms_7N[:, : stop - start]), dense_NF)
         if self.users is not None:
             table_RD = given(self.users.hashed_R200, np.float32)
-            kernel_groups.copy_rows(table_RD, self.user_row_N[start:stop], layout.PROFILE.start, rows)
+            kernel_groups.copy_rows(table_RD, self.user_row_N[start:stop], layout.PROFILE.start, dense_NF)
         if self.videos is not None:
             self._fill_videos(start, stop, dense_NF)
 
@@ -229,7 +210,7 @@ class _Given:
         self.stamp += stop - start
         kernel_groups.weighted_means(
             self.table_RD, self.has_R, self.video_row_E, self.percentage_E, PERCENTAGE_LIMIT, self.offsets_N1, start,
-            stop, self.rows_X, self.weights_X, layout.VIDEOS.start, dense_NF[start:stop], self.known_N,
+            stop, self.rows_X, self.weights_X, layout.VIDEOS.start, dense_NF, self.known_N,
         )  # fmt: skip
 
 

@@ -1,21 +1,36 @@
 """A part's columns turned into what its users need of them, compiled: the first of two passes.
 
 Owns: which values and masks of an event are counted, summed or sorted later. Must not know: users, feature slots.
-Imports NOTHING of this package: what numba keeps on disk is renewed when this file changes, and by NOTHING else. So
+Imports nothing of this package: what numba keeps on disk is renewed when this file changes, and by nothing else. So
 the numbers that it shares with `kernel_users.py` are arguments (`compiled.Fields`). E events of all users, M of a part.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+
+from genrec_batch.arrays import F64, I8, I32, I64, U8
+from genrec_batch.features.kernel import kernel
 
 NOTHING = np.int32(2**31 - 1)  # the key of null: sorts behind every float
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
 
-@njit(cache=True, nogil=True)
-def scan(at, numbers, time_us_E, tokens_E, first, stop, marks_4M, values_6M, bins_2M, keys_3M):
+@kernel()
+def scan(
+    at: Any,
+    numbers: tuple[F64, ...],
+    time_us_E: I64,
+    tokens_E: I32,
+    first: int,
+    stop: int,
+    marks_4M: I64,
+    values_6M: F64,
+    bins_2M: I8,
+    keys_3M: I32,
+) -> None:
     """Read the events first..stop once.
 
     In: `numbers`, the columns of `compiled.COLUMNS`, empty where the log lacks one; the logarithms of positions and of
@@ -68,29 +83,29 @@ def scan(at, numbers, time_us_E, tokens_E, first, stop, marks_4M, values_6M, bin
     _sortable(values_6M[5][:count], there, keys_3M[2])
 
 
-@njit(cache=True, nogil=True)
-def _mark(raw, sets, nulls, shift):
+@kernel()
+def _mark(raw: F64, sets: I64, nulls: I64, shift: int) -> None:
     for e in range(len(raw)):
         sets[e] |= np.int64(raw[e] > 0) << shift
         nulls[e] |= np.int64(raw[e] != raw[e]) << shift
 
 
-@njit(cache=True, nogil=True)
-def _note(there, nulls, shift):
+@kernel()
+def _note(there: U8, nulls: I64, shift: int) -> None:
     for e in range(len(there)):
         nulls[e] |= np.int64(not there[e]) << shift
 
 
-@njit(cache=True, nogil=True)
-def _hold(raw, values, there):
+@kernel()
+def _hold(raw: F64, values: F64, there: U8) -> None:
     for e in range(len(raw)):
         real = raw[e] == raw[e]
         there[e] = real
         values[e] = raw[e] if real else 0.0
 
 
-@njit(cache=True, nogil=True)
-def _hold_or_none(raw, values, there):
+@kernel()
+def _hold_or_none(raw: F64, values: F64, there: U8) -> None:
     """Hold a column, or only nulls where the log lacks it."""
     if len(raw):
         _hold(raw, values, there)
@@ -99,8 +114,8 @@ def _hold_or_none(raw, values, there):
         there[:] = False
 
 
-@njit(cache=True, nogil=True)
-def _bin(values, there, bins, divisor):
+@kernel()
+def _bin(values: F64, there: U8, bins: I8, divisor: int) -> None:
     low, high = 0.0, 0.0
     for value in values:
         low, high = min(low, value), max(high, value)
@@ -112,8 +127,8 @@ def _bin(values, there, bins, divisor):
             bins[e] = np.int8(np.floor(values[e]) % divisor) if there[e] else np.int8(-1)
 
 
-@njit(cache=True, nogil=True)
-def _sortable(values, there, keys):
+@kernel()
+def _sortable(values: F64, there: U8, keys: I32) -> None:
     """Store each value, rounded to float32, as the integer that sorts like it; NOTHING for null."""
     as_float = keys.view(np.float32)
     for e in range(len(values)):

@@ -8,7 +8,7 @@ length decides, and the rest is picked from sorted values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from genrec_batch.arrays import F32, F64, I32, I64, U8
 
+PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what is computed at once: its arrays stay in a core's own cache
 _BYTE = np.arange(256)
 POPULATION = np.array([int(byte).bit_count() for byte in _BYTE], np.uint8)  # ones of a byte
 POPULATION_BELOW = np.concatenate([POPULATION[_BYTE & ((1 << bit) - 1)] for bit in range(8)])  # ones below a bit of it
@@ -83,6 +84,16 @@ class Segments:
         shorter = Segments(lengths_G=np.minimum(self.lengths_G, count))
         places_M = np.arange(int(shorter.ends_G[-1])) + np.repeat(self.ends_G - shorter.ends_G, shorter.lengths_G)
         return places_M, shorter
+
+
+def parts(offsets_N1: I64) -> Iterator[tuple[int, int]]:
+    """Cut N users into runs of neighbours that are computed together: few enough events and users, or one user."""
+    start, users = 0, len(offsets_N1) - 1
+    while start < users:
+        fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + PART_EVENTS, side="right")) - 1
+        stop = min(max(fit, start + 1), start + PART_USERS, users)
+        yield start, stop
+        start = stop
 
 
 def ratio(numerator: F64, denominator: F64) -> F64:
@@ -188,7 +199,7 @@ def groups(codes_E: I32, segments: Segments) -> tuple[I64, F64, F64]:
 
 
 def size_terms(longest: int) -> tuple[F64, I64]:
-    """Return ln(c), and c ln c - (c - 1) ln(c - 1) in units of 1 / `ENTROPY_SCALE`, for c of 0 to `longest`, at least 2."""
+    """Return ln(c), and c ln c - (c - 1) ln(c - 1) times `ENTROPY_SCALE`, for c from 0 to `longest`, at least to 2."""
     sizes_X = np.arange(max(longest, 2) + 1)
     logarithms_X = np.log(np.maximum(sizes_X, 1))
     terms_X = np.rint(sizes_X * logarithms_X * ENTROPY_SCALE).astype(np.int64)

@@ -46,16 +46,18 @@ def scan(
             _mark(numbers[column][first:stop], marks_4M[column // 8], marks_4M[2 + column // 8], 8 * (column % 8))
     hours, weekdays = values_6M[2][:count], values_6M[3][:count]
     there = np.ones(count, np.bool_)
-    derived = np.int64(len(numbers[at.weekend]) == 0) << (8 * (at.weekend % 8))
     unknown, known = 8 * (at.unknown % 8), 8 * (at.known % 8)
     sets = marks_4M[1][:count]
     for e in range(count):
-        day = time_us[e] // DAY_US
-        hours[e] = (time_us[e] - day * DAY_US) / HOUR_US
-        weekday = (day + 3) % 7  # Monday 0: 1970-01-01 was a Thursday
-        weekdays[e] = weekday
-        word = derived if weekday >= 5 else np.int64(0)
-        sets[e] |= word | (np.int64(tokens[e] == 1) << unknown) | (np.int64(tokens[e] > 1) << known)
+        sets[e] |= (np.int64(tokens[e] == 1) << unknown) | (np.int64(tokens[e] > 1) << known)
+    if min(len(numbers[at.hour]), len(numbers[at.weekday]), len(numbers[at.weekend])) == 0:
+        weekend = np.int64(len(numbers[at.weekend]) == 0) << (8 * (at.weekend % 8))
+        for e in range(count):
+            day = time_us[e] // DAY_US
+            hours[e] = (time_us[e] - day * DAY_US) / HOUR_US
+            weekday = (day + 3) % 7  # Monday 0: 1970-01-01 was a Thursday
+            weekdays[e] = weekday
+            sets[e] |= weekend if weekday >= 5 else np.int64(0)
     if len(numbers[at.hour]):
         _hold(numbers[at.hour][first:stop], hours, there)
     _bin(hours, there, bins_2M[0], 24)

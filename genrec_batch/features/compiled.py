@@ -132,11 +132,11 @@ class Filler:
         self.user_row_N = given(histories.user_row_N, np.int32)
         self.longest = int(np.diff(self.offsets_N1).max(initial=0))
         most = max(PART_EVENTS, self.longest)
-        self.marks_4M, self.values_6M = np.empty((4, most), np.int64), np.empty((6, most))
+        self.marks_4M, self.values_7M = np.empty((4, most), np.int64), np.empty((7, most))
         self.bins_2M, self.keys_3M = np.empty((2, most), np.int8), np.empty((3, most), np.int32)
         self.distinct_N, self.newest_N = np.empty(PART_USERS, np.int64), np.empty(PART_USERS, np.int64)
         self.sessions_2N, self.logarithms_7N = np.empty((2, PART_USERS), np.int64), np.empty((7, PART_USERS))
-        self.scratch_X, self.whole_X = np.empty(64 + self.longest), np.empty(512, np.int64)
+        self.scratch_X, self.whole_X = np.empty(64), np.empty(512, np.int64)
         self.sorting_X = np.empty(self.longest * kernel_users.WIDE + 25 * kernel_users.NARROW + 4, np.int32)
         self.seen_2H = np.zeros((2, 1 << (4 * self.longest).bit_length()), np.uint64)
         self.stamp = 1  # of the next user's codes in `seen_2H`
@@ -160,7 +160,7 @@ class Filler:
         self._take_logarithms(start, stop, first, last)
         kernel_columns.scan(
             self.at, self.numbers, self.time_us_E, self.tokens_E, first, last,
-            self.marks_4M, self.values_6M, self.bins_2M, self.keys_3M,
+            self.marks_4M, self.values_7M, self.bins_2M, self.keys_3M,
         )  # fmt: skip
         self._distinct(self.video_code_E, self.offsets_N1, start, stop, self.distinct_N)
         sessions_2N = self.sessions_2N[:, :0]
@@ -171,7 +171,7 @@ class Filler:
             self._distinct(codes_M, given(here_N1, np.int64), 0, stop - start, sessions_2N[0], sessions_2N[1])
         kernel_users.fill(
             self.at, self.slots, ONE_HOTS, self.codes, self.offsets_N1, start, stop, self.time_us_E,
-            self.marks_4M, self.values_6M, self.bins_2M, self.keys_3M, self.distinct_N, sessions_2N,
+            self.marks_4M, self.values_7M, self.bins_2M, self.keys_3M, self.distinct_N, sessions_2N,
             self.total_events_N, dense_NF, self.logarithms_7N, self.scratch_X, self.sorting_X, self.whole_X,
         )  # fmt: skip
         kernel_groups.finish(LOGARITHMS, np.log1p(self.logarithms_7N[:, : stop - start]), dense_NF)
@@ -182,7 +182,7 @@ class Filler:
             self._fill_videos(start, stop, dense_NF)
 
     def _take_logarithms(self, start: int, stop: int, first: int, last: int) -> None:
-        gap, position = self.values_6M[GAP_ROW][: last - first], self.values_6M[POSITION_ROW][: last - first]
+        gap, position = self.values_7M[GAP_ROW][: last - first], self.values_7M[POSITION_ROW][: last - first]
         if last > first:
             gap[0] = 0
             np.subtract(self.time_us_E[first + 1 : last], self.time_us_E[first : last - 1], out=gap[1:])

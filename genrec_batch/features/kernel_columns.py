@@ -27,15 +27,15 @@ def scan(
     first: int,
     stop: int,
     marks_4M: I64,
-    values_6M: F64,
+    values_7M: F64,
     bins_2M: I8,
     keys_3M: I32,
 ) -> None:
     """Read the events first..stop once.
 
     In: `numbers`, the columns of `compiled.COLUMNS`, empty where the log lacks one; the logarithms of positions and of
-    gaps in rows 4 and 5 of `values_6M`. Out: `marks_4M`, a byte per mask that is set (words 0 and 1) and per null
-    (words 2 and 3); in `values_6M` duration, percentage, hour, weekday, position and gap, 0 for null; `bins_2M`, hour
+    gaps in rows 4 and 5 of `values_7M`. Out: `marks_4M`, a byte per mask that is set (words 0 and 1) and per null
+    (words 2 and 3); in `values_7M` duration, percentage, hour, weekday, position and gap, 0 for null; `bins_2M`, hour
     and weekday as whole numbers, -1 for null; `keys_3M`, integers that sort as duration, percentage and gap do.
     """
     count = stop - first
@@ -44,7 +44,7 @@ def scan(
     for column in range(at.flags):
         if len(numbers[column]):
             _mark(numbers[column][first:stop], marks_4M[column // 8], marks_4M[2 + column // 8], 8 * (column % 8))
-    hours, weekdays = values_6M[2][:count], values_6M[3][:count]
+    hours, weekdays = values_7M[2][:count], values_7M[3][:count]
     there = np.ones(count, np.bool_)
     unknown, known = 8 * (at.unknown % 8), 8 * (at.known % 8)
     sets = marks_4M[1][:count]
@@ -66,23 +66,23 @@ def scan(
         _hold(numbers[at.weekday][first:stop], weekdays, there)
     _bin(weekdays, there, bins_2M[1], 7)
     nulls = marks_4M[3]
-    duration = values_6M[0][:count]
+    duration = values_7M[0][:count]
     _hold_or_none(numbers[at.duration][first:stop], duration, there)
     for e in range(count):
         duration[e] /= 100
     _note(there, nulls, 8 * (at.duration_null % 8))
     _sortable(duration, there, keys_3M[0])
-    percentage = values_6M[1][:count]
+    percentage = values_7M[1][:count]
     _hold_or_none(numbers[at.percentage][first:stop], percentage, there)
     for e in range(count):
         percentage[e] = min(max(percentage[e], 0.0), at.percentage_limit)
     _note(there, nulls, 8 * (at.percentage_null % 8))
     _sortable(percentage, there, keys_3M[1])
-    positions = values_6M[4][:count]
+    positions = values_7M[4][:count]
     _hold_or_none(positions[: count if len(numbers[at.position]) else 0], positions, there)
     _note(there, nulls, 8 * (at.position_null % 8))
     there[:] = True
-    _sortable(values_6M[5][:count], there, keys_3M[2])
+    _sortable(values_7M[5][:count], there, keys_3M[2])
 
 
 @kernel()

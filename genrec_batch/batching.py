@@ -34,11 +34,12 @@ class Part:
         """Compute the features of the job's rows `rows_N`."""
         straight = len(rows_N) > 0 and bool((np.diff(rows_N) == 1).all())
         histories = job.histories.slice(int(rows_N[0]), int(rows_N[-1]) + 1) if straight else job.histories.take(rows_N)
+        kernel = features.kernel_name(len(job))
         return Part(
             histories=histories,
-            dense_NF=features.compute(histories, job.users, job.videos, max_events=config.max_events),
+            dense_NF=features.compute(histories, job.users, job.videos, max_events=config.max_events, kernel=kernel),
             profile=None if job.users is None else features.profile_vectors(histories, job.users),
-            video=None if job.videos is None else features.video_vectors(histories, job.videos),
+            video=None if job.videos is None else features.video_vectors(histories, job.videos, kernel=kernel),
             candidates=None if job.candidates is None else job.candidates.take(rows_N),
             include_seen=config.include_seen,
         )

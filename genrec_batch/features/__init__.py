@@ -10,6 +10,7 @@ depends on a user's neighbours; `tests/reference.py` computes the same row by ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, overload
 
@@ -33,7 +34,12 @@ def kernel_name(users: int) -> Kernel:
 
     `numba` from `COMPILED_FROM` users on, where numba is installed; else `numpy`. Both give the same bits.
     """
-    if users < COMPILED_FROM or find_spec("numba") is None:
+    return "numpy" if users < COMPILED_FROM else _fastest()
+
+
+@cache
+def _fastest() -> Kernel:
+    if find_spec("numba") is None:
         return "numpy"
     try:
         from genrec_batch.features import compiled, kernel  # noqa: F401 - loading it is the question

@@ -273,13 +273,9 @@ def _logits(network: Network, graph: Graph, hidden: str) -> str:
     return linear(graph, hidden, np.pad(weight, ((0, spare), (0, 0))), np.pad(bias, (0, spare)))
 
 
-def _columns(graph: Graph, x: str, start: int, stop: int) -> str:
-    return graph.add("Slice", x, graph.ints(start), graph.ints(stop), graph.ints(1))
-
-
 def item_logits(network: Network, graph: Graph, hidden: str) -> str:
     """Return the logits of the items alone, [B, V]."""
-    return _columns(graph, _logits(network, graph, hidden), 0, network.config.vocabulary)
+    return graph.columns(_logits(network, graph, hidden), 0, network.config.vocabulary)
 
 
 def _choose_item(
@@ -300,14 +296,14 @@ def _choose_item(
         return
     if read:
         _output_heads(network, graph, rows, every)
-    logits = _columns(graph, every, 0, vocabulary)
+    logits = graph.columns(every, 0, vocabulary)
     _, log_sum = nodes.log_sum_exp(graph, logits)
     nodes.best(graph, allowed_logits(network, graph, shape, logits, seen, read), log_sum, rows, network.tokens)
 
 
 def _output_heads(network: Network, graph: Graph, rows: int, every: str) -> None:
     vocabulary = network.config.vocabulary
-    heads = graph.cast(_columns(graph, every, vocabulary, vocabulary + len(HEADS)), FLOAT, name="fp32_heads")
+    heads = graph.cast(graph.columns(every, vocabulary, vocabulary + len(HEADS)), FLOAT, name="fp32_heads")
     graph.output(graph.add("Sigmoid", heads, name="heads"), [rows, len(HEADS)], FLOAT)
 
 
@@ -316,12 +312,12 @@ def allowed_logits(
 ) -> str:
     """Return the logits of the catalog's items, [B, tokens], with those seen or read so far banned."""
     if network.tokens < network.config.vocabulary:
-        logits = _columns(graph, logits, 0, network.tokens)
+        logits = graph.columns(logits, 0, network.tokens)
     if read is None:
-        return nodes.ban(graph, logits, seen, shape.rows, shape.seen)
+        return nodes.ban(graph, logits, seen, (shape.rows, shape.seen, network.tokens))
     number = graph.constant(np.arange(shape.steps + 1, dtype=np.int32).reshape(-1, 1))
     done = graph.add("LessOrEqual", number, graph.reshape(read[1], 1, 1))
     known = graph.add("Less", read[0], graph.constant(np.full((1, 1), network.tokens, np.int32)))
     items = graph.add("Where", graph.add("And", done, known), read[0], graph.constant(np.zeros((1, 1), np.int32)))
     banned = graph.add("Concat", seen, graph.transpose(items, 1, 0), axis=1)
-    return nodes.ban(graph, logits, banned, shape.rows, shape.seen + shape.steps + 1)
+    return nodes.ban(graph, logits, banned, (shape.rows, shape.seen + shape.steps + 1, network.tokens))

@@ -17,6 +17,11 @@ from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import FLOAT, INT32, Graph, linear
 
 
+def padded_count(count: int) -> int:
+    """Return a number of candidates as a power of two, at least 8, so that few engines serve all numbers."""
+    return max(8, 1 << (count - 1).bit_length())
+
+
 def choose(network: Network, shape: Shape, count: int) -> bytes:
     """Several best items of the next position.
 

@@ -24,7 +24,7 @@ from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_shapes import BUCKETS, ShapeRule
 from genrec_batch.errors import EngineError, ModelError
 from genrec_batch.model import Model, weights_fingerprint
-from genrec_batch.selection import GPU_BATCH_USERS
+from genrec_batch.sizing import GPU_USERS
 
 SAMPLE_PRECISIONS = ("fp32", "fp16")  # what `score --precision auto` opens on a GPU
 
@@ -49,7 +49,7 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
     started = time.monotonic()
     loaded = _with_catalog(directory)
     cache = EngineCache()
-    size = GPU_BATCH_USERS if config.batch_size == "auto" else int(config.batch_size)
+    size = GPU_USERS if config.batch_size == "auto" else int(config.batch_size)
     rule = ShapeRule(loaded.config, size, BUCKETS)
     precisions = SAMPLE_PRECISIONS if config.precision == "auto" else (config.precision,)
     targets = [_target(config, loaded, precision, cache, size) for precision in precisions]

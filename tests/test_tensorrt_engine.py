@@ -236,6 +236,26 @@ def test_out_of_memory_can_be_retried(build, gpu):
     assert caught.value.exit_code == 75
 
 
+@pytest.mark.parametrize("way", ["slate", "steps"])
+def test_out_of_memory_halves_the_rows_of_the_engines(build, gpu, way):
+    engine, config = build(batch_size=256), preset("tiny")
+
+    def run(batch):
+        return next(engine.slate([batch], STEPS)) if way == "slate" else greedy(engine, batch)
+
+    small = gpu._in_use()
+    run(batch_of(config, 60))
+    large = gpu._in_use() - small
+    engine._pool._idle.clear()
+    gc.collect()
+    gpu.memory = small + large * 3 // 4
+    batch = batch_of(config, 120)
+    with pytest.raises(RetryError):
+        run(batch)
+    assert engine.rows == 128
+    check(tiny(), batch, run(batch))
+
+
 def test_a_row_does_not_depend_on_its_batch_or_bucket(build):
     engine, config = build(), preset("tiny")
     wide = batch_of(config, 6, width=16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_side_graphs as side
-from genrec_batch.engines.cuda import Device, Stream
+from genrec_batch.engines.cuda import Device, DeviceMemoryError, Stream
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import LONGEST, plugin
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
@@ -71,8 +72,9 @@ class TensorRtEngine:
         building.check_precision(self.library, precision)
         self._gpu = Device(device)
         self.device, self.precision = self._gpu.name, precision
-        self.shapes = ShapeRule(model.config, batch_size, buckets)
+        self._buckets = tuple(buckets)
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
+        self.resize(batch_size)
         self._cache = cache or EngineCache()
         self.store = PlanStore(
             self.library,
@@ -105,6 +107,24 @@ class TensorRtEngine:
         """Return the device memory that is free now; what idle batches hold counts as used."""
         return self._gpu.free_bytes()
 
+    @property
+    def rows(self) -> int:
+        """Return the rows of every batch; smaller batches are padded."""
+        return self.shapes.batch_size
+
+    def resize(self, rows: int) -> None:
+        """Take engines of so many rows from now on, rounded up to a multiple of 64."""
+        self.shapes = ShapeRule(self._config, rows, self._buckets)
+
+    @contextmanager
+    def _smaller_when_full(self) -> Iterator[None]:
+        """Halve the rows where the device is too small, so that the half of this batch takes half the memory."""
+        try:
+            yield
+        except DeviceMemoryError:
+            self.resize(max(1, self.rows // 2))
+            raise
+
     def hardware(self) -> str:
         """Return the GPU's architecture and memory, the library's version, and whether the plugin runs."""
         memory_gib = self._gpu.total_bytes() >> 30
@@ -130,7 +150,7 @@ class TensorRtEngine:
             shape = self.shapes.shape(
                 rows=self.shapes.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video
             )
-            self._program(shape).prepare()
+            self._program(shape).load()
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
         """Read the features and histories; see the protocol.
@@ -144,7 +164,9 @@ class TensorRtEngine:
         self._gpu.use()
         shape = self.shapes.of(batch, steps)
         program = self._program(shape)
-        slot = self._pool.acquire(program.network, shape)
+        with self._smaller_when_full():
+            program.load(decode=False)
+            slot = self._pool.acquire(program.network, shape)
         state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
         slot.fill(batch)
         self._compute.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
@@ -260,7 +282,9 @@ class TensorRtEngine:
         self._gpu.use()
         shape = self.shapes.of(batch, steps)
         program = self._program(shape)
-        slot = self._pool.acquire(program.network, shape)
+        with self._smaller_when_full():
+            program.load()
+            slot = self._pool.acquire(program.network, shape)
         slot.fill(batch)
         graph = program.graph(slot, steps, self._compute)
         self._in.wait(slot.computed)  # whoever had this memory before is done with it

@@ -75,12 +75,11 @@ class Program:
             self._executables[name] = self._load(name, self.shape, make())
         return self._executables[name]
 
-    def prepare(self) -> tuple[Executable, Executable]:
-        """Load, or build, and return the engines of prefill and decode."""
-        return (
-            self.executable("prefill", lambda: loop.prefill(self.network, self.shape)),
-            self.executable("decode", lambda: loop.decode(self.network, self.shape)),
-        )
+    def load(self, *, decode: bool = True) -> None:
+        """Load, or build, the engine of prefill and, unless only that is wanted, of decode."""
+        self.executable("prefill", lambda: loop.prefill(self.network, self.shape))
+        if decode:
+            self.executable("decode", lambda: loop.decode(self.network, self.shape))
 
     def prefill(self, slot: Slot, stream: Stream) -> None:
         """Queue the prefill of what is in the slot's device memory."""

@@ -3,8 +3,8 @@
 Owns: the order of preference, the parity check behind `auto`, and the sentence that says why. Must not know: users,
 files, output. An engine asked for by name is taken or the run fails; nothing is silently replaced. What `auto` takes
 depends on the machine's hardware, the installed packages and the parity on a sample of the run's own users, never on a
-clock, so that the same run on the same machine takes the same engine. (How many users a GPU's batch holds is timed, once,
-and kept: `sizing`.)
+clock, so that the same run on the same machine takes the same engine. (How many users a GPU's batch holds is timed,
+once, and kept: `sizing`.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How many users a batch holds on a GPU, where `--batch-size` is auto: a short sweep, made once and kept.
 
-Owns: which sizes are tried, when the sweep ends, and where its result is kept. Must not know: which engine it is, users,
-files but the engine cache. In: an open engine and some of the run's own users. Out: a `Size`. A CPU has a constant: there
-a batch only has to fill the caches.
+Owns: which sizes are tried, when the sweep ends, and where its result is kept. Must not know: which engine it is,
+users, files but the engine cache. In: an open engine and some of the run's own users. Out: a `Size`. A CPU has a
+constant: there a batch only has to fill the caches.
 """
 
 from __future__ import annotations

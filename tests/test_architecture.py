@@ -14,7 +14,8 @@ ORDER = [  # a module imports only what stands left of it (or, within a bracket,
     "errors", "layout", "arrays", "schema", "config", "profiling", "console", "catalog", "storage", "durable",
     "output",
     "sampling", "tables", "histories", "features", "model", "engines", "importing", "export", "generate",
-    "recommendations", "parity", "sizing", "selection", "prebuilding", "job", "batching", "verifying", "pipeline", "api", "show", "demo", "edge",
+    "recommendations", "parity", "sizing", "selection", "prebuilding", "job", "batching", "verifying", "pipeline",
+    "api", "show", "demo", "edge",
     "cli_model", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

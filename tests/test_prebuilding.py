@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from fake_cuda import FakeRuntime
@@ -75,8 +74,9 @@ def test_the_real_builder_builds_every_way_of_decoding(run, rtx, model_dir, opti
     assert len(list(rtx.glob("*.engine"))) == len(names)
 
 
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.slow
-def test_the_real_builder_builds_the_reference_model(run, rtx, tmp_path, log_file):
+def test_the_real_builder_builds_the_reference_model(run, tmp_path, log_file):
     assert run("model", "init", tmp_path / "reference", "--catalog-from", log_file).code == 0
     given = ("--precision", "fp16", "--seen-limit", "0", "--batch-size", "64", "--max-events", "8")
     done = run("model", "build", tmp_path / "reference", *ELSEWHERE, *given)
@@ -115,7 +115,8 @@ def test_what_was_built_is_what_a_run_takes(run, gpu, model_dir):
     assert len(gpu.api.builds) == built
 
 
-def test_more_seen_videos_than_the_catalog_has(run, gpu, model_dir):
+@pytest.mark.usefixtures("gpu")
+def test_more_seen_videos_than_the_catalog_has(run, model_dir):
     """TensorRT scatters at most as many indices as there are columns."""
     done = run("model", "build", model_dir, *SMALL, "--precision", "fp16", "--seen-limit", "3000")
     assert done.code == 0, done.err
@@ -142,7 +143,8 @@ def test_what_is_not_there_is_named_with_the_way_out(run, gpu, model_dir, option
     assert gpu.api.builds == []
 
 
-def test_no_gpu_says_how_to_build_for_another_machine(run, gpu, model_dir):
+@pytest.mark.usefixtures("gpu")
+def test_no_gpu_says_how_to_build_for_another_machine(run, model_dir):
     cuda.load_runtime().devices = 0
     done = run("model", "build", model_dir)
     assert done.code == 5
@@ -160,13 +162,15 @@ def test_no_library_gives_the_install_line(run, monkeypatch, model_dir):
     assert "pip install" in done.err
 
 
-def test_a_gpu_that_the_builder_does_not_know(run, rtx, model_dir):
+@pytest.mark.usefixtures("rtx")
+def test_a_gpu_that_the_builder_does_not_know(run, model_dir):
     done = run("model", "build", model_dir, "--compute-capability", "9.0")
     assert done.code == 5
     assert "cannot build for sm_90; it knows sm_75" in done.err
 
 
-def test_a_model_without_its_catalog(run, gpu, model_dir, tmp_path):
+@pytest.mark.usefixtures("gpu")
+def test_a_model_without_its_catalog(run, model_dir, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):

@@ -124,8 +124,8 @@ def check_precision(library: Library, precision: str) -> None:
     if precision not in PRECISIONS:
         have = ", ".join(p for p in PRECISIONS if p != "bf16" or library.strongly_typed)
         raise EngineError(
-            f"--precision {precision}: the tensorrt engine has {have} with {library.label}; {precision} needs scales that "
-            "no model directory holds, and without them it does not keep 98% of fp32's top 10"
+            f"--precision {precision}: the tensorrt engine has {have} with {library.label}; {precision} needs scales "
+            "that no model directory holds, and without them it does not keep 98% of fp32's top 10"
         )
     if precision == "bf16" and not library.strongly_typed:
         raise EngineError(f"--precision bf16 needs TensorRT 9 or newer, this is {library.label}; fp16 is as fast")
@@ -195,6 +195,7 @@ def _network_flags(library: Library) -> int:
 def _configure(library: Library, builder: Any, network: Any, precision: str, architecture: str | None) -> Any:
     api, config = library.api, builder.create_builder_config()
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.clear_flag(api.BuilderFlag.TF32)  # on by default, and not what fp32 says
     config.max_aux_streams = 0  # one stream, so that a captured graph needs no others
     if library.name == "tensorrt":
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED

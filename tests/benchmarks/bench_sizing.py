@@ -1,4 +1,4 @@
-"""What `--batch-size auto` takes on this GPU, and what finding out costs: a first run that measures, and one that reads.
+"""What `--batch-size auto` takes on this GPU, and what finding out costs: a run that measures, and one that reads.
 
 python tests/benchmarks/bench_sizing.py MODEL_DIR [--engine torch] [--precision fp16]
 """

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_tensorrt_forms.py FORM [FORM ...] --json forms.json -- run --plain --layers 2 ...
 
 A FORM is words joined by `+`, applied from left to right: what each changes is the docstring of its function below;
-`as-is` changes nothing. What follows `--` goes to `bench_tensorrt.py`. What won is in the package; what lost stays here,
-so that it can be tried again on another card or library.
+`as-is` changes nothing. What follows `--` goes to `bench_tensorrt.py`. What won is in the package; what lost stays
+here, so that it can be tried again on another card or library.
 """
 
 import json
@@ -32,7 +32,7 @@ def as_is():
 def loose():
     """FP16 flag only: the builder may take any type for any layer."""
 
-    def configure(library, builder, network, precision, architecture):
+    def configure(library, builder, network, _precision, architecture):
         config = plain(library, builder, network, "fp32", architecture)
         config.set_flag(library.api.BuilderFlag.FP16)
         return config
@@ -41,8 +41,8 @@ def loose():
     building._configure = configure
 
 
-def pinned():
-    """Every layer with a half-precision result must be computed in it; before, only the fp32 layers were pinned."""
+def half():
+    """Every layer with a floating-point result must be computed in fp16, but for those named fp32."""
     building._pin_fp32 = pin_everything
 
 
@@ -54,7 +54,7 @@ def pin_everything(api, network):
             continue
         kinds = [layer.get_output(i).dtype for i in range(layer.num_outputs)]
         kind = api.DataType.FLOAT if layer.name.startswith("fp32") else api.DataType.HALF
-        if kinds and (layer.name.startswith("fp32") or all(k == api.DataType.HALF for k in kinds)):
+        if kinds and all(k in (api.DataType.HALF, api.DataType.FLOAT) for k in kinds):
             count += 1
             layer.precision = kind
             for i in range(layer.num_outputs):
@@ -157,6 +157,21 @@ def products():
     nodes.over_cache = over_cache
 
 
+def last_products():
+    """`products` for the last layer of prefill alone."""
+
+    def last_layer(*given):
+        before = nodes.over_cache
+        products()
+        try:
+            return layer(*given)
+        finally:
+            nodes.over_cache = before
+
+    layer = loop._last_layer
+    loop._last_layer = last_layer
+
+
 def alike(count=ROWS):
     """Decode: the query as 16 equal rows over all keys side by side, in the form that fused attention takes."""
 
@@ -228,7 +243,7 @@ def alone():
 
 FORMS = {
     form.__name__.replace("_", "-"): form
-    for form in (as_is, loose, pinned, direct, untrimmed, natural, products, alike, one, transposed, alone)
+    for form in (as_is, loose, half, direct, untrimmed, natural, products, last_products, alike, one, transposed, alone)
 }
 
 

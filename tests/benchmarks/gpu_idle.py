@@ -8,8 +8,8 @@ as the package nvidia-cuda-cupti); works beside any library that uses the GPU in
 
 import contextlib
 import ctypes
-import glob
 import sys
+from pathlib import Path
 
 KERNEL, COPY = 10, 1  # CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMCPY
 BUFFER = 8 << 20
@@ -18,9 +18,9 @@ START, END = 16, 24  # bytes into CUpti_ActivityKernel4 and all later versions: 
 
 def load(paths=()):
     """Return libcupti, from the given files or the usual places."""
-    places = [f"{folder}/nvidia/*/lib/libcupti.so.*" for folder in sys.path]
-    places += ["/usr/local/cuda*/extras/CUPTI/lib64/libcupti.so.*", "/usr/local/cuda*/lib64/libcupti.so.*"]
-    found = [*paths, *(path for place in places for path in sorted(glob.glob(place)))]
+    places = [(folder, "nvidia/*/lib/libcupti.so.*") for folder in sys.path]
+    places += [("/usr/local", "cuda*/extras/CUPTI/lib64/libcupti.so.*"), ("/usr/local", "cuda*/lib64/libcupti.so.*")]
+    found = [*paths, *(str(path) for folder, name in places for path in sorted(Path(folder).glob(name)))]
     for path in found:
         with contextlib.suppress(OSError):
             return ctypes.CDLL(path)

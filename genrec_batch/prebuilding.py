@@ -21,7 +21,7 @@ from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_store as store
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, ShapeRule
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule
 from genrec_batch.errors import EngineError, ModelError
 from genrec_batch.model import Model, weights_fingerprint
 from genrec_batch.sizing import GPU_USERS
@@ -113,7 +113,12 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
 
     def network(_shape: Shape) -> Network:
         return Network(
-            config=loaded.config, weights=loaded.weights, tokens=loaded.tokens, precision=precision, plugin=False
+            config=loaded.config,
+            weights=loaded.weights,
+            tokens=loaded.tokens,
+            precision=precision,
+            plugin=False,
+            piece=PLAIN_LAYERS,
         )
 
     label = f"{library.label} for {architecture}"

@@ -1,5 +1,6 @@
 """Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one."""
 
+import dataclasses
 import enum
 import importlib.util
 
@@ -96,6 +97,20 @@ def test_the_real_builder_builds_both_engines(rtx, name, precision):
         assert len(built.plan) > 2 * weights  # the token table and the output projection are in it
     assert told[-1] == ("built", 1.0)
     assert all(0 <= share <= 1 for _, share in told)
+
+
+def test_the_real_builder_builds_a_network_in_pieces(rtx):
+    made = dataclasses.replace(network("tiny"), piece=1)
+    config, kind = made.config, TYPES["fp16"]
+    first, second = (
+        described(tensorrt_build.build(rtx, graph, precision="fp16", architecture="sm_89"))
+        for graph in (loop.prefill(made, SHAPE, 0), loop.prefill(made, SHAPE, 1))
+    )
+    left = (ROWS * POSITIONS, config.width)
+    assert (first["left_0"], second["left_0"]) == ((left, kind, False), (left, kind, True))
+    assert (first | second).keys() == {*expected_prefill(config, kind), "left_0"}
+    for piece in range(2):
+        assert tensorrt_build.build(rtx, loop.decode(made, SHAPE, piece), precision="fp16", architecture="sm_89").plan
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -11,7 +11,7 @@ from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
 from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.engines import Slates, cuda, tensorrt_build
+from genrec_batch.engines import Slates, cuda, tensorrt_build, tensorrt_engine
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_engine import TensorRtEngine
@@ -148,6 +148,23 @@ def test_greedy_decode_is_the_network_without_a_cache(build, side):
     engine, model = build(), tiny()
     batch = batch_of(model.config, 5, side=side)
     check(model, batch, greedy(engine, batch))
+
+
+def test_a_network_in_pieces_is_the_same_network(build, monkeypatch):
+    """One layer an engine: each takes what the one before left, and rows are still copied whole."""
+    monkeypatch.setattr(tensorrt_engine, "PLAIN_LAYERS", 1)
+    engine, model = build(), tiny()
+    batch = batch_of(model.config, 5, side=True)
+    check(model, batch, greedy(engine, batch))
+    check(model, batch, next(engine.slate([batch], STEPS)))
+    assert {name.removeprefix("prefill_") for name in engine._program(engine.shapes.of(batch, STEPS))._executables} == {
+        "0", "1", "decode_0", "decode_1"
+    }  # fmt: skip
+    state = engine.prefill(batch, steps=STEPS)
+    engine.decode(state)
+    again = engine.select(state, np.array([3, 3, 1]))
+    engine.decode(again)
+    assert engine.collect(again).tokens_BK.tolist() == greedy(engine, batch, 2).tokens_BK[[3, 3, 1]].tolist()
 
 
 def test_items_outside_the_catalog_count_and_are_never_chosen(build):

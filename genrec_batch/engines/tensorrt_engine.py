@@ -24,7 +24,7 @@ from genrec_batch.engines.kernels import LONGEST, plugin
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import BANNED
 from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, ShapeRule, rounded
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule, rounded
 from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
 from genrec_batch.engines.tensorrt_store import PlanStore
 from genrec_batch.errors import EngineError
@@ -58,8 +58,8 @@ class TensorRtEngine:
             model: sizes and weights.
             device: "cuda" or "cuda:<number>".
             precision: "fp32", "fp16" or "bf16".
-            batch_size: rows of every engine, rounded up to a multiple of 64; smaller batches are padded. Keep
-                batch_size times heads at or below 65,535: above, TensorRT 8.6 takes a slow path.
+            batch_size: rows of every engine, rounded up to a multiple of 64. Keep batch_size times heads at or below
+                65,535: above, TensorRT 8.6 takes a slow path.
             buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
             cache: where built engines are kept; the user's own cache by default.
             progress: told what is being built, and how much of it is done.
@@ -118,7 +118,7 @@ class TensorRtEngine:
 
     @contextmanager
     def _smaller_when_full(self) -> Iterator[None]:
-        """Halve the rows where the device is too small, so that the half of this batch takes half the memory."""
+        """Halve the rows where the device is too small: half of this batch then takes half the memory."""
         try:
             yield
         except DeviceMemoryError:
@@ -127,8 +127,8 @@ class TensorRtEngine:
 
     def hardware(self) -> str:
         """Return the GPU's architecture and memory, the library's version, and whether the plugin runs."""
-        memory_gib = self._gpu.total_bytes() >> 30
-        return f"{self._gpu.architecture}, {memory_gib} GiB, {self.library.label}{', plugin' if self.plugin else ''}"
+        plugged = ", plugin" if self.plugin else ""
+        return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
 
     def prepare(
         self, lengths: Sequence[int], *, steps: int, seen: int = 0, profile: bool = False, video: bool = False
@@ -280,8 +280,7 @@ class TensorRtEngine:
 
     def _send(self, batch: Batch, steps: int) -> Slot:
         self._gpu.use()
-        shape = self.shapes.of(batch, steps)
-        program = self._program(shape)
+        program = self._program(shape := self.shapes.of(batch, steps))
         with self._smaller_when_full():
             program.load()
             slot = self._pool.acquire(program.network, shape)
@@ -305,13 +304,14 @@ class TensorRtEngine:
 
     def network(self, shape: Shape) -> Network:
         """Return what the graphs of a shape are made from: with the plugin's kernels where they fit it."""
-        fits = shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
+        plugged = self.plugin and shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
         return Network(
             config=self._config,
             weights=self._weights,
             tokens=self._tokens,
             precision=self.precision,
-            plugin=self.plugin and fits,
+            plugin=plugged,
+            piece=0 if plugged else PLAIN_LAYERS,
         )
 
     def _program(self, shape: Shape) -> Program:

@@ -14,6 +14,7 @@ from genrec_batch.model import ModelConfig
 
 BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
 ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
+PLAIN_LAYERS = 0  # of one engine without the plugin; 0: all
 SEEN_SIZES = (64, 256, 1024)  # columns of the banned list; beyond, powers of two
 
 

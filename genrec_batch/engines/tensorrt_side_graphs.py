@@ -117,6 +117,15 @@ def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], 
     return found
 
 
+def between(network: Network, shape: Shape) -> dict[str, list[int]]:
+    """Return what the engines of consecutive pieces hand on: name -> sizes."""
+    found = {}
+    for piece in range(len(network.pieces()) - 1):
+        found[f"left_{piece}"] = [shape.rows * shape.positions, network.config.width]
+        found[f"passed_{piece}"] = [shape.rows, network.config.width]
+    return found
+
+
 def select(network: Network, shape: Shape, rows_out: int) -> bytes:
     """Copy rows of a whole state: every tensor of `state_tensors`, and rows [rows_out] -> chosen_<name>."""
     graph = network.graph()

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_graphs as loop
@@ -122,19 +123,23 @@ def wanted(network: Network, shape: Shape, *, choices: int = 0, beam_width: int 
     def one(name: str, where: Shape, make: Callable[[], bytes]) -> Wanted:
         return Wanted(name=name, shape=where, graph=make)
 
-    yield one("prefill", shape, lambda: loop.prefill(network, shape))
+    def pieces(name: str, where: Shape, make: Callable[[Network, Shape, int], bytes]) -> Iterator[Wanted]:
+        for number, title in enumerate(network.titles(name)):
+            yield one(title, where, partial(make, network, where, number))
+
+    yield from pieces("prefill", shape, loop.prefill)
     if choices:
         count = side.padded_count(choices)
         yield one(f"choose_{choices}", shape, lambda: side.choose(network, shape, choices))
         yield one(f"score_{count}", shape, lambda: side.score(network, shape, count))
         return
     if beam_width == 1:
-        yield one("decode", shape, lambda: loop.decode(network, shape))
+        yield from pieces("decode", shape, loop.decode)
         return
     rows = shape.rows * beam_width
     beams, least = replace(shape, rows=rows), side.padded_count(1)
     yield one(f"select_{rows}", shape, lambda: side.select(network, shape, rows))
-    yield one("decode", beams, lambda: loop.decode(network, beams))
+    yield from pieces("decode", beams, loop.decode)
     yield one(f"choose_{beam_width}", beams, lambda: side.choose(network, beams, beam_width))
     yield one(f"lookup_{least}", beams, lambda: side.lookup(network, beams, least))
     yield one(f"select_{rows}", beams, lambda: side.select(network, beams, rows))

@@ -158,9 +158,10 @@ def profile(engine, program, slot, top):
         ("prefill", lambda: program.prefill(slot, stream)),
         ("decode", lambda: program.decode(slot, STEPS - 1, stream)),
     ):
-        context = program.executable(name, bytes).context
-        context.profiler = layers = Layers()
-        context.enqueue_emits_profile = True
+        layers = Layers()
+        for title in program.network.titles(name):
+            context = program.executable(title, bytes).context
+            context.profiler, context.enqueue_emits_profile = layers, True
         for _ in range(4):
             work()
             stream.synchronize()

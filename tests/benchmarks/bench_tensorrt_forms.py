@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_tensorrt as bench
 
 from genrec_batch.engines import tensorrt_build as building
+from genrec_batch.engines import tensorrt_engine
 from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines import tensorrt_nodes as nodes
 
@@ -231,6 +232,21 @@ def transposed():
     loop.cache_shapes, loop._output_caches, loop._cached_attention = shapes, outputs, cached
 
 
+def pairs():
+    """Two layers an engine: TensorRT 8.6 computes 6 layers in one node slower than three times 2."""
+    tensorrt_engine.PLAIN_LAYERS = 2
+
+
+def triples():
+    """Three layers an engine."""
+    tensorrt_engine.PLAIN_LAYERS = 3
+
+
+def single():
+    """One layer an engine."""
+    tensorrt_engine.PLAIN_LAYERS = 1
+
+
 def alone():
     """No caches are written: prefill alone, and decode reads zeros (its items mean nothing)."""
 
@@ -243,7 +259,23 @@ def alone():
 
 FORMS = {
     form.__name__.replace("_", "-"): form
-    for form in (as_is, loose, half, direct, untrimmed, natural, products, last_products, alike, one, transposed, alone)
+    for form in (
+        as_is,
+        loose,
+        half,
+        direct,
+        untrimmed,
+        natural,
+        products,
+        last_products,
+        alike,
+        one,
+        transposed,
+        pairs,
+        triples,
+        single,
+        alone,
+    )
 }
 
 
@@ -251,6 +283,7 @@ PATCHED = {
     building: ("_configure", "_pin_fp32"),
     loop: ("cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
     nodes: ("over_cache",),
+    tensorrt_engine: ("PLAIN_LAYERS",),
 }
 
 

@@ -102,7 +102,7 @@ class Histories:
     categories: Mapping[str, npt.NDArray[np.int8]]
     total_events_N: I64  # all the user's events up to as-of, kept or not
     user_row_N: I32  # row of the users table, -1 where it has none
-    seen: Ragged  # tokens of the newest `--seen-limit` distinct videos, each once; unknown and padding left out
+    seen: Ragged  # tokens of the newest `--seen-limit` distinct videos; may repeat and hold the unknown token
     as_of_us: int
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genrec_batch import console
-from genrec_batch.config import BuildConfig
+from genrec_batch.build_config import BuildConfig
 from genrec_batch.edge import guarded, options
 from genrec_batch.errors import ConfigError, GenrecError
 

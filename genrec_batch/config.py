@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +86,40 @@ class HistoryConfig(LogConfig):
         choices=("error", "resume", "overwrite"),
     )
     shard_users: int = option("Users per part of the output: what a killed run loses at most.", 16384, panel="Output")
+    memory_limit: str = option(
+        "What events and histories may take in memory, such as 512MiB or 8GiB; a larger log is split on disk first. "
+        "The output does not depend on it.",
+        "1GiB",
+        panel="Input",
+    )
+    spill_dir: str | None = option(
+        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input"
+    )
+    stall_limit: float = option(
+        "Seconds without any progress after which the run ends with exit code 75; 0 for none.", 1800.0, panel="Output"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_events=1, seen_limit=0, shard_users=1)
+        check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)
+        self.memory_bytes()
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: at least 1")
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
         self.as_of_us()
+
+    def memory_bytes(self) -> int:
+        """Return `--memory-limit` in bytes.
+
+        Raises:
+            ConfigError: not a number of KiB, MiB or GiB, or less than 1 MiB.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", self.memory_limit, re.IGNORECASE)
+        count = float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper())) if match else 0
+        if count < 1 << 20:
+            raise ConfigError(f"--memory-limit {self.memory_limit!r}: a size from 1MiB, such as 512MiB or 8GiB")
+        return int(count)
 
     def as_of_us(self) -> int | None:
         """Return `--as-of` as epoch microseconds.
@@ -156,6 +182,10 @@ class ScoreConfig(HistoryConfig):
     )
     min_topk_overlap: float = option(
         "Least share of the top K in common with the reference, else exit code 6.", 0.98, panel="Engine"
+    )
+    previous: str | None = option(
+        "An earlier output of this command: users whose input, model and options are the same keep its rows.",
+        panel="Input",
     )
     layout: str = option(
         "long: a row per user and rank; nested: a row per user with lists.",
@@ -225,53 +255,6 @@ class VerifyConfig(ScoreConfig):
         check_at_least(self, sample=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildConfig(LogConfig):
-    """What `model build` takes: the options of `score` that decide an engine's sizes, and where it will run."""
-
-    max_events: int = option("Newest events kept of each user.", 50, panel="Input")
-    seen_limit: int = option("Newest distinct videos of each user that count as seen.", 1000, panel="Input")
-    profile_vectors: bool = option(
-        "The run has profile_vector in --users.", default=False, panel="Input", flags="--profile-vectors"
-    )
-    video_vectors: bool = option(
-        "The run has video_vector in --videos.", default=False, panel="Input", flags="--video-vectors"
-    )
-    top_k: int = option("Videos recommended to each user.", 10, panel="Decoding")
-    decode: str = option("As in score.", "slate", panel="Decoding", choices=("slate", "candidates"))
-    num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
-    beam_width: int = option("Slates kept side by side while decoding; 1 is greedy.", 1, panel="Decoding")
-    precision: str = option(
-        "Number format; auto is what `score` with auto opens: fp32 and fp16.",
-        "auto",
-        panel="Engine",
-        choices=PRECISIONS,
-    )
-    batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine")
-    device: str = option("auto, cuda or cuda:N.", "auto", panel="Engine")
-    library: str = option(
-        "auto is tensorrt, or tensorrt_rtx where only that is installed.",
-        "auto",
-        panel="Engine",
-        choices=("auto", "tensorrt", "tensorrt_rtx"),
-    )
-    compute_capability: str | None = option(
-        "Build for the GPU of another machine, such as 8.9; this one needs none (tensorrt_rtx only).", panel="Engine"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, max_events=1, seen_limit=0, top_k=1, num_candidates=1, beam_width=1)
-        if self.decode == "candidates" and self.beam_width > 1:
-            raise ConfigError("--beam-width goes with --decode slate, not with --decode candidates")
-        check_batch_size(self.batch_size)
-        check_device(self.device)
-        if self.device == "cpu":
-            raise ConfigError("--device cpu: TensorRT engines run on a GPU; the others need no building")
-        if self.compute_capability is not None and not re.fullmatch(r"\d+\.\d", self.compute_capability):
-            raise ConfigError(f"--compute-capability {self.compute_capability!r}: two numbers, such as 8.9")
-
-
 def check_batch_size(text: str) -> None:
     """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
     if text != "auto" and not (text.isdigit() and int(text) > 0):
@@ -318,5 +301,14 @@ def check_at_least(config: Any, **bounds: int) -> None:
 def resolved(config: Any) -> dict[str, Any]:
     """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
     shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
+    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous"}
     values = dataclasses.asdict(config)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return where two JSON-able values differ, each as `path (one, now other)`."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = sorted({*a, *b})
+        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]

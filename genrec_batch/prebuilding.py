@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from genrec_batch import console, model
+from genrec_batch.build_config import BuildConfig
 from genrec_batch.catalog import Catalog
-from genrec_batch.config import BuildConfig
 from genrec_batch.console import LOG
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_store as store

@@ -98,7 +98,7 @@ def select(
 
     Raises:
         EngineError: nothing that was asked for is there.
-        RetryError: the device has no room for the smallest batch.
+        DeviceMemoryError: the device has no room for the smallest batch.
     """
     chosen = _selected(model, sample, decoding, name=name, device=device, precision=precision)
     engine = chosen.engine

@@ -18,7 +18,7 @@ import numpy as np
 from genrec_batch.arrays import I64, Batch
 from genrec_batch.engines import Engine, FixedRows, OnDevice
 from genrec_batch.engines.engine_cache import EngineCache, EngineKey
-from genrec_batch.errors import RetryError
+from genrec_batch.errors import DeviceMemoryError
 from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.model import BYTES, Model
 
@@ -81,7 +81,7 @@ def choose(
 
     Raises:
         EngineError: the cache is not private.
-        RetryError: not even the smallest size fits the device.
+        DeviceMemoryError: not even the smallest size fits the device.
     """
     if isinstance(engine, FixedRows):
         return _only(engine, model, sample, decoding)
@@ -156,7 +156,7 @@ def _sweep(
             break
         try:
             speed = _speed(engine, sample, decoding, users, clock)
-        except RetryError:
+        except DeviceMemoryError:
             if not speeds:
                 raise
             end = f"{users:,} ran out of memory"

@@ -8,7 +8,7 @@ import pytest
 from genrec_batch import model, selection, sizing
 from genrec_batch.arrays import Batch, Ranked
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.errors import RetryError
+from genrec_batch.errors import DeviceMemoryError
 from genrec_batch.generate import Decoding
 
 TINY = model.demo_model(model.PRESETS["tiny"])
@@ -36,7 +36,7 @@ class Gpu:
     def slate(self, batches, steps):
         for batch in batches:
             if len(batch) > self.fits:
-                raise RetryError("out of memory")
+                raise DeviceMemoryError("out of memory")
             self.tried.append(len(batch))
             self.now += self.fixed_s + self.user_s * len(batch)
             zeros = np.zeros((len(batch), steps), np.float32)
@@ -130,7 +130,7 @@ def test_a_size_that_does_not_fit_ends_the_sweep(cache):
     found = chosen(engine, cache)
     assert max(engine.tried) == found.users
     assert found.why.endswith("would not fit the 0.2 GiB that are free")
-    with pytest.raises(RetryError):
+    with pytest.raises(DeviceMemoryError):
         chosen(Gpu(fits=10, card="tiny"), cache)
 
 

@@ -16,16 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.errors import EngineError, RetryError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 
 INSTALL = "pip install 'genrec-batch[gpu]'"
 ALIGNMENT = 256  # bytes; TensorRT wants its tensors to start on such a boundary
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class DeviceMemoryError(RetryError):
-    """The GPU has too little free memory for what was asked (exit 75): a smaller batch may do."""
 
 
 def aligned(count: int) -> int:

@@ -107,7 +107,7 @@ class OnnxRuntimeEngine:
 
         Raises:
             ConfigError: history and steps do not fit the position table.
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         config, rows = self._model.config, len(batch)
         needed = 1 + int(batch.lengths_B.max(initial=0)) + steps
@@ -146,7 +146,7 @@ class OnnxRuntimeEngine:
         """Read one item per row, [B] (by default the best choice); see the protocol.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         assert state.step < state.steps, f"the state has room for {state.steps} items"
         if state.read is None:
@@ -184,7 +184,7 @@ class OnnxRuntimeEngine:
         """Return the heads [B, C, H] of C items, each read alone right after the history, in one pass.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         inputs = {"candidates": self._sessions.value(tokens_BC), "lengths": state.lengths, **state.prefix}
         heads_BCH: F32 = _host(self._sessions.run("score", inputs)["heads"])
@@ -194,7 +194,7 @@ class OnnxRuntimeEngine:
         """Return a state whose row r is a copy of row `rows_R[r]`; prefix caches that stay the same are shared.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         origin_R = state.origin_R[rows_R]
         same_prefix = np.array_equal(origin_R, state.origin_R)

@@ -18,7 +18,7 @@ import numpy as np
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_side_graphs as side
-from genrec_batch.engines.cuda import Device, DeviceMemoryError, Stream
+from genrec_batch.engines.cuda import Device, Stream
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import LONGEST, plugin
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
@@ -27,7 +27,7 @@ from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program,
 from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule, rounded
 from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
 from genrec_batch.engines.tensorrt_store import PlanStore
-from genrec_batch.errors import EngineError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import Model, weights_fingerprint
 
 MOST_CHOICES = 3840  # TensorRT's TopK has no more

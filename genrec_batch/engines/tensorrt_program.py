@@ -18,10 +18,10 @@ import numpy.typing as npt
 from genrec_batch.arrays import F32, I32
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_graphs as loop
-from genrec_batch.engines.cuda import Buffer, Device, DeviceMemoryError, Graph, PinnedBuffer, Stream
+from genrec_batch.engines.cuda import Buffer, Device, Graph, PinnedBuffer, Stream
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_slot import Slot
-from genrec_batch.errors import EngineError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import BYTES
 
 Sizes = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]  # of outputs, all of four bytes a number

@@ -18,11 +18,11 @@ import numpy as np
 
 from genrec_batch.arrays import F32, HEADS, Batch, Ranked
 from genrec_batch.engines import tensorrt_graphs as loop
-from genrec_batch.engines.cuda import Buffer, Device, DeviceMemoryError, Event, Graph, PinnedBuffer, Stream, aligned
+from genrec_batch.engines.cuda import Buffer, Device, Event, Graph, PinnedBuffer, Stream, aligned
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import NOTHING
 from genrec_batch.engines.tensorrt_side_graphs import between, state_tensors
-from genrec_batch.errors import EngineError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import BYTES
 
 

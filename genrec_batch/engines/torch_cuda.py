@@ -76,7 +76,7 @@ class TorchCudaEngine:
 
         Raises:
             EngineError: the device, the precision, Triton or the model's sizes are not what this engine needs.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         reason = why_not(model.config, device, precision) if kernels is None else _fits(model.config)
         if reason:
@@ -112,7 +112,7 @@ class TorchCudaEngine:
 
         Raises:
             ModelError: the longest history and `steps` do not fit the position table.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         return self._loop.slates(batches, steps)
 
@@ -122,7 +122,7 @@ class TorchCudaEngine:
 
         Raises:
             ModelError: the longest history and `steps` do not fit the position table.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         fused = self._fused
         packed = pack(batch, steps=steps, positions=fused.config.positions)
@@ -203,7 +203,7 @@ class TorchCudaEngine:
         """Return the heads of candidates each read alone right after the history, [B, C, H]; see `engines.Engine`.
 
         Raises:
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         history, width = state.history, tokens_BC.shape[1]
         tokens_R = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device).view(-1)

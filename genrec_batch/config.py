@@ -203,12 +203,8 @@ class ScoreConfig(HistoryConfig):
             raise ConfigError("--beam-width goes with --decode slate, not with --decode candidates")
         if self.decode == "candidates" and not self.candidates and self.num_candidates < self.top_k:
             raise ConfigError(f"--num-candidates {self.num_candidates} is less than --top-k {self.top_k}")
-        if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size) > 0):
-            raise ConfigError(f"--batch-size {self.batch_size!r}: auto or a whole number above 0")
-        if self.device not in ("auto", "cpu", "cuda") and not (
-            self.device.startswith("cuda:") and self.device[5:].isdigit()
-        ):
-            raise ConfigError(f"--device {self.device!r}: auto, cpu, cuda or cuda:N")
+        check_batch_size(self.batch_size)
+        check_device(self.device)
         if self.verify_sample < 0:
             raise ConfigError(f"--verify-sample {self.verify_sample}: a number of users, 0 for none")
         if not 0 <= self.min_topk_overlap <= 1:
@@ -257,6 +253,18 @@ class VerifyConfig(ScoreConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, sample=1)
+
+
+def check_batch_size(text: str) -> None:
+    """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
+    if text != "auto" and not (text.isdigit() and int(text) > 0):
+        raise ConfigError(f"--batch-size {text!r}: auto or a whole number above 0")
+
+
+def check_device(text: str) -> None:
+    """Raise ConfigError unless `--device` is the name of one."""
+    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
+        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
 
 
 def check_types(config: Any) -> None:

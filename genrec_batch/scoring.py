@@ -94,7 +94,13 @@ class Scoring:
             rows = sample_rows(first.lengths_N)
             sample = Part.of(job, first, 0, config, rows).batch(np.arange(len(rows)))
             selection = select(
-                job.model, sample, decoding, name=config.engine, device=config.device, precision=config.precision
+                job.model,
+                sample,
+                decoding,
+                name=config.engine,
+                device=config.device,
+                precision=config.precision,
+                batch_size=config.batch_size,
             )
         LOG.info("engine: %s", selection.why)
         if config.verify_sample:

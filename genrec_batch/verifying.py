@@ -50,6 +50,7 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
             name=config.engine,
             device=config.device,
             precision=config.precision if config.precision != "auto" else "fp32",
+            batch_size=config.batch_size,
         )
         reference = reference_engine(job.model, name=config.against, precision=config.against_precision)
     found = measured(config, job, decoding, rows, chosen.engine, reference)

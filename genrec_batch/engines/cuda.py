@@ -199,6 +199,10 @@ class Device:
         """Return the device memory that is free now."""
         return int(self.call("cudaMemGetInfo")[0])
 
+    def total_bytes(self) -> int:
+        """Return all of the device's memory."""
+        return int(self.call("cudaMemGetInfo")[1])
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Make one runtime call and return what it gives: None, one value, or a tuple.
 

@@ -95,6 +95,16 @@ class TorchCudaEngine:
             self._fused = fuse(model, self._device, DTYPES[precision])
         self._loop = SlateLoop(self._fused, kernels)
 
+    def free_bytes(self) -> int:
+        """Return the device memory that is free, or held by the allocator and unused."""
+        free = torch.cuda.mem_get_info(self._device)[0]
+        return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+
+    def hardware(self) -> str:
+        """Return the GPU, its memory and torch's version."""
+        found = torch.cuda.get_device_properties(self._device)
+        return f"{found.name}, {found.total_memory >> 30} GiB, torch {torch.__version__}"
+
     def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
         """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.
 

@@ -15,6 +15,7 @@ from genrec_batch.arrays import F32, I32, I64, U8, Batch, Histories, Ragged
 from genrec_batch.config import ScoreConfig
 from genrec_batch.job import Job
 
+LONG = 128  # positions up to which a batch has all its users
 LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that is a quarter full
 
 
@@ -88,13 +89,16 @@ class Part:
 def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
     """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
 
-    A batch that is a quarter full ends where a row would fill less than 1 / 1.3 of its longest row's positions.
+    A batch that is a quarter full ends where a row would fill less than 1 / 1.3 of its longest row's positions. Of rows
+    of more than LONG positions fewer fit: attention takes memory by the square of the positions.
     """
     positions_N = falling_N + 1
     batches, start = [], 0
     while start < len(positions_N):
-        shorter = int(np.searchsorted(-positions_N, -positions_N[start] * LEAST_FILLED, side="right"))
-        stop = min(len(positions_N), start + size, max(shorter, start + max(1, size // 4)))
+        longest = int(positions_N[start])
+        most = size if longest <= LONG else max(1, size * LONG**2 // longest**2)
+        shorter = int(np.searchsorted(-positions_N, -longest * LEAST_FILLED, side="right"))
+        stop = min(len(positions_N), start + most, max(shorter, start + max(1, most // 4)))
         batches.append((start, stop))
         start = stop
     return batches

@@ -110,6 +110,11 @@ def test_a_thread_with_spans_inside_spans_is_not_counted_twice():
     assert run_facts.describe(nested, {})["lanes"] == [{"lane": "main", "busy_s": 4.0, "busy_share": 1.0}]
 
 
+def test_a_stage_too_short_for_a_rate_has_none():
+    facts = run_facts.describe(stages_of(("histories", "main", 0.0, 2e-5, 94_784, 0)), {})
+    assert facts["stages"][0]["rows_per_s"] is None
+
+
 def test_bounds_are_shares_of_the_ceilings():
     found = {
         "products": [{"device": "cpu", "precision": "fp32", "library": "NumPy", "gflop_per_s": 100.0}],

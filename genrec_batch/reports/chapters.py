@@ -27,7 +27,7 @@ def sections(report: Report) -> list[Section]:
 def _machine(report: Report) -> Section:
     m, found = report["machine"], report["ceilings"]
     place = f"{m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB; {m['system']}, Python {m['python']}."
-    lead = [place, f"Load when the report was written: {m['load_1min']}."]
+    lead = [place, f"Load of the last minute, when this was written: {m['load_1min']}."]
     if found is None:
         return Section(name="machine", title="Machine", lead=lead)
     lead.append("What this machine can do at best, measured before anything else; results below are held against it.")

@@ -18,7 +18,7 @@ MODEL_STAGES = ("model run",)
 READ_STAGES = ("scan", "partition")
 WRITE_STAGES = ("write",)
 MOST_BARS = 1200  # of the timeline; neighbours on one lane are joined to stay under it
-ROUNDING_S = 1e-6
+LEAST_S = 1e-3  # that a stage must take for a rate to mean anything
 
 
 def describe(
@@ -76,8 +76,8 @@ def _stage(name: str, spans: list[Span], wall_s: float) -> dict[str, Any]:
         "lanes": sorted({s.lane for s in spans}),
         "rows": rows,
         "bytes": moved,
-        "rows_per_s": round(rows / seconds, 1) if seconds and rows else None,
-        "mb_per_s": round(moved / seconds / 1e6, 1) if seconds and moved else None,
+        "rows_per_s": round(rows / seconds, 1) if seconds >= LEAST_S and rows else None,
+        "mb_per_s": round(moved / seconds / 1e6, 1) if seconds >= LEAST_S and moved else None,
     }
 
 
@@ -185,7 +185,7 @@ def _bounds(
     ):
         took = sum(stages[name]["seconds"] for name in names if name in stages)
         moved = sum(stages[name]["bytes"] for name in names if name in stages) or int(told or 0)
-        if took > ROUNDING_S and moved:
+        if took >= LEAST_S and moved:
             bounds.append(_bound(what, "GB/s", took, moved / took / 1e9, float(ceilings[key]), facts["wall_s"]))
     return bounds
 

@@ -36,6 +36,7 @@ from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.partition import Bucket
 from genrec_batch.profiling import Stages, peak_rss_mib
 from genrec_batch.scoring import Scored, Scoring, Shard
+from genrec_batch.selection import preload
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
@@ -74,6 +75,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     """
     stages = stages or Stages()
     with ExitStack() as stack:
+        stack.enter_context(flow.beside(lambda: preload(config.engine, config.device), name="preload"))
         job = open_job(config, source, target, stages, stack, candidates=config.candidates)
         scoring = Scoring.of(config, job, stages)
         identity = lineage(config, job, engine=scoring.selection.engine)
@@ -146,14 +148,14 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
             workers = Threads.of(flow.cores()).features
-            for part in flow.ordered(made, pieces(job, stages, skip), workers=workers, name="features"):
+            for part in flow.ordered(made, pieces(job, skip), workers=workers, name="features"):
                 advance(part.users)
                 yield lambda part=part: part  # type: ignore[misc]
 
         return run("features", config, job, parts, identity, Path(target), stages, dict, None)
 
 
-def pieces(job: Job, stages: Stages, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
+def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
     """Yield each shard that is not in `skip`: its number, first user and histories, loaded a bucket ahead."""
     size = job.config.shard_users
     wanted = [
@@ -161,8 +163,7 @@ def pieces(job: Job, stages: Stages, skip: set[int]) -> Iterator[tuple[int, int,
     ]
 
     def load(bucket: Bucket) -> tuple[Bucket, Histories]:
-        with stages.time("histories", rows=bucket.events):
-            built = job.histories(bucket)
+        built = job.histories(bucket)
         job.store.done(bucket)
         return bucket, built
 
@@ -190,7 +191,7 @@ def shards(job: Job, config: ScoreConfig, stages: Stages, skip: set[int], previo
                     part = part.take(rows)
         return Shard(number=number, start=start, stop=start + len(histories), part=part, prints=prints, rows=rows)
 
-    ahead = flow.background(pieces(job, stages, skip), ahead=1, name="shards")
+    ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
     workers = Threads.of(flow.cores()).features
     return flow.background(flow.ordered(made, ahead, workers=workers, name="features"), ahead=1, name="prepare")
 

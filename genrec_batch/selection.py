@@ -9,6 +9,7 @@ once, and kept: `sizing`.)
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,6 +131,24 @@ def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, dev
     if overlap >= LEAST_OVERLAP:
         return Selection(engine=faster, why=f"{chosen} in {fast}: {measured}")
     return Selection(engine=plain, why=f"{chosen} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}")
+
+
+def preload(name: str, device: str) -> None:
+    """Import the package of the engine that a run will open, and wake its GPU: a head start while the log is read.
+
+    Raises:
+        EngineError: none is installed.
+    """
+    place = device_of(device, name)
+    chosen = _available(place) if name == "auto" else name
+    for module in NEEDS[chosen][0]:
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
+            break
+    if chosen == "torch" and place.startswith("cuda"):
+        from genrec_batch.engines.torch_device import wake
+
+        wake(place)
 
 
 def decoding_of(config: ScoreConfig, model: Model) -> Decoding:

@@ -41,6 +41,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def wake(name: str) -> None:
+    """Make a GPU ready to work, which takes a second or two."""
+    torch.zeros(1, device=resolve_device(name))
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type that `--precision` names.
 

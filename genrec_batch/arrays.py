@@ -16,11 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I8 = npt.NDArray[np.int8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.bool_]
+U64 = npt.NDArray[np.uint64]
 
 Pick = slice | npt.NDArray[np.int64]  # a span of a flat array, or places in it
 

@@ -38,11 +38,12 @@ class Part:
         users, user_row_N = job.profiles(histories.user_row_N)
         histories = replace(histories, user_row_N=user_row_N)
         places_N = start + (np.arange(len(histories)) if rows_N is None else rows_N)
+        kernel = features.kernel_name(len(job))
         return Part(
             histories=histories,
-            dense_NF=features.compute(histories, users, job.videos, max_events=config.max_events),
+            dense_NF=features.compute(histories, users, job.videos, max_events=config.max_events, kernel=kernel),
             profile=None if users is None else features.profile_vectors(histories, users),
-            video=None if job.videos is None else features.video_vectors(histories, job.videos),
+            video=None if job.videos is None else features.video_vectors(histories, job.videos, kernel=kernel),
             candidates=None if job.candidates is None else job.candidates.take(places_N),
             include_seen=config.include_seen,
         )

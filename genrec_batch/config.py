@@ -301,7 +301,7 @@ def check_at_least(config: Any, **bounds: int) -> None:
 def resolved(config: Any) -> dict[str, Any]:
     """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
     shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
-    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous"}
+    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous", "report", "trace", "explain"}
     values = dataclasses.asdict(config)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}
 

@@ -42,6 +42,7 @@ def order(
     as_of_us: int,
     max_events: int,
     seen_limit: int,
+    compiled: Any = None,
 ) -> Histories:
     """Return the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
 
@@ -51,7 +52,7 @@ def order(
     Raises:
         InputError: the records are not those that were counted.
     """
-    by_time = ordering.by_user_and_time(records, start, total_N)
+    by_time = ordering.by_user_and_time(records, start, total_N, compiled)
     if by_time is None:
         raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
     all_kept = int(total_N.max(initial=0)) <= max_events

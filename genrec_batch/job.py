@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec_batch import eventlog, flow, histories, model, partition, schema, sides, storage, tables
+from genrec_batch import eventlog, flow, histories, model, ordering, partition, schema, sides, storage, tables
 from genrec_batch.arrays import I32, I64, Histories, Ragged, SideTable
 from genrec_batch.blocks import RecordType
 from genrec_batch.catalog import Catalog
@@ -75,6 +75,7 @@ class Job:
             as_of_us=self.as_of_us,
             max_events=self.config.max_events,
             seen_limit=self.config.seen_limit,
+            compiled=self.store.split.compiled,
         )
         if keep:
             self._loaded[bucket.number] = built
@@ -186,6 +187,7 @@ def prepare(
         users=Index(scored.ids),
         videos=Index(video_ids),
         as_of_us=found.as_of_us,
+        compiled=ordering.for_job(int(scored.events_N.sum())),
     )
     with stages.time("partition", rows=int(scored.events_N.sum())):
         store = partition.store(

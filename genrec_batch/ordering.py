@@ -1,8 +1,9 @@
 """Records into another order: grouped by bucket, or by (user, time, input order).
 
-Owns: the two sorts that every event goes through, compiled where numba is installed and a block is large, else in
-NumPy. Both give the same bytes: a stable sort has one answer. Must not know: files, what a record holds beside its
-user and its time. Records are moved as rows of 64-bit words, so one compiled kernel serves every log.
+Owns: the two sorts that every event goes through, compiled where numba is installed and the log is large, else in
+NumPy (`compiled` is what `for_job` returns). Both give the same bytes: a stable sort has one answer. Must not know:
+files, what a record holds beside its user and its time. Records are moved as rows of 64-bit words, so one compiled
+kernel serves every log.
 """
 
 from __future__ import annotations
@@ -16,24 +17,34 @@ import numpy.typing as npt
 
 from genrec_batch.arrays import I32, I64
 from genrec_batch.blocks import Records
+from genrec_batch.console import LOG
 
-LEAST_ROWS = 1 << 17  # of a block, for compiled code to be worth loading
+COMPILED_FROM = 4_000_000  # events of a job from which loading compiled code pays
 DIGIT = 1 << 16  # NumPy sorts 16-bit integers by counting, in one pass
 
 
 @cache
 def kernels() -> Any:
-    """Return the compiled kernels, None where numba is not installed."""
+    """Return the compiled kernels, None where numba is not installed or does not load."""
     if importlib.util.find_spec("numba") is None:
         return None
-    from genrec_batch import ordering_kernels
-
+    try:
+        from genrec_batch import ordering_kernels
+    except ImportError as error:
+        LOG.warning("numba is installed but does not load (%s); NumPy sorts the events, more slowly", error)
+        return None
     return ordering_kernels
 
 
-def by_bucket(records: Records, bucket_of_user: npt.NDArray[np.uint16], buckets: int) -> tuple[Records, I64]:
+def for_job(events: int) -> Any:
+    """Return what sorts the events of a job of that many: the compiled kernels, or None for NumPy."""
+    return kernels() if events >= COMPILED_FROM else None
+
+
+def by_bucket(
+    records: Records, bucket_of_user: npt.NDArray[np.uint16], buckets: int, compiled: Any = None
+) -> tuple[Records, I64]:
     """Return the records grouped by the bucket of their user, in input order within each, and each bucket's count."""
-    compiled = kernels() if len(records) >= LEAST_ROWS else None
     if compiled is not None:
         grouped = np.empty_like(records)
         counts = compiled.group_by_bucket(
@@ -46,12 +57,11 @@ def by_bucket(records: Records, bucket_of_user: npt.NDArray[np.uint16], buckets:
     return records.take(np.argsort(bucket_R, kind="stable")), np.bincount(bucket_R, minlength=buckets)
 
 
-def by_user_and_time(records: Records, start: int, total_N: I64) -> Records | None:
+def by_user_and_time(records: Records, start: int, total_N: I64, compiled: Any = None) -> Records | None:
     """Return the records by (user, time, input order); users are `start`.. and have `total_N` records each.
 
     None where the records are others than so many of each user.
     """
-    compiled = kernels() if len(records) >= LEAST_ROWS else None
     if compiled is None:
         user_R = records["user"] - np.int32(start)
         if len(user_R) and not (user_R.min() >= 0 and user_R.max() < len(total_N)):

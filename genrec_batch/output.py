@@ -26,13 +26,13 @@ from genrec_batch.durable import full_disk as _disk
 from genrec_batch.durable import read_json as _read_json
 from genrec_batch.durable import sync as _sync
 from genrec_batch.durable import write_json as _write_json
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, RetryError
 from genrec_batch.flow import ordered
 
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
-FINGERPRINTS = "_fingerprints.parquet"  # in a directory of parts; beside a single file it is FILE.fingerprints
+FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
 LONGEST_NAME = 200  # bytes, so that the names beside it fit too
 ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
 COUNTS = "genrec.counts"  # of a part: what the run's summary adds up
@@ -80,15 +80,6 @@ class Output:
             parquet.write(target, table.replace_schema_metadata(about), quick=self.single)
         self.parts_done.add(number)
 
-    def counts(self) -> dict[str, int]:
-        """Return the sums of what the parts count, those that an earlier run wrote too."""
-        total: dict[str, int] = {}
-        for part in sorted(self.staging.glob("part-*.parquet")):
-            metadata = pq.read_schema(part).metadata or {}
-            for name, count in json.loads(metadata.get(COUNTS.encode(), b"{}")).items():
-                total[name] = total.get(name, 0) + count
-        return total
-
     def finish(self, scope: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Put the parts in place under the output's name, with the number of all rows and the counts in the metadata.
 
@@ -103,7 +94,7 @@ class Output:
                 )
             parts = sorted(self.staging.glob("part-*.parquet"))
             rows = sum(pq.read_metadata(part).num_rows for part in parts)
-            counts = self.counts()
+            counts = parquet.sums(parts, COUNTS)
             metadata = {**self.metadata, ROWS: str(rows), COUNTS: json.dumps(counts, sort_keys=True)}
             if scope is not None:
                 self._join_fingerprints(scope)
@@ -237,7 +228,8 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
     None resumes an identical unfinished run, else is an error.
 
     Raises:
-        ConfigError: the output exists, an unfinished run of other settings is there, or it is being written now.
+        ConfigError: the output exists, or an unfinished run of other settings is there.
+        RetryError: it is being written now.
     """
     check(path, if_exists)
     identifier = run_id(identity)
@@ -275,7 +267,7 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
         fcntl.flock(output._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: SLF001
     except BlockingIOError:
         output.close()
-        raise ConfigError(
+        raise RetryError(
             f"OUTPUT {output.path} is being written by another run now; wait for it, or name another"
         ) from None
     began = _read_json(staging / RUN_FILE)

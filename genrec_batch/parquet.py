@@ -6,6 +6,8 @@ files belong together.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,13 @@ def is_whole(part: Path) -> bool:
     except (pa.ArrowInvalid, OSError):
         return False
     return True
+
+
+def sums(files: Iterable[Path], key: str) -> dict[str, int]:
+    """Return what the files' metadata count under `key` (a JSON object of numbers each), added up."""
+    total: dict[str, int] = {}
+    for file in files:
+        metadata = pq.read_schema(file).metadata or {}
+        for name, count in json.loads(metadata.get(key.encode(), b"{}")).items():
+            total[name] = total.get(name, 0) + count
+    return total

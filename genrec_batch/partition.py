@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -109,6 +110,7 @@ class Split:
     users: Index
     videos: Index
     as_of_us: int
+    compiled: Any  # what sorts records: see `ordering.for_job`
 
     def records(self, piece: int) -> Records:
         """Return a piece's usable records of scored users, in order."""
@@ -244,7 +246,7 @@ def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int
         records = split.records(piece)
         if len(made) == 1:
             return [(0, records)]
-        records, counts = ordering.by_bucket(records, of_user, len(made))
+        records, counts = ordering.by_bucket(records, of_user, len(made), split.compiled)
         ends = np.cumsum(counts)
         return [
             (number, records[ends[number] - counts[number] : ends[number]])

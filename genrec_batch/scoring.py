@@ -225,6 +225,7 @@ class Scoring:
             "precision": engine.precision,
             "engine_why": self.selection.why,
             "batch_users": self.batch_users,
+            "features_kernel": features.kernel_name(len(self.job)),
             "scored_users": self.scored_users,
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,  # of the scored ones
         }

@@ -114,7 +114,7 @@ def select(
 
 
 def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
-    place = _device(device, name)
+    place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
@@ -167,7 +167,8 @@ def _need(engine: str) -> None:
         )
 
 
-def _device(device: str, name: str) -> str:
+def device_of(device: str, name: str) -> str:
+    """Return the device that `--device` means for an engine: "cpu" or "cuda:N"."""
     if device != "auto":
         return "cuda:0" if device == "cuda" else device
     if name == "tensorrt":  # it has no other device, and says what is missing there

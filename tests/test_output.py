@@ -116,7 +116,7 @@ def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
 
 def test_two_runs_at_once_on_one_output_are_refused(tmp_path):
     first = output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
-    with pytest.raises(ConfigError, match="being written by another run"):
+    with pytest.raises(RetryError, match="being written by another run"):
         output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
     first.close()
 

@@ -43,7 +43,7 @@ def make_log(path, rows, order):
 def ours(path, memory="64GiB", way="memory"):
     import numpy as np
 
-    from genrec_batch import eventlog, flow, histories, partition, storage
+    from genrec_batch import eventlog, flow, histories, ordering, partition, storage
     from genrec_batch.blocks import RecordType
     from genrec_batch.catalog import Catalog
     from genrec_batch.config import HistoryConfig
@@ -61,6 +61,7 @@ def ours(path, memory="64GiB", way="memory"):
         users=Index(users.ids),
         videos=Index(found.videos["video_id"]),
         as_of_us=found.as_of_us,
+        compiled=ordering.kernels(),
     )
     limit = HistoryConfig(memory_limit=memory).memory_bytes()
     padded_NS = np.zeros((len(users), KEPT), np.int32)
@@ -82,6 +83,7 @@ def ours(path, memory="64GiB", way="memory"):
                 as_of_us=found.as_of_us,
                 max_events=KEPT,
                 seen_limit=1000,
+                compiled=split.compiled,
             )
             store.done(bucket)
             padded_NS[bucket.start : bucket.stop] = built.token_rows().padded(

@@ -80,9 +80,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
         scoring = Scoring.of(config, job, stages)
         identity = lineage(config, job, engine=scoring.selection.engine)
         if target is None:
-            done = [
-                finished(scoring, scored, None) for scored in scoring.rank(shards(job, config, stages, set(), None))
-            ]
+            done = [finished(scoring, scored, None) for scored in scoring.rank(shards(scoring, set(), None))]
             counts = _sums([part.counts for part in done])
             facts = summary("score", job, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
@@ -90,7 +88,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
         previous = _previous(config, shared, job)
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
-            for scored in scoring.rank(shards(job, config, stages, skip, previous), advance):
+            for scored in scoring.rank(shards(scoring, skip, previous), advance):
                 yield lambda scored=scored: finished(scoring, scored, previous)  # type: ignore[misc]
 
         return run("score", config, job, parts, identity, Path(target), stages, scoring.report, shared)
@@ -175,21 +173,24 @@ def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
                 yield number, bucket.start + start, built.slice(start, stop)
 
 
-def shards(job: Job, config: ScoreConfig, stages: Stages, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
-    """Yield each shard that is not in `skip` with all that the model reads of it, made ahead on other threads."""
+def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
+    """Yield each shard that is not in `skip`, cut into batches, made ahead on other threads."""
+    job, config, stages = scoring.job, scoring.config, scoring.stages
 
     def made(piece: tuple[int, int, Histories]) -> Shard:
         number, start, histories = piece
+        rows: I64 | None = None
         with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
             part = Part.of(job, histories, start, config)
+        with stages.time("batch", rows=len(histories)):
             prints = carrying.fingerprints(part)
-            rows: I64 | None = None
             if previous is not None:
                 kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
                 if kept.any():
                     rows = np.flatnonzero(~kept)
                     part = part.take(rows)
-        return Shard(number=number, start=start, stop=start + len(histories), part=part, prints=prints, rows=rows)
+            size, stop = scoring.batch_users, start + len(histories)
+            return Shard.of(part, number, start, stop, rows=rows, prints=prints, size=size, top_k=config.top_k)
 
     ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
     workers = Threads.of(flow.cores()).features

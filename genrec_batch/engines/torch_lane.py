@@ -56,7 +56,10 @@ class Program:
         context_positions: int,
         aside_positions: int,
     ) -> Program:
-        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits and heads in fp32."""
+        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits and heads in fp32.
+
+        The cache is in `dtype` too, but for int8, whose sums are fp32.
+        """
         reading = prepare_layers(network, reading_dtype)
         layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
         heads = [getattr(network, f"{head}_head") for head in HEADS]
@@ -67,7 +70,7 @@ class Program:
             output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
             heads=Linear(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), torch.float32),
             tokens=tokens,
-            cache_dtype=dtype,
+            cache_dtype=torch.float32 if dtype == torch.int8 else dtype,
             group_rows=group_rows,
             context_positions=context_positions,
             aside_positions=aside_positions,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_batch.arrays import HEADS
-from genrec_batch.engines.torch_linear import Linear
+from genrec_batch.engines.torch_linear import Int8Linear, Linear
 from genrec_batch.model import EPSILON, ModelConfig, Weights
 
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
@@ -100,10 +100,10 @@ def load_network(config: ModelConfig, weights: Weights, device: torch.device) ->
 class Layer:
     """One encoder layer, ready to multiply; the query rows of `qkv` carry attention's 1/sqrt(Z)."""
 
-    qkv: Linear
+    qkv: Linear | Int8Linear
     out: Linear
-    up: Linear
-    down: Linear
+    up: Linear | Int8Linear
+    down: Linear | Int8Linear
     norm1: Norm
     norm2: Norm
 
@@ -113,12 +113,17 @@ class ContextLayers:
     """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D]."""
 
     layers: Sequence[Layer]
-    last: Linear
+    last: Linear | Int8Linear
 
 
 def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
-    """Return the encoder's layers with their products in `dtype` and their norms in fp32."""
+    """Return the encoder's layers with their products in `dtype` and their norms in fp32.
+
+    int8 rounds queries, keys and the feed-forward block. Values and what is made of them stay fp32: attention carries
+    their error straight to the row's last position, and they would make up most of all error at a quarter of the work.
+    """
     state, layers = network.state_dict(), []
+    whole = dtype == torch.int8
     for i in range(network.config.layers):
         pairs = {
             name: (state[f"encoder.layers.{i}.{name}.weight"], state[f"encoder.layers.{i}.{name}.bias"])
@@ -126,10 +131,10 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
         }
         layers.append(
             Layer(
-                qkv=Linear(*_scaled_qkv(network, i), dtype),
-                out=Linear(*pairs["self_attn.out_proj"], dtype),
-                up=Linear(*pairs["linear1"], dtype),
-                down=Linear(*pairs["linear2"], dtype),
+                qkv=_with_values(*_scaled_qkv(network, i), dtype),
+                out=Linear(*pairs["self_attn.out_proj"], torch.float32 if whole else dtype),
+                up=Int8Linear(*pairs["linear1"]) if whole else Linear(*pairs["linear1"], dtype),
+                down=Int8Linear(*pairs["linear2"], positive=True) if whole else Linear(*pairs["linear2"], dtype),
                 norm1=pairs["norm1"],
                 norm2=pairs["norm2"],
             )
@@ -141,7 +146,14 @@ def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtyp
     """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
     weight, bias = _scaled_qkv(network, len(layers) - 1)
     width = network.config.width
-    return ContextLayers(layers=layers[:-1], last=Linear(weight[width:], bias[width:], dtype))
+    return ContextLayers(layers=layers[:-1], last=_with_values(weight[width:], bias[width:], dtype))
+
+
+def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Linear | Int8Linear:
+    """Return the product whose last D outputs are the values."""
+    if dtype == torch.int8:
+        return Int8Linear(weight_ND, bias_N, exact=weight_ND.shape[1])
+    return Linear(weight_ND, bias_N, dtype)
 
 
 def _scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:

@@ -88,4 +88,4 @@ class Int8Linear:
 
 def _or_one(largest: Tensor) -> Tensor:
     """Return what to divide by: 1 where all is 0."""
-    return torch.where(largest > 0, largest, 1.0)
+    return torch.where(largest == 0, 1.0, largest)

@@ -1,15 +1,17 @@
 """The peer on a CPU: the same model and task in eager PyTorch, as a good engineer writes it for one job.
 
 Weights under `nn.TransformerEncoder`'s names, a static KV cache, every position through every layer once, logits at the
-last position only, rows of like length together, attention by `scaled_dot_product_attention` or by two products. The
-best of its settings is found on the machine at hand, for fp32 and for bf16 each. It gives what our engines give: items,
+last position only, rows of like length together, attention by `scaled_dot_product_attention` or by two products, all
+threads in each product or an instance per thread. The best of its settings is found on the machine at hand, for fp32
+and for bf16 each. It gives what our engines give: items,
 log-probabilities and four scores per item.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,7 @@ class Settings:
     dtype: torch.dtype
     rows: int  # of a batch
     fused: bool  # SDPA in prefill, else two products and a softmax
+    instances: int  # that share the batches, one thread each; 1: all threads work on each product
 
 
 class EagerPeer:
@@ -40,14 +43,17 @@ class EagerPeer:
         self.heads = torch.cat([self.w[f"{head}_head.weight"] for head in HEADS])
         self.heads_bias = torch.cat([self.w[f"{head}_head.bias"] for head in HEADS])
         self.tokens = model.tokens
+        count = settings.instances
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
 
-    @torch.inference_mode()
     def slate(self, batch: Batch, steps: int) -> I32:
         """Return the tokens of each row's slate, [B, steps]; rows are cut into batches as they come (by length)."""
         rows = self.settings.rows
-        parts = [self._slate(batch, slice(first, first + rows), steps) for first in range(0, len(batch), rows)]
-        return np.concatenate(parts)
+        spans = [slice(first, first + rows) for first in range(0, len(batch), rows)]
+        each = map if self._pool is None else self._pool.map
+        return np.concatenate(list(each(lambda span: self._slate(batch, span, steps), spans)))
 
+    @torch.inference_mode()
     def _slate(self, batch: Batch, rows: slice, steps: int) -> I32:
         w, dtype = self.w, self.settings.dtype
         lengths = torch.from_numpy(batch.lengths_B[rows].astype(np.int64))
@@ -119,17 +125,18 @@ class EagerPeer:
         return functional.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], EPSILON)
 
 
-def tuned(model: Model, batch: Batch, dtype: torch.dtype, steps: int) -> EagerPeer:
-    """Return the peer with its fastest settings on this batch: the best of two short runs each."""
+def tuned(model: Model, batch: Batch, dtype: torch.dtype, steps: int, clock: Callable[[], float]) -> EagerPeer:
+    """Return the peer with its fastest settings on this batch, by one run each after a warm one."""
     best: tuple[float, EagerPeer] | None = None
-    for rows, fused in itertools.product((16, 32, 64, 128), (False, True)):
-        peer = EagerPeer(model, Settings(dtype=dtype, rows=rows, fused=fused))
-        taken = []
-        for _ in range(2):
-            start = time.perf_counter()
-            peer.slate(batch, steps)
-            taken.append(time.perf_counter() - start)
-        if best is None or min(taken) < best[0]:
-            best = (min(taken), peer)
+    threads = torch.get_num_threads()
+    for rows, fused, instances in itertools.product((16, 32, 64), (False, True), sorted({1, threads})):
+        peer = EagerPeer(model, Settings(dtype=dtype, rows=rows, fused=fused, instances=instances))
+        peer.slate(batch, 1)
+        start = clock()
+        peer.slate(batch, steps)
+        taken = clock() - start
+        if best is None or taken < best[0]:
+            best = (taken, peer)
+    torch.set_num_threads(threads)
     assert best is not None
     return best[1]

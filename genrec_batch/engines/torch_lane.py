@@ -147,8 +147,9 @@ def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Te
         count = int(lengths_R[part.stop - 1])
         filled = cache.part(part)
         if count:
-            items_RSD = program.items(tokens_RS[part, : count - 1], torch.arange(1, count, device=lengths_R.device))
-            context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), filled)
+            older_RS = tokens_RS[part, : count - 1]
+            items_RSD = program.items(older_RS, torch.arange(1, count, device=lengths_R.device))
+            context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), older_RS, filled)
         filled.clear(count)
     return Group(rows=rows, lengths_R=lengths_R, cache=cache)
 

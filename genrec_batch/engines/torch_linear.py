@@ -74,14 +74,16 @@ class Int8Linear:
         if not self._positive:
             largest_R1 = torch.maximum(largest_R1, -x_RM.amin(1, keepdim=True))
         scale_R1 = _or_one(largest_R1) / self._most
-        whole = (x_RM / scale_R1).add_(self._zero + 0.5).to(torch.uint8)  # the half makes cutting off a rounding
+        whole = (x_RM * scale_R1.reciprocal()).add_(self._zero + 0.5).to(torch.uint8)  # the half: cut off is rounded
         sums = QUANTIZED.qlinear_pointwise(
             whole, 1.0, self._zero, self._weight, self._scale_N, self._offset_N, None, 1.0, 0, torch.float32,
             "none", [], "",
         )  # fmt: skip
-        product = torch.empty(len(x_RM), self._outputs)
-        torch.mul(sums, scale_R1, out=product[:, : self._rounded]).add_(self._bias_N)
-        if self._exact is not None:
+        if self._exact is None:
+            product: Tensor = sums.mul_(scale_R1).add_(self._bias_N)
+        else:
+            product = torch.empty(len(x_RM), self._outputs)
+            torch.mul(sums, scale_R1, out=product[:, : self._rounded]).add_(self._bias_N)
             product[:, self._rounded :] = self._exact(x_RM)
         return product.relu_() if relu else product
 

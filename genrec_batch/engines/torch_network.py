@@ -110,10 +110,16 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextLayers:
-    """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D]."""
+    """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D].
+
+    Items enter the first layer as token plus position, and a product of a sum is the sum of products: the first
+    layer's queries, keys and values of items are looked up in two tables, in fp32.
+    """
 
     layers: Sequence[Layer]
     last: Linear | Int8Linear
+    first_of_tokens_VN: Tensor  # queries, keys and values [V, 3 D] of each token
+    first_of_positions_PN: Tensor  # and of each position, with the bias
 
 
 def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
@@ -146,7 +152,14 @@ def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtyp
     """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
     weight, bias = _scaled_qkv(network, len(layers) - 1)
     width = network.config.width
-    return ContextLayers(layers=layers[:-1], last=_with_values(weight[width:], bias[width:], dtype))
+    first = Linear(*_scaled_qkv(network, 0), torch.float32)
+    no_bias = Linear(_scaled_qkv(network, 0)[0], torch.zeros(3 * width, device=weight.device), torch.float32)
+    return ContextLayers(
+        layers=layers[:-1],
+        last=_with_values(weight[width:], bias[width:], dtype),
+        first_of_tokens_VN=no_bias(network.token_embedding.weight),
+        first_of_positions_PN=first(network.position_embedding.weight),
+    )
 
 
 def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Linear | Int8Linear:
@@ -212,21 +225,38 @@ class Cache:
         )
 
 
-def context(stack: ContextLayers, x_RSD: Tensor, cache: Cache) -> None:
-    """Fill a cache's context slots from positions 0..S-1; the last layer's queries are never read, so never made."""
+def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
+    """Fill a cache's context slots from positions 0..S; the last layer's queries are never read, so never made.
+
+    `tokens_RS` are what stands behind position 0 in x [R, S + 1, D].
+    """
     rows, count, width = x_RSD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
     causal = x_RSD.new_full((count, count), -torch.inf).triu_(1)
     x = x_RSD.reshape(rows * count, width)
     for i, layer in enumerate(stack.layers):
-        query, key, value = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4).contiguous()
-        cache.keys[i, :, :, :count] = key
-        cache.values[i, :, :, :count] = value
-        mixed = _attend_causally(query, key, value, causal)
+        product = layer.qkv(x) if i else _first(stack, x_RSD[:, 0], tokens_RS)
+        query, key, value = product.view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
+        keys, values = cache.keys[i, :, :, :count], cache.values[i, :, :, :count]
+        keys[:] = key
+        values[:] = value
+        mixed = _attend_causally(query.to(keys.dtype).contiguous(), keys, values, causal)
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
     key, value = stack.last(x).view(rows, count, 2, heads, size).permute(2, 0, 3, 1, 4)
     cache.keys[-1, :, :, :count] = key
     cache.values[-1, :, :, :count] = value
+
+
+def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor:
+    """Return the first layer's queries, keys and values of a prefix and the items behind it, [R * (S + 1), 3 D]."""
+    count = tokens_RS.shape[1] + 1
+    product = stack.first_of_tokens_VN.new_empty(len(tokens_RS), count, stack.first_of_tokens_VN.shape[1])
+    product[:, 0] = stack.layers[0].qkv(prefix_RD)
+    torch.add(
+        functional.embedding(tokens_RS, stack.first_of_tokens_VN), stack.first_of_positions_PN[1:count],
+        out=product[:, 1:],
+    )  # fmt: skip
+    return product.flatten(0, 1)
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_SS: Tensor) -> Tensor:

@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint check format sample-data clean
+AIRFLOW := $(VENV)-airflow
+
+.PHONY: help demo test lint check format sample-data rehearse-image clean
 
 help:
 	@echo "make demo    score the sample log and show the result"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy and the tests"
 	@echo "make format  let ruff format and mend"
+	@echo "make rehearse-image  the CPU image's build steps without Docker"
 	@echo "make clean   remove what make made"
 
 $(BIN)/python:
@@ -27,8 +30,17 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.demo
 	$(BIN)/genrec-batch demo
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Airflow has an environment of its own: it and the tests of its DAG share nothing with ours but the command line.
+$(AIRFLOW)/.ready: jobs/airflow/constraints.txt
+	$(PYTHON) -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< apache-airflow
+	@touch $@
+
+test: $(VENV)/.dev $(AIRFLOW)/.ready
+	GENREC_TEST_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+rehearse-image:
+	jobs/docker/rehearse.sh cpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -45,4 +57,4 @@ sample-data: $(VENV)/.demo
 	$(BIN)/python sample_data/make.py
 
 clean:
-	rm -rf $(VENV) demo_output build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AIRFLOW) demo_output build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

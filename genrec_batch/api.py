@@ -7,6 +7,7 @@ Owns: `score` and `Scorer`. Must not know: anything that the command line does n
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import pyarrow as pa
 from genrec_batch import pipeline
 from genrec_batch.config import ScoreConfig
 from genrec_batch.errors import NothingToScoreError
-from genrec_batch.job import open_model, prepare, usable_events
+from genrec_batch.eventlog import EventLog
+from genrec_batch.job import open_model, prepare
 from genrec_batch.model import Model
 from genrec_batch.profiling import Stages
+from genrec_batch.scoring import Scoring
 from genrec_batch.selection import Selection
+from genrec_batch.storage import Piece
 
 
 def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
@@ -59,21 +63,23 @@ class Scorer:
         frame = pl.DataFrame(events)
         if not len(frame):
             raise NothingToScoreError("the table has no rows, so nobody to score")
-        usable, facts = usable_events(frame.lazy(), self.config, "the table")
+        lazy = frame.lazy()
+        log = EventLog.of(lazy, [Piece(frame=lazy, rows=len(frame))], self.config.schema, "the table")
         loaded, tokens, selection = self._opened or (open_model(self.config), 0, None)
         stages = Stages()
+        config = replace(self.config, memory_limit="1024TiB")  # the table is in memory already
         job = prepare(
-            self.config,
-            usable,
+            config,
+            log,
             stages,
             path="table",
-            facts=facts,
             inputs={},
-            candidates=self.config.candidates,
+            spill_to=Path(),
+            candidates=config.candidates,
             loaded_model=loaded,
         )
         same_catalog = tokens == job.model.tokens  # an engine never chooses a token beyond its catalog
-        scoring = pipeline.Scoring.of(self.config, job, stages, selection if same_catalog else None)
+        scoring = Scoring.of(config, job, stages, selection if same_catalog else None)
         self._opened = (loaded, job.model.tokens, scoring.selection)
-        parts = pipeline.shards(len(job), self.config.shard_users)
-        return pa.concat_tables([scoring.shard(start, stop) for start, stop in parts])
+        shards = pipeline.shards(job, config, stages, set(), None)
+        return pa.concat_tables([scoring.table(scored)[0] for scored in scoring.rank(shards)])

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I8 = npt.NDArray[np.int8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.bool_]
+U64 = npt.NDArray[np.uint64]
 
 Pick = slice | npt.NDArray[np.int64]  # a span of a flat array, or places in it
 
@@ -102,7 +105,7 @@ class Histories:
     categories: Mapping[str, npt.NDArray[np.int8]]
     total_events_N: I64  # all the user's events up to as-of, kept or not
     user_row_N: I32  # row of the users table, -1 where it has none
-    seen: Ragged  # tokens of the newest `--seen-limit` distinct videos, each once; unknown and padding left out
+    seen: Ragged  # tokens of the newest `--seen-limit` distinct videos; may repeat and hold the unknown token
     as_of_us: int
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ job and the rows of some of its users. Out: `arrays.Batch`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from genrec_batch.arrays import F32, I32, I64, U8, Batch, Histories, Ragged
 from genrec_batch.config import ScoreConfig
 from genrec_batch.job import Job
 
+LONG = 128  # positions up to which a batch has all its users
 LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that is a quarter full
 
 
@@ -30,17 +31,32 @@ class Part:
     include_seen: bool
 
     @staticmethod
-    def of(job: Job, rows_N: I64, config: ScoreConfig) -> Part:
-        """Compute the features of the job's rows `rows_N`."""
-        straight = len(rows_N) > 0 and bool((np.diff(rows_N) == 1).all())
-        histories = job.histories.slice(int(rows_N[0]), int(rows_N[-1]) + 1) if straight else job.histories.take(rows_N)
+    def of(job: Job, histories: Histories, start: int, config: ScoreConfig, rows_N: I64 | None = None) -> Part:
+        """Compute the features of users `start`.. of the job, whose histories these are; or of `rows_N` of them."""
+        if rows_N is not None:
+            histories = histories.take(rows_N)
+        users, user_row_N = job.profiles(histories.user_row_N)
+        histories = replace(histories, user_row_N=user_row_N)
+        places_N = start + (np.arange(len(histories)) if rows_N is None else rows_N)
+        kernel = features.kernel_name(len(job))
         return Part(
             histories=histories,
-            dense_NF=features.compute(histories, job.users, job.videos, max_events=config.max_events),
-            profile=None if job.users is None else features.profile_vectors(histories, job.users),
-            video=None if job.videos is None else features.video_vectors(histories, job.videos),
-            candidates=None if job.candidates is None else job.candidates.take(rows_N),
+            dense_NF=features.compute(histories, users, job.videos, max_events=config.max_events, kernel=kernel),
+            profile=None if users is None else features.profile_vectors(histories, users),
+            video=None if job.videos is None else features.video_vectors(histories, job.videos, kernel=kernel),
+            candidates=None if job.candidates is None else job.candidates.take(places_N),
             include_seen=config.include_seen,
+        )
+
+    def take(self, rows_N: I64) -> Part:
+        """Return some of the users, in the order given."""
+        return Part(
+            histories=self.histories.take(rows_N),
+            dense_NF=self.dense_NF[rows_N],
+            profile=None if self.profile is None else (self.profile[0][rows_N], self.profile[1][rows_N]),
+            video=None if self.video is None else (self.video[0][rows_N], self.video[1][rows_N]),
+            candidates=None if self.candidates is None else self.candidates.take(rows_N),
+            include_seen=self.include_seen,
         )
 
     def spans(self, size: int) -> list[I64]:
@@ -74,13 +90,16 @@ class Part:
 def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
     """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
 
-    A batch that is a quarter full ends where a row would fill less than 1 / 1.3 of its longest row's positions.
+    A batch that is a quarter full ends where a row would fill less than 1 / 1.3 of its longest row's positions. Of rows
+    of more than LONG positions fewer fit: attention takes memory by the square of the positions.
     """
     positions_N = falling_N + 1
     batches, start = [], 0
     while start < len(positions_N):
-        shorter = int(np.searchsorted(-positions_N, -positions_N[start] * LEAST_FILLED, side="right"))
-        stop = min(len(positions_N), start + size, max(shorter, start + max(1, size // 4)))
+        longest = int(positions_N[start])
+        most = size if longest <= LONG else max(1, size * LONG**2 // longest**2)
+        shorter = int(np.searchsorted(-positions_N, -longest * LEAST_FILLED, side="right"))
+        stop = min(len(positions_N), start + most, max(shorter, start + max(1, most // 4)))
         batches.append((start, stop))
         start = stop
     return batches

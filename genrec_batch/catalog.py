@@ -39,14 +39,14 @@ class Catalog:
         events = events.lazy()
         if as_of_us is not None:
             events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-        counted = (
-            events.select("video_id")
-            .group_by("video_id")
-            .agg(count=pl.len().cast(pl.UInt64))
-            .sort(["count", "video_id"], descending=[True, False])
-            .collect()
-        )
-        kept, beyond = counted.head(vocabulary - FIRST_ITEM), counted.slice(vocabulary - FIRST_ITEM)
+        counted = events.select("video_id").group_by("video_id").agg(count=pl.len().cast(pl.UInt64)).collect()
+        return Catalog.from_counts(counted, vocabulary=vocabulary)
+
+    @staticmethod
+    def from_counts(counted: pl.DataFrame, *, vocabulary: int) -> Catalog:
+        """Take the most viewed `vocabulary` - 2 videos; `counted` has columns video_id and count (UInt64)."""
+        ranked = counted.sort(["count", "video_id"], descending=[True, False])
+        kept, beyond = ranked.head(vocabulary - FIRST_ITEM), ranked.slice(vocabulary - FIRST_ITEM)
         return Catalog(items=kept, unknown_videos=len(beyond), unknown_events=int(beyond["count"].sum()))
 
     @staticmethod

@@ -16,10 +16,11 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from genrec_batch import __version__, config, console
+from genrec_batch import __version__, cli_look, config, console
 from genrec_batch.cli_model import model_app
 from genrec_batch.edge import fail, guarded, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
+from genrec_batch.reports.options import ProfileConfig, RunConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,9 +41,10 @@ app.add_typer(model_app, name="model")
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
 JOBS = {
-    "score": config.ScoreConfig,
+    "score": RunConfig,
     "features": config.HistoryConfig,
     "verify": config.VerifyConfig,
+    "profile": ProfileConfig,
 }  # what entries at the file's top are for
 
 
@@ -117,7 +119,7 @@ def _fill(resolved: dict[str, Any], tables: dict[str, Any], group: Any, prefix: 
 
 
 @app.command(rich_help_panel="Score")
-@options(config.ScoreConfig)
+@options(RunConfig)
 def score(
     input: INPUT,  # noqa: A002 (the argument's name is its help)
     output: Annotated[
@@ -127,26 +129,33 @@ def score(
         ),
     ] = None,
     *,
-    options: config.ScoreConfig,
+    options: RunConfig,
 ) -> None:
     """Score every user of a log: histories, features, generative decoding, ranked rows.
 
     Example: genrec-batch score events.parquet recs.parquet --model model/ --top-k 20
     """
     from genrec_batch import pipeline, show
+    from genrec_batch.profiling import Stages
 
+    if options.explain:
+        cli_look.explain(options, input, output)
+        return
     if output is None and not options.user:
         raise ConfigError("OUTPUT is missing; it may be left out only with --user, which prints the result")
+    cli_look.check_paths(options)
+    stages = Stages()
     if output is None:
-        summary = pipeline.score(options, input, None)
+        summary = pipeline.score(options, input, None, stages)
         show.recommendations(summary.pop("rows"), options.layout)
     else:
-        summary = pipeline.score(options, input, output)
+        summary = pipeline.score(options, input, output, stages)
         if options.user:
             show.written(output, options.layout)
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
+    cli_look.write_reports(options, stages, summary, output)
 
 
 @app.command(rich_help_panel="Score")
@@ -167,6 +176,10 @@ def features(
     if not options.quiet and options.log_format == "text":
         show.summary(summary)
     console.last_line(summary)
+
+
+app.command(rich_help_panel="Look")(cli_look.profile)
+app.command(rich_help_panel="Look")(cli_look.inspect)
 
 
 @app.command(rich_help_panel="Look")

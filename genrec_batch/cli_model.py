@@ -1,4 +1,4 @@
-"""The `model` commands: make, import, look at and export a model directory.
+"""The `model` commands: make, import, look at, export a model directory, and build its engines.
 
 Owns: their flags and printed lines. Must not know: how weights are computed or read.
 """
@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genrec_batch import console
-from genrec_batch.edge import guarded
+from genrec_batch.build_config import BuildConfig
+from genrec_batch.edge import guarded, options
 from genrec_batch.errors import ConfigError, GenrecError
 
 if TYPE_CHECKING:
     from genrec_batch.catalog import Catalog
     from genrec_batch.model import ModelConfig
 
-model_app = typer.Typer(no_args_is_help=True, help="Make, import, look at and export model directories.")
+model_app = typer.Typer(
+    no_args_is_help=True, help="Make, import, look at and export model directories; build their engines."
+)
 
 DIRECTORY = Annotated[Path, typer.Argument(metavar="DIR", help="The model directory.")]
 
@@ -197,3 +200,15 @@ def export(
             )
 
     guarded(work, verbose=False)
+
+
+@model_app.command()
+@options(BuildConfig)
+def build(directory: DIRECTORY, *, options: BuildConfig) -> None:
+    """Build the TensorRT engines that `score --engine tensorrt` needs with the same options, ahead of it.
+
+    Example: genrec-batch model build model/ --precision fp16
+    """
+    from genrec_batch import prebuilding
+
+    console.last_line(prebuilding.build(options, directory))

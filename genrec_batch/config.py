@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +86,40 @@ class HistoryConfig(LogConfig):
         choices=("error", "resume", "overwrite"),
     )
     shard_users: int = option("Users per part of the output: what a killed run loses at most.", 16384, panel="Output")
+    memory_limit: str = option(
+        "What events and histories may take in memory, such as 512MiB or 8GiB; a larger log is split on disk first. "
+        "The output does not depend on it.",
+        "1GiB",
+        panel="Input",
+    )
+    spill_dir: str | None = option(
+        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input"
+    )
+    stall_limit: float = option(
+        "Seconds without any progress after which the run ends with exit code 75; 0 for none.", 1800.0, panel="Output"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_events=1, seen_limit=0, shard_users=1)
+        check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)
+        self.memory_bytes()
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: at least 1")
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
         self.as_of_us()
+
+    def memory_bytes(self) -> int:
+        """Return `--memory-limit` in bytes.
+
+        Raises:
+            ConfigError: not a number of KiB, MiB or GiB, or less than 1 MiB.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", self.memory_limit, re.IGNORECASE)
+        count = float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper())) if match else 0
+        if count < 1 << 20:
+            raise ConfigError(f"--memory-limit {self.memory_limit!r}: a size from 1MiB, such as 512MiB or 8GiB")
+        return int(count)
 
     def as_of_us(self) -> int | None:
         """Return `--as-of` as epoch microseconds.
@@ -156,6 +183,10 @@ class ScoreConfig(HistoryConfig):
     min_topk_overlap: float = option(
         "Least share of the top K in common with the reference, else exit code 6.", 0.98, panel="Engine"
     )
+    previous: str | None = option(
+        "An earlier output of this command: users whose input, model and options are the same keep its rows.",
+        panel="Input",
+    )
     layout: str = option(
         "long: a row per user and rank; nested: a row per user with lists.",
         "long",
@@ -172,12 +203,8 @@ class ScoreConfig(HistoryConfig):
             raise ConfigError("--beam-width goes with --decode slate, not with --decode candidates")
         if self.decode == "candidates" and not self.candidates and self.num_candidates < self.top_k:
             raise ConfigError(f"--num-candidates {self.num_candidates} is less than --top-k {self.top_k}")
-        if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size) > 0):
-            raise ConfigError(f"--batch-size {self.batch_size!r}: auto or a whole number above 0")
-        if self.device not in ("auto", "cpu", "cuda") and not (
-            self.device.startswith("cuda:") and self.device[5:].isdigit()
-        ):
-            raise ConfigError(f"--device {self.device!r}: auto, cpu, cuda or cuda:N")
+        check_batch_size(self.batch_size)
+        check_device(self.device)
         if self.verify_sample < 0:
             raise ConfigError(f"--verify-sample {self.verify_sample}: a number of users, 0 for none")
         if not 0 <= self.min_topk_overlap <= 1:
@@ -228,6 +255,18 @@ class VerifyConfig(ScoreConfig):
         check_at_least(self, sample=1)
 
 
+def check_batch_size(text: str) -> None:
+    """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
+    if text != "auto" and not (text.isdigit() and int(text) > 0):
+        raise ConfigError(f"--batch-size {text!r}: auto or a whole number above 0")
+
+
+def check_device(text: str) -> None:
+    """Raise ConfigError unless `--device` is the name of one."""
+    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
+        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
+
+
 def check_types(config: Any) -> None:
     """Raise ConfigError for a field of the wrong type (the command line converts, Python callers may not)."""
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
@@ -262,5 +301,14 @@ def check_at_least(config: Any, **bounds: int) -> None:
 def resolved(config: Any) -> dict[str, Any]:
     """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
     shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
+    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous", "report", "trace", "explain"}
     values = dataclasses.asdict(config)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return where two JSON-able values differ, each as `path (one, now other)`."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = sorted({*a, *b})
+        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]

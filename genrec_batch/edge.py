@@ -120,5 +120,6 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
     raise Terminated

@@ -52,6 +52,10 @@ class RetryError(GenrecError):
     exit_code = 75
 
 
+class DeviceMemoryError(RetryError):
+    """The device has too little free memory for what was asked (exit 75): a smaller batch may do."""
+
+
 class NothingToScoreError(GenrecError):
     """The input is well formed and holds nobody to score (exit 99, Airflow's "skipped")."""
 

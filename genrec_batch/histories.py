@@ -1,90 +1,104 @@
 """Histories: from events in any order to each user's newest events, as flat arrays.
 
-Owns: the order of events, which are kept, which videos count as seen, and who is scored. Must not know: files, feature
-slots, the model. In: usable contract events (a Polars frame that holds whole users). Out: sorted user ids and
-`arrays.Histories`. The only columnar-to-array step besides the side tables.
+Owns: the order of events, which are kept, which videos count as seen. Must not know: files, feature slots, the model.
+In: all records of some users, in input order (`blocks.Records`). Out: `arrays.Histories`. `build` does the same from a
+frame, for tests and notebooks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from genrec_batch import layout
-from genrec_batch.arrays import FIRST_ITEM, I64, Histories, Ragged
+from genrec_batch import ordering
+from genrec_batch.arrays import I32, I64, Histories, Ragged
+from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
+from genrec_batch.counting import Index
+from genrec_batch.errors import InputError
 from genrec_batch.schema import SCORED
 
 
-def build(
-    events: pl.DataFrame,
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """What is known of each video of the log, by its row: token (1: not in the catalog) and row of `--videos` or -1."""
+
+    token_V: I32
+    row_V: I32
+
+
+def order(
+    records: Records,
+    record: RecordType,
     *,
-    catalog: Catalog,
+    start: int,
+    total_N: I64,
+    videos: Videos,
+    user_row_N: I32,
     as_of_us: int,
     max_events: int,
     seen_limit: int,
-    users: pl.DataFrame | None = None,
-    videos: pl.DataFrame | None = None,
-    also: pl.Series | None = None,
-) -> tuple[pl.Series, Histories]:
-    """Build the history of every user of `events`, of the `users` table and of `also` (ids), sorted by id.
+    compiled: Any = None,
+) -> Histories:
+    """Return the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
 
-    Kept are a user's newest `max_events` events up to `as_of_us` (epoch us) by (timestamp, input order), oldest first.
-    Seen are the tokens of the newest `seen_limit` distinct videos of all the user's events up to as-of.
-    `users` and `videos` have one row per `user_id` / `video_id`; a user without events has a history of length 0.
+    Kept are a user's newest `max_events` events by (timestamp, input order), oldest first. Seen are the tokens of all
+    the user's events, or of the newest `seen_limit` distinct videos where there are more; tokens may repeat.
+
+    Raises:
+        InputError: the records are not those that were counted.
     """
-    events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-    events = events.sort("user_id", "timestamp", maintain_order=True)
-    in_log = events["user_id"].rle().struct.unnest() if len(events) else None
-    ids = _everybody(events["user_id"], users, also)
-
-    log_totals = in_log["len"].to_numpy().astype(np.int64) if in_log is not None else np.zeros(0, np.int64)
-    total_N = np.zeros(len(ids), np.int64)
-    if in_log is not None:
-        total_N[_rows(in_log["value"], ids)] = log_totals
-
-    newest_E = _from_newest(log_totals)
-    kept = events.filter(pl.Series(newest_E < max_events))
-    videos_seen = _videos(events["video_id"], catalog, videos)
-    coded = events.select("video_id").join(videos_seen, on="video_id", how="left", maintain_order="left")
-    kept_codes = coded.filter(pl.Series(newest_E < max_events))
-    return ids, Histories(
-        offsets_N1=_offsets(np.minimum(total_N, max_events)),
-        time_us_E=kept["timestamp"].dt.epoch("us").to_numpy().astype(np.int64),
-        tokens_E=kept_codes["token"].to_numpy().astype(np.int32),
-        video_code_E=kept_codes["code"].to_numpy().astype(np.int32),
-        video_row_E=kept_codes["row"].to_numpy().astype(np.int32),
-        session_E=_sessions(kept),
-        numbers={
-            name: kept[name].cast(pl.Float64).to_numpy().astype(np.float64)
-            for name, kind in SCORED.items()
-            if kind in ("number", "flag") and name in kept.columns
-        },
-        categories={
-            name: _category(kept[name], values) for name, values in layout.CATEGORIES.items() if name in kept.columns
-        },
+    by_time = ordering.by_user_and_time(records, start, total_N, compiled)
+    if by_time is None:
+        raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
+    all_kept = int(total_N.max(initial=0)) <= max_events
+    kept = by_time if all_kept else by_time.take(np.flatnonzero(_from_newest(total_N) < max_events))
+    video_E = np.ascontiguousarray(kept["video"])
+    tokens_E = videos.token_V.take(video_E)
+    offsets_N1 = _offsets(np.minimum(total_N, max_events))
+    if all_kept and max_events <= seen_limit:
+        seen = Ragged(offsets_N1=offsets_N1, values=tokens_E)
+    else:
+        seen = _seen(by_time, total_N, videos.token_V, seen_limit)
+    return Histories(
+        offsets_N1=offsets_N1,
+        time_us_E=np.ascontiguousarray(kept["time_us"]),
+        tokens_E=tokens_E,
+        video_code_E=video_E,
+        video_row_E=videos.row_V.take(video_E),
+        session_E=_sessions(kept["session_id"]) if "session_id" in record.columns else None,
+        numbers={n: _number(kept[n]) for n in record.columns if SCORED[n] in ("number", "flag")},
+        categories={n: np.ascontiguousarray(kept[n]) for n in record.columns if SCORED[n] == "category"},
         total_events_N=total_N,
-        user_row_N=_rows(ids, users["user_id"]).astype(np.int32)
-        if users is not None
-        else np.full(len(ids), -1, np.int32),
-        seen=_seen(total_N, coded, seen_limit),
+        user_row_N=user_row_N,
+        seen=seen,
         as_of_us=as_of_us,
     )
 
 
-def _everybody(in_log: pl.Series, users: pl.DataFrame | None, also: pl.Series | None) -> pl.Series:
-    ids = [in_log.unique()]
-    ids += [users["user_id"].cast(in_log.dtype)] if users is not None else []
-    ids += [also.cast(in_log.dtype)] if also is not None else []
-    return pl.concat(ids).drop_nulls().unique().sort()
+def _number(column_E: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return a record's column as Float64, NaN for null (a flag's null is -1)."""
+    numbers_E = column_E.astype(np.float64)
+    if column_E.dtype == np.int8:
+        numbers_E[numbers_E < 0] = np.nan
+    return numbers_E
 
 
-def _rows(ids: pl.Series, table: pl.Series) -> I64:
-    """Return the row of each id in `table` (whose ids are distinct), -1 where it is not there, [len(ids)]."""
-    rows = table.cast(ids.dtype).alias("id").to_frame().with_row_index("row")
-    joined = ids.alias("id").to_frame().join(rows, on="id", how="left", maintain_order="left")
-    found: I64 = joined["row"].cast(pl.Int64).fill_null(-1).to_numpy()
-    return found
+def _sessions(id_E: I64) -> I64:
+    """Number the session ids from 0, -1 for null, [E]; events of one session mostly stand side by side."""
+    if not len(id_E):
+        return id_E.astype(np.int64)
+    begins_E = np.ones(len(id_E), np.bool_)
+    np.not_equal(id_E[1:], id_E[:-1], out=begins_E[1:])
+    places = np.flatnonzero(begins_E)
+    ids = id_E[places]
+    distinct, number = np.unique(ids, return_inverse=True)
+    del distinct
+    return np.repeat(np.where(ids < 0, -1, number), np.diff(places, append=len(id_E)))
 
 
 def _offsets(lengths_N: I64) -> I64:
@@ -100,40 +114,80 @@ def _from_newest(lengths_N: I64) -> I64:
     return distance_E
 
 
-def _videos(ids: pl.Series, catalog: Catalog, videos: pl.DataFrame | None) -> pl.DataFrame:
-    """Return one row per distinct id: its code (any order), token and row of the videos table (-1: none)."""
-    distinct = ids.unique(maintain_order=True)
-    rows = _rows(distinct, videos["video_id"]) if videos is not None else np.full(len(distinct), -1)
-    return pl.DataFrame({"video_id": distinct, "token": catalog.tokens(distinct), "row": rows}).with_row_index("code")
+def _seen(by_time: Records, total_N: I64, token_V: I32, limit: int) -> Ragged:
+    """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
+    busy_N = total_N > limit
+    if not busy_N.any():
+        return Ragged(offsets_N1=_offsets(total_N), values=token_V.take(by_time["video"]))
+    busy_R = np.repeat(busy_N, total_N)
+    user_R = np.repeat(np.flatnonzero(busy_N), total_N[busy_N])
+    keys = _newest_distinct(user_R << 32 | by_time["video"][busy_R], limit)
+    lengths_N = np.where(busy_N, np.bincount(keys >> 32, minlength=len(total_N)), total_N)
+    values = np.empty(int(lengths_N.sum()), np.int32)
+    busy_S = np.repeat(busy_N, lengths_N)
+    values[~busy_S] = token_V.take(by_time["video"][~busy_R])
+    values[busy_S] = token_V.take(keys & 0xFFFFFFFF)
+    return Ragged(offsets_N1=_offsets(lengths_N), values=values)
 
 
-def _sessions(kept: pl.DataFrame) -> I64 | None:
-    if "session_id" not in kept.columns:
-        return None
-    codes: I64 = kept["session_id"].rank("dense").cast(pl.Int64).fill_null(-1).to_numpy()
-    return codes
+def _newest_distinct(key_R: I64, limit: int) -> I64:
+    """Return the keys of the newest `limit` distinct videos of each user, by user; in, they stand oldest first."""
+    newest_first = key_R[::-1]
+    distinct, first = np.unique(newest_first, return_index=True)
+    del distinct
+    first.sort()  # distinct videos, users falling, newest first
+    keys = newest_first[first]
+    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] >> 32) != (keys[:-1] >> 32)]))
+    place = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+    return keys[place < limit][::-1]
 
 
-def _category(values: pl.Series, known: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
-    """Return each value's place in `known`, 0 for a value that is not there, -1 for null, int8 [E]."""
-    codes = {value: code for code, value in enumerate(known) if code}
-    coded = values.replace_strict(codes, default=0, return_dtype=pl.Int8)
-    result: np.ndarray[tuple[int], np.dtype[np.int8]] = coded.set(values.is_null(), -1).to_numpy()
-    return result
+def build(
+    events: pl.DataFrame,
+    *,
+    catalog: Catalog,
+    as_of_us: int,
+    max_events: int,
+    seen_limit: int,
+    users: pl.DataFrame | None = None,
+    videos: pl.DataFrame | None = None,
+) -> tuple[pl.Series, Histories]:
+    """Build the history of every user of a frame of usable contract events, and of the `users` table, sorted by id.
 
-
-def _seen(total_N: I64, coded: pl.DataFrame, limit: int) -> Ragged:
-    """Return the known tokens among each user's newest `limit` distinct videos, newest first.
-
-    `coded` has the code and token of all events, sorted by user and time.
+    `users` and `videos` have one row per `user_id` / `video_id`; a user without events has a history of length 0.
     """
-    newest_first = (
-        coded.select("code", "token", user=pl.Series(np.repeat(np.arange(len(total_N)), total_N)))
-        .reverse()
-        .unique(["user", "code"], keep="first", maintain_order=True)
-        .filter(pl.int_range(pl.len()).over("user") < limit)
-        .filter(pl.col("token") >= FIRST_ITEM)
-        .sort("user", maintain_order=True)
+    events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+    ids = everybody(events["user_id"], users["user_id"] if users is not None else None)
+    seen_ids = events["video_id"].unique(maintain_order=True)
+    record = RecordType.of(tuple(events.columns), events.schema)
+    user_R = Index(ids).rows(events["user_id"])
+    return ids, order(
+        record.pack(events, user_R, Index(seen_ids).rows(events["video_id"])),
+        record,
+        start=0,
+        total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),
+        videos=known(seen_ids, catalog, videos["video_id"] if videos is not None else None),
+        user_row_N=rows_of(ids, users["user_id"] if users is not None else None),
+        as_of_us=as_of_us,
+        max_events=max_events,
+        seen_limit=seen_limit,
     )
-    lengths_N = np.bincount(newest_first["user"].to_numpy(), minlength=len(total_N))
-    return Ragged(offsets_N1=_offsets(lengths_N), values=newest_first["token"].to_numpy().astype(np.int32))
+
+
+def everybody(in_log: pl.Series, *others: pl.Series | None) -> pl.Series:
+    """Return all ids, each once, in rising order."""
+    ids = [in_log, *(other.cast(in_log.dtype) for other in others if other is not None)]
+    return pl.concat([each.unique() for each in ids]).drop_nulls().unique().sort()
+
+
+def known(ids: pl.Series, catalog: Catalog, table: pl.Series | None) -> Videos:
+    """Return what is known of distinct video ids: their tokens, and their rows of the videos table."""
+    token_V = catalog.tokens(ids).to_numpy() if len(ids) else np.zeros(0, np.int32)
+    return Videos(token_V=token_V, row_V=rows_of(ids, table))
+
+
+def rows_of(ids: pl.Series, table: pl.Series | None) -> I32:
+    """Return the row of each id in a table's distinct ids, -1 where it is not there or there is no table."""
+    if table is None:
+        return np.full(len(ids), -1, np.int32)
+    return Index(table.cast(ids.dtype)).rows(ids)

@@ -20,17 +20,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec_batch import parquet
+from genrec_batch.config import differences
 from genrec_batch.durable import full_disk as _disk
 from genrec_batch.durable import read_json as _read_json
 from genrec_batch.durable import sync as _sync
 from genrec_batch.durable import write_json as _write_json
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.flow import ordered
 
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
+FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
 LONGEST_NAME = 200  # bytes, so that the names beside it fit too
 ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
+COUNTS = "genrec.counts"  # of a part: what the run's summary adds up
 
 
 def run_id(identity: Identity) -> str:
@@ -55,28 +60,32 @@ class Output:
         """Return the path of a part in the staging folder."""
         return self.staging / f"part-{number:05d}.parquet"
 
-    def write(self, number: int, table: pa.Table) -> None:
-        """Write one part: temporary name, sync, rename.
+    def write(
+        self,
+        number: int,
+        table: pa.Table,
+        counts: Mapping[str, int] | None = None,
+        fingerprints: pa.Table | None = None,
+    ) -> None:
+        """Write one part, with its counts and its users' fingerprints: temporary name, sync, rename.
 
         Raises:
             RetryError: the disk is full (what was written stays and is resumed).
         """
         with _disk(self.path):
             target = self.part(number)
-            scratch = target.with_suffix(".tmp")
-            table = table.replace_schema_metadata({**self.metadata, ROWS: str(len(table))})
-            with pq.ParquetWriter(
-                scratch, table.schema, compression="zstd", compression_level=3, write_page_checksum=True
-            ) as writer:
-                writer.write_table(table, row_group_size=max(1, len(table)))
-            _sync(scratch)
-            scratch.replace(target)
+            if fingerprints is not None:
+                parquet.write(target.with_suffix(".fingerprints"), fingerprints)
+            about = {**self.metadata, ROWS: str(len(table)), COUNTS: json.dumps(counts or {}, sort_keys=True)}
+            parquet.write(target, table.replace_schema_metadata(about), quick=self.single)
         self.parts_done.add(number)
 
-    def finish(self) -> dict[str, int]:
-        """Put the parts in place under the output's name, with the number of all rows in the metadata.
+    def finish(self, scope: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Put the parts in place under the output's name, with the number of all rows and the counts in the metadata.
 
-        Returns: files, rows and bytes of the finished output.
+        `scope` is what the fingerprints were made for, None where there are none.
+
+        Returns: files, rows, bytes and counts of the finished output.
         """
         with _disk(self.path):
             if not self.replaces and _present(self.path):
@@ -85,22 +94,35 @@ class Output:
                 )
             parts = sorted(self.staging.glob("part-*.parquet"))
             rows = sum(pq.read_metadata(part).num_rows for part in parts)
-            metadata = {**self.metadata, ROWS: str(rows)}
+            counts = parquet.sums(parts, COUNTS)
+            metadata = {**self.metadata, ROWS: str(rows), COUNTS: json.dumps(counts, sort_keys=True)}
+            if scope is not None:
+                self._join_fingerprints(scope)
             done = self._join(parts, metadata) if self.single else self._publish(parts, metadata)
         self.close()
-        return {**done, "rows": rows}
+        return {**done, "rows": rows, **counts}
+
+    def _join_fingerprints(self, scope: Mapping[str, Any]) -> None:
+        pieces = sorted(self.staging.glob("part-*.fingerprints"))
+        joined = pa.concat_tables([pq.read_table(piece) for piece in pieces])
+        said = {"genrec.scope": json.dumps(scope, sort_keys=True), "genrec.run_id": self.metadata["genrec.run_id"]}
+        parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said))
+        for piece in pieces:
+            piece.unlink()
 
     def _join(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
         scratch = self.staging / "whole.tmp"
         schema = pq.read_schema(parts[0]).with_metadata(metadata)
-        with pq.ParquetWriter(
-            scratch, schema, compression="zstd", compression_level=3, write_page_checksum=True
-        ) as writer:
-            for part in parts:
-                table = pq.read_table(part).replace_schema_metadata(schema.metadata)
-                writer.write_table(table, row_group_size=max(1, len(table)))
+        with pq.ParquetWriter(scratch, schema, **parquet.COMPRESSED) as writer:
+            for table in ordered(pq.read_table, parts, workers=1, name="join"):
+                whole = table.replace_schema_metadata(schema.metadata)
+                writer.write_table(whole, row_group_size=max(1, len(whole)))
         _sync(scratch)
+        kept, beside = self.staging / FINGERPRINTS, fingerprint_file(self.path)
+        beside.unlink(missing_ok=True)  # never those of another output beside this one
         scratch.replace(self.path)
+        if kept.exists():
+            kept.replace(beside)
         _sync(self.path.parent)
         shutil.rmtree(self.staging)
         return {"files": 1, "bytes": self.path.stat().st_size}
@@ -138,6 +160,16 @@ class Output:
             self._lock = -1
 
 
+def fingerprint_file(path: Path) -> Path:
+    """Return where the fingerprints of an output's users are kept."""
+    return path.with_name(path.name + ".fingerprints") if path.suffix == ".parquet" else path / FINGERPRINTS
+
+
+def finished_id(path: Path) -> str | None:
+    """Return the run that finished the output there, None where there is none."""
+    return _finished_id(path) if path.exists() else None
+
+
 def check(path: Path, if_exists: str | None) -> None:
     """Raise ConfigError where an output cannot be written at all, before any work is done."""
     if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
@@ -172,7 +204,7 @@ def _ours(path: Path) -> bool:
     manifest = _read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or "files" not in manifest:
         return False
-    known = {entry["file"] for entry in manifest["files"]} | {MANIFEST, SUCCESS, RUN_FILE, LOCK}
+    known = {entry["file"] for entry in manifest["files"]} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
     return {file.name for file in path.iterdir()} <= known
 
 
@@ -196,7 +228,8 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
     None resumes an identical unfinished run, else is an error.
 
     Raises:
-        ConfigError: the output exists, an unfinished run of other settings is there, or it is being written now.
+        ConfigError: the output exists, or an unfinished run of other settings is there.
+        RetryError: it is being written now.
     """
     check(path, if_exists)
     identifier = run_id(identity)
@@ -234,7 +267,7 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
         fcntl.flock(output._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: SLF001
     except BlockingIOError:
         output.close()
-        raise ConfigError(
+        raise RetryError(
             f"OUTPUT {output.path} is being written by another run now; wait for it, or name another"
         ) from None
     began = _read_json(staging / RUN_FILE)
@@ -253,7 +286,7 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
         output.close()
         raise ConfigError(
             f"OUTPUT {output.path}: an unfinished run is in {staging}, and this one differs from it in "
-            f"{', '.join(_differences(began, begins))}; run with its settings to resume "
+            f"{', '.join(differences(began, begins))}; run with its settings to resume "
             "it, or pass --if-exists overwrite"
         )
     if began is None:
@@ -261,27 +294,17 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
     for stale in staging.glob("*.tmp"):
         stale.unlink()
     for part in staging.glob("part-*.parquet"):
-        if _is_whole(part):
+        prints = part.with_suffix(".fingerprints")
+        if parquet.is_whole(part) and (not prints.exists() or parquet.is_whole(prints)):
             output.parts_done.add(int(part.stem.removeprefix("part-")))
         else:
             part.unlink()  # it is computed again
 
 
-def _is_whole(part: Path) -> bool:
-    """Return whether a file can be read to its end and every page is what its checksum says."""
-    try:
-        with pq.ParquetFile(part, page_checksum_verification=True) as opened:
-            for group in range(opened.num_row_groups):
-                opened.read_row_group(group)
-    except (pa.ArrowInvalid, OSError):
-        return False
-    return True
-
-
 def _check_whole(path: Path) -> None:
     """Raise ConfigError where a finished output has lost, gained or changed anything since it was written."""
     if path.is_file():
-        if not _is_whole(path):
+        if not parquet.is_whole(path):
             raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite makes it anew")
         return
     if not _ours(path):
@@ -293,13 +316,6 @@ def _check_whole(path: Path) -> None:
                 f"OUTPUT {path}: {entry['file']} is missing or not what the manifest says; --if-exists overwrite makes "
                 "the output anew"
             )
-
-
-def _differences(a: Any, b: Any, path: str = "") -> list[str]:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        keys = sorted({*a, *b})
-        return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
-    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]
 
 
 def _finished_id(path: Path) -> str | None:
@@ -315,8 +331,12 @@ def _finished_id(path: Path) -> str | None:
         raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
 
 
-def finished_facts(path: Path) -> dict[str, int]:
-    """Return files, rows and bytes of a finished output."""
+def finished_facts(path: Path) -> dict[str, Any]:
+    """Return files, rows, bytes and counts of a finished output."""
     files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
-    return {"files": len(files), "rows": rows, "bytes": sum(file.stat().st_size for file in files)}
+    if path.is_file():
+        metadata = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+    else:
+        metadata = _read_json(path / MANIFEST)["metadata"]
+    counts = json.loads(metadata.get(COUNTS, "{}"))
+    return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}

@@ -1,15 +1,22 @@
-"""The whole job: events in, histories, features, batches through an engine, ranked rows out.
+"""The whole job: events in, histories, features, batches through an engine, ranked rows out, all at the same time.
 
-Owns: the order of the steps, shards, batches, lineage, and the summary. Must not know: how any step does its work, or
-who called. Users go through in id order, a shard at a time; within a shard, batches hold users of like history length.
+Owns: the order of the steps, which threads they run on, lineage, and the summary. Must not know: how any step does its
+work, or who called. Users go through in id order, a part of the output (a shard) at a time:
+
+    histories-N  loads a bucket of users and orders their events      (`Job.histories`)
+    features-N   computes what the model reads of a shard             (`batching.Part`)
+    main         feeds the engine, batch after batch                  (`Scoring.rank`)
+    write-N      turns a shard's ranking into rows and a part on disk (`Scoring.table`, `Output.write`)
+
+Between them stand short queues, so memory stays bounded; what any thread raises ends the run.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +24,47 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import __version__, console, features, layout, output, recommendations, schema
-from genrec_batch.arrays import I64, Ranked
+from genrec_batch import __version__, carrying, console, flow, layout, output, partition, schema
+from genrec_batch.arrays import I64, Histories
 from genrec_batch.batching import Part
+from genrec_batch.carrying import Previous
 from genrec_batch.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.console import LOG
 from genrec_batch.engines import Engine
-from genrec_batch.errors import ConfigError, RetryError
-from genrec_batch.generate import Decoding, blend, recommend_all
+from genrec_batch.errors import ConfigError
 from genrec_batch.job import Job, prepare, read_log
+from genrec_batch.partition import Bucket
 from genrec_batch.profiling import Stages, peak_rss_mib
-from genrec_batch.recommendations import Ranking
-from genrec_batch.selection import Selection, decoding_of, reference_engine, sample_rows, select
-from genrec_batch.verifying import measured
+from genrec_batch.scoring import Scored, Scoring, Shard
+from genrec_batch.selection import preload
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """Threads of each step, for the cores there are: the engine has most of them where it runs on the CPU."""
+
+    histories: int
+    features: int
+    write: int
+
+    @staticmethod
+    def of(cores: int) -> Threads:
+        """Divide `cores`."""
+        return Threads(histories=partition.loaders(cores), features=max(1, cores // 3), write=max(1, cores // 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A part of the output, ready to be written."""
+
+    number: int
+    users: int
+    table: pa.Table
+    counts: dict[str, int]
+    fingerprints: pa.Table | None = None
 
 
 def score(config: ScoreConfig, source: str, target: str | None, stages: Stages | None = None) -> dict[str, Any]:
@@ -42,160 +74,154 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
         GenrecError: see its subclasses; each carries the exit code of its kind.
     """
     stages = stages or Stages()
+    with ExitStack() as stack:
+        stack.enter_context(flow.beside(lambda: preload(config.engine, config.device), name="preload"))
+        job = open_job(config, source, target, stages, stack, candidates=config.candidates)
+        scoring = Scoring.of(config, job, stages)
+        identity = lineage(config, job, engine=scoring.selection.engine)
+        if target is None:
+            done = [
+                finished(scoring, scored, None) for scored in scoring.rank(shards(job, config, stages, set(), None))
+            ]
+            counts = _sums([part.counts for part in done])
+            facts = summary("score", job, stages, identity, {**scoring.report(), **counts})
+            return facts | {"rows": pa.concat_tables([part.table for part in done])}
+        shared = carrying.scope(identity)
+        previous = _previous(config, shared, job)
+
+        def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
+            for scored in scoring.rank(shards(job, config, stages, skip, previous), advance):
+                yield lambda scored=scored: finished(scoring, scored, previous)  # type: ignore[misc]
+
+        return run("score", config, job, parts, identity, Path(target), stages, scoring.report, shared)
+
+
+def open_job(
+    config: HistoryConfig,
+    source: str,
+    target: str | None,
+    stages: Stages,
+    stack: ExitStack,
+    *,
+    candidates: str | None = None,
+) -> Job:
+    """Check the output, open the log, and prepare a job whose spilled files go when `stack` closes.
+
+    Raises:
+        GenrecError: see `job.prepare`.
+    """
     if target is not None:
         output.check(Path(target), config.if_exists)
-    events, facts, log = read_log(source, config, stages)
+    log, opened = read_log(source, config, stages)
     job = prepare(
-        config, events, stages, path=source, facts=facts, inputs={"events": log}, candidates=config.candidates
+        config,
+        log,
+        stages,
+        path=source,
+        inputs={"events": opened},
+        spill_to=partition.spill_folder(config.spill_dir, target),
+        candidates=candidates,
     )
+    stack.callback(job.store.close)
     _not_an_input(target, job)
-    scoring = Scoring.of(config, job, stages)
-    identity = lineage(config, job, engine=scoring.selection.engine)
-    if target is None:
-        tables = [scoring.shard(start, stop) for start, stop in shards(len(job), config.shard_users)]
-        return summary("score", job, stages, identity, scoring.report()) | {"rows": pa.concat_tables(tables)}
-    return run("score", config, job, scoring.shard, identity, Path(target), stages, scoring.report)
+    return job
 
 
 def write_features(config: HistoryConfig, source: str, target: str) -> dict[str, Any]:
     """Write what the model would read of each user: user_id, features, tokens (newest last), history_length."""
     stages = Stages()
-    output.check(Path(target), config.if_exists)
-    events, facts, log = read_log(source, config, stages)
-    job = prepare(config, events, stages, path=source, facts=facts, inputs={"events": log})
-    _not_an_input(target, job)
-    identity = lineage(config, job, engine=None)
+    with ExitStack() as stack:
+        job = open_job(config, source, target, stages, stack)
+        identity = lineage(config, job, engine=None)
 
-    def shard(start: int, stop: int, advance: console.Advance) -> pa.Table:
-        part = job.histories.slice(start, stop)
-        with stages.time("features"):
-            dense_NF = features.compute(part, job.users, job.videos, max_events=config.max_events)
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), layout.FEATURES)
-        tokens = pa.ListArray.from_arrays(pa.array(part.offsets_N1.astype(np.int32)), pa.array(part.tokens_E))
-        ids = job.user_ids.slice(start, stop - start).to_arrow(compat_level=pl.CompatLevel.oldest())
-        advance(stop - start)
-        columns = [ids, flat.cast(pa.list_(pa.float32())), tokens, pa.array(part.lengths_N.astype(np.int32))]
-        return pa.table(columns, names=["user_id", "features", "tokens", "history_length"])
+        def made(piece: tuple[int, int, Histories]) -> Finished:
+            number, start, part = piece
+            with stages.time("features", rows=len(part)):
+                dense_NF = Part.of(job, part, start, ScoreConfig(max_events=config.max_events)).dense_NF
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), layout.FEATURES)
+            tokens = pa.ListArray.from_arrays(pa.array(part.offsets_N1.astype(np.int32)), pa.array(part.tokens_E))
+            ids = job.users.ids.slice(start, len(part)).to_arrow(compat_level=pl.CompatLevel.oldest())
+            columns = [ids, flat.cast(pa.list_(pa.float32())), tokens, pa.array(part.lengths_N.astype(np.int32))]
+            table = pa.table(columns, names=["user_id", "features", "tokens", "history_length"])
+            cold = int(part.cold_start_N().sum())
+            return Finished(number=number, users=len(part), table=table, counts={"cold_start_users": cold})
 
-    return run("features", config, job, shard, identity, Path(target), stages, dict)
+        def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
+            workers = Threads.of(flow.cores()).features
+            for part in flow.ordered(made, pieces(job, skip), workers=workers, name="features"):
+                advance(part.users)
+                yield lambda part=part: part  # type: ignore[misc]
+
+        return run("features", config, job, parts, identity, Path(target), stages, dict, None)
 
 
-@dataclass(kw_only=True)
-class Scoring:
-    """A job with its engine: turns shards of users into tables of recommendations."""
+def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
+    """Yield each shard that is not in `skip`: its number, first user and histories, loaded a bucket ahead."""
+    size = job.config.shard_users
+    wanted = [
+        bucket for bucket in job.store.buckets if not set(range(bucket.start // size, -(-bucket.stop // size))) <= skip
+    ]
 
-    config: ScoreConfig
-    job: Job
-    stages: Stages
-    selection: Selection
-    decoding: Decoding
-    batch_users: int = 0  # of a batch, at most; halved where the device is too small
-    scored_users: int = 0
-    short_users: int = 0
-    padding: list[int] = field(default_factory=lambda: [0, 0])  # real tokens, tokens computed
+    def load(bucket: Bucket) -> tuple[Bucket, Histories]:
+        built = job.histories(bucket)
+        job.store.done(bucket)
+        return bucket, built
 
-    @staticmethod
-    def of(config: ScoreConfig, job: Job, stages: Stages, selection: Selection | None = None) -> Scoring:
-        """Open the engine of a run, or go on with one that is open.
+    loaders = Threads.of(flow.cores()).histories
+    for bucket, built in flow.ordered(load, wanted, workers=loaders, name="histories"):
+        for start, stop in partition.shards(bucket.stop - bucket.start, size):
+            number = (bucket.start + start) // size
+            if number not in skip:
+                yield number, bucket.start + start, built.slice(start, stop)
 
-        Raises:
-            ConfigError: the history and the decoded items do not fit the model's positions.
-            EngineError: what was asked for is not there.
-        """
-        read = config.top_k if config.decode == "slate" and not config.candidates else 1  # items read after the history
-        need, have = 1 + config.max_events + read, job.model.config.positions
-        if need > have:
-            raise ConfigError(
-                f"--max-events {config.max_events} with --top-k {config.top_k} needs {need} positions, the model has "
-                f"{have}"
-            )
-        decoding = decoding_of(config, job.model)
-        if selection is not None:
-            return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
-        rows = sample_rows(job.histories.lengths_N)
-        with stages.time("engine"):
-            sample = Part.of(job, rows, config).batch(np.arange(len(rows)))
-            selection = select(
-                job.model, sample, decoding, name=config.engine, device=config.device, precision=config.precision
-            )
-        LOG.info("engine: %s", selection.why)
-        if config.verify_sample:
-            with stages.time("verify"):
-                rows = sample_rows(job.histories.lengths_N, most=config.verify_sample)
-                reference = reference_engine(job.model)
-                found = measured(config, job, decoding, rows, selection.engine, reference)
-            LOG.info("verified over %d users: %s", len(rows), found.as_dict())
-            found.check(min_topk_overlap=config.min_topk_overlap, min_top1=0.0, max_difference=None)
-        return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
 
-    def __post_init__(self) -> None:
-        asked = self.config.batch_size
-        self.batch_users = self.selection.batch_users if asked == "auto" else int(asked)
+def shards(job: Job, config: ScoreConfig, stages: Stages, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
+    """Yield each shard that is not in `skip` with all that the model reads of it, made ahead on other threads."""
 
-    def shard(self, start: int, stop: int, advance: console.Advance = console.nowhere) -> pa.Table:
-        """Return the recommendations of users start..stop of the job, in id order."""
-        job, config, stages = self.job, self.config, self.stages
-        with stages.time("features"):
-            part = Part.of(job, np.arange(start, stop), config)
-        weights = config.blend()
-        ranking = Ranking.empty(stop - start, config.top_k)
-        for rows_B, ranked in self._answers(part):
-            ranking.put(rows_B, ranked, blend(ranked, weights))
-            self.padding[0] += int(part.histories.lengths_N[rows_B].sum()) + len(rows_B)
-            self.padding[1] += (int(part.histories.lengths_N[rows_B].max()) + 1) * len(rows_B)
-            advance(len(rows_B))
-        self.scored_users += stop - start
-        self.short_users += int(((ranking.tokens_NK > 0).sum(axis=1) < part.wanted_N(config.top_k)).sum())
-        with stages.time("rows"):
-            return recommendations.table(
-                job.user_ids.slice(start, stop - start),
-                ranking,
-                catalog=job.catalog,
-                video_type=job.video_type,
-                feature_scores_N3=features.feature_scores(part.dense_NF),
-                history_length_N=part.histories.lengths_N,
-                cold_start_N=part.histories.cold_start_N(),
-                nested=config.layout == "nested",
-            )
+    def made(piece: tuple[int, int, Histories]) -> Shard:
+        number, start, histories = piece
+        with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
+            part = Part.of(job, histories, start, config)
+            prints = carrying.fingerprints(part)
+            rows: I64 | None = None
+            if previous is not None:
+                kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
+                if kept.any():
+                    rows = np.flatnonzero(~kept)
+                    part = part.take(rows)
+        return Shard(number=number, start=start, stop=start + len(histories), part=part, prints=prints, rows=rows)
 
-    def _answers(self, part: Part) -> Iterator[tuple[I64, Ranked]]:
-        """Yield each batch's rows with what the engine recommends to them.
+    ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
+    workers = Threads.of(flow.cores()).features
+    return flow.background(flow.ordered(made, ahead, workers=workers, name="features"), ahead=1, name="prepare")
 
-        Where the device runs out of memory, what is left goes on in batches of half the size, down to one user.
-        """
-        left = deque(part.spans(self.batch_users))
-        while left:
-            answers = recommend_all(
-                self.selection.engine, (part.batch(rows_B) for rows_B in tuple(left)), self.decoding
-            )
-            try:
-                while left:
-                    with self.stages.time("model run"):
-                        ranked = next(answers)
-                    yield left.popleft(), ranked
-            except RetryError as error:
-                size = max(len(rows_B) for rows_B in left)
-                if size == 1:
-                    raise
-                self.batch_users = size // 2
-                LOG.warning("out of memory with %d users in a batch, going on with %d (%s)", size, size // 2, error)
-                left = deque(piece for rows_B in left for piece in _pieces(rows_B, self.batch_users))
 
-    def report(self) -> dict[str, Any]:
-        """Return what the summary says of the engine and the decoding."""
-        engine, (real, computed) = self.selection.engine, self.padding
-        if self.short_users:
-            LOG.warning("%s %s", f"{self.short_users:,}", SHORT)
-        return {
-            "engine": engine.name,
-            "device": engine.device,
-            "precision": engine.precision,
-            "engine_why": self.selection.why,
-            "batch_users": self.batch_users,
-            "scored_users": self.scored_users,
-            "short_users": self.short_users,  # of the scored ones, as is padding_share
-            "padding_share": round(1 - real / computed, 4) if computed else 0.0,
-        }
+def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Finished:
+    """Return a shard's part of the output: the rows just ranked, and those that an earlier output still holds for."""
+    shard, ids = scored.shard, scoring.job.users.ids
+    table, counts = scoring.table(scored)
+    all_ids = ids.slice(shard.start, shard.stop - shard.start)
+    if shard.rows is not None:
+        assert previous is not None
+        carried = np.setdiff1d(np.arange(len(all_ids)), shard.rows)
+        table = carrying.merged(table, previous.rows_of(all_ids.gather(carried)))
+        counts |= {"carried_users": len(carried)}
+    return Finished(
+        number=shard.number,
+        users=len(all_ids),
+        table=table,
+        counts=counts,
+        fingerprints=carrying.as_table(all_ids, shard.prints),
+    )
+
+
+def _previous(config: ScoreConfig, shared: dict[str, Any], job: Job) -> Previous | None:
+    if config.previous is None:
+        return None
+    found = Previous.open(config.previous, shared, job.users.ids.dtype)
+    if found.why_not:
+        LOG.warning("--previous %s: everybody is scored again, since it differs in %s", config.previous, found.why_not)
+    return found
 
 
 def _not_an_input(target: str | None, job: Job) -> None:
@@ -210,15 +236,6 @@ def _not_an_input(target: str | None, job: Job) -> None:
             folder.is_dir() and folder in place.parents
         ):
             raise ConfigError(f"OUTPUT {target} stands in the place of input {source.path}; name another")
-
-
-def _pieces(rows_B: I64, most: int) -> list[I64]:
-    return [rows_B[start : start + most] for start in range(0, len(rows_B), most)]
-
-
-def shards(users: int, size: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of each part of `size` users."""
-    return [(start, min(users, start + size)) for start in range(0, users, size)]
 
 
 def lineage(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]:
@@ -241,41 +258,57 @@ def run(
     command: str,
     config: HistoryConfig,
     job: Job,
-    shard: Callable[[int, int, console.Advance], pa.Table],
+    parts: Callable[[set[int], console.Advance], Generator[Callable[[], Finished], None, None]],
     identity: dict[str, Any],
     target: Path,
     stages: Stages,
     report: Callable[[], dict[str, Any]],
+    scope: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Compute the shards that are not there yet, write each as a part, put the output in place."""
+    """Compute the parts that are not there yet, write each on other threads, put the output in place.
+
+    `parts` is told which parts are there, and yields the others in order as work that ends in a `Finished`.
+    """
     out = output.open_output(target, identity, config.if_exists)
-    parts = shards(len(job), config.shard_users)
-    users = {"genrec.users": str(len(job))}
+    count = len(partition.shards(len(job), config.shard_users))
     told = {"config": resolved(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
     plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
-    out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | users
+    out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
         there = {"output": str(target), "already_complete": True, **output.finished_facts(target)}
         return summary(command, job, stages, identity, report()) | there
     resumed = len(out.parts_done)
     if resumed:
-        LOG.info("going on after %d of %d parts that an identical run left", resumed, len(parts))
-    try:
-        with console.progress(command, len(job), "users") as advance:
-            for number, (start, stop) in enumerate(parts):
-                if number in out.parts_done:
-                    advance(stop - start)
-                    continue
-                table = shard(start, stop, advance)
-                with stages.time("write"):
-                    out.write(number, table)
-        with stages.time("write"):
-            done = out.finish()
-    finally:
-        out.close()
+        LOG.info("going on after %d of %d parts that an identical run left", resumed, count)
+
+    def write(work: Callable[[], Finished]) -> None:
+        part = work()
+        with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
+            out.write(part.number, part.table, part.counts, part.fingerprints)
+
+    with ExitStack() as stack:
+        stack.callback(out.close)
+        stack.enter_context(flow.watched(lambda: len(stages.spans), limit_s=config.stall_limit, doing=stages.doing))
+        advance = stack.enter_context(console.progress(command, len(job), "users"))
+        advance(min(len(job), resumed * config.shard_users))
+        writers = Threads.of(flow.cores()).write
+        behind = stack.enter_context(flow.behind(workers=writers, ahead=writers + 1, name="write"))
+        stream = parts(set(out.parts_done), advance)
+        stack.callback(stream.close)
+        for work in stream:
+            behind.submit(lambda work=work: write(work))  # type: ignore[misc]
+        behind.wait()
+        with stages.time("finish"):
+            done = out.finish(scope)
+    if done.get("short_users"):
+        LOG.warning("%s %s", f"{done['short_users']:,}", SHORT)
     written = {"output": str(target), "resumed_parts": resumed, **done}
     return summary(command, job, stages, identity, report()) | written
+
+
+def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(each.get(name, 0) for each in counts) for name in counts[0]} if counts else {}
 
 
 def _json(value: Any) -> str:

@@ -37,14 +37,21 @@ class Stages:
     began: float = field(default_factory=time.perf_counter)
     spans: list[Span] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _open: dict[int, str] = field(default_factory=dict, repr=False)  # what each thread is at
 
     @contextmanager
     def time(self, stage: str, *, rows: int = 0, bytes: int = 0) -> Iterator[None]:  # noqa: A002 (the unit)
         """Add the time of the block to `stage`, with the rows and bytes that it moves."""
-        start = time.perf_counter()
+        start, thread = time.perf_counter(), threading.get_ident()
+        around = self._open.get(thread)
+        self._open[thread] = f"{stage} ({threading.current_thread().name})"
         try:
             yield
         finally:
+            if around is None:
+                self._open.pop(thread, None)
+            else:
+                self._open[thread] = around
             self.add(stage, start, time.perf_counter(), rows=rows, bytes=bytes)
 
     def add(self, stage: str, start: float, stop: float, *, rows: int = 0, bytes: int = 0) -> None:  # noqa: A002
@@ -60,6 +67,10 @@ class Stages:
         with self._lock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + stop - start
             self.spans.append(span)
+
+    def doing(self) -> str:
+        """Return what the threads are at now: "features (features_0), write (write_0)"."""
+        return ", ".join(sorted(self._open.copy().values())) or "nothing that is timed"
 
     @property
     def elapsed_s(self) -> float:

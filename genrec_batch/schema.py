@@ -9,7 +9,7 @@ says what was found.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -225,26 +225,55 @@ def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
     return string
 
 
-def contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> tuple[pl.LazyFrame, Reading]:
-    """Turn anybody's log into contract columns: ids as they are, times in UTC, numbers Float64, flags Boolean.
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """How one log's own columns become contract columns: the same way for the whole log and for any part of it."""
 
-    Numbers that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null. Rows are not filtered:
-    see `usable`.
+    expressions: Mapping[str, str]
+    types: Mapping[str, pl.DataType]  # of the contract's columns that the log has, before they are converted
+    reading: Reading
+    source: str
+
+    def events(self, frame: pl.LazyFrame, columns: Iterable[str] | None = None) -> pl.LazyFrame:
+        """Return rows of the log in contract columns, all or some of those it has; rows are not filtered."""
+        wanted = self.reading.columns if columns is None else tuple(columns)
+        frame = rename(frame, {n: sql for n, sql in self.expressions.items() if n in wanted}, self.source)
+        return frame.select(_convert(name, self.types[name], self.reading.time_unit) for name in wanted)
+
+
+def read_contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> Contract:
+    """Find out how anybody's log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
+
+    Numbers that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null.
 
     Raises:
         InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
         ConfigError: an expression of the mapping does not fit the frame.
     """
     before = frame.collect_schema().names()
-    frame = rename(frame, expressions, source)
+    renamed = rename(frame, expressions, source)
     used = {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
-    types = dict(frame.collect_schema())
+    types = dict(renamed.collect_schema())
     check(types, source)
     columns = tuple(name for name in SCORED if name in types)
-    unit = _time_unit(frame, types["timestamp"], source)
-    frame = frame.select(_convert(name, types[name], unit) for name in columns)
-    ignored = tuple(name for name in before if name not in SCORED and name not in KNOWN and name not in used)
-    return frame, Reading(columns=columns, ignored=ignored, time_unit=unit)
+    reading = Reading(
+        columns=columns,
+        ignored=tuple(name for name in before if name not in SCORED and name not in KNOWN and name not in used),
+        time_unit=_time_unit(renamed, types["timestamp"], source),
+    )
+    return Contract(
+        expressions=expressions, types={name: types[name] for name in columns}, reading=reading, source=source
+    )
+
+
+def contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> tuple[pl.LazyFrame, Reading]:
+    """Turn anybody's log into contract columns; what `read_contract` and `Contract.events` do in one step.
+
+    Raises:
+        InputError, ConfigError: see `read_contract`.
+    """
+    found = read_contract(frame, expressions, source)
+    return found.events(frame), found.reading
 
 
 def usable() -> pl.Expr:
@@ -262,11 +291,10 @@ def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
     time = pl.col("timestamp")
     if not type_.is_integer():
         if type_ != pl.Null:
-            span = frame.select(low=time.min(), high=time.max()).cast(pl.Datetime("us")).cast(pl.Int64).collect().row(0)
-            _beyond_sense(span, FIRST_US, LAST_US, source, "datetime")
+            _beyond_sense(_span(frame.select(time.cast(pl.Datetime("us")))), FIRST_US, LAST_US, source, "datetime")
         return "datetime"
-    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect().row(0)
-    if low is None:
+    low, high = _span(frame)
+    if low is None or high is None:
         return "epoch us"
     for unit, first, beyond, _ in EPOCHS:
         if first <= high < beyond:
@@ -276,6 +304,12 @@ def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
         f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between "
         '1973 and 2262; convert it with --schema FILE.toml, for example timestamp = "your_column * 1000"'
     )
+
+
+def _span(frame: pl.LazyFrame) -> tuple[int | None, int | None]:
+    time = pl.col("timestamp")
+    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect(engine="streaming").row(0)
+    return low, high
 
 
 def _beyond_sense(span: tuple[int | None, int | None], first: int, beyond: int, source: str, unit: str) -> None:

@@ -3,25 +3,29 @@
 Owns: the order of preference, the parity check behind `auto`, and the sentence that says why. Must not know: users,
 files, output. An engine asked for by name is taken or the run fails; nothing is silently replaced. What `auto` takes
 depends on the machine's hardware, the installed packages and the parity on a sample of the run's own users, never on a
-clock, so that the same run on the same machine takes the same engine.
+clock, so that the same run on the same machine takes the same engine. (How many users a GPU's batch holds is timed,
+once, and kept: `sizing`.)
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from genrec_batch import sizing
 from genrec_batch.arrays import I64, Batch
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
-from genrec_batch.engines import Engine
+from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
 from genrec_batch.model import Model
 from genrec_batch.parity import best, top_overlap
+from genrec_batch.sizing import Size
 
 NEEDS = {  # modules of which one must be there, and the extra that brings it
     "torch": (("torch",), "torch"),
@@ -31,7 +35,6 @@ NEEDS = {  # modules of which one must be there, and the extra that brings it
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
 WHY = "the fastest engine installed for"
-CPU_BATCH_USERS, GPU_BATCH_USERS = 256, 2048  # TensorRT's attention slows down beyond 65,535 users x heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,12 @@ class Selection:
 
     engine: Engine
     why: str
+    size: Size | None = None  # of a batch; None: the constant of the kind of device
 
     @property
     def batch_users(self) -> int:
-        """Users of a batch where `--batch-size` is auto: measured on the kind of device, see the README."""
-        return GPU_BATCH_USERS if self.engine.device.startswith("cuda") else CPU_BATCH_USERS
+        """Users of a batch: what `--batch-size` says, else what fits and runs fastest."""
+        return (self.size or sizing.fixed(self.engine)).users
 
 
 def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engine:
@@ -81,13 +85,37 @@ def _building(what: str, done: float) -> None:
     LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
 
 
-def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
+def select(
+    model: Model,
+    sample: Batch,
+    decoding: Decoding,
+    *,
+    name: str,
+    device: str,
+    precision: str,
+    batch_size: str = "auto",
+) -> Selection:
     """Return the engine of a run; `sample` are users of the run, read only where `auto` has something to decide.
 
     Raises:
         EngineError: nothing that was asked for is there.
+        DeviceMemoryError: the device has no room for the smallest batch.
     """
-    place = _device(device, name)
+    chosen = _selected(model, sample, decoding, name=name, device=device, precision=precision)
+    engine = chosen.engine
+    if batch_size == "auto":
+        size = sizing.choose(engine, model, sample, decoding)
+    else:
+        size = Size(users=int(batch_size), why=f"{int(batch_size):,} users a batch, as asked", users_per_s={})
+    if isinstance(engine, FixedRows):
+        engine.resize(size.users)
+    if engine.device.startswith("cuda"):
+        LOG.info("batch: %s", size.why)
+    return replace(chosen, size=size)
+
+
+def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
+    place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
@@ -103,6 +131,24 @@ def select(model: Model, sample: Batch, decoding: Decoding, *, name: str, device
     if overlap >= LEAST_OVERLAP:
         return Selection(engine=faster, why=f"{chosen} in {fast}: {measured}")
     return Selection(engine=plain, why=f"{chosen} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}")
+
+
+def preload(name: str, device: str) -> None:
+    """Import the package of the engine that a run will open, and wake its GPU: a head start while the log is read.
+
+    Raises:
+        EngineError: none is installed.
+    """
+    place = device_of(device, name)
+    chosen = _available(place) if name == "auto" else name
+    for module in NEEDS[chosen][0]:
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
+            break
+    if chosen == "torch" and place.startswith("cuda"):
+        from genrec_batch.engines.torch_device import wake
+
+        wake(place)
 
 
 def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
@@ -140,7 +186,8 @@ def _need(engine: str) -> None:
         )
 
 
-def _device(device: str, name: str) -> str:
+def device_of(device: str, name: str) -> str:
+    """Return the device that `--device` means for an engine: "cpu" or "cuda:N"."""
     if device != "auto":
         return "cuda:0" if device == "cuda" else device
     if name == "tensorrt":  # it has no other device, and says what is missing there

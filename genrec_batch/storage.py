@@ -10,8 +10,8 @@ import glob
 import hashlib
 import re
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,17 @@ from genrec_batch.errors import InputError, RetryError, nearest
 
 T = TypeVar("T")
 
+PIECE_ROWS = 1 << 20  # of a log that are read at once
+
 LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some neighbouring rows of a log: whole row groups where they are small, else a part of one."""
+
+    frame: pl.LazyFrame
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +44,16 @@ class Source:
 
     path: str  # as the user gave it
     frame: pl.LazyFrame
+    pieces: tuple[Piece, ...]  # the same rows, in order
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
-    fingerprint: str  # sha256 over every file's name and content; of a URI, whose content may change, unlike any other
+    contents: Future[str]  # the fingerprint, computed beside the reading
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a sha256 over every file's name and content; of a URI, whose content may change, unlike any other."""
+        return self.contents.result()
 
     def snapshot(self) -> dict[str, object]:
         """Return what goes into lineage: files, rows, bytes, fingerprint."""
@@ -60,10 +76,9 @@ def scan(path: str, flag: str) -> Source:
         return _scan_uri(path, flag)
     files = _files(path, flag)
     base = _base(path)
-    rows = sum(_metadata(file, flag).num_rows for file in files)
+    groups = [_row_groups(_metadata(file, flag)) for file in files]
     names = [str(Path(file).relative_to(base)) for file in files]
-    with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(lambda file: reading(lambda: _sha256(file), f"{flag} {file}"), files))
+    contents = _begin(lambda: _fingerprint(files, names, flag))
     schema = _one_schema(files, flag)
     hive = _hive(names)
     both = sorted(hive.keys() & schema.keys())
@@ -72,8 +87,8 @@ def scan(path: str, flag: str) -> Source:
             f"{flag} {path}: {', '.join(both)} stands in the files and in the folders' names; drop one of them"
         )
     hive = {} if both else hive  # the files say it themselves
-    frame = pl.scan_parquet(
-        files,
+    scanned = partial(
+        pl.scan_parquet,
         schema=schema,
         missing_columns="insert",
         extra_columns="ignore",
@@ -86,11 +101,12 @@ def scan(path: str, flag: str) -> Source:
     )
     return Source(
         path=path,
-        frame=frame,
+        frame=scanned(files),
+        pieces=tuple(_pieces(scanned, files, groups)),
         files=tuple(files),
-        rows=rows,
+        rows=sum(map(sum, groups)),
         bytes=sum(Path(file).stat().st_size for file in files),
-        fingerprint=hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest(),
+        contents=contents,
     )
 
 
@@ -98,7 +114,46 @@ def _scan_uri(path: str, flag: str) -> Source:
     frame = pl.scan_parquet(path)
     rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
     unlike_any = f"unverified-{uuid.uuid4().hex}"  # what an object store holds may change: such a run is never resumed
-    return Source(path=path, frame=frame, files=(path,), rows=rows, bytes=None, fingerprint=unlike_any)
+    pieces = tuple(Piece(frame=frame.slice(start, count), rows=count) for start, count in cut([rows]))
+    contents: Future[str] = Future()
+    contents.set_result(unlike_any)
+    return Source(path=path, frame=frame, pieces=pieces, files=(path,), rows=rows, bytes=None, contents=contents)
+
+
+def _pieces(scanned: Callable[[list[str]], pl.LazyFrame], files: list[str], groups: list[list[int]]) -> Iterator[Piece]:
+    """Yield a log in pieces: neighbouring small files together, a large one by its row groups."""
+    small: list[str] = []
+    held = 0
+    for file, counts in zip(files, groups, strict=True):
+        rows = sum(counts)
+        if small and held + rows > PIECE_ROWS:
+            yield Piece(frame=scanned(small), rows=held)
+            small, held = [], 0
+        if rows <= PIECE_ROWS:
+            small, held = [*small, file], held + rows
+        else:
+            yield from (Piece(frame=scanned([file]).slice(start, count), rows=count) for start, count in cut(counts))
+    if small:
+        yield Piece(frame=scanned(small), rows=held)
+
+
+def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first row, rows) of pieces of at most PIECE_ROWS rows: neighbouring row groups, or parts of a large."""
+    start = held = 0
+    for rows in groups:
+        if held and held + rows > PIECE_ROWS:
+            yield start, held
+            start, held = start + held, 0
+        held += rows
+        while held > PIECE_ROWS:
+            yield start, PIECE_ROWS
+            start, held = start + PIECE_ROWS, held - PIECE_ROWS
+    if held:
+        yield start, held
+
+
+def _row_groups(metadata: pq.FileMetaData) -> list[int]:
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def _files(path: str, flag: str) -> list[str]:
@@ -155,6 +210,20 @@ def _metadata(file: str, flag: str) -> pq.FileMetaData:
                 f"{flag} {file}: truncated or damaged: it begins as Parquet and has no footer; copy it again"
             ) from error
         raise InputError(f"{flag} {file}: not a Parquet file") from error
+
+
+def _begin(work: Callable[[], T]) -> Future[T]:
+    """Begin work on a thread of its own."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+    begun = pool.submit(work)
+    pool.shutdown(wait=False)
+    return begun
+
+
+def _fingerprint(files: list[str], names: list[str], flag: str) -> str:
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(lambda file: reading(lambda: _sha256(file), f"{flag} {file}"), files))
+    return hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest()
 
 
 def _sha256(file: str) -> str:

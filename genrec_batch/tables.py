@@ -6,6 +6,8 @@ Must not know: files, the log, slots. In: a frame with one row per id. Out: `arr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 import xxhash
@@ -17,14 +19,21 @@ from genrec_batch.layout import HASHED
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
 
 
-def users_table(frame: pl.DataFrame) -> SideTable:
+def check_users(frame: pl.DataFrame) -> None:
+    """Raise InputError where a list of `--users` is of another width or type: column, row, and what it should have."""
+    _check_lists(frame, "--users", {"profile": HASHED, "profile_vector": PROFILE_VECTOR})
+
+
+def users_table(frame: pl.DataFrame, *, checked: bool = False) -> SideTable:
     """Return `--users` as arrays: `profile` (200 floats) or hashed columns, and `profile_vector` (256 floats).
 
     Raises:
-        InputError: a list is of another width or type, with column, row and the width that it should have.
+        InputError: see `check_users`; not for rows of a table that was checked.
     """
+    if not checked:
+        check_users(frame)
     none: I32 = np.zeros(0, np.int32)
-    return _side_table(*_floats(frame, "--users", "profile", "profile_vector", PROFILE_VECTOR), none, none)
+    return _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
 
 
 def videos_table(frame: pl.DataFrame) -> SideTable:
@@ -35,7 +44,8 @@ def videos_table(frame: pl.DataFrame) -> SideTable:
     Raises:
         InputError: as for `users_table`.
     """
-    floats = _floats(frame, "--videos", "embedding", "video_vector", VIDEO_VECTOR)
+    _check_lists(frame, "--videos", {"embedding": HASHED, "video_vector": VIDEO_VECTOR})
+    floats = _floats(frame, "embedding", "video_vector", VIDEO_VECTOR)
     creator = "creator_id" if "creator_id" in frame.columns else "author_id"
     return _side_table(*floats, _codes(frame, creator), _codes(frame, "category"))
 
@@ -51,15 +61,17 @@ def _side_table(hashed: tuple[F32, U8], dense: tuple[F32, U8] | None, creator_R:
     )
 
 
-def _floats(
-    frame: pl.DataFrame, flag: str, features: str, vector: str, width: int
-) -> tuple[tuple[F32, U8], tuple[F32, U8] | None]:
-    wanted = {features: HASHED, vector: width}
+def _check_lists(frame: pl.DataFrame, flag: str, wanted: Mapping[str, int]) -> None:
     faults = [
         fault for name, size in wanted.items() if name in frame.columns for fault in _list_faults(frame[name], size)
     ]
     if faults:
         raise InputError(f"{flag}: its lists do not fit the model:\n  " + "\n  ".join(faults))
+
+
+def _floats(
+    frame: pl.DataFrame, features: str, vector: str, width: int
+) -> tuple[tuple[F32, U8], tuple[F32, U8] | None]:
     everybody = np.ones(len(frame), np.bool_)
     own = _matrix(frame[features], HASHED) if features in frame.columns else (hash_columns(frame), everybody)
     return own, _matrix(frame[vector], width) if vector in frame.columns else None

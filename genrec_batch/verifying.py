@@ -6,6 +6,7 @@ Owns: which users, which two engines, the report. Must not know: how engines com
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from genrec_batch.engines import Engine
 from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.parity import Parity
+from genrec_batch.partition import spill_folder
 from genrec_batch.profiling import Stages
 from genrec_batch.selection import decoding_of, reference_engine, sample_rows, select
 
 
 def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
-    """Run the engine of the options and the reference over a sample of a log's users.
+    """Run the engine of the options and the reference over a sample of the first part of a log's users.
 
     Returns: the report, and the figures that the gates are about.
 
@@ -30,21 +32,25 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
         GenrecError: see its subclasses.
     """
     stages = Stages()
-    events, facts, log = read_log(source, config, stages)
-    job = prepare(
-        config, events, stages, path=source, facts=facts, inputs={"events": log}, candidates=config.candidates
-    )
+    log, opened = read_log(source, config, stages)
+    spill_to = spill_folder(config.spill_dir, None)
+    inputs = {"events": opened}
+    with ExitStack() as stack:
+        job = prepare(config, log, stages, path=source, inputs=inputs, spill_to=spill_to, candidates=config.candidates)
+        stack.callback(job.store.close)
+        first = job.first_shard()
     decoding = decoding_of(config, job.model)
-    rows = sample_rows(job.histories.lengths_N, most=config.sample)
-    small = Part.of(job, rows[:: max(1, len(rows) // 32)], config)
+    rows = sample_rows(first.lengths_N, most=config.sample)
+    small = rows[:: max(1, len(rows) // 32)]
     with stages.time("engine"):
         chosen = select(
             job.model,
-            small.batch(np.arange(len(small.histories))),
+            Part.of(job, first, 0, config, small).batch(np.arange(len(small))),
             decoding,
             name=config.engine,
             device=config.device,
             precision=config.precision if config.precision != "auto" else "fp32",
+            batch_size=config.batch_size,
         )
         reference = reference_engine(job.model, name=config.against, precision=config.against_precision)
     found = measured(config, job, decoding, rows, chosen.engine, reference)
@@ -61,7 +67,7 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
 
 def measured(config: ScoreConfig, job: Job, decoding: Decoding, rows: Any, engine: Engine, reference: Engine) -> Parity:
     """Return how far two engines agree over the job's rows."""
-    part = Part.of(job, rows, config)
+    part = Part.of(job, job.first_shard(), 0, config, rows)
     spans = part.spans(256)
     ours, theirs = (
         parity.joined(

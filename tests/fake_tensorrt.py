@@ -91,7 +91,8 @@ class FakeTensorRt(types.ModuleType):
         self.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
         self.DataType = enum.Enum("DataType", "FLOAT HALF INT32 BF16")
         self.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", start=0)
-        self.BuilderFlag = enum.IntEnum("BuilderFlag", "FP16 OBEY_PRECISION_CONSTRAINTS")
+        self.BuilderFlag = enum.IntEnum("BuilderFlag", "FP16 OBEY_PRECISION_CONSTRAINTS TF32")
+        self.flags: set[enum.IntEnum] = set()  # of the latest build
         self.TacticSource = enum.IntEnum("TacticSource", "EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS")
         self.MemoryPoolType = enum.IntEnum("MemoryPoolType", "WORKSPACE")
         self.ProfilingVerbosity = enum.IntEnum("ProfilingVerbosity", "DETAILED")
@@ -119,6 +120,12 @@ class FakeTensorRt(types.ModuleType):
                 return self.values("output")[index]
 
         class Config:
+            def __init__(self):
+                fake.flags = {fake.BuilderFlag.TF32}  # the library's default
+
+            def clear_flag(self, flag):
+                fake.flags.discard(flag)
+
             def set_memory_pool_limit(self, pool, count):
                 pass
 
@@ -126,7 +133,7 @@ class FakeTensorRt(types.ModuleType):
                 pass
 
             def set_flag(self, flag):
-                pass
+                fake.flags.add(flag)
 
             def create_timing_cache(self, content):
                 return types.SimpleNamespace(serialize=lambda: content + b"+")

@@ -31,5 +31,14 @@ def test_users_of_one_length_fill_whole_batches():
     assert cuts(np.full(1000, 50), 256) == [(0, 256), (256, 512), (512, 768), (768, 1000)]
 
 
+def test_long_histories_come_in_small_batches():
+    lengths = np.repeat([2000, 1000, 300, 127, 50], 600)
+    batches = cuts(lengths, 256)
+    assert [row for start, stop in batches for row in range(start, stop)] == list(range(len(lengths)))
+    for start, stop in batches:
+        assert (stop - start) * (lengths[start] + 1) ** 2 <= max(256 * 128**2, (lengths[start] + 1) ** 2)
+    assert max(stop - start for start, stop in batches) == 256
+
+
 def test_nobody_makes_no_batch():
     assert cuts(np.zeros(0, np.int64), 256) == []

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import reference
 from hypothesis import given, settings
 from logs import START, Log, Row, busy_log, events_frame, floats, log_of, logs, side_frame
 
 from genrec_batch import features, layout
+from genrec_batch.arrays import Histories, SideTable
 from genrec_batch.catalog import Catalog
 from genrec_batch.histories import build
 from genrec_batch.schema import normalize
@@ -24,8 +27,21 @@ ABSOLUTE, RELATIVE = 2e-4, 1e-4  # float32 sums against exact ones
 Vectors = dict[Any, list[float]]
 
 
-def of_package(log: Log) -> Vectors:
-    """Return each user's features by the package's whole host path."""
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What `features.compute` reads of a log, by the package's own host path."""
+
+    ids: pl.Series
+    histories: Histories
+    users: SideTable | None
+    videos: SideTable | None
+    max_events: int
+
+    def features(self, kernel: features.Kernel = "numpy") -> Any:
+        return features.compute(self.histories, self.users, self.videos, max_events=self.max_events, kernel=kernel)
+
+
+def built(log: Log) -> Built:
     events = normalize(events_frame(log.events, log.columns))
     users = None if log.users is None else side_frame(log.users, events.schema["user_id"], "user_id")
     videos = None if log.videos is None else side_frame(log.videos, events.schema["video_id"], "video_id")
@@ -38,15 +54,22 @@ def of_package(log: Log) -> Vectors:
         users=users,
         videos=videos,
     )
-    dense_NF = features.compute(
-        histories,
-        None if users is None else users_table(users),
-        None if videos is None else videos_table(videos),
+    return Built(
+        ids=ids,
+        histories=histories,
+        users=None if users is None else users_table(users),
+        videos=None if videos is None else videos_table(videos),
         max_events=log.max_events,
     )
+
+
+def of_package(log: Log, kernel: features.Kernel = "numpy") -> Vectors:
+    """Return each user's features by the package's whole host path."""
+    of_log = built(log)
+    dense_NF = of_log.features(kernel)
     assert dense_NF.dtype == np.float32
-    assert dense_NF.shape == (len(ids), 1024)
-    return dict(zip(ids.to_list(), dense_NF.tolist(), strict=True))
+    assert dense_NF.shape == (len(of_log.ids), 1024)
+    return dict(zip(of_log.ids.to_list(), dense_NF.tolist(), strict=True))
 
 
 def of_twin(log: Log) -> Vectors:

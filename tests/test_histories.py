@@ -57,7 +57,7 @@ def kept(histories: Histories, values: Any, row: int) -> list[Any]:
 
 def seen(histories: Histories, row: int) -> list[int]:
     offsets = histories.seen.offsets_N1
-    return sorted(histories.seen.values[offsets[row] : offsets[row + 1]].tolist())
+    return sorted(set(histories.seen.values[offsets[row] : offsets[row + 1]].tolist()) - {1})  # 1: never chosen anyway
 
 
 def tokens_by_user(log: Log, frame: pl.DataFrame | None = None) -> dict[Any, list[int]]:

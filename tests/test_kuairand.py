@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -59,3 +60,7 @@ def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuaira
     reached = {block for slot, block, _ in layout.describe() if abs(dense[:, slot]).max() > 0}
     assert reached >= {"watch duration", "watch percentage", "interaction flags", "time", "statistics", "sequence"}
     assert reached >= {"recommendation source", "user profile", "videos"}
+    pytest.importorskip("numba", reason="the extra `fast` is not installed")
+    sides = tables.users_table(users), tables.videos_table(videos)
+    compiled = features.compute(built, *sides, max_events=50, kernel="numba")
+    np.testing.assert_array_equal(compiled, dense)

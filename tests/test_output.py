@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch import output
+from genrec_batch import output, parquet
 from genrec_batch.errors import ConfigError, RetryError
 
 IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
@@ -116,7 +116,7 @@ def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
 
 def test_two_runs_at_once_on_one_output_are_refused(tmp_path):
     first = output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
-    with pytest.raises(ConfigError, match="being written by another run"):
+    with pytest.raises(RetryError, match="being written by another run"):
         output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
     first.close()
 
@@ -129,7 +129,7 @@ def test_a_full_disk_can_be_tried_again_and_keeps_what_is_there(tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(output, "_sync", full)
+        patched.setattr(parquet, "sync", full)
         with pytest.raises(RetryError, match="disk is full"):
             out.write(1, rows(1))
     out.close()

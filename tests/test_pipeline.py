@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from genrec_batch import generate, pipeline
-from genrec_batch.errors import RetryError
+from genrec_batch import generate, partition
+from genrec_batch.errors import DeviceMemoryError
 
 
 def small_device(monkeypatch, most):
@@ -17,7 +17,7 @@ def small_device(monkeypatch, most):
     def recommend(engine, batch, decoding):
         tried.append(len(batch))
         if len(batch) > most and len(tried) > 2:
-            raise RetryError("the device is out of memory")
+            raise DeviceMemoryError("the device is out of memory")
         return real(engine, batch, decoding)
 
     monkeypatch.setattr(generate, "recommend", recommend)
@@ -46,4 +46,4 @@ def test_out_of_memory_at_one_user_is_try_again_later(run, log_file, model_dir, 
     ("users", "size", "expected"), [(5, 2, [(0, 2), (2, 4), (4, 5)]), (2, 9, [(0, 2)]), (0, 9, [])]
 )
 def test_shards_cover_all_users_in_order(users, size, expected):
-    assert pipeline.shards(users, size) == expected
+    assert partition.shards(users, size) == expected

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 from typer.testing import CliRunner
 
@@ -16,25 +21,27 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def console_commands():
-    """Each command of the README with the output lines shown under it."""
+RECIPES = README[README.index("## Recipes\n") : README.index("## Speed\n")]
+
+
+def console_commands(text):
+    """Each command of a text with the output lines shown under it."""
     commands = []
-    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                commands.append((line[2:], []))
-            elif line != "...":
-                commands[-1][1].append(line.strip())
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            commands.append((line[2:], []))
+        elif line != "...":
+            commands[-1][1].append(line.strip())
     return commands
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run_and_show_what_it_says(run):
-    for name in ("events", "users", "videos"):
-        shutil.copy(ROOT / "sample_data" / f"{name}.parquet", f"{name}.parquet")
-    commands = console_commands()
-    assert len(commands) > 8
-    for command, shown in commands:
+def blocks(text):
+    """The fenced blocks of a text in order: language and content."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def run_console(run, text):
+    for command, shown in console_commands(text):
         program, *arguments = shlex.split(command)
         assert program == "genrec-batch"
         done = run(*arguments)
@@ -42,6 +49,52 @@ def test_the_commands_of_the_readme_run_and_show_what_it_says(run):
         if arguments[0] in ("model", "layout"):
             printed = {line.strip() for line in done.out.splitlines()}
             assert set(shown) <= printed, (command, set(shown) - printed)
+
+
+@pytest.fixture
+def sample_folder(tmp_path):
+    """The folder that the README's commands run in: the sample tables, and `jobs/` beside them."""
+    for name in ("events", "users", "videos"):
+        shutil.copy(ROOT / "sample_data" / f"{name}.parquet", f"{name}.parquet")
+    Path("jobs").symlink_to(ROOT / "jobs")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sample_folder")
+def test_the_commands_of_the_readme_run_and_show_what_it_says(run):
+    consoles = [content for language, content in blocks(README.replace(RECIPES, "")) if language == "console"]
+    assert sum(len(console_commands(content)) for content in consoles) > 8
+    for content in consoles:
+        run_console(run, content)
+
+
+@pytest.mark.slow
+def test_the_recipes_of_the_readme_run(run, sample_folder, monkeypatch, capsys):
+    program = sample_folder / "bin" / "genrec-batch"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m genrec_batch "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert run("model", "init", "model", "--preset", "tiny", "--catalog-from", "events.parquet").code == 0
+    ran = []
+    for language, content in blocks(RECIPES):
+        ran.append(language)
+        if language == "console":
+            run_console(run, content)
+        elif language == "python":
+            exec(compile(content, "README.md", "exec"), {"__name__": "recipe"})  # noqa: S102 (it is our own README)
+        elif language == "sql":
+            assert duckdb.sql(content).fetchall()
+        elif language == "toml":
+            Path(content.splitlines()[0].removeprefix("# ")).write_text(content)
+        else:
+            done = subprocess.run(["sh", "-euc", content], capture_output=True, text=True, check=False)
+            assert (language, done.returncode) == ("sh", 0), (content, done.stderr)
+    assert set(ran) == {"console", "python", "sql", "toml", "sh"}
+    assert "video_id" in capsys.readouterr().out
+    assert json.loads(Path("summary.json").read_text())["rows"] == 5000
+    assert Path("nightly/current/_SUCCESS").exists()
 
 
 def test_nothing_in_the_readme_waits_to_be_written():

@@ -1,5 +1,6 @@
 """Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one."""
 
+import dataclasses
 import enum
 import importlib.util
 
@@ -98,6 +99,20 @@ def test_the_real_builder_builds_both_engines(rtx, name, precision):
     assert all(0 <= share <= 1 for _, share in told)
 
 
+def test_the_real_builder_builds_a_network_in_pieces(rtx):
+    made = dataclasses.replace(network("tiny"), piece=1)
+    config, kind = made.config, TYPES["fp16"]
+    first, second = (
+        described(tensorrt_build.build(rtx, graph, precision="fp16", architecture="sm_89"))
+        for graph in (loop.prefill(made, SHAPE, 0), loop.prefill(made, SHAPE, 1))
+    )
+    left = (ROWS * POSITIONS, config.width)
+    assert (first["left_0"], second["left_0"]) == ((left, kind, False), (left, kind, True))
+    assert (first | second).keys() == {*expected_prefill(config, kind), "left_0"}
+    for piece in range(2):
+        assert tensorrt_build.build(rtx, loop.decode(made, SHAPE, piece), precision="fp16", architecture="sm_89").plan
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_real_builder_builds_what_beam_search_and_candidates_need(rtx, precision):
     made = network(precision=precision)
@@ -118,6 +133,14 @@ def test_timings_are_kept_where_the_library_takes_them_back(fake):
     fake.api.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", start=1)
     first = tensorrt_build.build(fake, graph, precision="fp32")
     assert tensorrt_build.build(fake, graph, precision="fp32", timings=first.timings).timings == b"++"
+
+
+def test_fp32_means_fp32(fake):
+    """TensorFloat-32, on by default, moved log-probabilities by 0.0016 on an H200."""
+    tensorrt_build.build(fake, loop.decode(network(precision="fp32"), SHAPE), precision="fp32")
+    assert fake.api.flags == set()
+    tensorrt_build.build(fake, loop.decode(network(precision="fp16"), SHAPE), precision="fp16")
+    assert fake.api.flags == {fake.api.BuilderFlag.FP16, fake.api.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
 
 
 def test_an_architecture_that_the_builder_does_not_know_is_named(rtx):

@@ -11,7 +11,7 @@ from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
 from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.engines import Slates, cuda, tensorrt_build
+from genrec_batch.engines import Slates, cuda, tensorrt_build, tensorrt_engine
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_engine import TensorRtEngine
@@ -150,6 +150,23 @@ def test_greedy_decode_is_the_network_without_a_cache(build, side):
     check(model, batch, greedy(engine, batch))
 
 
+def test_a_network_in_pieces_is_the_same_network(build, monkeypatch):
+    """One layer an engine: each takes what the one before left, and rows are still copied whole."""
+    monkeypatch.setattr(tensorrt_engine, "PLAIN_LAYERS", 1)
+    engine, model = build(), tiny()
+    batch = batch_of(model.config, 5, side=True)
+    check(model, batch, greedy(engine, batch))
+    check(model, batch, next(engine.slate([batch], STEPS)))
+    assert {name.removeprefix("prefill_") for name in engine._program(engine.shapes.of(batch, STEPS))._executables} == {
+        "0", "1", "decode_0", "decode_1"
+    }  # fmt: skip
+    state = engine.prefill(batch, steps=STEPS)
+    engine.decode(state)
+    again = engine.select(state, np.array([3, 3, 1]))
+    engine.decode(again)
+    assert engine.collect(again).tokens_BK.tolist() == greedy(engine, batch, 2).tokens_BK[[3, 3, 1]].tolist()
+
+
 def test_items_outside_the_catalog_count_and_are_never_chosen(build):
     model = tiny().with_catalog(98)
     batch = batch_of(model.config, 5)
@@ -234,6 +251,26 @@ def test_out_of_memory_can_be_retried(build, gpu):
     with pytest.raises(RetryError, match="batch-size") as caught:
         greedy(engine, batch_of(preset("tiny"), 4))
     assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("way", ["slate", "steps"])
+def test_out_of_memory_halves_the_rows_of_the_engines(build, gpu, way):
+    engine, config = build(batch_size=256), preset("tiny")
+
+    def run(batch):
+        return next(engine.slate([batch], STEPS)) if way == "slate" else greedy(engine, batch)
+
+    small = gpu._in_use()
+    run(batch_of(config, 60))
+    large = gpu._in_use() - small
+    engine._pool._idle.clear()
+    gc.collect()
+    gpu.memory = small + large * 3 // 4
+    batch = batch_of(config, 120)
+    with pytest.raises(RetryError):
+        run(batch)
+    assert engine.rows == 128
+    check(tiny(), batch, run(batch))
 
 
 def test_a_row_does_not_depend_on_its_batch_or_bucket(build):

@@ -24,6 +24,43 @@ class Slates(Protocol):
         ...
 
 
+@runtime_checkable
+class OnDevice(Protocol):
+    """What an engine on a GPU may offer beside the protocol, so that the batch is sized for it."""
+
+    name: str
+    precision: str
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now."""
+        ...
+
+    def hardware(self) -> str:
+        """Return what decides its speed: the GPU, its memory, the library's version."""
+        ...
+
+
+@runtime_checkable
+class FixedRows(Protocol):
+    """What an engine offers whose batches all take the time and memory of one number of rows."""
+
+    name: str
+    precision: str
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows of every batch."""
+        ...
+
+    def resize(self, rows: int) -> None:
+        """Make the batches from now on so large."""
+        ...
+
+
 class Engine(Protocol):
     """Prefill once, decode K times. All engines agree with the torch fp32 engine within their precision.
 

@@ -16,16 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.errors import EngineError, RetryError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 
 INSTALL = "pip install 'genrec-batch[gpu]'"
 ALIGNMENT = 256  # bytes; TensorRT wants its tensors to start on such a boundary
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class DeviceMemoryError(RetryError):
-    """The GPU has too little free memory for what was asked (exit 75): a smaller batch may do."""
 
 
 def aligned(count: int) -> int:
@@ -42,7 +38,7 @@ def load_runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise EngineError(f"the tensorrt engine needs cuda-python ({error}): {INSTALL}") from error
+        raise EngineError(f"running on an NVIDIA GPU needs cuda-python ({error}): {INSTALL}") from error
     return runtime
 
 
@@ -202,6 +198,10 @@ class Device:
     def free_bytes(self) -> int:
         """Return the device memory that is free now."""
         return int(self.call("cudaMemGetInfo")[0])
+
+    def total_bytes(self) -> int:
+        """Return all of the device's memory."""
+        return int(self.call("cudaMemGetInfo")[1])
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Make one runtime call and return what it gives: None, one value, or a tuple.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
-from genrec_batch.engines import exported
+from genrec_batch.engines import cuda, exported
 from genrec_batch.engines.onnxruntime_sessions import Array, Sessions, Value, import_or_say
 from genrec_batch.errors import ConfigError, EngineError
 from genrec_batch.model import Model
@@ -85,6 +85,15 @@ class OnnxRuntimeEngine:
         self._sessions.load("prefill")
         self._sessions.load("decode")
 
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now (on CUDA; needs cuda-python, as `genrec-batch[gpu]` brings it)."""
+        return cuda.Device(self.device).free_bytes()
+
+    def hardware(self) -> str:
+        """Return the GPU's architecture and memory, and onnxruntime's version."""
+        gpu = cuda.Device(self.device)
+        return f"{gpu.architecture}, {gpu.total_bytes() >> 30} GiB, onnxruntime {self._sessions.version}"
+
     def _usable_export(self) -> exported.Index | None:
         directory = self._model.directory
         index = None if directory is None else exported.read_index(directory)
@@ -107,7 +116,7 @@ class OnnxRuntimeEngine:
 
         Raises:
             ConfigError: history and steps do not fit the position table.
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         config, rows = self._model.config, len(batch)
         needed = 1 + int(batch.lengths_B.max(initial=0)) + steps
@@ -146,7 +155,7 @@ class OnnxRuntimeEngine:
         """Read one item per row, [B] (by default the best choice); see the protocol.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         assert state.step < state.steps, f"the state has room for {state.steps} items"
         if state.read is None:
@@ -184,7 +193,7 @@ class OnnxRuntimeEngine:
         """Return the heads [B, C, H] of C items, each read alone right after the history, in one pass.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         inputs = {"candidates": self._sessions.value(tokens_BC), "lengths": state.lengths, **state.prefix}
         heads_BCH: F32 = _host(self._sessions.run("score", inputs)["heads"])
@@ -194,7 +203,7 @@ class OnnxRuntimeEngine:
         """Return a state whose row r is a copy of row `rows_R[r]`; prefix caches that stay the same are shared.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
         """
         origin_R = state.origin_R[rows_R]
         same_prefix = np.array_equal(origin_R, state.origin_R)

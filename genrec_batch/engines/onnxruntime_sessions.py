@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.errors import EngineError, RetryError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INSTALL = {"cpu": "pip install 'genrec-batch[cpu]'", "cuda": "pip install 'genrec-batch[gpu]'"}
@@ -44,6 +44,7 @@ class Sessions:
         self.kind, _, number = device.partition(":")
         self._device_id = int(number or 0)
         self._runtime = import_or_say("onnxruntime", self.kind)
+        self.version = str(self._runtime.__version__)
         self._threads = threads or usable_cores()
         self._graph = graph
         self._loaded: dict[str, Any] = {}
@@ -108,7 +109,7 @@ class Sessions:
         """Run a graph and return its outputs by name, on the device: written `into` given tensors or new ones.
 
         Raises:
-            RetryError: memory ran out.
+            DeviceMemoryError: memory ran out.
             EngineError: the graph failed otherwise.
         """
         session = self.load(name)
@@ -138,10 +139,12 @@ class Sessions:
         try:
             yield
         except MemoryError as error:
-            raise RetryError(f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size") from error
+            raise DeviceMemoryError(f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size") from error
         except kinds as error:
             if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
-                raise RetryError(f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size") from error
+                raise DeviceMemoryError(
+                    f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size"
+                ) from error
             raise EngineError(f"{doing} on {self.kind}: onnxruntime failed: {error}") from error
 
 

@@ -20,6 +20,7 @@ from genrec_batch.errors import EngineError
 Progress = Callable[[str, float], None]  # what the builder does, and which part of it is done (0..1)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+WAY = 2  # rises whenever the builder is told something else, so that engines built the old way are not taken
 WORKSPACE_BYTES = 24 << 30
 RTX_INSTALL = "pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
 
@@ -121,7 +122,11 @@ class Built:
 def check_precision(library: Library, precision: str) -> None:
     """Raise EngineError where the library has no such precision for this network."""
     if precision not in PRECISIONS:
-        raise EngineError(f"--precision {precision}: the tensorrt engine has {', '.join(PRECISIONS)}")
+        have = ", ".join(p for p in PRECISIONS if p != "bf16" or library.strongly_typed)
+        raise EngineError(
+            f"--precision {precision}: the tensorrt engine has {have} with {library.label}; {precision} needs scales "
+            "that no model directory holds, and without them it does not keep 98% of fp32's top 10"
+        )
     if precision == "bf16" and not library.strongly_typed:
         raise EngineError(f"--precision bf16 needs TensorRT 9 or newer, this is {library.label}; fp16 is as fast")
 
@@ -190,6 +195,7 @@ def _network_flags(library: Library) -> int:
 def _configure(library: Library, builder: Any, network: Any, precision: str, architecture: str | None) -> Any:
     api, config = library.api, builder.create_builder_config()
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.clear_flag(api.BuilderFlag.TF32)  # on by default, and not what fp32 says
     config.max_aux_streams = 0  # one stream, so that a captured graph needs no others
     if library.name == "tensorrt":
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
@@ -215,16 +221,22 @@ def _pin_fp32(api: Any, network: Any) -> None:
             layer.set_output_type(0, api.DataType.FLOAT)
 
 
-def _set_architecture(library: Library, config: Any, architecture: str) -> None:
+def check_architecture(library: Library, architecture: str) -> None:
+    """Raise EngineError where the library cannot build for a GPU that is not at hand."""
     kinds = getattr(library.api, "ComputeCapability", None)
-    if kinds is None or not hasattr(config, "set_compute_capability"):
-        raise EngineError(f"{library.label} builds for the GPU at hand only, not for {architecture}")
-    name = architecture.replace("sm_", "SM")
-    if name not in kinds.__members__:
+    if kinds is None or not hasattr(library.api.IBuilderConfig, "set_compute_capability"):
+        raise EngineError(
+            f"{library.label} builds for the GPU at hand only, not for {architecture}; tensorrt_rtx can: {RTX_INSTALL}"
+        )
+    if architecture.replace("sm_", "SM") not in kinds.__members__:
         known = ", ".join(kind.replace("SM", "sm_") for kind in kinds.__members__ if kind.startswith("SM"))
         raise EngineError(f"{library.label} cannot build for {architecture}; it knows {known}")
+
+
+def _set_architecture(library: Library, config: Any, architecture: str) -> None:
+    check_architecture(library, architecture)
     config.num_compute_capabilities = 1
-    config.set_compute_capability(kinds.__members__[name], 0)
+    config.set_compute_capability(library.api.ComputeCapability.__members__[architecture.replace("sm_", "SM")], 0)
 
 
 def _monitor(library: Library, progress: Progress) -> Any:

@@ -7,11 +7,11 @@ as captured graphs, with copies of one batch under the computation of another.
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,14 +19,15 @@ from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_side_graphs as side
 from genrec_batch.engines.cuda import Device, Stream
-from genrec_batch.engines.engine_cache import EngineCache, EngineKey
+from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import LONGEST, plugin
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import BANNED
 from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, ShapeRule, rounded
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule, rounded
 from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
-from genrec_batch.errors import EngineError
+from genrec_batch.engines.tensorrt_store import PlanStore
+from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import Model, weights_fingerprint
 
 MOST_CHOICES = 3840  # TensorRT's TopK has no more
@@ -57,8 +58,8 @@ class TensorRtEngine:
             model: sizes and weights.
             device: "cuda" or "cuda:<number>".
             precision: "fp32", "fp16" or "bf16".
-            batch_size: rows of every engine, rounded up to a multiple of 64; smaller batches are padded. Keep
-                batch_size times heads at or below 65,535: above, TensorRT 8.6 takes a slow path.
+            batch_size: rows of every engine, rounded up to a multiple of 64. Keep batch_size times heads at or below
+                65,535: above, TensorRT 8.6 takes a slow path.
             buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
             cache: where built engines are kept; the user's own cache by default.
             progress: told what is being built, and how much of it is done.
@@ -71,10 +72,18 @@ class TensorRtEngine:
         building.check_precision(self.library, precision)
         self._gpu = Device(device)
         self.device, self.precision = self._gpu.name, precision
-        self.shapes = ShapeRule(model.config, batch_size, buckets)
+        self._buckets = tuple(buckets)
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
-        self._weights_sha256 = weights_fingerprint(model.weights)
-        self._cache, self._progress = cache or EngineCache(), progress
+        self.resize(batch_size)
+        self._cache = cache or EngineCache()
+        self.store = PlanStore(
+            self.library,
+            self._cache,
+            weights_sha256=weights_fingerprint(model.weights),
+            precision=precision,
+            architecture=self._gpu.architecture,
+            progress=progress,
+        )
         self._log = building.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
         self.plugin, self.variant = self._load_plugin()
@@ -98,6 +107,29 @@ class TensorRtEngine:
         """Return the device memory that is free now; what idle batches hold counts as used."""
         return self._gpu.free_bytes()
 
+    @property
+    def rows(self) -> int:
+        """Return the rows of every batch; smaller batches are padded."""
+        return self.shapes.batch_size
+
+    def resize(self, rows: int) -> None:
+        """Take engines of so many rows from now on, rounded up to a multiple of 64."""
+        self.shapes = ShapeRule(self._config, rows, self._buckets)
+
+    @contextmanager
+    def _smaller_when_full(self) -> Iterator[None]:
+        """Halve the rows where the device is too small: half of this batch then takes half the memory."""
+        try:
+            yield
+        except DeviceMemoryError:
+            self.resize(max(1, self.rows // 2))
+            raise
+
+    def hardware(self) -> str:
+        """Return the GPU's architecture and memory, the library's version, and whether the plugin runs."""
+        plugged = ", plugin" if self.plugin else ""
+        return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
+
     def prepare(
         self, lengths: Sequence[int], *, steps: int, seen: int = 0, profile: bool = False, video: bool = False
     ) -> None:
@@ -118,7 +150,7 @@ class TensorRtEngine:
             shape = self.shapes.shape(
                 rows=self.shapes.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video
             )
-            self._program(shape).prepare()
+            self._program(shape).load()
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
         """Read the features and histories; see the protocol.
@@ -132,7 +164,9 @@ class TensorRtEngine:
         self._gpu.use()
         shape = self.shapes.of(batch, steps)
         program = self._program(shape)
-        slot = self._pool.acquire(program.network, shape)
+        with self._smaller_when_full():
+            program.load(decode=False)
+            slot = self._pool.acquire(program.network, shape)
         state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
         slot.fill(batch)
         self._compute.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
@@ -181,7 +215,7 @@ class TensorRtEngine:
         return self._lookup(state, "first_hidden", tokens_BC)
 
     def _lookup(self, state: State, hidden: str, tokens_BC: I32) -> F32:
-        count = _round_up(tokens_BC.shape[1])
+        count = side.padded_count(tokens_BC.shape[1])
         engine = self._side(state, f"lookup_{count}", lambda n, s: side.lookup(n, s, count))
         block = self._exchange.upload(_padded(tokens_BC, state.slot.shape.rows, count))
         addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
@@ -190,7 +224,7 @@ class TensorRtEngine:
 
     def score(self, state: State, tokens_BC: I32) -> F32:
         """Return the heads [B, C, H] of C items, each read alone right after the history."""
-        rows, count = state.slot.shape.rows, _round_up(tokens_BC.shape[1])
+        rows, count = state.slot.shape.rows, side.padded_count(tokens_BC.shape[1])
         engine = self._side(state, f"score_{count}", lambda n, s: side.score(n, s, count))
         block = self._exchange.upload(_padded(tokens_BC, rows, count))
         sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
@@ -202,7 +236,7 @@ class TensorRtEngine:
         """Return a state whose row r is a copy of row `rows_R[r]`."""
         rows_out = rounded(len(rows_R), self.shapes.batch_size)
         old = state.slot.shape
-        shape = Shape(**(asdict(old) | {"rows": rows_out}))
+        shape = replace(old, rows=rows_out)
         program = self._program(shape)
         slot = self._pool.acquire(program.network, shape)
         taken = self._own(State(program=program, slot=slot, rows=len(rows_R), choices=state.choices, step=state.step))
@@ -246,9 +280,10 @@ class TensorRtEngine:
 
     def _send(self, batch: Batch, steps: int) -> Slot:
         self._gpu.use()
-        shape = self.shapes.of(batch, steps)
-        program = self._program(shape)
-        slot = self._pool.acquire(program.network, shape)
+        program = self._program(shape := self.shapes.of(batch, steps))
+        with self._smaller_when_full():
+            program.load()
+            slot = self._pool.acquire(program.network, shape)
         slot.fill(batch)
         graph = program.graph(slot, steps, self._compute)
         self._in.wait(slot.computed)  # whoever had this memory before is done with it
@@ -267,45 +302,25 @@ class TensorRtEngine:
         slot.done.synchronize()
         return slot.ranked(rows, steps)
 
+    def network(self, shape: Shape) -> Network:
+        """Return what the graphs of a shape are made from: with the plugin's kernels where they fit it."""
+        plugged = self.plugin and shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
+        return Network(
+            config=self._config,
+            weights=self._weights,
+            tokens=self._tokens,
+            precision=self.precision,
+            plugin=plugged,
+            piece=0 if plugged else PLAIN_LAYERS,
+        )
+
     def _program(self, shape: Shape) -> Program:
         if shape not in self._programs:
-            fits = shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
-            network = Network(
-                config=self._config,
-                weights=self._weights,
-                tokens=self._tokens,
-                precision=self.precision,
-                plugin=self.plugin and fits,
-            )
-            self._programs[shape] = Program(network, shape, self._load)
+            self._programs[shape] = Program(self.network(shape), shape, self._load)
         return self._programs[shape]
 
     def _load(self, name: str, shape: Shape, graph: bytes) -> Executable:
-        """Return an engine from the cache, or build it first."""
-        key = EngineKey(
-            name=name,
-            weights_sha256=self._weights_sha256,
-            graph_sha256=hashlib.sha256(graph).hexdigest(),
-            precision=self.precision,
-            shape=asdict(shape),
-            library=self.library.label,
-            architecture=self._gpu.architecture,
-        )
-
-        def build() -> bytes:
-            timings = replace(key, name="timings", weights_sha256="", graph_sha256="", shape={})
-            built = building.build(
-                self.library,
-                graph,
-                precision=self.precision,
-                progress=self._progress,
-                timings=self._cache.read(timings),
-            )
-            if built.timings is not None:
-                self._cache.write(timings, built.timings)
-            return built.plan
-
-        return Executable(self.library, self._runtime, self._cache.get(key, build))
+        return Executable(self.library, self._runtime, self.store.plan(name, shape, graph).content)
 
     def _side(self, state: State, name: str, make: Callable[[Network, Shape], bytes]) -> Executable:
         program = state.program
@@ -327,11 +342,6 @@ class TensorRtEngine:
     def _copy_results(self, slot: Slot) -> None:
         self._compute.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
         self._compute.synchronize()
-
-
-def _round_up(count: int) -> int:
-    """Return a number of candidates as a power of two, at least 8, so that few engines serve all numbers."""
-    return max(8, 1 << (count - 1).bit_length())
 
 
 def _padded(tokens_BC: I32, rows: int, count: int) -> I32:

@@ -45,6 +45,17 @@ class Network:
     tokens: int  # items from here on are in no catalog: they count in log_prob and are never chosen
     precision: str
     plugin: bool
+    piece: int = 0  # layers of one engine; 0: all of them
+
+    def pieces(self) -> list[range]:
+        """Return the layers of each engine, first to last; what one leaves, the next takes."""
+        size, layers = self.piece or self.config.layers, self.config.layers
+        return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
+
+    def titles(self, name: str) -> list[str]:
+        """Return what the engines are called that prefill or decode consists of."""
+        count = len(self.pieces())
+        return [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
 
     def layer(self, index: int, name: str) -> F32:
         """Return a weight of an encoder layer."""
@@ -82,43 +93,52 @@ def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
     return np.pad(weight, ((0, 0), (0, spare))), network.weights["feature_projection.bias"]
 
 
-def prefill(network: Network, shape: Shape) -> bytes:
+def prefill(network: Network, shape: Shape, piece: int = 0) -> bytes:
     """Read features and histories.
 
     Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]. Outputs: hidden [B, D],
     next_token [B], next_log_prob [B, 1], and the caches: cache_<layer> [B, S, 3D] with the plugin, else keys_<layer>
-    and values_<layer> [B, H, S, HD].
+    and values_<layer> [B, H, S, HD]. Between pieces: left_<piece> [B·S, D].
     """
-    config, graph = network.config, network.graph()
-    columns = feature_columns(config, shape)
-    features = graph.cast(graph.input("features", [shape.rows, columns], FLOAT), graph.element)
-    tokens = graph.input("tokens", [shape.rows, shape.positions - 1], INT32)
-    lengths = graph.input("lengths", [shape.rows], INT32)
-    seen = graph.input("seen", [shape.rows, shape.seen], INT32)
-    x = _embed_history(network, graph, shape, features, tokens)
-    for index in range(config.layers - 1):
+    config, graph, layers = network.config, network.graph(), network.pieces()[piece]
+    rows, positions = shape.rows, shape.positions
+    if piece == 0:
+        columns = feature_columns(config, shape)
+        features = graph.cast(graph.input("features", [rows, columns], FLOAT), graph.element)
+        tokens = graph.input("tokens", [rows, positions - 1], INT32)
+        x = _embed_history(network, graph, shape, features, tokens)
+    else:
+        x = graph.input(f"left_{piece - 1}", [rows * positions, config.width])
+    final = layers[-1] == config.layers - 1
+    lengths = graph.input("lengths", [rows], INT32) if final or network.plugin else ""
+    for index in layers[:-1] if final else layers:
         x = _full_layer(network, graph, shape, index, x, lengths)
+    if not final:
+        graph.output(graph.add("Identity", x, name=f"left_{piece}"), [rows * positions, config.width])
+        return graph.serialize("prefill")
+    seen = graph.input("seen", [rows, shape.seen], INT32)
     x = _last_layer(network, graph, shape, x, lengths)
-    graph.output(graph.add("Identity", x, name="hidden"), [shape.rows, config.width])
+    graph.output(graph.add("Identity", x, name="hidden"), [rows, config.width])
     _choose_item(network, graph, shape, x, seen, None)
     return graph.serialize("prefill")
 
 
-def decode(network: Network, shape: Shape) -> bytes:
+def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
     """Read one item per row.
 
     Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
     seen [B, X], recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs: fresh_<layer> [B, 3D],
-    heads [B, 4], hidden, next_token, next_log_prob as in prefill.
+    heads [B, 4], hidden, next_token, next_log_prob as in prefill. Between pieces: passed_<piece> [B, D].
     """
-    config, graph = network.config, network.graph()
+    config, graph, layers = network.config, network.graph(), network.pieces()[piece]
     rows, width = shape.rows, config.width
-    token, lengths = graph.input("token", [rows], INT32), graph.input("lengths", [rows], INT32)
-    step, read = graph.input("step", [1], INT32), graph.input("read", [shape.steps + 1, rows], INT32)
-    seen = graph.input("seen", [rows, shape.seen], INT32)
-    x = _embed_item(network, graph, token, lengths, step)
+    lengths, step = graph.input("lengths", [rows], INT32), graph.input("step", [1], INT32)
+    if piece == 0:
+        x = _embed_item(network, graph, graph.input("token", [rows], INT32), lengths, step)
+    else:
+        x = graph.input(f"passed_{piece - 1}", [rows, width])
     masks = [] if network.plugin else _decode_masks(graph, shape, lengths, step)
-    for index in range(config.layers):
+    for index in layers:
         fresh = linear(graph, x, *network.attention_input(index), name=f"fresh_{index}")
         graph.output(fresh, [rows, 3 * width])
         caches = cache_inputs(network, graph, shape, index)
@@ -128,6 +148,11 @@ def decode(network: Network, shape: Shape) -> bytes:
         else:
             context = _cached_attention(network, graph, shape, fresh, caches, recent, masks)
         x = after_attention(network, graph, index, x, context)
+    if layers[-1] < config.layers - 1:
+        graph.output(graph.add("Identity", x, name=f"passed_{piece}"), [rows, width])
+        return graph.serialize("decode")
+    read = graph.input("read", [shape.steps + 1, rows], INT32)
+    seen = graph.input("seen", [rows, shape.seen], INT32)
     graph.output(graph.add("Identity", x, name="hidden"), [rows, width])
     _choose_item(network, graph, shape, x, seen, (read, step))
     return graph.serialize("decode")
@@ -273,13 +298,9 @@ def _logits(network: Network, graph: Graph, hidden: str) -> str:
     return linear(graph, hidden, np.pad(weight, ((0, spare), (0, 0))), np.pad(bias, (0, spare)))
 
 
-def _columns(graph: Graph, x: str, start: int, stop: int) -> str:
-    return graph.add("Slice", x, graph.ints(start), graph.ints(stop), graph.ints(1))
-
-
 def item_logits(network: Network, graph: Graph, hidden: str) -> str:
     """Return the logits of the items alone, [B, V]."""
-    return _columns(graph, _logits(network, graph, hidden), 0, network.config.vocabulary)
+    return graph.columns(_logits(network, graph, hidden), 0, network.config.vocabulary)
 
 
 def _choose_item(
@@ -300,14 +321,14 @@ def _choose_item(
         return
     if read:
         _output_heads(network, graph, rows, every)
-    logits = _columns(graph, every, 0, vocabulary)
+    logits = graph.columns(every, 0, vocabulary)
     _, log_sum = nodes.log_sum_exp(graph, logits)
     nodes.best(graph, allowed_logits(network, graph, shape, logits, seen, read), log_sum, rows, network.tokens)
 
 
 def _output_heads(network: Network, graph: Graph, rows: int, every: str) -> None:
     vocabulary = network.config.vocabulary
-    heads = graph.cast(_columns(graph, every, vocabulary, vocabulary + len(HEADS)), FLOAT, name="fp32_heads")
+    heads = graph.cast(graph.columns(every, vocabulary, vocabulary + len(HEADS)), FLOAT, name="fp32_heads")
     graph.output(graph.add("Sigmoid", heads, name="heads"), [rows, len(HEADS)], FLOAT)
 
 
@@ -316,12 +337,12 @@ def allowed_logits(
 ) -> str:
     """Return the logits of the catalog's items, [B, tokens], with those seen or read so far banned."""
     if network.tokens < network.config.vocabulary:
-        logits = _columns(graph, logits, 0, network.tokens)
+        logits = graph.columns(logits, 0, network.tokens)
     if read is None:
-        return nodes.ban(graph, logits, seen, shape.rows, shape.seen)
+        return nodes.ban(graph, logits, seen, (shape.rows, shape.seen, network.tokens))
     number = graph.constant(np.arange(shape.steps + 1, dtype=np.int32).reshape(-1, 1))
     done = graph.add("LessOrEqual", number, graph.reshape(read[1], 1, 1))
     known = graph.add("Less", read[0], graph.constant(np.full((1, 1), network.tokens, np.int32)))
     items = graph.add("Where", graph.add("And", done, known), read[0], graph.constant(np.zeros((1, 1), np.int32)))
     banned = graph.add("Concat", seen, graph.transpose(items, 1, 0), axis=1)
-    return nodes.ban(graph, logits, banned, shape.rows, shape.seen + shape.steps + 1)
+    return nodes.ban(graph, logits, banned, (shape.rows, shape.seen + shape.steps + 1, network.tokens))

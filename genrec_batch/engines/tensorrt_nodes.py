@@ -99,6 +99,10 @@ class Graph:
         names = [f"{self._fresh('split')}_{i}" for i in range(parts)]
         return self.add_many("Split", x, self.ints(*[size] * parts), names=names, axis=-1)
 
+    def columns(self, x: str, start: int, stop: int) -> str:
+        """Return columns start..stop of a matrix."""
+        return self.add("Slice", x, self.ints(start), self.ints(stop), self.ints(1))
+
     def ints(self, *values: int) -> str:
         """Add a constant list of sizes or axes (ONNX wants int64 there)."""
         return self.constant(np.array(values, np.int64))
@@ -239,10 +243,20 @@ def log_sum_exp(graph: Graph, logits: str) -> tuple[str, str]:
     return wide, graph.add("Add", graph.add("Log", total, name="fp32_log"), top, name="fp32_log_sum")
 
 
-def ban(graph: Graph, logits: str, banned: str, rows: int, count: int) -> str:
-    """Put BANNED at the columns that int32 `banned` [B, count] names; one may be named many times."""
-    floor = graph.add("Expand", graph.constant(np.full((1, 1), BANNED, np.float32)), graph.ints(rows, count))
-    return graph.add("ScatterElements", logits, banned, floor, axis=1)
+def ban(graph: Graph, logits: str, banned: str, sizes: tuple[int, int, int]) -> str:
+    """Put BANNED at the columns that int32 `banned` [B, count] names; one may be named many times.
+
+    sizes: B, count and the columns of `logits`. TensorRT scatters at most as many as there are columns at once.
+    """
+    rows, count, columns = sizes
+    value = graph.constant(np.full((1, 1), BANNED, np.float32))
+    for start in range(0, count, columns):
+        stop = min(count, start + columns)
+        part = banned if stop - start == count else graph.columns(banned, start, stop)
+        logits = graph.add(
+            "ScatterElements", logits, part, graph.add("Expand", value, graph.ints(rows, stop - start)), axis=1
+        )
+    return logits
 
 
 def best(graph: Graph, logits: str, log_sum: str, rows: int, vocabulary: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ import numpy.typing as npt
 from genrec_batch.arrays import F32, I32
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_graphs as loop
-from genrec_batch.engines.cuda import Buffer, Device, DeviceMemoryError, Graph, PinnedBuffer, Stream
+from genrec_batch.engines.cuda import Buffer, Device, Graph, PinnedBuffer, Stream
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_slot import Slot
-from genrec_batch.errors import EngineError
+from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import BYTES
 
 Sizes = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]  # of outputs, all of four bytes a number
@@ -75,30 +76,37 @@ class Program:
             self._executables[name] = self._load(name, self.shape, make())
         return self._executables[name]
 
-    def prepare(self) -> tuple[Executable, Executable]:
-        """Load, or build, and return the engines of prefill and decode."""
-        return (
-            self.executable("prefill", lambda: loop.prefill(self.network, self.shape)),
-            self.executable("decode", lambda: loop.decode(self.network, self.shape)),
-        )
+    def load(self, *, decode: bool = True) -> None:
+        """Load, or build, the engines of prefill and, unless only these are wanted, of decode."""
+        self._pieces("prefill", loop.prefill)
+        if decode:
+            self._pieces("decode", loop.decode)
+
+    def _pieces(self, name: str, make: Callable[[Network, Shape, int], bytes]) -> list[Executable]:
+        return [
+            self.executable(title, partial(make, self.network, self.shape, number))
+            for number, title in enumerate(self.network.titles(name))
+        ]
 
     def prefill(self, slot: Slot, stream: Stream) -> None:
         """Queue the prefill of what is in the slot's device memory."""
-        engine = self.executable("prefill", lambda: loop.prefill(self.network, self.shape))
-        addresses = slot.state() | {"features": slot.address("features"), "tokens": slot.address("tokens")}
+        addresses = slot.addresses() | {"features": slot.address("features"), "tokens": slot.address("tokens")}
         addresses |= {"hidden": slot.address("first_hidden"), "next_token": slot.address("read")}
-        engine.launch(addresses | {"next_log_prob": slot.address("log_prob")}, stream)
+        addresses |= {"next_log_prob": slot.address("log_prob")}
+        for engine in self._pieces("prefill", loop.prefill):
+            engine.launch(addresses, stream)
 
     def decode(self, slot: Slot, step: int, stream: Stream) -> None:
         """Queue reading the item in row `step` of the slot's `read`, and choosing the one of the row after it."""
-        engine = self.executable("decode", lambda: loop.decode(self.network, self.shape))
         config = self.network.config
         row = step * self.shape.rows * 3 * config.width * BYTES[self.network.precision]
         fresh = {f"fresh_{index}": slot.address(f"recent_{index}") + row for index in range(config.layers)}
-        addresses = slot.state() | fresh
+        addresses = slot.addresses() | fresh
         addresses |= {"token": slot.address("read", step), "step": slot.step_address(step)}
         addresses |= {"heads": slot.address("heads", step), "next_token": slot.address("read", step + 1)}
-        engine.launch(addresses | {"next_log_prob": slot.address("log_prob", step + 1)}, stream)
+        addresses |= {"next_log_prob": slot.address("log_prob", step + 1)}
+        for engine in self._pieces("decode", loop.decode):
+            engine.launch(addresses, stream)
 
     def slate(self, slot: Slot, steps: int, stream: Stream) -> None:
         """Queue prefill and `steps` decode steps."""

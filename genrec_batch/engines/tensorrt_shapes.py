@@ -14,7 +14,8 @@ from genrec_batch.model import ModelConfig
 
 BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
 ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
-SEEN_LEAST = 64  # columns of the banned list; more come in powers of two
+PLAIN_LAYERS = 0  # of one engine without the plugin; 0: all
+SEEN_SIZES = (64, 256, 1024)  # columns of the banned list; beyond, powers of two
 
 
 class ShapeRule:
@@ -58,11 +59,36 @@ class ShapeRule:
         return Shape(
             rows=rounded(max(rows, 1), self.batch_size),
             positions=bucket + 1,
-            seen=max(SEEN_LEAST, 1 << (seen + 1).bit_length()),  # padding and unknown take two places
+            seen=_columns(max(seen, min(bucket, SEEN_SIZES[-1] - 2)) + 2),  # padding and unknown take two places
             steps=max(steps, 1),
             profile=profile,
             video=video,
         )
+
+    def all(
+        self, *, max_events: int, steps: int, seen_limit: int, profile: bool = False, video: bool = False
+    ) -> list[Shape]:
+        """Return the shapes that a run may need, longest histories first.
+
+        Only users with `max_events` kept events can have seen more videos than they have events; fewer seen videos
+        than a history's bucket take that bucket's size.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        lengths = [bucket for bucket in self.buckets if bucket < max_events]
+
+        def of(length: int, seen: int) -> Shape:
+            return self.shape(rows=self.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video)
+
+        least, most = min(max_events, seen_limit), seen_limit
+        sizes = [least, *(size - 2 for size in SEEN_SIZES if least < size - 2 < most), most]
+        found = [of(max_events, seen) for seen in sizes] + [of(length, 0) for length in lengths[::-1]]
+        return list(dict.fromkeys(found))
+
+
+def _columns(count: int) -> int:
+    return next((size for size in SEEN_SIZES if size >= count), 1 << (count - 1).bit_length())
 
 
 def rounded(count: int, multiple: int) -> int:

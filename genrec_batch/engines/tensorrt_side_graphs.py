@@ -17,6 +17,11 @@ from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import FLOAT, INT32, Graph, linear
 
 
+def padded_count(count: int) -> int:
+    """Return a number of candidates as a power of two, at least 8, so that few engines serve all numbers."""
+    return max(8, 1 << (count - 1).bit_length())
+
+
 def choose(network: Network, shape: Shape, count: int) -> bytes:
     """Several best items of the next position.
 
@@ -109,6 +114,15 @@ def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], 
     }
     found |= {name: (sizes, None, 0) for name, sizes in loop.cache_shapes(network, shape).items()}
     found |= {f"recent_{index}": ([steps, rows, 3 * config.width], None, 1) for index in range(config.layers)}
+    return found
+
+
+def between(network: Network, shape: Shape) -> dict[str, list[int]]:
+    """Return what the engines of consecutive pieces hand on: name -> sizes."""
+    found = {}
+    for piece in range(len(network.pieces()) - 1):
+        found[f"left_{piece}"] = [shape.rows * shape.positions, network.config.width]
+        found[f"passed_{piece}"] = [shape.rows, network.config.width]
     return found
 
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from genrec_batch.arrays import F32, HEADS, Batch, Ranked
 from genrec_batch.engines import tensorrt_graphs as loop
-from genrec_batch.engines.cuda import Buffer, Device, DeviceMemoryError, Event, Graph, PinnedBuffer, Stream, aligned
+from genrec_batch.engines.cuda import Buffer, Device, Event, Graph, PinnedBuffer, Stream, aligned
 from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import NOTHING
-from genrec_batch.engines.tensorrt_side_graphs import state_tensors
-from genrec_batch.errors import EngineError
+from genrec_batch.engines.tensorrt_side_graphs import between, state_tensors
+from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import BYTES
 
 
@@ -80,6 +80,8 @@ class Slot:
             for name, (sizes, kind, _) in state_tensors(network, shape).items()
             if kind is None
         }
+        for name, sizes in between(network, shape).items():
+            self.memory[name] = Buffer(device, math.prod(sizes) * BYTES[network.precision])
         self.arrived, self.computed, self.done = Event(device), Event(device), Event(device)
         self.graphs: dict[int, Graph] = {}
         for index in range(network.config.layers):
@@ -104,6 +106,10 @@ class Slot:
     def state(self) -> dict[str, int]:
         """Return the addresses of everything in the state."""
         return {name: self.address(name) for name in state_tensors(self.network, self.shape)}
+
+    def addresses(self) -> dict[str, int]:
+        """Return the addresses of the state and of what engines hand on to each other."""
+        return self.state() | {name: self.memory[name].address for name in between(self.network, self.shape)}
 
     def fill(self, batch: Batch) -> None:
         """Write a batch into pinned memory; rows beyond it have no history, and nobody reads what they decode."""

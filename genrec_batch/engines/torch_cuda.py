@@ -76,7 +76,7 @@ class TorchCudaEngine:
 
         Raises:
             EngineError: the device, the precision, Triton or the model's sizes are not what this engine needs.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         reason = why_not(model.config, device, precision) if kernels is None else _fits(model.config)
         if reason:
@@ -95,6 +95,16 @@ class TorchCudaEngine:
             self._fused = fuse(model, self._device, DTYPES[precision])
         self._loop = SlateLoop(self._fused, kernels)
 
+    def free_bytes(self) -> int:
+        """Return the device memory that is free, or held by the allocator and unused."""
+        free = torch.cuda.mem_get_info(self._device)[0]
+        return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+
+    def hardware(self) -> str:
+        """Return the GPU, its memory and torch's version."""
+        found = torch.cuda.get_device_properties(self._device)
+        return f"{found.name}, {found.total_memory >> 30} GiB, torch {torch.__version__}"
+
     def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
         """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.
 
@@ -102,7 +112,7 @@ class TorchCudaEngine:
 
         Raises:
             ModelError: the longest history and `steps` do not fit the position table.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         return self._loop.slates(batches, steps)
 
@@ -112,7 +122,7 @@ class TorchCudaEngine:
 
         Raises:
             ModelError: the longest history and `steps` do not fit the position table.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         fused = self._fused
         packed = pack(batch, steps=steps, positions=fused.config.positions)
@@ -193,7 +203,7 @@ class TorchCudaEngine:
         """Return the heads of candidates each read alone right after the history, [B, C, H]; see `engines.Engine`.
 
         Raises:
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         history, width = state.history, tokens_BC.shape[1]
         tokens_R = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device).view(-1)

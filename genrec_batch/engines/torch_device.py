@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from genrec_batch.errors import EngineError, RetryError, nearest
+from genrec_batch.errors import DeviceMemoryError, EngineError, nearest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -41,6 +41,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def wake(name: str) -> None:
+    """Make a GPU ready to work, which takes a second or two."""
+    torch.zeros(1, device=resolve_device(name))
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type that `--precision` names.
 
@@ -67,10 +72,12 @@ def fast_int8() -> bool:
 
 @contextmanager
 def retry_when_out_of_memory(device: torch.device) -> Iterator[None]:
-    """Turn PyTorch's out-of-memory errors, a GPU's or the CPU allocator's, into RetryError."""
+    """Turn PyTorch's out-of-memory errors, a GPU's or the CPU allocator's, into DeviceMemoryError."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise RetryError(f"{device} is out of memory: lower --batch-size, or try again when it is less used") from error
+        raise DeviceMemoryError(
+            f"{device} is out of memory: lower --batch-size, or try again when it is less used"
+        ) from error

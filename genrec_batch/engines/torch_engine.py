@@ -63,7 +63,7 @@ class TorchEngine:
 
         Raises:
             EngineError: the device or precision is not there.
-            RetryError: the device is out of memory.
+            DeviceMemoryError: the device is out of memory.
         """
         self._device = resolve_device(device)
         dtype = resolve_precision(precision, self._device)
@@ -88,7 +88,7 @@ class TorchEngine:
 
         Raises:
             ModelError: history and steps do not fit the model's position table.
-            RetryError: the device is out of memory.
+            DeviceMemoryError: the device is out of memory.
         """
         longest = int(batch.lengths_B.max(initial=0))
         if longest + 1 + steps > self._positions:
@@ -109,7 +109,7 @@ class TorchEngine:
         """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`.
 
         Raises:
-            RetryError: the device is out of memory.
+            DeviceMemoryError: the device is out of memory.
         """
         items = [None if tokens_B is None else self._put(tokens_B[rows]) for rows in state.places]
         self._each(lambda lane, given: torch_lane.decode(self._program, lane, given), state.lanes, items)
@@ -135,7 +135,7 @@ class TorchEngine:
         """Return the heads [B, C, H] of items, each read alone right after the history; 0 for token 0.
 
         Raises:
-            RetryError: the device is out of memory.
+            DeviceMemoryError: the device is out of memory.
         """
 
         def found(lane: Lane, items_BC: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class TorchEngine:
         """Return a state whose row r is a copy of row `rows_R[r]`; see `engines.Engine`.
 
         Raises:
-            RetryError: the device is out of memory.
+            DeviceMemoryError: the device is out of memory.
         """
         within_B = np.full(state.rows, -1, np.int64)
         lanes, places, sources = [], [], []

@@ -32,7 +32,7 @@ from genrec_batch.engines.torch_passes import (
     prefill,
     read,
 )
-from genrec_batch.errors import ModelError, RetryError
+from genrec_batch.errors import DeviceMemoryError, ModelError
 
 cuda: Any = torch.cuda  # its streams and events carry no types
 
@@ -47,11 +47,11 @@ def grid(count: int) -> int:
 
 @contextmanager
 def memory_for(what: str) -> Iterator[None]:
-    """Turn the device's out-of-memory error into a RetryError that names what needed it."""
+    """Turn the device's out-of-memory error into a DeviceMemoryError that names what needed it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RetryError(f"the device ran out of memory for {what}; lower --batch-size") from error
+        raise DeviceMemoryError(f"the device ran out of memory for {what}; lower --batch-size") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class SlateLoop:
 
         Raises:
             ModelError: a history is too long for the position table.
-            RetryError: the device ran out of memory.
+            DeviceMemoryError: the device ran out of memory.
         """
         flights: deque[Callable[[], Ranked]] = deque()
         for number, batch in enumerate(batches):

@@ -1,45 +1,132 @@
 """Features: from histories to the 1024 numbers that the model reads at position 0.
 
-Owns: which users are computed together, and the inputs beside the features: profile and video vectors. The formulas
-stand in `events.py` (from the log) and `videos.py` (from the videos table), their arithmetic in `segments.py`.
-Must not know: files, Polars, the model. No loop over users or events, and no result depends on a user's neighbours;
-`tests/reference.py` computes the same row by row.
+Owns: which users are computed together, by which of two kernels, and the inputs beside the features: profile and video
+vectors. The formulas stand in `events.py` (from the log) and `videos.py` (from the videos table), their arithmetic in
+`segments.py`: that is the kernel `numpy`. The kernel `numba` (`compiled.py`, `kernel_*.py`) computes the same bits, and
+wants numba and a job that is long enough to be worth its start. Must not know: files, Polars, the model. No result
+depends on a user's neighbours; `tests/reference.py` computes the same row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from genrec_batch import layout
-from genrec_batch.arrays import F32, U8, Histories, SideTable
+from genrec_batch.arrays import F16, F32, U8, Histories, SideTable
+from genrec_batch.console import LOG
 from genrec_batch.features import events
 from genrec_batch.features import videos as of_videos
 from genrec_batch.features.events import Part
-from genrec_batch.features.segments import Segments, weighted_sums
+from genrec_batch.features.segments import PART_USERS, Segments, parts, weighted_sums
 
-PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what is computed at once: its arrays stay in a core's own cache
+Kernel = Literal["numba", "numpy"]
+COMPILED_FROM = 100_000  # users of a job from which loading numba and its kernels pays
+FLOAT16_LIMIT = np.float32(65504)
+
+
+def kernel_name(users: int) -> Kernel:
+    """Return which kernel computes the features of a job of that many users, all of them by the same.
+
+    `numba` from `COMPILED_FROM` users on, where numba is installed; else `numpy`. Both give the same bits.
+    """
+    return "numpy" if users < COMPILED_FROM else _fastest()
+
+
+@cache
+def _fastest() -> Kernel:
+    if find_spec("numba") is None:
+        return "numpy"
+    try:
+        from genrec_batch.features import compiled, kernel  # noqa: F401 - loading it is the question
+    except ImportError as error:
+        LOG.warning("numba is installed but does not load (%s); NumPy computes the features, more slowly", error)
+        return "numpy"
+    if not kernel.kept_on_disk():
+        LOG.warning(
+            "compiled kernels cannot be kept: neither %s nor the home folder can be written, so every run compiles "
+            "them anew, for some twenty seconds; set NUMBA_CACHE_DIR to a folder that can",
+            kernel.FOLDER,
+        )
+    return "numba"
+
+
+@overload
+def compute(
+    histories: Histories,
+    users: SideTable | None,
+    videos: SideTable | None,
+    *,
+    max_events: int,
+    out: F32 | None = None,
+    kernel: Kernel = "numpy",
+) -> F32: ...
+
+
+@overload
+def compute(
+    histories: Histories,
+    users: SideTable | None,
+    videos: SideTable | None,
+    *,
+    max_events: int,
+    out: F16,
+    kernel: Kernel = "numpy",
+) -> F16: ...
 
 
 def compute(
-    histories: Histories, users: SideTable | None, videos: SideTable | None, *, max_events: int, out: F32 | None = None
-) -> F32:
-    """Return the 1024 features of N users, float32 [N, 1024].
+    histories: Histories,
+    users: SideTable | None,
+    videos: SideTable | None,
+    *,
+    max_events: int,
+    out: F32 | F16 | None = None,
+    kernel: Kernel = "numpy",
+) -> F32 | F16:
+    """Return the 1024 features of N users, [N, 1024]: `out`, or float32.
 
     Args:
         histories: kept events of N users, at most `max_events` each; some may have none.
         users: the users table, None where there is none.
         videos: the videos table, None where there is none.
         max_events: events that a history keeps, what slot 1000 is a share of.
-        out: C-contiguous float32 [N, 1024] to fill and return, whatever it holds.
+        out: C-contiguous float32 or float16 [N, 1024] to fill and return, whatever it holds. In float16, what lies
+            beyond 65504 becomes 65504.
+        kernel: what computes, by `kernel_name`; releases the GIL where it is `numba`.
+
+    Raises:
+        ModuleNotFoundError: `kernel` is `numba`, which is not installed.
     """
-    dense_NF = np.empty((len(histories), layout.FEATURES), np.float32) if out is None else out
+    dense_NF: Any = np.empty((len(histories), layout.FEATURES), np.float32) if out is None else out
     assert dense_NF.shape == (len(histories), layout.FEATURES), dense_NF.shape
     assert dense_NF.flags.c_contiguous, "out is a whole array, or whole rows of one"
-    for start, stop in _parts(histories):
-        _fill(dense_NF[start:stop], histories.slice(start, stop), users, videos, max_events)
-    return dense_NF
+    filled: F32 | F16 = dense_NF
+    fill = _numba(histories, users, videos, max_events) if kernel == "numba" else None
+    whole = dense_NF.dtype == np.float32
+    scratch_NF = np.empty((0 if whole else min(PART_USERS, len(histories)), layout.FEATURES), np.float32)
+    for start, stop in parts(histories.offsets_N1):
+        part_NF = dense_NF[start:stop] if whole else scratch_NF[: stop - start]
+        if fill is not None:
+            fill(start, stop, part_NF)
+        else:
+            _fill(part_NF, histories.slice(start, stop), users, videos, max_events)
+        if not whole:
+            np.clip(part_NF, -FLOAT16_LIMIT, FLOAT16_LIMIT, out=part_NF)
+            dense_NF[start:stop] = part_NF
+    return filled
+
+
+def _numba(
+    histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int
+) -> Callable[[int, int, F32], None]:
+    from genrec_batch.features.compiled import Filler
+
+    return Filler(histories, users, videos, max_events=max_events).fill
 
 
 def _fill(dense_NF: F32, histories: Histories, users: SideTable | None, videos: SideTable | None, kept: int) -> None:
@@ -69,16 +156,6 @@ def _fill_active(dense_GF: F32, histories: Histories, videos: SideTable | None, 
         of_videos.fill(dense_GF, part, videos)
 
 
-def _parts(histories: Histories) -> Iterator[tuple[int, int]]:
-    """Cut N users into runs of neighbours that are computed together."""
-    start, offsets_N1 = 0, histories.offsets_N1
-    while start < len(histories):
-        fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + PART_EVENTS, side="right")) - 1
-        stop = min(max(fit, start + 1), start + PART_USERS, len(histories))
-        yield start, stop
-        start = stop
-
-
 def profile_vectors(histories: Histories, users: SideTable) -> tuple[F32, U8] | None:
     """Return the users' own vectors [N, 256] and who has one [N]; None where the table has no such column.
 
@@ -93,13 +170,17 @@ def profile_vectors(histories: Histories, users: SideTable) -> tuple[F32, U8] | 
     return vectors_NP, has_N
 
 
-def video_vectors(histories: Histories, videos: SideTable) -> tuple[F32, U8] | None:
+def video_vectors(histories: Histories, videos: SideTable, *, kernel: Kernel = "numpy") -> tuple[F32, U8] | None:
     """Return the plain mean of the kept videos' own vectors [N, 512] and who has any [N]; None without such a column.
 
     The mean is over kept events whose video has a vector; a user without any has zeros.
     """
     if videos.dense_RD is None or videos.has_dense_R is None:
         return None
+    if kernel == "numba":
+        from genrec_batch.features.compiled import video_means
+
+        return video_means(videos.dense_RD, videos.has_dense_R, histories)
     has_R, row_E = videos.has_dense_R, histories.video_row_E
     known_E = row_E >= 0
     known_E[known_E] = has_R[row_E[known_E]]

@@ -8,7 +8,7 @@ length decides, and the rest is picked from sorted values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,11 +16,13 @@ import numpy as np
 
 from genrec_batch.arrays import F32, F64, I32, I64, U8
 
+PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what is computed at once: its arrays stay in a core's own cache
 _BYTE = np.arange(256)
 POPULATION = np.array([int(byte).bit_count() for byte in _BYTE], np.uint8)  # ones of a byte
 POPULATION_BELOW = np.concatenate([POPULATION[_BYTE & ((1 << bit) - 1)] for bit in range(8)])  # ones below a bit of it
 NULL_KEY = np.int32(2**31 - 1)  # sorts behind every float
 GATHERED_FLOATS = 1 << 18  # of one piece of a weighted sum: 1 MiB
+ENTROPY_SCALE = 2.0**36  # of the whole numbers that stand for c ln c: their sum is exact in any order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,16 @@ class Segments:
         shorter = Segments(lengths_G=np.minimum(self.lengths_G, count))
         places_M = np.arange(int(shorter.ends_G[-1])) + np.repeat(self.ends_G - shorter.ends_G, shorter.lengths_G)
         return places_M, shorter
+
+
+def parts(offsets_N1: I64) -> Iterator[tuple[int, int]]:
+    """Cut N users into runs of neighbours that are computed together: few enough events and users, or one user."""
+    start, users = 0, len(offsets_N1) - 1
+    while start < users:
+        fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + PART_EVENTS, side="right")) - 1
+        stop = min(max(fit, start + 1), start + PART_USERS, users)
+        yield start, stop
+        start = stop
 
 
 def ratio(numerator: F64, denominator: F64) -> F64:
@@ -166,21 +178,32 @@ def distinct(codes_E: I32, segments: Segments) -> tuple[I64, U8]:
 def groups(codes_E: I32, segments: Segments) -> tuple[I64, F64, F64]:
     """Return distinct codes, their entropy over ln(distinct) (0 for one), and the commonest one's share, [G] each.
 
-    Codes of -1 are null and left out. The entropy is Shannon's (1948), in natural logarithms.
+    Codes of -1 are null and left out. The entropy is Shannon's (1948), in natural logarithms, as ln t - (sum of c ln c)
+    / t over groups of c codes, t in all.
     """
     distinct_G, first_E = distinct(codes_E, segments)
     begin_H = np.flatnonzero(first_E)
     owner_H = segments.owners_E[begin_H]
     sizes_H = np.minimum(np.append(begin_H[1:], len(first_E)), segments.ends_G[owner_H]) - begin_H  # nulls sort first
-    total_G = np.bincount(owner_H, sizes_H, len(segments))
+    total_G = np.bincount(owner_H, sizes_H, len(segments)).astype(np.int64)
     share_H = sizes_H / total_G[owner_H]
-    entropy_G: F64 = np.bincount(owner_H, -share_H * np.log(share_H), len(segments)).astype(np.float64)
-    entropy_G = np.where(distinct_G > 1, entropy_G / np.log(np.maximum(distinct_G, 2)), 0.0)
+    logarithms_X, steps_X = size_terms(int(segments.lengths_G.max()))
+    terms_G = np.bincount(owner_H, np.cumsum(steps_X)[sizes_H], len(segments))
+    entropy_G: F64 = logarithms_X[total_G] - terms_G / ENTROPY_SCALE / np.maximum(total_G, 1)
+    entropy_G = np.where(distinct_G > 1, entropy_G / logarithms_X[np.maximum(distinct_G, 2)], 0.0)
     commonest_G = np.zeros(len(segments))
     some_G = distinct_G > 0
     if len(begin_H):
         commonest_G[some_G] = np.maximum.reduceat(share_H, (np.cumsum(distinct_G) - distinct_G)[some_G])
     return distinct_G, entropy_G, commonest_G
+
+
+def size_terms(longest: int) -> tuple[F64, I64]:
+    """Return ln(c), and c ln c - (c - 1) ln(c - 1) times `ENTROPY_SCALE`, for c from 0 to `longest`, at least to 2."""
+    sizes_X = np.arange(max(longest, 2) + 1)
+    logarithms_X = np.log(np.maximum(sizes_X, 1))
+    terms_X = np.rint(sizes_X * logarithms_X * ENTROPY_SCALE).astype(np.int64)
+    return logarithms_X, np.diff(terms_X, prepend=0)
 
 
 def weighted_sums(table_RD: F32, rows_E: I64, weights_E: F32, segments: Segments) -> F32:

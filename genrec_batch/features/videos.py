@@ -48,11 +48,11 @@ def _fill_mean(dense_GF: F32, part: Part, videos: SideTable) -> None:
     else:
         weights_E = np.clip(percentage[known_E], 0, PERCENTAGE_LIMIT)
         weights_E[np.isnan(weights_E)] = 1
-    total_G = segments.sums(weights_E)
+    total_G = np.bincount(segments.owners_E, weights_E, len(segments))  # one after the other
     weightless_G = total_G == 0
     if weightless_G.any():
         weights_E[np.repeat(weightless_G, segments.lengths_G)] = 1
         total_G = np.where(weightless_G, segments.lengths_G, total_G)
     rows_E = part.histories.video_row_E[known_E].astype(np.int64)
     summed_GD = weighted_sums(videos.hashed_R200, rows_E, weights_E.astype(np.float32), segments)
-    dense_GF[slice(None) if some_G.all() else some_G, layout.VIDEOS] = summed_GD / total_G[:, None]
+    dense_GF[slice(None) if some_G.all() else some_G, layout.VIDEOS] = summed_GD / total_G[:, None].astype(np.float32)

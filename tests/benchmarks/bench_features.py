@@ -1,10 +1,10 @@
 """Users per second of `features.compute`, on one core: `python tests/benchmarks/bench_features.py [--users N]`.
 
-Two kinds of users: 50 kept events each, and lengths like KuaiRand's (mean 4.5, at most 50). Two kinds of logs: `plain`
-(duration, percentage, five flags, one category) and `full` (every column that a score depends on, 5% nulls,
-session ids, creators and categories, a profile per user and an embedding per video). The ceiling is moving once
-the bytes that a call has to read and write, at the speed of a plain copy in the same process. Rates are medians after a
-warm-up; the last line is JSON.
+Both kernels, taking turns. Two kinds of users: 50 kept events each, and lengths like KuaiRand's (mean 4.5, at most 50).
+Three kinds of logs: `plain` (duration, percentage, five flags, one category), `full` (every column that a score depends
+on, 5% nulls, session ids), and that with tables (a profile per user; an embedding, a creator and a category per
+video). The ceiling is moving once the bytes that a call has to read and write, table rows aside, at the speed of a
+plain copy in the same process. Rates are medians after a warm-up; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when NumPy is imported
     os.environ.setdefault(_name, "1")
@@ -89,13 +94,19 @@ def side_table(rows: int, random: np.random.Generator) -> SideTable:
 
 
 def median_s(call: Callable[[], object], runs: int) -> float:
-    call()
-    taken_s = []
-    for _ in range(runs):
-        start_s = time.perf_counter()
-        call()
-        taken_s.append(time.perf_counter() - start_s)
-    return statistics.median(taken_s)
+    return medians_s([call], runs)[0]
+
+
+def medians_s(calls: list[Callable[[], object]], runs: int) -> list[float]:
+    """Return the median time of each call, the calls taking turns, after one round to warm up."""
+    taken_s: list[list[float]] = [[] for _ in calls]
+    for number in range(runs + 1):
+        for call, taken in zip(calls, taken_s, strict=True):
+            start_s = time.perf_counter()
+            call()
+            if number:
+                taken.append(time.perf_counter() - start_s)
+    return [statistics.median(taken) for taken in taken_s]
 
 
 def must_move_bytes(histories: Histories, out: F32) -> int:
@@ -112,6 +123,28 @@ def copy_bytes_per_s() -> float:
     return 2 * source.nbytes / median_s(lambda: np.copyto(target, source), 9)
 
 
+def first_call_s(environment: dict[str, str]) -> float:
+    """Return how long a new process takes to load numba and have all kernels ready: compiled, or kept from before."""
+    code = (
+        "import sys, time; sys.argv = ['']; import bench_features as b, numpy as np; r = np.random.default_rng(7)\n"
+        "h = b.made(np.full(9, 5), full=True, random=r); u, v = b.side_table(9, r), b.side_table(b.VIDEOS, r)\n"
+        "s = time.perf_counter(); b.features.compute(h, u, v, max_events=50, kernel='numba')\n"
+        "print(time.perf_counter() - s)"
+    )
+    folder = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **environment, "PYTHONPATH": folder}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
+
+
+def starts() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"NUMBA_CACHE_DIR": folder, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+        cold, warm = first_call_s(environment), first_call_s(environment)
+    print(f"start of the kernel numba: {cold:.1f} s where it has to be compiled, {warm:.1f} s where it was kept")
+    return {"cold_start_s": round(cold, 2), "warm_start_s": round(warm, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=20_000)
@@ -121,26 +154,30 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     ceiling = copy_bytes_per_s()
     print(f"ceiling: {ceiling / 1e9:.1f} GB/s read and written, copying 128 MiB on one core")
-    results: dict[str, float] = {}
+    kernels: list[features.Kernel] = ["numpy", "numba"] if find_spec("numba") else ["numpy"]
+    results: dict[str, float] = starts() if "numba" in kernels else {}
+    out = np.empty((options.users, 1024), np.float32)
     for kind in ("50", "kuairand"):
-        for log in ("plain", "full"):
+        for log in ("plain", "full", "full, tables"):
             random = np.random.default_rng(7)
             lengths_N = lengths_of(kind, options.users, random)
-            histories = made(lengths_N, full=log == "full", random=random)
-            users = side_table(options.users, random) if log == "full" else None
-            videos = side_table(VIDEOS, random) if log == "full" else None
-            out = np.empty((options.users, 1024), np.float32)
-            taken_s = median_s(
-                lambda h=histories, u=users, v=videos, o=out: features.compute(h, u, v, max_events=50, out=o),
-                options.runs,
-            )
-            rate = options.users / taken_s
+            histories = made(lengths_N, full=log != "plain", random=random)
+            users = side_table(options.users, random) if "tables" in log else None
+            videos = side_table(VIDEOS, random) if "tables" in log else None
+            calls = [
+                lambda k=kernel, h=histories, u=users, v=videos: features.compute(
+                    h, u, v, max_events=50, out=out, kernel=k
+                )
+                for kernel in kernels
+            ]
+            medians = medians_s(calls, options.runs)
             floor_s = must_move_bytes(histories, out) / ceiling
-            results[f"{kind}_{log}_users_per_s"] = round(rate)
-            print(
-                f"lengths {kind:8} (mean {lengths_N.mean():4.1f}), {log:5} log: {rate:10,.0f} users/s, "
-                f"{taken_s / options.users * 1e6:5.2f} us/user, {floor_s / taken_s:5.1%} of the ceiling"
-            )
+            print(f"lengths {kind:8} (mean {lengths_N.mean():4.1f}), log {log:12}: ", end="")
+            for kernel, taken_s in zip(kernels, medians, strict=True):
+                rate = options.users / taken_s
+                results[f"{kind}_{log.replace(', ', '_')}_{kernel}_users_per_s"] = round(rate)
+                print(f"{kernel} {rate:9,.0f} users/s ({floor_s / taken_s:5.1%} of the ceiling)  ", end="")
+            print(f"{medians[0] / medians[-1]:4.1f}x")
     machine = {"cpu": platform.processor() or platform.machine(), "numpy": np.__version__}
     print(json.dumps({"bench": "features", "users": options.users, **machine, **results}))
 

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.model import DEMO_SEED, demo_model, initial_weights, preset
+from genrec_batch.model import DEMO_SEED, ModelConfig, demo_model, initial_weights, preset
 
 STEPS, WIDTH = 10, 50
 # Least time per user on an H200 with 790 TFLOP/s of dense fp16 and 4.27 TB/s, both measured there: prefill is 1.311
 # GFLOP; a decode pass reads the keys and values of its history once.
 FLOOR_US, PREFILL_FLOOR_US = 3.49, 1.75
+
+
+def sizes(layers=None) -> ModelConfig:
+    """The reference model, with fewer layers where a form is only tried out."""
+    return replace(preset("reference"), layers=layers or preset("reference").layers)
 
 
 def inputs(rows, lengths, seed=1):
@@ -50,7 +56,7 @@ def reference(arguments):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
-    config = preset("reference")
+    config = sizes(arguments.layers)
     w = {k: torch.from_numpy(v).to(device) for k, v in initial_weights(config, DEMO_SEED).items()}
     batch = inputs(arguments.rows, arguments.lengths)
     length = torch.from_numpy(batch.lengths_B).long().to(device)
@@ -152,9 +158,10 @@ def profile(engine, program, slot, top):
         ("prefill", lambda: program.prefill(slot, stream)),
         ("decode", lambda: program.decode(slot, STEPS - 1, stream)),
     ):
-        context = program.executable(name, bytes).context
-        context.profiler = layers = Layers()
-        context.enqueue_emits_profile = True
+        layers = Layers()
+        for title in program.network.titles(name):
+            context = program.executable(title, bytes).context
+            context.profiler, context.enqueue_emits_profile = layers, True
         for _ in range(4):
             work()
             stream.synchronize()
@@ -185,7 +192,7 @@ def run(arguments):
     started = time.monotonic()
     cache = EngineCache(Path(arguments.cache or tempfile.mkdtemp()))
     engine = TensorRtEngine(
-        demo_model(preset("reference")),
+        demo_model(sizes(arguments.layers)),
         precision=arguments.precision,
         batch_size=arguments.batch_size,
         cache=cache,
@@ -227,6 +234,7 @@ def run(arguments):
         "batch_size": rows,
         "lengths": list(arguments.lengths),
         "steps": STEPS,
+        "layers": engine._config.layers,
         "python": platform.python_version(),
         "build_or_load_s": builds["prepare_s"],
         "whole_ms": round(whole, 3),
@@ -243,9 +251,10 @@ def run(arguments):
     }
     if arguments.profile:
         found["profile"] = profile(engine, program, slot, arguments.profile)
-    print(json.dumps({name: value for name, value in found.items() if name != "profile"}))
+    print(json.dumps({name: value for name, value in found.items() if name != "profile"}), flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def main():
@@ -254,6 +263,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     ref, bench = commands.add_parser("reference"), commands.add_parser("run")
     for command in (ref, bench):
+        command.add_argument("--layers", type=int, help="of the model, fewer to try something out")
         command.add_argument("--lengths", type=int, nargs=2, default=(50, 50), help="shortest and longest history")
     ref.add_argument("--rows", type=int, default=1024)
     ref.add_argument("--out", required=True)
@@ -269,7 +279,7 @@ def main():
     bench.add_argument("--json", help="where to write the result")
     bench.set_defaults(work=run)
     arguments = parser.parse_args()
-    arguments.work(arguments)
+    return arguments.work(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Events as packed records: what a history needs of an event, in a few dozen bytes.
+
+Owns: the record's fields and how contract columns become them. Must not know: files, who keeps the records. One record
+is one event; a block of them is moved with one memory copy a row, whatever columns the log has. Numbers keep the
+precision of the log: Float32 where the log's type fits it, else Float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from genrec_batch import layout
+from genrec_batch.arrays import I32
+from genrec_batch.schema import SCORED
+
+Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
+CODED = {"flag", "category"}  # int8: -1 for null
+EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordType:
+    """What a record of one log holds: `user` and `video` (int32, rows of the survey), `time_us`, and its columns."""
+
+    columns: tuple[str, ...]  # contract columns that the log has, without ids and time
+    kind: np.dtype[np.void]
+
+    @staticmethod
+    def of(columns: tuple[str, ...], types: Mapping[str, pl.DataType]) -> RecordType:
+        """Return the record type of a log with these contract columns, whose own types are `types`."""
+        fields: list[tuple[str, str]] = [("user", "<i4"), ("video", "<i4"), ("time_us", "<i8")]
+        held = tuple(name for name in columns if name not in ("user_id", "video_id", "timestamp"))
+        for name in held:
+            wanted = SCORED[name]
+            if wanted in CODED:
+                fields.append((name, "i1"))
+            elif wanted == "id":
+                fields.append((name, "<i8"))
+            else:
+                fields.append((name, "<f4" if types[name] in EXACT_IN_FLOAT32 else "<f8"))
+        fields.sort(key=lambda field: -np.dtype(field[1]).itemsize)  # so that user and video fill one word of 8 bytes
+        packed = np.dtype(fields)
+        names, formats = [name for name, _ in fields], [form for _, form in fields]
+        offsets = [packed.fields[name][1] for name in names]  # type: ignore[index]
+        whole_words = -(-packed.itemsize // 8) * 8
+        return RecordType(
+            columns=held,
+            kind=np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": whole_words}),
+        )
+
+    def pack(self, frame: pl.DataFrame, user_R: I32, video_R: I32) -> Records:
+        """Return the frame's rows, in order, as records."""
+        records = np.empty(len(frame), self.kind)  # bytes between fields stay as they are: nobody reads them
+        records["user"], records["video"] = user_R, video_R
+        records["time_us"] = frame["timestamp"].dt.epoch("us").to_numpy()
+        for name in self.columns:
+            records[name] = _coded(frame[name], self.kind[name])
+        return records
+
+
+def _coded(column: pl.Series, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    wanted = SCORED[column.name]
+    if wanted == "flag":
+        return column.cast(pl.Int8).fill_null(-1).to_numpy()
+    if wanted == "category":
+        known = layout.CATEGORIES[column.name]
+        codes = {value: code for code, value in enumerate(known) if code}
+        coded = column.replace_strict(codes, default=0, return_dtype=pl.Int8)
+        return coded.set(column.is_null(), -1).to_numpy()
+    if wanted == "id":
+        return _sessions(column)
+    number: npt.NDArray[Any] = (
+        column.cast(pl.Float32 if kind == np.float32 else pl.Float64).fill_null(np.nan).to_numpy()
+    )
+    return number
+
+
+def _sessions(column: pl.Series) -> npt.NDArray[Any]:
+    """Return a number from 0 for each id, equal where ids are, -1 for null.
+
+    A number below 2^63 stands for itself, any other id for 63 bits of its hash.
+    """
+    hashed = (column.hash(0) // 2).cast(pl.Int64)
+    if column.dtype.is_integer():
+        own = column.cast(pl.Int64, strict=False)
+        hashed = pl.select(pl.when(own >= 0).then(own).otherwise(hashed)).to_series()
+    value: npt.NDArray[Any] = hashed.set(column.is_null(), -1).to_numpy()
+    return value

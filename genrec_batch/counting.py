@@ -1,0 +1,113 @@
+"""How often each id stands in a log, and which number an id has: over pieces, in memory that grows with ids alone.
+
+Owns: counts by id and the way from an id to its row. Must not know: what an id names. Integers in a narrow range, which
+most logs have, go through plain arrays; others through Polars' hash tables.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from genrec_batch.arrays import I32, I64
+
+NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
+MERGED_ROWS = 1 << 22  # counts of single pieces that may wait before they are added up
+
+
+class Counter:
+    """Counts of ids, added up piece by piece."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._kind: pl.DataType | None = None
+        self._first = 0
+        self._counts_R: I64 | None = None  # of the ids from `_first` on, while they are narrow
+        self._waiting: list[pl.DataFrame] = []
+        self._waiting_rows = self._merged_rows = 0
+
+    def add(self, ids: pl.Series) -> None:
+        """Count some ids; none of them is null."""
+        self._kind = ids.dtype
+        if not len(ids):
+            return
+        if ids.dtype.is_integer() and not self._waiting:
+            low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+            if self._make_room(low, high):
+                counts_R = np.bincount(ids.cast(pl.Int64).to_numpy() - self._first)
+                assert self._counts_R is not None
+                self._counts_R[: len(counts_R)] += counts_R
+                return
+            if self._counts_R is not None:
+                self._wait(self._narrow())
+                self._counts_R = None
+        self._wait(ids.alias(self._name).to_frame().group_by(self._name).agg(count=pl.len().cast(pl.UInt64)))
+
+    def _make_room(self, low: int, high: int) -> bool:
+        """Return whether the ids up to now and those from `low` to `high` are narrow, with a place for each if so."""
+        counts_R = self._counts_R
+        first = low if counts_R is None else min(low, self._first)
+        last = high if counts_R is None else max(high, self._first + len(counts_R) - 1)
+        if last - first >= NARROW or last >= 1 << 63:
+            return False
+        if counts_R is None or first < self._first or last >= self._first + len(counts_R):
+            spare = min(NARROW, 2 * (last - first + 1)) - (last - first + 1)
+            grown_R = np.zeros(last - first + 1 + spare, np.int64)
+            if counts_R is not None:
+                grown_R[self._first - first :][: len(counts_R)] = counts_R
+            self._counts_R, self._first = grown_R, first
+        return True
+
+    def _narrow(self) -> pl.DataFrame:
+        assert self._counts_R is not None
+        there_R = np.flatnonzero(self._counts_R)
+        ids = pl.Series(self._name, there_R + self._first).cast(self._kind)  # type: ignore[arg-type]
+        return pl.DataFrame([ids, pl.Series("count", self._counts_R[there_R].astype(np.uint64))])
+
+    def _wait(self, counted: pl.DataFrame) -> None:
+        self._waiting.append(counted)
+        self._waiting_rows += len(counted)
+        if self._waiting_rows > max(MERGED_ROWS, 2 * self._merged_rows):
+            self._merge()
+
+    def _merge(self) -> None:
+        merged = pl.concat(self._waiting).group_by(self._name).agg(pl.col("count").sum())
+        self._waiting, self._waiting_rows, self._merged_rows = [merged], len(merged), len(merged)
+
+    def frame(self) -> pl.DataFrame:
+        """Return the ids in rising order with their counts (UInt64)."""
+        if self._counts_R is not None:
+            return self._narrow()
+        if not self._waiting:
+            return pl.DataFrame(schema={self._name: self._kind or pl.Int64(), "count": pl.UInt64})
+        self._merge()
+        return self._waiting[0].sort(self._name)
+
+
+class Index:
+    """The row of each of some distinct ids."""
+
+    def __init__(self, ids: pl.Series) -> None:
+        self._ids = ids
+        self._rows_R: I32 | None = None
+        if len(ids) and ids.dtype.is_integer():
+            self._first, last = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+            if last - self._first < NARROW and last < 1 << 63:
+                self._rows_R = np.full(last - self._first + 1, -1, np.int32)
+                self._rows_R[self._places(ids)] = np.arange(len(ids), dtype=np.int32)
+
+    def _places(self, ids: pl.Series) -> I64:
+        places: I64 = ids.cast(pl.Int64).to_numpy() - self._first
+        return places
+
+    def rows(self, ids: pl.Series) -> I32:
+        """Return the row of each id, -1 for one that is not there (or null), [len(ids)]."""
+        if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
+            low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+            if low >= self._first and high < self._first + len(self._rows_R):
+                return self._rows_R.take(self._places(ids))
+        known = self._ids.alias("id").to_frame().with_row_index("row")
+        asked = ids.cast(self._ids.dtype).alias("id").to_frame()
+        joined = asked.join(known, on="id", how="left", maintain_order="left")
+        found: I32 = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
+        return found

@@ -1,0 +1,163 @@
+"""A log as contract events, a piece at a time, and what one look over all of it says.
+
+Owns: reading pieces in order, the rejects, who and what is in the log and how often (the survey). Must not know: what a
+column means to the model, where pieces go. In: a log's pieces and how it is read. Out: frames of contract columns, and
+a `Survey` whose size grows with users and videos, never with rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from genrec_batch import flow, schema
+from genrec_batch.counting import Counter
+from genrec_batch.errors import GateError, InputError
+from genrec_batch.storage import Piece, reading
+
+KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
+
+Span = tuple[int | str, int | str]  # smallest and largest id
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventLog:
+    """A log that can be read piece by piece, in the order of its rows, as often as needed."""
+
+    pieces: tuple[Piece, ...]
+    contract: schema.Contract
+    where: str  # names the log in errors
+    _kept: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # what `required` read
+
+    @staticmethod
+    def of(frame: pl.LazyFrame, pieces: Sequence[Piece], schema_name: str | None, where: str) -> EventLog:
+        """Find out how a log is read.
+
+        Raises:
+            InputError, ConfigError: it does not fit the contract.
+        """
+        expressions = schema.column_names(schema_name).events
+        contract = reading(lambda: schema.read_contract(frame, expressions, where), where)
+        return EventLog(pieces=tuple(pieces), contract=contract, where=where)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the log, usable or not."""
+        return sum(piece.rows for piece in self.pieces)
+
+    def required(self, number: int) -> pl.DataFrame:
+        """Return user, video and time of a piece's rows, unusable ones too; kept for later where the log is short.
+
+        Raises:
+            InputError: a page is damaged.
+            RetryError: a connection was lost.
+        """
+        if number not in self._kept:
+            frame = self._read(number, schema.REQUIRED)
+            if self.rows > KEPT_ROWS:
+                return frame
+            self._kept[number] = frame
+        return self._kept[number]
+
+    def usable(self, number: int) -> pl.DataFrame:
+        """Return a piece's usable events in contract columns.
+
+        Raises:
+            InputError, RetryError: see `required`.
+        """
+        if number in self._kept:
+            others = [name for name in self.contract.reading.columns if name not in schema.REQUIRED]
+            frame = self._kept.pop(number)
+            frame = pl.concat([frame, self._read(number, others)], how="horizontal") if others else frame
+        else:
+            frame = self._read(number, self.contract.reading.columns)
+        return frame.filter(schema.usable()) if any(frame[n].null_count() for n in schema.REQUIRED) else frame
+
+    def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
+        return reading(self.contract.events(self.pieces[number].frame, columns).collect, self.where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one look over a log says: rows and rejects, its span of time, and users and videos with their counts.
+
+    Counts are of usable events up to as-of. `users` and `videos` have columns user_id or video_id and count, by rising
+    id. `spans` has each piece's smallest and largest user_id, None where it has no such event.
+    """
+
+    rows: int
+    usable: int
+    nulls: dict[str, int]
+    as_of_us: int
+    users: pl.DataFrame
+    videos: pl.DataFrame
+    spans: list[Span | None]
+    by_time: bool  # timestamps never fall from row to row
+
+
+def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
+    """Read user, video and time of every row once.
+
+    `as_of_us` None means the log's last timestamp.
+
+    Raises:
+        InputError: not readable, or no row is usable.
+    """
+
+    def looked(number: int) -> tuple[pl.DataFrame, dict[str, int], int, tuple[int, int, bool] | None]:
+        frame = log.required(number)
+        nulls = {name: frame[name].null_count() for name in schema.REQUIRED}
+        usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
+        time = usable["timestamp"].dt.epoch("us")
+        span = None if not len(usable) else (int(time[0]), int(time[-1]), time.is_sorted())
+        count = len(usable)
+        if as_of_us is not None:
+            usable = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+        return usable, nulls, count, span
+
+    users, videos = Counter("user_id"), Counter("video_id")
+    usable_rows, last_us, by_time, before = 0, None, True, None
+    nulls = dict.fromkeys(schema.REQUIRED, 0)
+    spans: list[Span | None] = []
+    numbers = range(len(log.pieces))
+    for frame, missing, usable, span in flow.ordered(looked, numbers, workers=workers, name="survey"):
+        users.add(frame["user_id"])
+        videos.add(frame["video_id"])
+        spans.append((frame["user_id"].min(), frame["user_id"].max()) if len(frame) else None)  # type: ignore[arg-type]
+        usable_rows += usable
+        nulls = {name: count + missing[name] for name, count in nulls.items()}
+        if len(frame):
+            newest = int(frame["timestamp"].dt.epoch("us").max())  # type: ignore[arg-type]
+            last_us = newest if last_us is None else max(last_us, newest)
+        if span is not None:
+            by_time = by_time and span[2] and (before is None or before <= span[0])
+            before = span[1]
+    if not usable_rows and log.rows:
+        raise InputError(f"{log.where}: no row can be scored: null {told(nulls)} of {log.rows:,} rows")
+    return Survey(
+        rows=log.rows,
+        usable=usable_rows,
+        nulls=nulls,
+        as_of_us=as_of_us if as_of_us is not None else last_us or 0,
+        users=users.frame(),
+        videos=videos.frame(),
+        spans=spans,
+        by_time=by_time,
+    )
+
+
+def told(nulls: dict[str, int]) -> str:
+    """Return the nulls of required columns as words: "user_id in 13, video_id in 9"."""
+    return ", ".join(f"{name} in {count:,}" for name, count in nulls.items() if count)
+
+
+def check_rejects(found: Survey, most: float, where: str) -> None:
+    """Raise GateError where more than the share `most` of all rows cannot be used (`--max-rejects`)."""
+    rejected = found.rows - found.usable
+    if rejected > most * found.rows:
+        raise GateError(
+            f"{where}: {rejected:,} of {found.rows:,} rows are rejected (null {told(found.nulls)}), more than "
+            f"--max-rejects {most}; mend the log or raise the limit"
+        )

@@ -1,0 +1,64 @@
+"""How kernels are compiled, and what they borrow.
+
+Owns: the options of numba, where it keeps what it compiled, and arrays without a reference count. Must not know: what a
+kernel computes. numba keeps a kernel beside its source, else in the home folder, else where NUMBA_CACHE_DIR says; what
+is kept is renewed when the kernel's own file changes. So a kernel calls only kernels of its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+F = TypeVar("F", bound=Callable[..., Any])
+FOLDER = Path(__file__).parent
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # x / 0 is NaN or infinity, as everywhere in NumPy
+_NOT_KEPT: list[str] = []  # names of kernels that numba found no folder for
+
+
+def kernel(*, inline: bool = False, signature: str | None = None) -> Callable[[F], F]:
+    """Return the decorator that compiles a function on its first call, without Python objects and without the GIL.
+
+    `inline` has it merged into its caller, for what is called from one place only. `signature` compiles it at once.
+    """
+
+    def compiled(function: F) -> F:
+        arguments: Any = () if signature is None else (signature,)
+        njit: Any = numba.njit
+        try:
+            made: F = njit(*arguments, cache=True, forceinline=inline, **_OPTIONS)(function)
+        except RuntimeError:  # no folder for it can be written
+            _NOT_KEPT.append(function.__name__)
+            made = njit(*arguments, forceinline=inline, **_OPTIONS)(function)
+        return made
+
+    return compiled
+
+
+def kept_on_disk() -> bool:
+    """Return whether numba found a folder to keep all kernels in that were loaded until now."""
+    return not _NOT_KEPT
+
+
+def _borrowed(_typing: Any, array: Any) -> Any:
+    """Return the array of a kernel's argument, without a reference count.
+
+    numba counts the references of every slice, with a locked instruction each time. Whoever calls a kernel holds its
+    arrays until it returns, so it may borrow those; never an array that the kernel itself made.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        null: Any = cgutils.get_null_value
+        view.meminfo, view.parent = null(view.meminfo.type), null(view.parent.type)
+        return view._getvalue()  # noqa: SLF001 - the name that numba's own lowering calls it by
+
+    return array(array), codegen
+
+
+borrowed: Any = intrinsic(_borrowed)

@@ -1,0 +1,57 @@
+"""Parquet files out: written whole and synced, and whether one that is there is whole.
+
+Owns: compression, page checksums, the way from a table to a file on the disk. Must not know: what a row means, which
+files belong together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec_batch.durable import sync
+
+COMPRESSED: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+QUICK: dict[str, Any] = {
+    "compression": "lz4",
+    "write_page_checksum": True,
+}  # of parts that are written once more, into one file
+
+
+def write(target: Path, table: pa.Table, *, quick: bool = False) -> None:
+    """Write a table as one row group: temporary name, sync, rename; `quick` for what is read again soon.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    scratch = target.with_suffix(".tmp" if target.suffix == ".parquet" else target.suffix + ".tmp")
+    with pq.ParquetWriter(scratch, table.schema, **(QUICK if quick else COMPRESSED)) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+    sync(scratch)
+    scratch.replace(target)
+
+
+def is_whole(part: Path) -> bool:
+    """Return whether a file can be read to its end and every page is what its checksum says."""
+    try:
+        with pq.ParquetFile(part, page_checksum_verification=True) as opened:
+            for group in range(opened.num_row_groups):
+                opened.read_row_group(group)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
+
+
+def sums(files: Iterable[Path], key: str) -> dict[str, int]:
+    """Return what the files' metadata count under `key` (a JSON object of numbers each), added up."""
+    total: dict[str, int] = {}
+    for file in files:
+        metadata = pq.read_schema(file).metadata or {}
+        for name, count in json.loads(metadata.get(key.encode(), b"{}")).items():
+            total[name] = total.get(name, 0) + count
+    return total

@@ -1,0 +1,269 @@
+"""The log by users: everything of some neighbouring users in one block, from a log in any order and of any size.
+
+Owns: shards and buckets of users, the pass that splits a log into them, spill files, and when that pass is not needed.
+Must not know: what an event means, histories, the model. In: a log and its survey. Out: `EventStore.load`, which gives
+all records of a bucket's users in input order.
+
+Users stand in id order. A shard is a fixed number of them, and one part of the output; a bucket is a run of whole
+shards whose events fit in memory together. Buckets depend on `--memory-limit`, shards do not: the output is the same
+whatever the limit. Three ways, chosen by what the survey saw, never by assumption:
+
+- memory: all records fit; they are split in memory.
+- spill: they do not; one pass writes each bucket's records to a file of its own.
+- direct: the log's pieces lie close to id order (a log sorted or partitioned by user), so each bucket reads the few
+  pieces that can hold its users, and filters them.
+
+Why ranges of ids and not a hash of them: the output is sorted by id, so ranges need no merge at the end, and ids are
+counted anyway, which balances ranges as well as a hash would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from genrec_batch import flow, ordering
+from genrec_batch.arrays import I64
+from genrec_batch.blocks import Records, RecordType
+from genrec_batch.counting import Index
+from genrec_batch.durable import full_disk
+from genrec_batch.errors import ConfigError
+from genrec_batch.eventlog import EventLog, Survey
+
+RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
+DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
+WORKING_BYTES = 400  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Users `start`..`stop` (rows of the run's ids), whole shards of them."""
+
+    number: int
+    start: int
+    stop: int
+    events: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Users:
+    """Who is scored, in id order, and how many events each has up to as-of."""
+
+    ids: pl.Series
+    events_N: I64
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def loaders(cores: int) -> int:
+    """Return how many buckets are loaded at the same time."""
+    return max(1, cores // 4)
+
+
+def spill_folder(asked: str | None, target: str | None) -> Path:
+    """Return the folder for spill files: `--spill-dir`, else that of the output, else the system's temporary one.
+
+    Raises:
+        ConfigError: `--spill-dir` is no folder that can be written.
+    """
+    if asked is None:
+        return Path(target).absolute().parent if target else Path(tempfile.gettempdir())
+    if not Path(asked).is_dir() or not os.access(asked, os.W_OK | os.X_OK):
+        raise ConfigError(f"--spill-dir {asked}: not a folder that this user may write; make it first")
+    return Path(asked)
+
+
+def shards(users: int, size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of each part of `size` users."""
+    return [(start, min(users, start + size)) for start in range(0, users, size)]
+
+
+def buckets(users: Users, shard_users: int, most_events: int) -> list[Bucket]:
+    """Join neighbouring shards up to `most_events` events; a shard with more stands alone."""
+    made: list[Bucket] = []
+    for start, stop in shards(len(users), shard_users):
+        events = int(users.events_N[start:stop].sum())
+        last = made[-1] if made else None
+        if last and last.events + events <= most_events and stop - last.start <= RADIX:
+            made[-1] = Bucket(number=last.number, start=last.start, stop=stop, events=last.events + events)
+        else:
+            made.append(Bucket(number=len(made), start=start, stop=stop, events=events))
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How a log's rows become records: the way from ids to rows of the run's users and videos."""
+
+    log: EventLog
+    record: RecordType
+    users: Index
+    videos: Index
+    as_of_us: int
+    compiled: Any  # what sorts records: see `ordering.for_job`
+
+    def records(self, piece: int) -> Records:
+        """Return a piece's usable records of scored users, in order."""
+        frame = self.log.usable(piece)
+        if (newest := frame["timestamp"].dt.epoch("us").max()) is not None and newest > self.as_of_us:  # type: ignore[operator]
+            frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
+        user_R = self.users.rows(frame["user_id"])
+        if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
+            frame = frame.filter(pl.Series(user_R >= 0))
+            user_R = user_R[user_R >= 0]
+        return self.record.pack(frame, user_R, self.videos.rows(frame["video_id"]))
+
+
+@dataclass(kw_only=True)
+class EventStore:
+    """All records of the scored users, by bucket."""
+
+    split: Split
+    buckets: list[Bucket]
+    way: str  # "memory", "spill" or "direct"
+    pieces: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
+    held: dict[int, list[Records]] = field(default_factory=dict)  # memory: of each bucket
+    folder: Path | None = None  # spill: a file for each bucket
+    spilled_bytes: int = 0
+
+    def load(self, bucket: Bucket) -> Records:
+        """Return all records of a bucket's users, in input order."""
+        if self.way == "memory":
+            return _joined(self.held.get(bucket.number, []), self.split.record)
+        if self.way == "spill":
+            assert self.folder is not None
+            return np.fromfile(_file(self.folder, bucket), self.split.record.kind)
+        found = []
+        for piece in self.pieces[bucket.number]:
+            records = self.split.records(piece)
+            inside = (records["user"] >= bucket.start) & (records["user"] < bucket.stop)
+            found.append(records if inside.all() else records[inside])
+        return _joined(found, self.split.record)
+
+    def done(self, bucket: Bucket) -> None:
+        """Let go of a bucket that nobody will load again."""
+        if self.way == "memory":
+            self.held.pop(bucket.number, None)
+        elif self.way == "spill":
+            assert self.folder is not None
+            _file(self.folder, bucket).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove what was spilled."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _file(folder: Path, bucket: Bucket) -> Path:
+    return folder / f"bucket-{bucket.number:05d}.events"
+
+
+def _joined(blocks: Sequence[Records], record: RecordType) -> Records:
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0, record.kind)
+
+
+def store(
+    split: Split,
+    users: Users,
+    found: Survey,
+    *,
+    shard_users: int,
+    memory_bytes: int,
+    spill_to: Path,
+    workers: int,
+) -> EventStore:
+    """Arrange a log by users; see the module for the three ways.
+
+    Args:
+        split: how rows become records.
+        users: who is scored.
+        found: the log's survey.
+        shard_users: users of a part of the output.
+        memory_bytes: what events and histories may take in memory.
+        spill_to: the folder in which a folder of spill files is made where one is needed.
+        workers: threads that read.
+
+    Raises:
+        InputError: a page is damaged.
+        RetryError: the disk is full.
+    """
+    size = split.record.kind.itemsize
+    total = int(users.events_N.sum())
+    in_flight = loaders(flow.cores()) + 2
+    most = max(1, memory_bytes // (in_flight * (size + WORKING_BYTES)))
+    fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
+    made = buckets(users, shard_users, most)
+    read = _pieces_of(made, users, found)
+    if sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.pieces) and not fits:
+        return EventStore(split=split, buckets=made, way="direct", pieces=read)
+    if fits:
+        out = EventStore(split=split, buckets=made, way="memory")
+        for number, records in _parts(split, made, workers):
+            out.held.setdefault(number, []).append(records)
+        return out
+    with full_disk(spill_to):
+        folder = Path(tempfile.mkdtemp(prefix=".genrec-spill-", dir=spill_to))
+    out = EventStore(split=split, buckets=made, way="spill", folder=folder)
+    with ExitStack() as stack:
+        stack.callback(out.close)  # whatever ends this pass, its files go
+        out.spilled_bytes = _spill(out, folder, workers)
+        stack.pop_all()
+    return out
+
+
+def _pieces_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, list[int]]:
+    """Return the pieces that can hold events of each bucket's users, by the ids that the survey saw in them."""
+    first = users.ids.gather([bucket.start for bucket in made])
+    last = users.ids.gather([bucket.stop - 1 for bucket in made])
+    read: dict[int, list[int]] = {bucket.number: [] for bucket in made}
+    for piece, span in enumerate(found.spans):
+        if span is not None:
+            low = int(last.search_sorted(span[0], "left"))
+            high = int(first.search_sorted(span[1], "right"))
+            for number in range(low, high):
+                read[number].append(piece)
+    return read
+
+
+def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
+    """Yield each piece's records of each bucket, in order."""
+    starts = np.array([bucket.start for bucket in made])
+    of_user = np.repeat(np.arange(len(made), dtype=np.uint16), np.diff([*starts, made[-1].stop]))
+
+    def parted(piece: int) -> list[tuple[int, Records]]:
+        records = split.records(piece)
+        if len(made) == 1:
+            return [(0, records)]
+        records, counts = ordering.by_bucket(records, of_user, len(made), split.compiled)
+        ends = np.cumsum(counts)
+        return [
+            (number, records[ends[number] - counts[number] : ends[number]])
+            for number in np.flatnonzero(counts).tolist()
+        ]
+
+    for parts in flow.ordered(parted, range(len(split.log.pieces)), workers=workers, name="partition"):
+        yield from parts
+
+
+def _spill(out: EventStore, folder: Path, workers: int) -> int:
+    written = 0
+    with full_disk(folder):
+        for bucket in out.buckets:
+            _file(folder, bucket).touch()
+        for number, records in _parts(out.split, out.buckets, workers):
+            with _file(folder, out.buckets[number]).open("ab", buffering=0) as file:  # one large write
+                file.write(records.view(np.uint8).data)
+            written += records.nbytes
+    return written

@@ -1,0 +1,255 @@
+"""How fast and how right each engine is on this machine: latencies over batch sizes, phases, overlap with fp32.
+
+Owns: which engines and precisions are tried, the timing, the percentiles. Must not know: how engines compute, where
+users came from. Latencies are of full histories, so that a figure has its arithmetic beside it; the overlap is over the
+users of the log where there is one. Engines take turns, run by run, so that a machine that slows down slows them all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from genrec_batch.arrays import FIRST_ITEM, Batch, Ranked
+from genrec_batch.console import LOG
+from genrec_batch.engines import Engine
+from genrec_batch.errors import ConfigError, EngineError, RetryError, nearest
+from genrec_batch.generate import Decoding, recommend_all
+from genrec_batch.model import Model
+from genrec_batch.parity import best, compare
+from genrec_batch.reports import ceilings as machine_ceilings
+from genrec_batch.reports import model_facts
+from genrec_batch.selection import NEEDS, open_engine, reference_engine
+
+PRECISIONS = {  # what each engine has on each kind of device
+    ("torch", "cpu"): ("fp32", "bf16"),
+    ("torch", "cuda"): ("fp32", "bf16", "fp16"),
+    ("onnxruntime", "cpu"): ("fp32",),
+    ("onnxruntime", "cuda"): ("fp32", "fp16"),
+    ("tensorrt", "cuda"): ("fp32", "bf16", "fp16"),
+}
+NAMES = ("torch", "onnxruntime", "tensorrt")
+LEAST_RUNS, MOST_RUNS = 5, 100  # timed runs of one engine at one batch size
+SEED = 7  # of the histories that are timed
+
+Choice = tuple[str, str]  # engine, precision
+
+
+def choices(asked: tuple[str, ...], device: str) -> list[Choice]:
+    """Return the (engine, precision) pairs of `--engines`; all that are installed where it is empty.
+
+    Raises:
+        ConfigError: an engine or a precision that nobody has.
+    """
+    kind = device.partition(":")[0]
+    here = [(name, p) for (name, where), all_ in PRECISIONS.items() if where == kind for p in all_]
+    if not asked:
+        return [(name, p) for name, p in here if any(importlib.util.find_spec(module) for module in NEEDS[name][0])]
+    chosen: list[Choice] = []
+    for text in asked:
+        name, _, precision = text.partition(":")
+        if name not in NAMES:
+            hint = nearest(name, list(NAMES))
+            raise ConfigError(f"--engines {text}: {name!r} is not one of {', '.join(NAMES)}.{hint}")
+        found = [(n, p) for n, p in here if n == name and precision in ("", p)]
+        if not found:
+            have = ", ".join(f"{n}:{p}" for n, p in here)
+            raise ConfigError(f"--engines {text}: not on {kind}; there are {have}")
+        chosen += [pair for pair in found if pair not in chosen]
+    return chosen
+
+
+def full_histories(model: Model, users: int, events: int) -> Batch:
+    """Return a batch for timing: `users` rows of `events` known videos each, seeded, none of them a real user's."""
+    random = np.random.Generator(np.random.Philox(SEED))
+    tokens = random.integers(FIRST_ITEM, model.tokens, (users, events), np.int32)
+    features = random.random((users, model.config.features), np.float32)
+    features *= random.random((users, model.config.features), np.float32) < 0.3  # as sparse as real ones
+    return Batch(dense_BF=features, tokens_BS=tokens, lengths_B=np.full(users, events, np.int32), seen_BX=tokens)
+
+
+@dataclass(kw_only=True)
+class Timing:
+    """One engine at one batch size."""
+
+    first_s: float  # the warm-up run
+    taken_s: list[float] = field(default_factory=list)
+
+    def as_dict(self, users: int, gflop_per_user: float) -> dict[str, Any]:
+        """Return percentiles in ms and what they mean as a rate."""
+        p50, p95, p99 = (float(x) for x in np.percentile(self.taken_s, (50, 95, 99)))
+        return {
+            "batch_users": users,
+            "runs": len(self.taken_s),
+            "warm_up_ms": round(self.first_s * 1e3, 3),
+            "p50_ms": round(p50 * 1e3, 3),
+            "p95_ms": round(p95 * 1e3, 3),
+            "p99_ms": round(p99 * 1e3, 3),
+            "users_per_s": round(users / p50, 1),
+            "gflop_per_s": round(gflop_per_user * users / p50, 1),
+        }
+
+
+def measure(
+    model: Model,
+    wanted: list[Choice],
+    *,
+    device: str,
+    must: bool,
+    sizes: tuple[int, ...],
+    events: int,
+    decoding: Decoding,
+    real: Batch | None,
+    seconds: float,
+    ceilings: dict[str, Any],
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Time engines over batch sizes and hold each against fp32.
+
+    Args:
+        model: what they compute.
+        wanted: engines with their precisions.
+        device: "cpu" or "cuda:N".
+        must: an engine that cannot be opened is an error, else it is told in the report.
+        sizes: users of a batch.
+        events: events of the histories that are timed.
+        decoding: how lists are made.
+        real: users of a log to compare over, None for those that are timed.
+        seconds: of timing, for each engine at each size; at least 5 runs are made.
+        ceilings: what `ceilings.measure` said.
+        advance: told once after each engine and batch size.
+
+    Returns: `engines` (a row per engine with its points over batch sizes), `skipped`, and how it was measured.
+
+    Raises:
+        EngineError: `must`, and an engine is not there.
+    """
+    engines, skipped = _open(model, wanted, device, must=must)
+    prefill = model_facts.prefill_flops(model.config, events)
+    gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9
+    points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}
+    for users in sizes:
+        timed = _timed(engines, full_histories(model, users, events), decoding, seconds, skipped)
+        for key, timing in timed.items():
+            points[key].append(timing.as_dict(users, gflop))
+        advance(len(wanted))
+    answers, compared = _answers(model, engines, real or full_histories(model, 64, events), decoding)
+    rows = []
+    for key, engine in engines.items():
+        ceiling = machine_ceilings.product_ceiling(ceilings, device=engine.device, precision=key[1])
+        parity = compare(answers[key], compared)
+        for point in points[key]:
+            point["share_of_ceiling"] = ceiling and round(point["gflop_per_s"] / float(ceiling["gflop_per_s"]), 3)
+        rows.append(
+            {
+                "engine": key[0],
+                "precision": key[1],
+                "device": engine.device,
+                "topk_overlap": round(parity.topk_overlap, 4),
+                "top1_match": round(parity.top1_match, 4),
+                "largest_log_prob_difference": round(parity.largest["log_prob"], 6),
+                "phases": _phases(engine, full_histories(model, _phase_users(sizes), events), decoding),
+                "points": points[key],
+            }
+        )
+    return {
+        "events": events,
+        "mode": decoding.mode,
+        "top_k": decoding.top_k,
+        "gflop_per_user": round(gflop, 4),
+        "compared_users": len(compared),
+        "compared_over": "the log" if real is not None else "the histories that are timed",
+        "engines": rows,
+        "skipped": skipped,
+    }
+
+
+def _open(
+    model: Model, wanted: list[Choice], device: str, *, must: bool
+) -> tuple[dict[Choice, Engine], list[dict[str, str]]]:
+    engines: dict[Choice, Engine] = {}
+    skipped = []
+    for name, precision in wanted:
+        try:
+            engines[name, precision] = open_engine(model, name=name, device=device, precision=precision)
+        except EngineError as error:
+            if must:
+                raise
+            skipped.append({"engine": name, "precision": precision, "why": str(error)})
+            LOG.warning("%s in %s is left out: %s", name, precision, error)
+    if not engines:
+        raise EngineError(
+            f"--engines: none can run on {device}; pip install 'genrec-batch[cpu]' or 'genrec-batch[torch]'"
+        )
+    return engines, skipped
+
+
+def _run(engine: Engine, batch: Batch, decoding: Decoding) -> float:
+    start = time.perf_counter()
+    next(recommend_all(engine, [batch], decoding))
+    return time.perf_counter() - start
+
+
+def _timed(
+    engines: dict[Choice, Engine], batch: Batch, decoding: Decoding, seconds: float, skipped: list[dict[str, str]]
+) -> dict[Choice, Timing]:
+    """Run all engines in turn until each had its seconds; one that runs out of memory is left out of this size."""
+    timed: dict[Choice, Timing] = {}
+    for key, engine in engines.items():
+        try:
+            timed[key] = Timing(first_s=_run(engine, batch, decoding))
+        except RetryError as error:
+            skipped.append({"engine": key[0], "precision": key[1], "why": f"batches of {len(batch)}: {error}"})
+    began = time.perf_counter()
+    for run in range(MOST_RUNS):
+        if run >= LEAST_RUNS and time.perf_counter() - began > seconds * len(timed):
+            break
+        for key, timing in timed.items():
+            timing.taken_s.append(_run(engines[key], batch, decoding))
+    return timed
+
+
+def _answers(
+    model: Model, engines: dict[Choice, Engine], batch: Batch, decoding: Decoding
+) -> tuple[dict[Choice, Ranked], Ranked]:
+    """Return what each engine and fp32 on the CPU recommend to the same users."""
+
+    def top(engine: Engine) -> Ranked:
+        ranked = next(recommend_all(engine, [batch], decoding))
+        return best(ranked, decoding.top_k) if decoding.mode == "candidates" else ranked
+
+    return {key: top(engine) for key, engine in engines.items()}, top(reference_engine(model))
+
+
+def _phase_users(sizes: tuple[int, ...]) -> int:
+    return min(max(sizes), 256)
+
+
+def _phases(engine: Engine, batch: Batch, decoding: Decoding) -> dict[str, Any]:
+    """Time the two named phases, one call after the other, as a greedy slate makes them: the median of 3.
+
+    A GPU's copy in is part of the prefill and its copy out of the decode passes: a phase ends when its result is here.
+    """
+    taken = []
+    for _ in range(4):
+        marks = [time.perf_counter()]
+        state = engine.prefill(batch, steps=decoding.top_k)
+        engine.choose(state)
+        marks.append(time.perf_counter())
+        for _ in range(decoding.top_k):
+            engine.decode(state)
+        engine.collect(state)
+        marks.append(time.perf_counter())
+        taken.append(np.diff(marks))
+    prefill, decode = (float(x) for x in np.median(taken[1:], axis=0))
+    return {
+        "batch_users": len(batch),
+        "prefill_ms": round(prefill * 1e3, 3),
+        "decode_ms": round(decode * 1e3, 3),
+        "decode_passes": decoding.top_k,
+    }

@@ -1,0 +1,159 @@
+"""`profile`: the model, the data, the engines and a real run, measured on this machine.
+
+Owns: the order of the measurements. Must not know: how any is made, or how it is shown. The run comes first after the
+ceilings and in a process of its own, so that nothing else is in its memory; engines come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import logging
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec_batch import console, model
+from genrec_batch.arrays import Batch
+from genrec_batch.batching import Part
+from genrec_batch.config import ScoreConfig
+from genrec_batch.errors import ConfigError, InputError
+from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
+from genrec_batch.model import Model
+from genrec_batch.partition import spill_folder
+from genrec_batch.profiling import Stages
+from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
+from genrec_batch.reports.options import ProfileConfig
+from genrec_batch.selection import decoding_of, device_of, sample_rows
+
+COMPARED_USERS = 256  # of the log, for the overlap with fp32
+
+
+def profile(config: ProfileConfig) -> dict[str, Any]:
+    """Measure what the options ask for and return the report (`report.document`).
+
+    Raises:
+        GenrecError: see its subclasses.
+    """
+    _check_data(config.data)
+    device = device_of(config.device, config.engine)
+    wanted = engine_facts.choices(_listed(config.engines), device)
+    compared = {name: model.preset(name) for name in _listed(config.compare)}
+    loaded = open_model(config)
+    if config.max_events + 1 + config.top_k > loaded.config.positions:
+        raise ConfigError(
+            f"--max-events {config.max_events} with --top-k {config.top_k} needs "
+            f"{config.max_events + 1 + config.top_k} positions, the model has {loaded.config.positions}"
+        )
+    with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
+        with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
+            found = ceilings.measure(loaded.config, Path(folder), advance)
+        ran = _run(config, Path(folder)) if config.data else None
+    data, real, run = None, None, None
+    if ran is not None:
+        job = _job(config, loaded)
+        with closing(job.store):
+            real = _sample(config, job)
+            data = data_facts.describe(job, max_events=config.max_events)
+        loaded = job.model
+        run = _run_facts(config, ran, loaded, found, job.inputs["events"].bytes)
+    elif not loaded.trained:
+        console.LOG.warning(UNTRAINED)
+    sizes = config.sizes()
+    with console.progress("engines", len(sizes) * len(wanted), "measurements") as advance:
+        engines = engine_facts.measure(
+            loaded,
+            wanted,
+            device=device,
+            must=bool(config.engines),
+            sizes=sizes,
+            events=config.max_events,
+            decoding=decoding_of(config, loaded),
+            real=real,
+            seconds=config.seconds,
+            ceilings=found,
+            advance=advance,
+        )
+    shapes = {"events": config.max_events, "top_k": config.top_k}
+    name = config.model or "reference preset"
+    return report.document(
+        "profile",
+        "profile",
+        ceilings=found,
+        model={
+            "name": name,
+            "fingerprint": loaded.fingerprint,
+            "trained": loaded.trained,
+            **model_facts.describe(loaded.config, **shapes),
+        },
+        presets=model_facts.side_by_side({name: loaded.config, **compared}, **shapes) if compared else None,
+        data=data,
+        engines=engines,
+        run=run,
+    )
+
+
+def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the entries of an option that may be repeated or hold a list with commas."""
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def _check_data(data: str | None) -> None:
+    """Raise InputError where there is no log, before a minute is spent on measuring."""
+    if data is not None and "://" not in data and not Path(data).exists() and not glob.glob(data, recursive=True):  # noqa: PTH207 (takes absolute patterns)
+        raise InputError(f"--data {data}: no such file or directory")
+
+
+def _run(config: ProfileConfig, folder: Path) -> separate.Ran:
+    assert config.data is not None
+    plain = ScoreConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScoreConfig)})
+    ran = separate.score(plain, config.data, str(folder / "recommendations.parquet"))
+    if config.trace:
+        trace.write(ran.stages(), Path(config.trace))
+    return ran
+
+
+def _run_facts(
+    config: ProfileConfig, ran: separate.Ran, loaded: Model, found: dict[str, Any], input_bytes: int | None
+) -> dict[str, Any]:
+    facts = run_facts.describe(
+        ran.stages(),
+        ran.summary,
+        elapsed_s=ran.elapsed_s,
+        config=loaded.config,
+        ceilings=found,
+        input_bytes=input_bytes,
+        top_k=config.top_k,
+    )
+    return {**facts, "device_peak_mib": ran.device_mib}
+
+
+def _job(config: ProfileConfig, loaded: Model) -> Job:
+    """Open the log as a run does; what there is to warn of, the run has said."""
+    assert config.data is not None
+    stages = Stages()
+    level = console.LOG.level
+    console.LOG.setLevel(logging.ERROR)
+    try:
+        log, opened = read_log(config.data, config, stages)
+        return prepare(
+            config,
+            log,
+            stages,
+            path=config.data,
+            inputs={"events": opened},
+            spill_to=spill_folder(config.spill_dir, None),
+            candidates=config.candidates,
+            loaded_model=loaded,
+        )
+    finally:
+        console.LOG.setLevel(level)
+
+
+def _sample(config: ProfileConfig, job: Job) -> Batch:
+    first = job.first_shard()
+    rows = sample_rows(first.lengths_N, most=COMPARED_USERS)
+    return Part.of(job, first, 0, config, rows).batch(np.arange(len(rows)))

@@ -1,0 +1,94 @@
+"""A run in a process of its own, so that its peak memory and its start-up are its own.
+
+Owns: starting the process, its answer, and its end. Must not know: what is reported of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any, NoReturn
+
+from genrec_batch import console, pipeline
+from genrec_batch.config import ScoreConfig
+from genrec_batch.errors import GenrecError, RetryError
+from genrec_batch.profiling import Span, Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a run in another process did."""
+
+    summary: dict[str, Any]
+    spans: list[Span]
+    seconds: dict[str, float]
+    elapsed_s: float
+    device_mib: float | None  # most GPU memory held; None where there is no GPU, or not torch that used it
+
+    def stages(self) -> Stages:
+        """Return the run's spans as `Stages`."""
+        return Stages(seconds=self.seconds, spans=self.spans)
+
+
+def score(config: ScoreConfig, source: str, target: str) -> Ran:
+    """Score a log as `genrec-batch score` does, in a process that does nothing else.
+
+    Raises:
+        GenrecError: see its subclasses, as the run raised them.
+        RetryError: the process was killed, most often for its memory.
+        RuntimeError: a fault of ours in that process, which printed its traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(there, config, source, target), name="profiled-run")
+    process.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode is not None and process.exitcode < 0:
+            raise RetryError(
+                f"the profiled run was killed by signal {-process.exitcode}, most often for its memory; try --limit N"
+            ) from None
+        raise RuntimeError("the profiled run failed; its traceback stands above") from None
+    finally:
+        process.terminate()  # has ended, unless the wait for it was interrupted
+        process.join()
+        here.close()
+    if isinstance(answer, GenrecError):
+        raise answer
+    assert isinstance(answer, Ran)
+    return answer
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that temporary files go."""
+    del frame
+    sys.exit(128 + number)
+
+
+def _answer(there: Connection, config: ScoreConfig, source: str, target: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other process ends this one
+    signal.signal(signal.SIGTERM, _end)
+    console.set_up(quiet=config.quiet, verbose=config.verbose, log_format=config.log_format)
+    stages = Stages()
+    try:
+        summary = pipeline.score(config, source, target, stages)
+    except GenrecError as error:
+        there.send(error)
+        return
+    elapsed_s = time.perf_counter() - stages.began
+    device_mib = None
+    if "torch" in sys.modules:
+        from genrec_batch.reports import torch_ceilings
+
+        device_mib = torch_ceilings.peak_device_mib()
+    there.send(
+        Ran(summary=summary, spans=stages.spans, seconds=stages.seconds, elapsed_s=elapsed_s, device_mib=device_mib)
+    )

@@ -1,0 +1,58 @@
+"""Sections on a terminal: their sentences and tables, on stdout, as what was asked for.
+
+Owns: Rich's part, and what a narrow terminal leaves out. Must not know: what is in a section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from genrec_batch.console import stdout
+from genrec_batch.reports.sections import Section, Table
+
+LEAST = 3  # columns that even the narrowest terminal gets
+
+
+def show(sections: Iterable[Section]) -> None:
+    """Print sections."""
+    for section in sections:
+        stdout.rule(Text(section.title), align="left", style="dim")
+        for sentence in section.lead:
+            stdout.print(Text(sentence))
+        for table in section.tables:
+            _print(table)
+
+
+def _print(table: Table) -> None:
+    """Print a table without the columns at its end that the terminal has no room for, and name those."""
+    columns = len(table.columns)
+    endless = stdout.options.update(max_width=10_000)
+    while columns > LEAST and Measurement.get(stdout, endless, _rich(table, columns)).minimum > stdout.width:
+        columns -= 1
+    stdout.print(_rich(table, columns))
+    if columns < len(table.columns):
+        stdout.print(Text(f"  on a wider terminal also: {', '.join(table.columns[columns:])}\n", style="dim"))
+
+
+def _rich(table: Table, columns: int) -> RichTable:
+    shown = RichTable(
+        title=Text(table.title),
+        title_justify="left",
+        title_style="bold",
+        show_header=any(table.columns),
+        box=SIMPLE_HEAD,
+    )
+    for i, name in enumerate(table.columns[:columns]):
+        if i < table.left:
+            shown.add_column(Text(name), overflow="fold")
+        else:  # a number is never broken
+            widest = max((len(row[i]) for row in table.rows), default=0)
+            shown.add_column(Text(name), justify="right", overflow="fold", min_width=widest)
+    for row in table.rows:
+        shown.add_row(*map(Text, row[:columns]))
+    return shown

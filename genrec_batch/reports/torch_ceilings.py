@@ -1,0 +1,55 @@
+"""The matrix products that torch computes on this machine, in every number format that its engine has.
+
+Owns: the measurement. Must not know: models, engines' states, logs. A file of its own because only `torch_*` files
+import torch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from genrec_batch.engines.torch_linear import Linear
+
+TRIES = 30
+CPU = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CUDA = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def products(rows: int, width: int) -> list[dict[str, Any]]:
+    """Return GFLOP/s of [rows, D] x [D, 3D] by device and precision: the best of 30, weights packed as the engine does.
+
+    The GPU, where there is one, takes a product eight times as tall: one of this size would not fill it.
+    """
+    found = [_product("cpu", name, kind, rows, width) for name, kind in CPU.items()]
+    if torch.cuda.is_available():
+        found += [_product("cuda:0", name, kind, 8 * rows, width) for name, kind in CUDA.items()]
+    return found
+
+
+def _product(device: str, precision: str, kind: torch.dtype, rows: int, width: int) -> dict[str, Any]:
+    weight, bias = torch.ones(3 * width, width, device=device), torch.zeros(3 * width, device=device)
+    x = torch.ones(rows, width, device=device, dtype=kind)
+    multiply = Linear(weight, bias, kind)
+    taken = []
+    with torch.inference_mode():
+        for _ in range(TRIES):
+            start = time.perf_counter()
+            multiply(x)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    flops = 6 * rows * width * width
+    return {
+        "device": device,
+        "precision": precision,
+        "library": "torch",
+        "gflop_per_s": round(flops / min(taken) / 1e9, 1),
+    }
+
+
+def peak_device_mib() -> float | None:
+    """Return the most GPU memory that torch ever held in this process, MiB; None where there is no GPU."""
+    return round(torch.cuda.max_memory_reserved() / 2**20, 1) if torch.cuda.is_available() else None

@@ -1,0 +1,167 @@
+"""A DAG that scores each day's log with genrec-batch and publishes the result; Airflow 3 and 2.10.
+
+Owns: when the log is there, how often scoring is tried, what must hold before readers see a result. Must not know:
+anything of genrec-batch but its command line, its exit codes and the `_manifest.json` it writes. In: a folder for each
+day, `events/ds=YYYY-MM-DD/` with a `_SUCCESS` in it. Out: `recs/ds=YYYY-MM-DD/`, the link `current` to the newest one,
+`reports/ds=YYYY-MM-DD.json`.
+
+Copy it into the DAGs folder. The environment of the workers sets GENREC_JOB_ROOT and GENREC_JOB_PROGRAM, and
+GENREC_BATCH_* or a `genrec-batch.toml` in GENREC_JOB_ROOT the options of the command (the model, for one).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+try:
+    from airflow.sdk import DAG, BaseOperator, task
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+except ImportError:  # Airflow 2.10
+    from airflow.decorators import task
+    from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+    from airflow.models.baseoperator import BaseOperator
+    from airflow.models.dag import DAG
+
+ROOT = Path(os.environ.get("GENREC_JOB_ROOT", "/data/genrec"))
+PROGRAM = os.environ.get("GENREC_JOB_PROGRAM", "genrec-batch")
+POOL = os.environ.get("GENREC_JOB_POOL", "genrec_gpu")  # one slot for each GPU
+MARKER = "_SUCCESS"  # what says that a day's log is complete
+MIN_ROWS_SHARE = 0.5  # of what is published now: fewer rows are not published
+TRY_AGAIN = (75, 130, 137, 143)  # exit codes after which the same command goes on where it stopped
+NOTHING_TO_SCORE = 99
+
+
+class GenrecBatch(BaseOperator):
+    """Runs genrec-batch; its exit code decides between success, skipped, another try and failure.
+
+    A try after another runs the same command, which goes on with what is already written. Returns the run's summary,
+    which is the last line that the command prints.
+    """
+
+    template_fields = ("arguments",)
+
+    def __init__(self, *, arguments: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arguments = arguments
+        self._hook: SubprocessHook | None = None
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Run the command in ROOT, its output in the task's log."""
+        del context
+        (ROOT / "recs").mkdir(exist_ok=True)
+        self._hook = SubprocessHook()
+        done = self._hook.run_command([PROGRAM, *self.arguments], cwd=str(ROOT))
+        if done.exit_code == NOTHING_TO_SCORE:
+            raise AirflowSkipException("nothing to score: the log holds no rows")
+        if done.exit_code in TRY_AGAIN or done.exit_code < 0:  # below 0: killed by that signal
+            raise AirflowException(f"exit code {done.exit_code}: the next try goes on where this one stopped")
+        if done.exit_code != 0:
+            raise AirflowFailException(f"exit code {done.exit_code} will not mend itself: {done.output}")
+        summary: dict[str, Any] = json.loads(done.output)
+        return summary
+
+    def on_kill(self) -> None:
+        """End the command within a batch; what it wrote stays for the next try."""
+        if self._hook is not None:
+            self._hook.send_sigterm()
+
+
+def read_manifest(output: Path) -> dict[str, Any]:
+    """Return what a finished output says of itself; fail where it is not finished."""
+    if not (output / "_SUCCESS").exists():
+        raise AirflowFailException(f"{output} has no _SUCCESS")
+    manifest: dict[str, Any] = json.loads((output / "_manifest.json").read_text())
+    return manifest
+
+
+def published() -> Path | None:
+    """Return the output that readers see now."""
+    link = ROOT / "current"
+    return ROOT / link.readlink() if link.is_symlink() else None
+
+
+def count_rows(output: Path) -> int:
+    """Return the rows of a finished output."""
+    return sum(part["rows"] for part in read_manifest(output)["files"])
+
+
+with DAG(
+    dag_id="genrec_batch_nightly",
+    description="Score the day's log, check it, publish it",
+    schedule=CronDataIntervalTimetable("30 2 * * *", timezone="UTC"),  # ds is the day before, in Airflow 2 and 3
+    start_date=dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc),
+    catchup=False,
+    max_active_runs=1,
+    doc_md=__doc__,
+    tags=["genrec"],
+):
+
+    @task.sensor(poke_interval=60, timeout=6 * 3600, mode="reschedule")
+    def wait_for_log(ds: str) -> bool:
+        """Wait for the day's log to be complete."""
+        return (ROOT / "events" / f"ds={ds}" / MARKER).exists()
+
+    score = GenrecBatch(
+        task_id="score",
+        arguments=["score", "events/ds={{ ds }}", "recs/ds={{ ds }}", "--if-exists", "resume"],
+        pool=POOL,
+        retries=3,
+        retry_exponential_backoff=True,
+        execution_timeout=dt.timedelta(hours=6),
+    )
+
+    @task
+    def check(summary: dict[str, Any], ds: str) -> int:
+        """Hold the output against its manifest, the run's summary and what is published now; return its rows."""
+        output = ROOT / "recs" / f"ds={ds}"
+        for part in read_manifest(output)["files"]:
+            digest = hashlib.sha256()
+            with (output / part["file"]).open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != part["sha256"]:
+                raise AirflowFailException(f"{output}: {part['file']} is not what the manifest says")
+        rows = count_rows(output)
+        if rows != summary["rows"] or rows == 0:
+            raise AirflowFailException(f"{output}: {rows} rows, the run's summary says {summary['rows']}")
+        now = published()
+        if now is not None and now != output and rows < MIN_ROWS_SHARE * count_rows(now):
+            raise AirflowFailException(f"{output}: {rows} rows, less than half of {now}: is the log whole?")
+        return rows
+
+    @task
+    def publish(ds: str) -> str:
+        """Point `current` at the output by one rename; never back to an older day."""
+        name = f"recs/ds={ds}"
+        now = published()
+        if now is not None and now.name > f"ds={ds}":
+            raise AirflowSkipException(f"current stays at the newer {now.name}")
+        link = ROOT / f".current.{ds}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        link.replace(ROOT / "current")
+        return name
+
+    @task(trigger_rule="none_failed")
+    def report(ds: str, ti: Any) -> dict[str, Any]:
+        """Write what became of the day, also where there was nothing to score."""
+        summary = ti.xcom_pull(task_ids="score") or {"status": "nothing to score"}
+        now = published()
+        facts = {"ds": ds, "published": str(now.relative_to(ROOT)) if now else None, **summary}
+        folder = ROOT / "reports"
+        folder.mkdir(exist_ok=True)
+        scratch = folder / f".ds={ds}.json"
+        scratch.write_text(json.dumps(facts, indent=1) + "\n")
+        scratch.replace(folder / f"ds={ds}.json")
+        return facts
+
+    wait_for_log() >> score
+    check(score.output) >> publish() >> report()

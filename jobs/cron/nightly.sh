@@ -1,0 +1,238 @@
+#!/bin/sh
+# Scores one day's log with genrec-batch, once, and puts the result where its readers look. For cron, or by hand.
+#
+#   nightly.sh [OPTION OF `genrec-batch score`]...
+#
+# Settings are environment variables, or lines of $GENREC_JOB_CONFIG (default /etc/genrec-batch/nightly.env):
+#   GENREC_JOB_ROOT          folder that holds events/, recs/, logs/ and the link `current` (required)
+#   GENREC_JOB_DATE          day to score, YYYY-MM-DD; default: yesterday, UTC
+#   GENREC_JOB_INPUT         default $GENREC_JOB_ROOT/events/ds=$GENREC_JOB_DATE
+#   GENREC_JOB_MARKER        file in a folder INPUT that says that it is complete; default _SUCCESS; empty: none
+#   GENREC_JOB_PROGRAM       default genrec-batch
+#   GENREC_JOB_TIMEOUT       seconds for everything, with retries; default 21600
+#   GENREC_JOB_RETRIES       how often exit 75 and a log that is not there yet are tried again; default 3
+#   GENREC_JOB_RETRY_DELAY   seconds between them; default 300
+#   GENREC_JOB_KEEP_OUTPUTS  newest outputs kept; default 14
+#   GENREC_JOB_KEEP_LOGS     newest logs kept, all but this night's compressed; default 60
+#   GENREC_JOB_ON_FAILURE    program that is called with CODE DATE LOG when the night failed
+#   GENREC_JOB_EXIT_WHEN_EMPTY  exit code when there is nothing to score; default 99 (0 for Kubernetes)
+# GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself (the model, for one).
+#
+# Exit codes are those of genrec-batch (99, nothing to score, is no failure), and 75: another night still runs, or the
+# log is not there; 124: out of time. After 75, 124, 130, 137 and 143 the same command goes on where it stopped.
+set -eu
+
+# At the top of each line of the log: when, UTC.
+say() {
+    printf '%s nightly: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
+}
+
+# $1 exit code, $2 why. On the real stderr, which cron mails.
+refuse() {
+    printf 'nightly.sh: %s\n' "$2" >&2
+    exit "$1"
+}
+
+whole_number() {
+    case $2 in
+    '' | *[!0-9]*) refuse 2 "$1=$2: give a whole number" ;;
+    esac
+}
+
+read_settings() {
+    # What is set outside wins over the file.
+    outside_date=${GENREC_JOB_DATE-}
+    GENREC_JOB_DATE=${GENREC_JOB_DATE:-$(date -u -d "@$(($(date +%s) - 86400))" +%Y-%m-%d)}
+    config=${GENREC_JOB_CONFIG-/etc/genrec-batch/nightly.env}
+    if [ -r "$config" ]; then
+        set -a
+        # shellcheck source=/dev/null
+        . "$config"
+        set +a
+    elif [ -n "${GENREC_JOB_CONFIG-}" ]; then
+        refuse 2 "GENREC_JOB_CONFIG=$config: cannot be read"
+    fi
+    day=${outside_date:-$GENREC_JOB_DATE}
+    case $day in
+    [0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]) ;;
+    *) refuse 2 "GENREC_JOB_DATE=$day: give a day as YYYY-MM-DD" ;;
+    esac
+    root=${GENREC_JOB_ROOT:-}
+    [ -d "$root" ] || refuse 2 "GENREC_JOB_ROOT='$root': no such folder; name the one that holds events/"
+    root=$(cd "$root" && pwd)
+    input=${GENREC_JOB_INPUT:-$root/events/ds=$day}
+    marker=${GENREC_JOB_MARKER-_SUCCESS}
+    program=${GENREC_JOB_PROGRAM:-genrec-batch}
+    timeout_s=${GENREC_JOB_TIMEOUT:-21600}
+    retries=${GENREC_JOB_RETRIES:-3}
+    delay_s=${GENREC_JOB_RETRY_DELAY:-300}
+    keep_outputs=${GENREC_JOB_KEEP_OUTPUTS:-14}
+    keep_logs=${GENREC_JOB_KEEP_LOGS:-60}
+    on_failure=${GENREC_JOB_ON_FAILURE:-}
+    exit_when_empty=${GENREC_JOB_EXIT_WHEN_EMPTY:-99}
+    whole_number GENREC_JOB_TIMEOUT "$timeout_s"
+    whole_number GENREC_JOB_RETRIES "$retries"
+    whole_number GENREC_JOB_RETRY_DELAY "$delay_s"
+    whole_number GENREC_JOB_KEEP_OUTPUTS "$keep_outputs"
+    whole_number GENREC_JOB_KEEP_LOGS "$keep_logs"
+    whole_number GENREC_JOB_EXIT_WHEN_EMPTY "$exit_when_empty"
+    [ "$keep_outputs" -gt 0 ] || refuse 2 "GENREC_JOB_KEEP_OUTPUTS=0 would remove what was just published"
+    for tool in flock timeout gzip "$program"; do
+        command -v "$tool" >/dev/null 2>&1 || refuse 2 "$tool: no such program in PATH=$PATH"
+    done
+}
+
+# $@ a command, in the background, so that a TERM of ours reaches it at once; returns its exit code.
+# `timeout` hands the TERM on and then waits; the lock (9) goes along, so it lasts as long as the work.
+attend() {
+    "$@" &
+    child=$!
+    while :; do
+        code=0
+        wait "$child" || code=$?
+        kill -0 "$child" 2>/dev/null || break # else it was a signal that ended the wait
+    done
+    child=
+    return "$code"
+}
+
+# shellcheck disable=SC2329 # called by the trap
+stop() {
+    stopped=yes
+    [ -z "${child:-}" ] || kill -TERM "$child" 2>/dev/null || :
+}
+
+log_is_there() {
+    if [ -d "$input" ]; then
+        [ -z "$marker" ] || [ -e "$input/$marker" ]
+    else
+        case $input in
+        *://* | *[*?]*) ;; # an object store or a glob: genrec-batch says what it finds
+        *) [ -e "$input" ] ;;
+        esac
+    fi
+}
+
+score_once() {
+    if ! log_is_there; then
+        say "the log is not there yet: $input${marker:+ with $marker}"
+        return 75
+    fi
+    attend timeout -s TERM -k 60 "$((deadline - $(date +%s)))" \
+        "$program" score "$input" "recs/ds=$day" --if-exists resume "$@" >"$summary.new"
+}
+
+score() {
+    deadline=$(($(date +%s) + timeout_s))
+    attempt=0
+    while :; do
+        code=0
+        score_once "$@" || code=$?
+        [ -z "$stopped" ] || return "$code"
+        [ "$code" -eq 75 ] && [ "$attempt" -lt "$retries" ] || return "$code"
+        [ "$(($(date +%s) + delay_s))" -lt "$deadline" ] || return "$code"
+        attempt=$((attempt + 1))
+        say "exit 75: the same command again in $delay_s s ($attempt of $retries)"
+        attend sleep "$delay_s" 9>&- || :
+        [ -z "$stopped" ] || return 143
+    done
+}
+
+# The link `current` goes to the new output by one rename, and never back to an older day.
+publish() {
+    [ -e "recs/ds=$day/_SUCCESS" ] || {
+        say "recs/ds=$day has no _SUCCESS: not published"
+        return 1
+    }
+    published=$(readlink current || :)
+    published=${published##*ds=}
+    if [ -n "$published" ] && expr "$published" '>' "$day" >/dev/null; then
+        say "scored; current stays at the newer $published"
+        return 0
+    fi
+    ln -s "recs/ds=$day" ".current.$$" && mv -T ".current.$$" current && say "current -> recs/ds=$day"
+}
+
+# Oldest first; never what `current` points at.
+remove_old_outputs() {
+    set -- recs/ds=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]
+    while [ $# -gt "$keep_outputs" ]; do
+        if [ "$(readlink current || :)" != "$1" ]; then
+            say "removing $1"
+            rm -rf -- "$1"
+        fi
+        shift
+    done
+    oldest=${1##*ds=}
+    for unfinished in recs/.ds=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].unfinished; do
+        left=${unfinished##*ds=}
+        if [ -d "$unfinished" ] && expr "${left%.unfinished}" '<' "$oldest" >/dev/null; then
+            say "removing $unfinished, which no run came back to"
+            rm -rf -- "$unfinished"
+        fi
+    done
+}
+
+rotate_logs() {
+    for old in logs/score-[0-9]*.log; do
+        if [ "$old" != "$log" ] && [ -f "$old" ]; then
+            gzip -c "$old" >>"$old.gz" && rm -f -- "$old" # a day scored again adds to its archive
+        fi
+    done
+    for kind in log.gz json; do
+        set -- logs/score-[0-9]*."$kind"
+        while [ $# -gt "$keep_logs" ]; do
+            rm -f -- "$1"
+            shift
+        done
+    done
+}
+
+# Everything that happens under the lock; its stderr is the log.
+night() {
+    say "scoring $day: $input"
+    code=0
+    score "$@" || code=$?
+    case $code in
+    0)
+        mv -f "$summary.new" "$summary"
+        publish || code=1
+        ;;
+    99) say "nothing to score; current stays as it is" ;;
+    124 | 137) say "stopped by the time limit of $timeout_s s or by the system; run again to go on" ;;
+    *) say "ended with exit code $code" ;;
+    esac
+    rm -f -- "$summary.new"
+    remove_old_outputs || say "old outputs: not all could be removed"
+    rotate_logs || say "old logs: not all could be rotated"
+    return "$code"
+}
+
+read_settings
+stopped='' child=''
+cd "$root"
+mkdir -p recs logs || refuse 75 "$root: cannot be written"
+exec 9>.nightly.lock
+log=logs/score-$day.log summary=logs/score-$day.json code=0
+if flock -n 9; then
+    trap stop TERM INT HUP
+    # In this shell, not a subshell: a TERM must find the child.
+    exec 8>&2 2>>"$log"
+    night "$@" || code=$?
+    exec 2>&8 8>&-
+else
+    code=75
+    printf 'nightly.sh: another night still runs (%s is locked); nothing was started\n' "$root/.nightly.lock" >&2
+fi
+case $code in
+0) ;;
+99) exit "$exit_when_empty" ;;
+*)
+    printf 'nightly.sh: %s failed with exit code %s; the end of %s:\n' "$day" "$code" "$root/$log" >&2
+    tail -n 20 "$log" >&2 2>/dev/null || :
+    if [ -n "$on_failure" ]; then
+        "$on_failure" "$code" "$day" "$root/$log" 9>&- || printf 'nightly.sh: %s failed too\n' "$on_failure" >&2
+    fi
+    ;;
+esac
+exit "$code"

@@ -1,0 +1,23 @@
+# genrec-batch on a CPU: ONNX Runtime, no PyTorch. From the repository's root:
+#   docker build --file jobs/docker/cpu.Dockerfile --tag genrec-batch:0.1.0-cpu .
+#   docker run --rm --volume /data/genrec:/data genrec-batch:0.1.0-cpu score events.parquet recs.parquet --model model
+FROM python:3.11.14-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/genrec-batch
+COPY constraints.txt pyproject.toml README.md LICENSE /src/
+COPY genrec_batch /src/genrec_batch/
+RUN /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.txt '/src[cpu]' \
+    && /opt/genrec-batch/bin/python -m pip uninstall --yes pip setuptools
+COPY jobs/cron/nightly.sh /opt/genrec-batch/bin/
+
+FROM python:3.11.14-slim-bookworm
+RUN useradd --uid 10001 --user-group --no-create-home genrec
+COPY --from=build /opt/genrec-batch /opt/genrec-batch
+ENV PATH=/opt/genrec-batch/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    GENREC_BATCH_CACHE=/tmp/genrec-batch \
+    NUMBA_CACHE_DIR=/tmp/numba
+USER 10001:10001
+WORKDIR /data
+ENTRYPOINT ["genrec-batch"]
+CMD ["--help"]

@@ -1,0 +1,31 @@
+# genrec-batch on an NVIDIA GPU: PyTorch with its own CUDA libraries, Triton kernels. From the repository's root:
+#   docker build --file jobs/docker/gpu.Dockerfile --tag genrec-batch:0.1.0-gpu .
+#   docker run --rm --gpus 1 --volume /data/genrec:/data genrec-batch:0.1.0-gpu score events.parquet recs.parquet --model model
+# The host brings the driver and the NVIDIA Container Toolkit.
+FROM python:3.11.14-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/genrec-batch
+COPY constraints.txt pyproject.toml README.md LICENSE /src/
+COPY genrec_batch /src/genrec_batch/
+RUN /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.txt '/src[torch]' \
+    && /opt/genrec-batch/bin/python -m pip uninstall --yes pip
+COPY jobs/cron/nightly.sh /opt/genrec-batch/bin/
+
+FROM python:3.11.14-slim-bookworm
+# Triton compiles a small launcher for each kernel when it first runs.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends 'gcc=4:12.2.*' 'libc6-dev=2.36-*' \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home genrec
+COPY --from=build /opt/genrec-batch /opt/genrec-batch
+ENV PATH=/opt/genrec-batch/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    GENREC_BATCH_CACHE=/tmp/genrec-batch \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    TRITON_CACHE_DIR=/tmp/triton \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+WORKDIR /data
+ENTRYPOINT ["genrec-batch"]
+CMD ["--help"]

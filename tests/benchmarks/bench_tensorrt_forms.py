@@ -1,0 +1,316 @@
+"""Other ways to spell the plain TensorRT network, each timed and checked as `bench_tensorrt.py run --plain` does it.
+
+    python tests/benchmarks/bench_tensorrt_forms.py FORM [FORM ...] --json forms.json -- run --plain --layers 2 ...
+
+A FORM is words joined by `+`, applied from left to right: what each changes is the docstring of its function below;
+`as-is` changes nothing. What follows `--` goes to `bench_tensorrt.py`. What won is in the package; what lost stays
+here, so that it can be tried again on another card or library.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bench_tensorrt as bench
+
+from genrec_batch.engines import tensorrt_build as building
+from genrec_batch.engines import tensorrt_engine
+from genrec_batch.engines import tensorrt_graphs as loop
+from genrec_batch.engines import tensorrt_nodes as nodes
+
+ROWS = 16  # equal query rows for the fused attention kernel, whose tile has as many anyway
+
+
+def as_is():
+    """Change nothing."""
+
+
+def loose():
+    """FP16 flag only: the builder may take any type for any layer."""
+
+    def configure(library, builder, network, _precision, architecture):
+        config = plain(library, builder, network, "fp32", architecture)
+        config.set_flag(library.api.BuilderFlag.FP16)
+        return config
+
+    plain = building._configure
+    building._configure = configure
+
+
+def half():
+    """Every layer with a floating-point result must be computed in fp16, but for those named fp32."""
+    building._pin_fp32 = pin_everything
+
+
+def pin_everything(api, network):
+    count = 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type in (api.LayerType.CONSTANT, api.LayerType.CAST):
+            continue
+        kinds = [layer.get_output(i).dtype for i in range(layer.num_outputs)]
+        kind = api.DataType.FLOAT if layer.name.startswith("fp32") else api.DataType.HALF
+        if kinds and all(k in (api.DataType.HALF, api.DataType.FLOAT) for k in kinds):
+            count += 1
+            layer.precision = kind
+            for i in range(layer.num_outputs):
+                layer.set_output_type(i, kind)
+    print(f"pinned {count} of {network.num_layers} layers", flush=True)
+
+
+def direct():
+    """Inputs and outputs are linear and used as they are: no copies that reformat (DIRECT_IO)."""
+
+    def configure(library, builder, network, precision, architecture):
+        config = plain(library, builder, network, precision, architecture)
+        linear = 1 << int(library.api.TensorFormat.LINEAR)
+        for get, count in ((network.get_input, network.num_inputs), (network.get_output, network.num_outputs)):
+            for index in range(count):
+                get(index).allowed_formats = linear
+        config.set_flag(library.api.BuilderFlag.DIRECT_IO)
+        return config
+
+    plain = building._configure
+    building._configure = configure
+
+
+def untrimmed():
+    """The last layer computes every position, then the last real one is gathered."""
+
+    def last_layer(network, graph, shape, x, lengths):
+        x = loop._full_layer(network, graph, shape, network.config.layers - 1, x, lengths)
+        starts = graph.constant((np.arange(shape.rows) * shape.positions).astype(np.int32))
+        return graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
+
+    loop._last_layer = last_layer
+
+
+def natural():
+    """Caches are [B, S, D] as the product gives them, without heads moved forward."""
+
+    def shapes(network, shape):
+        if network.plugin:
+            return stored(network, shape)
+        sizes = [shape.rows, shape.positions, network.config.width]
+        return {f"{name}_{i}": sizes for i in range(network.config.layers) for name in ("keys", "values")}
+
+    def full_layer(network, graph, shape, index, x, lengths):
+        del lengths
+        config, sizes = network.config, [shape.rows, shape.positions, network.config.width]
+        qkv = nodes.linear(graph, x, *network.attention_input(index))
+        parts = graph.split(qkv, 3, config.width)
+        for name, part in zip(("keys", "values"), parts[1:], strict=True):
+            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
+        heads = [loop.by_head(network, graph, shape, part) for part in parts]
+        context = nodes.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
+        return loop.after_attention(network, graph, index, x, context)
+
+    def last_layer(network, graph, shape, x, lengths):
+        config, (rows, positions), index = network.config, (shape.rows, shape.positions), network.config.layers - 1
+        starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
+        last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
+        weight, bias = network.attention_input(index)
+        width, sizes = config.width, [rows, positions, config.width]
+        query = nodes.linear(graph, last, weight[:width], bias[:width])
+        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:]), 2, width)
+        for name, part in zip(("keys", "values"), parts, strict=True):
+            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
+        keys, values = (loop.by_head(network, graph, shape, part) for part in parts)
+        limit = graph.reshape(lengths, rows, 1)
+        mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
+        sizes = [rows, config.heads, positions, config.head_size]
+        part = nodes.over_cache(graph, query, keys, values, mask, sizes)
+        context = graph.reshape(nodes.merged(graph, [part]), rows, width)
+        return loop.after_attention(network, graph, index, last, context)
+
+    def cached(network, graph, shape, fresh, caches, recent, masks):
+        heads = [loop.by_head(network, graph, shape, cache) for cache in caches]
+        return attend(network, graph, shape, fresh, heads, recent, masks)
+
+    stored, attend = loop.cache_shapes, loop._cached_attention
+    loop.cache_shapes, loop._full_layer, loop._last_layer, loop._cached_attention = (
+        shapes,
+        full_layer,
+        last_layer,
+        cached,
+    )
+
+
+def products():
+    """One query over the cache by multiplying and summing, instead of by a matrix product."""
+
+    def over_cache(graph, query, keys, values, mask, sizes):
+        rows, heads, positions, head_size = sizes
+        alone = graph.reshape(query, rows, heads, 1, head_size)
+        scores = graph.add("ReduceSum", graph.add("Mul", alone, keys), graph.ints(3), keepdims=0)
+
+        def weigh(weights):
+            column = graph.reshape(weights, rows, heads, positions, 1)
+            return graph.add("ReduceSum", graph.add("Mul", column, values), graph.ints(2), keepdims=0)
+
+        return nodes.Part(scores=graph.add("Add", scores, mask), weigh=weigh)
+
+    nodes.over_cache = over_cache
+
+
+def last_products():
+    """`products` for the last layer of prefill alone."""
+
+    def last_layer(*given):
+        before = nodes.over_cache
+        products()
+        try:
+            return layer(*given)
+        finally:
+            nodes.over_cache = before
+
+    layer = loop._last_layer
+    loop._last_layer = last_layer
+
+
+def alike(count=ROWS):
+    """Decode: the query as 16 equal rows over all keys side by side, in the form that fused attention takes."""
+
+    def attend(network, graph, shape, fresh, caches, recent, masks):
+        config, rows, steps = network.config, shape.rows, shape.steps
+        query, key, value = graph.split(fresh, 3, config.width)
+        _, keys_read, values_read = graph.split(recent, 3, config.width)
+        every = []
+        for cache, read, new in ((caches[0], keys_read, key), (caches[1], values_read, value)):
+            earlier = graph.transpose(graph.reshape(read, steps, rows, config.heads, config.head_size), 1, 2, 0, 3)
+            itself = graph.reshape(new, rows, config.heads, 1, config.head_size)
+            every.append(graph.add("Concat", cache, earlier, itself, axis=2))
+        keys = shape.positions + steps + 1
+        prefix = graph.reshape(masks[0], rows, 1, 1, shape.positions)
+        before = graph.add("Expand", graph.reshape(masks[1], 1, 1, 1, steps), graph.ints(rows, 1, 1, steps))
+        nothing = graph.constant(np.zeros((rows, 1, 1, 1), np.float32))
+        mask = graph.add("Concat", prefix, before, nothing, axis=3)
+        mask = graph.add("Add", mask, graph.constant(np.zeros((1, 1, count, keys), np.float32)))
+        alone = graph.reshape(query, rows, config.heads, 1, config.head_size)
+        same = graph.add("Concat", *[alone] * count, axis=2)
+        scores = graph.add("Add", graph.add("MatMul", same, graph.transpose(every[0], 0, 1, 3, 2)), mask)
+        mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), every[1])
+        first = graph.add("Slice", mean, graph.ints(0), graph.ints(1), graph.ints(2))
+        return graph.reshape(first, rows, config.width)
+
+    loop._cached_attention = attend
+
+
+def one():
+    """As `alike`, with one query row: the form whose fused kernel gave wrong items, with the softmax of 8.6 kept."""
+    alike(1)
+
+
+def transposed():
+    """Prefill stores keys as [B, H, HD, S], so that decode multiplies by them as they lie."""
+
+    def shapes(network, shape):
+        found = stored(network, shape)
+        if network.plugin:
+            return found
+        config = network.config
+        sizes = [shape.rows, config.heads, config.head_size, shape.positions]
+        return {name: sizes if name.startswith("keys") else old for name, old in found.items()}
+
+    def outputs(network, graph, shape, index, parts):
+        turned = graph.add("Transpose", parts[0], perm=[0, 1, 3, 2], name=f"keys_{index}")
+        mine = shapes(network, shape)
+        graph.output(turned, mine[f"keys_{index}"])
+        named = graph.add("Identity", parts[1], name=f"values_{index}")
+        return [parts[0], graph.output(named, mine[f"values_{index}"])]
+
+    def cached(network, graph, shape, fresh, caches, recent, masks):
+        keys = graph.transpose(caches[0], 0, 1, 3, 2)
+        return attend(network, graph, shape, fresh, [keys, caches[1]], recent, masks)
+
+    stored, attend = loop.cache_shapes, loop._cached_attention
+    loop.cache_shapes, loop._output_caches, loop._cached_attention = shapes, outputs, cached
+
+
+def pairs():
+    """Two layers an engine: TensorRT 8.6 computes 6 layers in one node slower than three times 2."""
+    tensorrt_engine.PLAIN_LAYERS = 2
+
+
+def triples():
+    """Three layers an engine."""
+    tensorrt_engine.PLAIN_LAYERS = 3
+
+
+def single():
+    """One layer an engine."""
+    tensorrt_engine.PLAIN_LAYERS = 1
+
+
+def alone():
+    """No caches are written: prefill alone, and decode reads zeros (its items mean nothing)."""
+
+    def outputs(network, graph, shape, index, parts):
+        del network, graph, shape, index
+        return list(parts)
+
+    loop._output_caches = outputs
+
+
+FORMS = {
+    form.__name__.replace("_", "-"): form
+    for form in (
+        as_is,
+        loose,
+        half,
+        direct,
+        untrimmed,
+        natural,
+        products,
+        last_products,
+        alike,
+        one,
+        transposed,
+        pairs,
+        triples,
+        single,
+        alone,
+    )
+}
+
+
+PATCHED = {
+    building: ("_configure", "_pin_fp32"),
+    loop: ("cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
+    nodes: ("over_cache",),
+    tensorrt_engine: ("PLAIN_LAYERS",),
+}
+
+
+def main():
+    """Time one form after the other in this process: loading the builder takes longer than building."""
+    forms, given = sys.argv[1:], []
+    if "--" in forms:
+        forms, given = forms[: forms.index("--")], forms[forms.index("--") + 1 :]
+    out = Path(forms.pop(forms.index("--json") + 1)) if "--json" in forms else None
+    forms = [form for form in forms if form != "--json"]
+    originals = {(module, name): getattr(module, name) for module, names in PATCHED.items() for name in names}
+    results = {}
+    for form in forms:
+        for (module, name), value in originals.items():
+            setattr(module, name, value)
+        try:
+            for word in form.split("+"):
+                FORMS[word]()
+            print(f"=== {form}", flush=True)
+            sys.argv[1:] = given
+            results[form] = bench.main()
+        except (ValueError, AssertionError) as error:  # a form that this library cannot build or run
+            results[form] = {"error": str(error)[:500]}
+            print(results[form], flush=True)
+        if out:
+            out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

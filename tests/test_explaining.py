@@ -1,0 +1,139 @@
+"""`score --explain`: the list of `score` itself, and where each candidate and each removed one comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from genrec_batch import explaining
+from genrec_batch.reports.options import RunConfig
+
+USER = 107
+
+
+def options(model_dir, **more):
+    return RunConfig(model=str(model_dir), engine="onnxruntime", top_k=5, max_events=8, **more)
+
+
+@pytest.fixture
+def explained(log_file, model_dir):
+    return explaining.explain(options(model_dir), str(log_file), str(USER))
+
+
+def test_the_list_is_that_of_score(explained, run, log_file, model_dir):
+    done = run(
+        "score", log_file, "o.parquet", "--model", model_dir, "--engine", "onnxruntime", "--top-k", 5,
+        "--max-events", 8, "--quiet",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = pl.read_parquet("o.parquet").filter(pl.col("user_id") == USER)
+    told = pl.DataFrame(explained["recommended"])
+    assert told["video_id"].to_list() == rows["video_id"].to_list()
+    assert np.allclose(told["log_prob"], rows["log_prob"], atol=1e-4)
+    by_step = rows.sort("step")
+    assert [s["chosen"] for s in explained["steps"]] == by_step["video_id"].to_list()
+
+
+def test_the_history_is_the_newest_first_and_counts_what_is_left_out(explained, log):
+    mine = log.filter(pl.col("user_id") == USER).sort("timestamp", maintain_order=True).reverse()
+    assert [row["video_id"] for row in explained["history"]] == mine["video_id"].head(8).to_list()
+    assert explained["events"] == {
+        "in_all": len(mine), "kept": 8, "older_left_out": len(mine) - 8, "max_events": 8,
+    }  # fmt: skip
+    assert set(explained["seen"]["videos"]) == set(mine["video_id"])
+
+
+def test_a_removed_candidate_was_seen_and_stood_above(explained):
+    seen = set(explained["seen"]["videos"])
+    chosen = [s["chosen"] for s in explained["steps"]]
+    assert len(set(chosen)) == 5
+    assert not seen & set(chosen)
+    for number, step in enumerate(explained["steps"]):
+        assert all((row["video_id"] in seen) == row["removed_as_seen"] for row in step["best"])
+        assert [row["log_prob"] for row in step["best"]] == sorted((r["log_prob"] for r in step["best"]), reverse=True)
+        assert not {row["video_id"] for row in step["best"]} & set(chosen[:number])  # read ones are not looked at again
+        free = [row["video_id"] for row in step["best"] if not row["removed_as_seen"]]
+        if free:
+            assert free[0] == step["chosen"]
+
+
+def test_with_include_seen_nothing_is_removed(log_file, model_dir):
+    told = explaining.explain(options(model_dir, include_seen=True), str(log_file), str(USER))
+    assert not told["seen"]["removed"]
+    assert all(not row["removed_as_seen"] for step in told["steps"] for row in step["best"])
+    assert all(step["removed_before_it"] == 0 for step in told["steps"])
+
+
+def test_feature_blocks_are_those_that_the_model_reads(explained, run, log_file, model_dir):
+    assert run("features", log_file, "f.parquet", "--model", model_dir, "--max-events", 8, "--quiet").code == 0
+    dense = pl.read_parquet("f.parquet").filter(pl.col("user_id") == USER)["features"].to_numpy()[0]
+    norms = [block["norm"] for block in explained["features"]]
+    assert norms == sorted(norms, reverse=True)
+    assert np.hypot.reduce(norms) == pytest.approx(np.linalg.norm(dense), rel=1e-3)
+    for block in explained["features"]:
+        for slot in block["largest"]:
+            assert slot["value"] == pytest.approx(dense[slot["slot"]], abs=1e-4)
+
+
+def test_unknown_videos_are_named(model_dir, tmp_path, log):
+    strange = log.with_columns(
+        video_id=pl.when((pl.col("user_id") == USER) & (pl.int_range(pl.len()).over("user_id") < 2))
+        .then(999_999)
+        .otherwise(pl.col("video_id"))
+    )
+    strange.write_parquet(tmp_path / "strange.parquet")
+    config = RunConfig(model=str(model_dir), engine="onnxruntime", top_k=3)
+    told = explaining.explain(config, str(tmp_path / "strange.parquet"), str(USER))
+    assert told["unknown_videos"] == [999_999]
+    assert sum(not row["known"] for row in told["history"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"), [({"decode": "candidates", "num_candidates": 20}, 1), ({"beam_width": 2}, 1)]
+)
+def test_other_ways_to_decode_look_once(log_file, model_dir, more, steps):
+    told = explaining.explain(options(model_dir, **more), str(log_file), str(USER))
+    assert len(told["steps"]) == steps
+    assert len(told["recommended"]) == 5
+
+
+def test_a_user_without_events_is_explained_too(log_file, model_dir, tmp_path):
+    pl.DataFrame({"user_id": [9999], "country": ["FR"]}).write_parquet(tmp_path / "users.parquet")
+    told = explaining.explain(options(model_dir, users=str(tmp_path / "users.parquet")), str(log_file), "9999")
+    assert told["cold_start"]
+    assert told["in_users_table"]
+    assert told["history"] == []
+    assert len(told["recommended"]) == 5
+
+
+def test_the_command_shows_it(run, log_file, model_dir):
+    done = run("score", log_file, "--model", model_dir, "--explain", USER, "--engine", "onnxruntime", "--top-k", 3)
+    assert done.code == 0, done.err
+    for text in (f"User {USER}", "Kept history, newest first", "Features by magnitude", "Candidates per step"):
+        assert text in done.out
+    assert done.summary["user_id"] == USER
+    quiet = run(
+        "score", log_file, "--model", model_dir, "--explain", USER, "--engine", "onnxruntime", "--top-k", 3, "--quiet"
+    )
+    assert len(quiet.summary["steps"]) == 3
+    assert run("score", log_file, "--model", model_dir, "--explain", 5).code == 2
+    both = run("score", log_file, "o.parquet", "--model", model_dir, "--explain", USER)
+    assert both.code == 2
+    assert "--explain tells of one user" in both.err
+
+
+def test_a_user_of_the_real_log_is_explained(kuairand):
+    config = RunConfig(
+        schema="kuairand", users=str(kuairand / "users.parquet"), videos=str(kuairand / "videos.parquet"), top_k=5
+    )
+    events = pl.read_parquet(kuairand / "events.parquet", columns=["user_id"])
+    user = events["user_id"].value_counts(sort=True)["user_id"][0]
+    told = explaining.explain(config, str(kuairand / "events.parquet"), str(user))
+    assert told["events"]["in_all"] == (events["user_id"] == user).sum()
+    assert len(told["recommended"]) == len(told["steps"]) == 5
+    assert [s["chosen"] for s in told["steps"]] == [
+        r["video_id"] for r in sorted(told["recommended"], key=lambda r: r["step"])
+    ]
+    assert told["in_users_table"]
+    assert {b["block"] for b in told["features"] if b["non_zero"]} >= {"user profile", "videos", "statistics"}

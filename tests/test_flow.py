@@ -1,0 +1,103 @@
+"""Steps that overlap keep their order, pass errors on, and end when they should."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from genrec_batch import flow
+
+
+def seen_one(made, seen):
+    for number in made:
+        seen.append(number)
+        yield from ()
+
+
+def slow_when_even(number):
+    time.sleep(0.02 if number % 2 == 0 else 0)
+    return number * number
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ordered_keeps_the_order_of_its_items(workers):
+    assert list(flow.ordered(slow_when_even, range(12), workers=workers, name="t")) == [n * n for n in range(12)]
+
+
+def test_ordered_runs_no_further_ahead_than_its_workers():
+    begun = []
+    made = flow.ordered(begun.append, range(100), workers=2, name="t")
+    next(made)
+    time.sleep(0.05)
+    assert len(begun) <= 4
+    made.close()
+    assert len(begun) <= 4
+
+
+def test_an_error_of_a_thread_comes_out_in_its_place():
+    def fails_at_three(number):
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    got = []
+    with pytest.raises(ValueError, match="three"):
+        got.extend(flow.ordered(fails_at_three, range(9), workers=2, name="t"))
+    assert got in ([], [0, 1, 2])
+    made, seen = flow.background(flow.ordered(fails_at_three, range(9), workers=2, name="t"), ahead=2, name="b"), []
+    with pytest.raises(ValueError, match="three"):
+        seen.extend(seen_one(made, seen))
+    assert seen == [0, 1, 2]
+
+
+def test_background_closes_what_it_reads_when_it_is_left():
+    closed = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    made = flow.background(endless(), ahead=3, name="t")
+    assert next(made) == 1
+    made.close()
+    assert closed.is_set()
+
+
+def test_work_behind_is_done_in_order_of_need_and_its_error_is_raised():
+    done = []
+    with flow.behind(workers=1, ahead=2, name="t") as behind:
+        for number in range(5):
+            behind.submit(lambda number=number: done.append(number))
+        behind.wait()
+    assert done == [0, 1, 2, 3, 4]
+
+    def fails():
+        raise OSError("full")
+
+    with flow.behind(workers=1, ahead=1, name="t") as behind:
+        behind.submit(fails)
+        with pytest.raises(OSError, match="full"):
+            behind.wait()
+
+
+def test_a_run_that_stands_still_ends_with_what_it_is_at():
+    began = time.perf_counter()
+    with (
+        pytest.raises(flow.StalledError, match=r"no progress for 0.2 s \(--stall-limit\) while at: waiting"),
+        flow.watched(lambda: 1, limit_s=0.2, doing=lambda: "waiting"),
+    ):
+        threading.Event().wait(20)
+    assert time.perf_counter() - began < 10
+    assert flow.StalledError.exit_code == 75
+
+
+def test_a_run_that_moves_is_left_alone():
+    with flow.watched(time.perf_counter_ns, limit_s=0.05, doing=str):
+        time.sleep(0.3)
+    with flow.watched(lambda: 1, limit_s=0, doing=str):
+        time.sleep(0.1)

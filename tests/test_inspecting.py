@@ -1,0 +1,155 @@
+"""`inspect`: what an output says of itself, held against the rows; damage, strangers and unfinished runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from genrec_batch import inspecting
+from genrec_batch.errors import GateError, InputError
+
+
+@pytest.fixture
+def outputs(run, log_file, model_dir, tmp_path):
+    """The same recommendations as one file, as a directory of parts, and nested."""
+    common = ("--model", model_dir, "--quiet", "--top-k", 6, "--engine", "onnxruntime")
+    for name, more in (
+        ("one.parquet", ()),
+        ("parts", ("--shard-users", 7)),
+        ("nested.parquet", ("--layout", "nested")),
+    ):
+        done = run("score", log_file, tmp_path / name, *common, *more)
+        assert done.code == 0, done.err
+    return tmp_path
+
+
+def altered(path, change):
+    """Write a changed table under the metadata of a whole output."""
+    table = pq.read_table(path)
+    changed = change(pl.DataFrame(pl.from_arrow(table))).to_arrow(compat_level=pl.CompatLevel.oldest())
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "parts", "nested.parquet"])
+def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
+    facts = inspecting.inspect(str(outputs / name))
+    rows = pl.read_parquet(outputs / "one.parquet")
+    assert facts["counts"]["rows"] == len(rows)
+    assert facts["counts"]["users"] == facts["counts"]["users_with_rows"] == 40
+    assert facts["counts"]["longest"] == 6
+    lengths = rows.filter(pl.col("rank") == 1)["history_length"]
+    assert facts["counts"]["mean_history_length"] == pytest.approx(lengths.mean())
+    assert facts["lineage"]["engine"] == "onnxruntime"
+    assert facts["config"]["top_k"] == 6
+    counted = rows["video_id"].value_counts().sort(["count", "video_id"], descending=[True, False])
+    assert facts["videos"]["distinct"] == len(counted)
+    assert [v["video_id"] for v in facts["videos"]["most_recommended"]] == counted["video_id"].head(10).to_list()
+    catalog = len(pl.read_parquet(model_dir / "catalog.parquet"))
+    assert facts["videos"]["catalog"]["coverage"] == round(len(counted) / catalog, 4)
+    width = rows["score"].max() - rows["score"].min()
+    for row in facts["scores"]:
+        mine = rows.filter(pl.col("rank") == row["rank"])["score"]
+        assert (row["users"], row["min"], row["max"]) == (40, round(mine.min(), 4), round(mine.max(), 4))
+        exact = mine.quantile(0.5, "lower"), mine.quantile(0.5, "higher")
+        assert exact[0] - width / inspecting.BINS - 1e-4 <= row["p50"] <= exact[1] + width / inspecting.BINS + 1e-4
+    assert all(c["ok"] for c in facts["checks"]), facts["checks"]
+    inspecting.check(facts)
+    assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("users rise", lambda rows: rows.sort("user_id", descending=True, maintain_order=True)),
+        ("ranks are 1, 2, 3, ...", lambda rows: rows.with_columns(pl.col("rank") + 1)),
+        ("score never rises with rank", lambda rows: rows.with_columns(-pl.col("score"))),
+        ("no null", lambda rows: rows.with_columns(video_id=pl.when(pl.col("rank") == 2).then(pl.col("video_id")))),
+        ("no video twice for a user", lambda rows: rows.with_columns(video_id=pl.lit(1001))),
+        ("as many rows as the metadata says", lambda rows: rows.head(50)),
+    ],
+)
+def test_each_broken_promise_is_found(outputs, run, check, change):
+    altered(outputs / "one.parquet", change)
+    facts = inspecting.inspect(str(outputs / "one.parquet"))
+    assert check in [c["check"] for c in facts["checks"] if not c["ok"]]
+    with pytest.raises(GateError, match=check.replace(".", r"\.")):
+        inspecting.check(facts)
+    assert run("inspect", outputs / "one.parquet").code == 6
+
+
+def test_a_changed_part_and_a_strange_file_are_found(outputs):
+    part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
+    altered(part, lambda rows: rows.with_columns(pl.col("log_prob") - 1))
+    (outputs / "parts" / "note.txt").write_text("hello")
+    failed = {c["check"]: c["found"] for c in inspecting.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
+    assert failed == {
+        "every part is what the manifest says (sha256)": part.name,
+        "no file that the manifest does not name": "note.txt",
+    }  # fmt: skip
+
+
+def test_a_missing_part_is_found(outputs):
+    part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
+    part.unlink()
+    failed = {c["check"]: c["found"] for c in inspecting.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
+    assert failed["every part is what the manifest says (sha256)"] == part.name
+
+
+def test_what_is_no_output_is_said_so(outputs, run, log_file, model_dir):
+    for place, message in (
+        (outputs / "one.parqet", "no such file or directory. Did you mean 'one.parquet'"),
+        (log_file, "its metadata names no run"),
+        (model_dir, "not a finished output"),
+    ):
+        with pytest.raises(InputError, match=message):
+            inspecting.inspect(str(place))
+    (outputs / "text.parquet").write_text("not parquet")
+    assert run("inspect", outputs / "text.parquet").code == 3
+    assert run("features", log_file, "f.parquet", "--model", model_dir, "--quiet").code == 0
+    done = run("inspect", "f.parquet")
+    assert done.code == 3
+    assert "not an output of `score`" in done.err
+
+
+def test_an_unfinished_output_is_said_to_be_one(outputs):
+    shutil.move(outputs / "parts", outputs / ".parts.unfinished")
+    with pytest.raises(InputError, match="unfinished; its parts are in"):
+        inspecting.inspect(str(outputs / "parts"))
+
+
+def test_a_catalog_of_another_model_covers_nothing(outputs, run):
+    run("model", "init", "other", "--preset", "tiny")
+    facts = inspecting.inspect(str(outputs / "one.parquet"), model="other")
+    assert facts["videos"]["catalog"]["coverage"] is None
+    assert "is not there" in facts["videos"]["catalog"]["why"]
+
+
+def test_the_command_shows_it_and_prints_json(outputs, run):
+    done = run("inspect", outputs / "parts", "--top", 3)
+    assert done.code == 0, done.err
+    for text in ("users with recommendations", "Score by rank", "Most recommended videos", "coverage of the catalog"):
+        assert text in done.out
+    told = run("inspect", outputs / "parts", "--json", "--top", 3).summary
+    assert len(told["videos"]["most_recommended"]) == 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_a_narrow_terminal_gets_whole_numbers_and_is_told_what_is_left_out(outputs, width, monkeypatch):
+    from rich.console import Console
+
+    from genrec_batch import show_facts
+    from genrec_batch.reports import terminal
+
+    console = Console(width=width, record=True, force_terminal=False)
+    monkeypatch.setattr(terminal, "stdout", console)
+    facts = inspecting.inspect(str(outputs / "one.parquet"))
+    terminal.show(show_facts.inspection(facts))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    for row in facts["scores"]:
+        assert f"{row['min']:.3f}" in text
+    assert ("on a wider terminal also" in text) == (width < 120)

@@ -18,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -38,34 +40,40 @@ def lengths_of(kind, users, random):
 def write_log(folder, kind, users):
     """Write a log of some files, each a block of users with their events shuffled."""
     folder.mkdir(parents=True)
-    for number, first in enumerate(range(0, users, BLOCK_USERS)):
-        random = np.random.default_rng([7, number])
-        lengths_N = lengths_of(kind, min(BLOCK_USERS, users - first), random)
-        user_E = np.repeat(np.arange(first, first + len(lengths_N)), lengths_N)
-        random.shuffle(user_E)
-        events = len(user_E)
-        moment_E = np.sort(random.integers(0, 28 * 86_400_000_000, events)) + 1_774_828_800_000_000
-        percentage = random.gamma(2, 0.35, events).astype(np.float32)
-        frame = pl.DataFrame(
-            {
-                "user_id": user_E + 1_000_000,
-                "video_id": (random.zipf(1.2, events) % 9_000).astype(np.int64) + 500_000,
-                "timestamp": pl.Series(
-                    np.sort(random.integers(0, 28 * 86_400_000_000, events)) + 1_774_828_800_000_000
-                ),
-                "watch_duration": percentage * 15,
-                "watch_percentage": percentage,
-                "watch_complete": percentage > 0.9,
-                "is_liked": random.random(events) < 0.04,
-                "is_shared": random.random(events) < 0.01,
-                "is_commented": random.random(events) < 0.01,
-                "is_followed_creator": random.random(events) < 0.005,
-                "device_type": pl.Series(np.array(["mobile", "tablet", "tv"])[random.integers(0, 3, events)]),
-                "recommendation_source": pl.Series(np.array(["home", "search"])[random.integers(0, 2, events)]),
-                "recommendation_position": random.integers(0, 40, events).astype(np.int16),
-            }
-        ).cast({"timestamp": pl.Datetime("us", "UTC")})
-        frame.write_parquet(folder / f"{number:05d}.parquet", row_group_size=262_144)
+    starts = range(0, users, BLOCK_USERS)
+    blocks = [(folder, kind, number, min(BLOCK_USERS, users - first)) for number, first in enumerate(starts)]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        list(pool.map(write_block, blocks))
+
+
+def write_block(block):
+    folder, kind, number, users = block
+    first = number * BLOCK_USERS
+    random = np.random.default_rng([7, number])
+    lengths_N = lengths_of(kind, users, random)
+    user_E = np.repeat(np.arange(first, first + len(lengths_N)), lengths_N)
+    random.shuffle(user_E)
+    events = len(user_E)
+    moment_E = np.sort(random.integers(0, 28 * 86_400_000_000, events)) + 1_774_828_800_000_000
+    percentage = random.gamma(2, 0.35, events).astype(np.float32)
+    frame = pl.DataFrame(
+        {
+            "user_id": user_E + 1_000_000,
+            "video_id": (random.zipf(1.2, events) % 9_000).astype(np.int64) + 500_000,
+            "timestamp": pl.Series(moment_E),
+            "watch_duration": percentage * 15,
+            "watch_percentage": percentage,
+            "watch_complete": percentage > 0.9,
+            "is_liked": random.random(events) < 0.04,
+            "is_shared": random.random(events) < 0.01,
+            "is_commented": random.random(events) < 0.01,
+            "is_followed_creator": random.random(events) < 0.005,
+            "device_type": pl.Series(np.array(["mobile", "tablet", "tv"])[random.integers(0, 3, events)]),
+            "recommendation_source": pl.Series(np.array(["home", "search"])[random.integers(0, 2, events)]),
+            "recommendation_position": random.integers(0, 40, events).astype(np.int16),
+        }
+    ).cast({"timestamp": pl.Datetime("us", "UTC")})
+    frame.write_parquet(folder / f"{number:05d}.parquet", row_group_size=262_144)
 
 
 def run(log, output, options):

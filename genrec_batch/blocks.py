@@ -45,18 +45,13 @@ class RecordType:
             else:
                 fields.append((name, "<f4" if types[name] in EXACT_IN_FLOAT32 else "<f8"))
         fields.sort(key=lambda field: -np.dtype(field[1]).itemsize)  # so that user and video fill one word of 8 bytes
-        packed = np.dtype(fields)
-        names, formats = [name for name, _ in fields], [form for _, form in fields]
-        offsets = [packed.fields[name][1] for name in names]  # type: ignore[index]
-        whole_words = -(-packed.itemsize // 8) * 8
-        return RecordType(
-            columns=held,
-            kind=np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": whole_words}),
-        )
+        spare = -sum(np.dtype(form).itemsize for _, form in fields) % 8
+        filler = [("filler", "u1", (spare,))] if spare else []  # padding would be lost where blocks are joined
+        return RecordType(columns=held, kind=np.dtype([*fields, *filler]))
 
     def pack(self, frame: pl.DataFrame, user_R: I32, video_R: I32) -> Records:
         """Return the frame's rows, in order, as records."""
-        records = np.empty(len(frame), self.kind)  # bytes between fields stay as they are: nobody reads them
+        records = np.empty(len(frame), self.kind)
         records["user"], records["video"] = user_R, video_R
         records["time_us"] = frame["timestamp"].dt.epoch("us").to_numpy()
         for name in self.columns:

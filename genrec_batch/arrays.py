@@ -61,11 +61,19 @@ class Ragged:
         """Return the given rows left-aligned and padded with 0, [B, width] (their longest, at least 1)."""
         lengths_B = self.lengths_N[rows_B]
         width = max(1, int(lengths_B.max(initial=0))) if width is None else width
-        padded = np.zeros((len(rows_B), width), np.int32)
+        if not len(self.values):
+            return np.zeros((len(rows_B), width), np.int32)
         column_X = np.arange(width)
-        real = column_X[None, :] < lengths_B[:, None]
-        padded[real] = self.values[(self.offsets_N1[rows_B][:, None] + column_X[None, :])[real]]
+        places = self.offsets_N1[rows_B][:, None] + column_X
+        padded: I32 = self.values.take(places, mode="clip")
+        if int(lengths_B.min(initial=width)) < width:
+            padded *= column_X < lengths_B[:, None]
         return padded
+
+    def same_as(self, other: Ragged) -> bool:
+        """Return whether both are views of the very same rows."""
+        ours, theirs = self.values, other.values
+        return ours.shape == theirs.shape and ours.ctypes.data == theirs.ctypes.data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from genrec_batch import features
-from genrec_batch.arrays import F32, I32, I64, U8, Batch, Histories, Ragged
+from genrec_batch.arrays import F32, I64, U8, Batch, Histories, Ragged
 from genrec_batch.config import ScoreConfig
 from genrec_batch.job import Job
 
@@ -65,21 +65,27 @@ class Part:
         return [order_N[start:stop] for start, stop in cuts(self.histories.lengths_N[order_N], size)]
 
     def batch(self, rows_B: I64) -> Batch:
-        """Return what the model reads of B users."""
+        """Return what the model reads of B users; views where they stand side by side."""
+        straight = len(rows_B) > 0 and bool((np.diff(rows_B) == 1).all())
+        pick = slice(int(rows_B[0]), int(rows_B[-1]) + 1) if straight else rows_B
+        tokens = self.histories.token_rows()
+        tokens_BS = tokens.padded(rows_B)
+        seen = self.histories.seen
+        if self.include_seen:
+            seen_BX = np.zeros((len(rows_B), 1), np.int32)
+        else:
+            seen_BX = tokens_BS if seen.same_as(tokens) else seen.padded(rows_B)
         return Batch(
-            dense_BF=self.dense_NF[rows_B],
-            tokens_BS=self.histories.token_rows().padded(rows_B),
-            lengths_B=self.histories.lengths_N[rows_B].astype(np.int32),
-            seen_BX=self._seen(rows_B),
+            dense_BF=self.dense_NF[pick],
+            tokens_BS=tokens_BS,
+            lengths_B=self.histories.lengths_N[pick].astype(np.int32),
+            seen_BX=seen_BX,
             candidates_BC=None if self.candidates is None else self.candidates.padded(rows_B),
-            profile_BP=None if self.profile is None else self.profile[0][rows_B],
-            has_profile_B=None if self.profile is None else self.profile[1][rows_B],
-            video_BV=None if self.video is None else self.video[0][rows_B],
-            has_video_B=None if self.video is None else self.video[1][rows_B],
+            profile_BP=None if self.profile is None else self.profile[0][pick],
+            has_profile_B=None if self.profile is None else self.profile[1][pick],
+            video_BV=None if self.video is None else self.video[0][pick],
+            has_video_B=None if self.video is None else self.video[1][pick],
         )
-
-    def _seen(self, rows_B: I64) -> I32:
-        return np.zeros((len(rows_B), 1), np.int32) if self.include_seen else self.histories.seen.padded(rows_B)
 
     def wanted_N(self, top_k: int) -> I64:
         """Return how many items each user could get at most, [N]."""

@@ -54,13 +54,13 @@ def _multipliers(count: int) -> U64:
     return np.frombuffer(stream, "<u8").reshape(count, WORDS) | np.uint64(1)
 
 
-def fingerprints(part: Part) -> U64:
-    """Return a fingerprint for each of N users, [N, WORDS].
+def fingerprints(part: Part, compiled: Any = None) -> U64:
+    """Return a fingerprint for each of N users, [N, WORDS]; `compiled` is what `ordering.for_job` returns.
 
     Multilinear hashing (Carter and Wegman 1979): each 32-bit value times its place's own multiplier, summed
     modulo 2^64; two sums with different multipliers, so that two inputs collide with a chance of about 2^-66.
     """
-    total_NW = _of_rows(part.dense_NF)
+    total_NW = _of_rows(part.dense_NF, compiled)
     ragged = [part.histories.token_rows(), part.histories.seen, part.candidates]
     for salt, rows in enumerate(ragged, start=2):
         if rows is not None:
@@ -72,10 +72,13 @@ def fingerprints(part: Part) -> U64:
     return total_NW
 
 
-def _of_rows(values_NF: F32) -> U64:
+def _of_rows(values_NF: F32, compiled: Any = None) -> U64:
     bits_NF = np.ascontiguousarray(values_NF).view(np.uint32)
     by_FW = _multipliers(bits_NF.shape[1])
     total_NW = np.empty((len(bits_NF), WORDS), np.uint64)
+    if compiled is not None:
+        compiled.multiply_add(bits_NF, np.ascontiguousarray(by_FW.T), total_NW)
+        return total_NW
     for start in range(0, len(bits_NF), ROWS_AT_ONCE):
         wide = bits_NF[start : start + ROWS_AT_ONCE].astype(np.uint64)
         for word in range(WORDS):

@@ -17,6 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from genrec_batch import __version__, cli_look, config, console
+from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
 from genrec_batch.edge import fail, guarded, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
@@ -286,6 +287,7 @@ def layout(
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
     try:

@@ -6,6 +6,8 @@ most logs have, go through plain arrays; others through Polars' hash tables.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 
@@ -13,6 +15,27 @@ from genrec_batch.arrays import I32, I64
 
 NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
 MERGED_ROWS = 1 << 22  # counts of single pieces that may wait before they are added up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Counts of the ids of one piece: an array from the smallest id on where they are narrow, else a frame."""
+
+    kind: pl.DataType
+    first: int = 0
+    counts_R: I64 | None = None
+    frame: pl.DataFrame | None = None
+
+
+def count(ids: pl.Series) -> Counted:
+    """Count the ids of one piece; none of them is null. Threads may count pieces at the same time."""
+    if ids.dtype.is_integer() and len(ids):
+        low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+        if high - low < NARROW and high < 1 << 63:
+            counts_R = np.bincount(ids.cast(pl.Int64).to_numpy() - low)
+            return Counted(kind=ids.dtype, first=low, counts_R=counts_R)
+    frame = ids.alias("id").to_frame().group_by("id").agg(count=pl.len().cast(pl.UInt64))
+    return Counted(kind=ids.dtype, frame=frame)
 
 
 class Counter:
@@ -26,22 +49,28 @@ class Counter:
         self._waiting: list[pl.DataFrame] = []
         self._waiting_rows = self._merged_rows = 0
 
-    def add(self, ids: pl.Series) -> None:
-        """Count some ids; none of them is null."""
-        self._kind = ids.dtype
-        if not len(ids):
+    def add(self, piece: Counted) -> None:
+        """Add what one piece counted."""
+        self._kind = piece.kind
+        if piece.counts_R is None:
+            assert piece.frame is not None
+            if len(piece.frame):
+                self._widen()
+                self._wait(piece.frame.rename({"id": self._name}))
             return
-        if ids.dtype.is_integer() and not self._waiting:
-            low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
-            if self._make_room(low, high):
-                counts_R = np.bincount(ids.cast(pl.Int64).to_numpy() - self._first)
-                assert self._counts_R is not None
-                self._counts_R[: len(counts_R)] += counts_R
-                return
-            if self._counts_R is not None:
-                self._wait(self._narrow())
-                self._counts_R = None
-        self._wait(ids.alias(self._name).to_frame().group_by(self._name).agg(count=pl.len().cast(pl.UInt64)))
+        if not self._waiting and self._make_room(piece.first, piece.first + len(piece.counts_R) - 1):
+            assert self._counts_R is not None
+            start = piece.first - self._first
+            self._counts_R[start : start + len(piece.counts_R)] += piece.counts_R
+            return
+        self._widen()
+        self._wait(self._narrow(piece.first, piece.counts_R))
+
+    def _widen(self) -> None:
+        """From now on ids are too far apart for an array."""
+        if self._counts_R is not None:
+            self._wait(self._narrow(self._first, self._counts_R))
+            self._counts_R = None
 
     def _make_room(self, low: int, high: int) -> bool:
         """Return whether the ids up to now and those from `low` to `high` are narrow, with a place for each if so."""
@@ -58,11 +87,10 @@ class Counter:
             self._counts_R, self._first = grown_R, first
         return True
 
-    def _narrow(self) -> pl.DataFrame:
-        assert self._counts_R is not None
-        there_R = np.flatnonzero(self._counts_R)
-        ids = pl.Series(self._name, there_R + self._first).cast(self._kind)  # type: ignore[arg-type]
-        return pl.DataFrame([ids, pl.Series("count", self._counts_R[there_R].astype(np.uint64))])
+    def _narrow(self, first: int, counts_R: I64) -> pl.DataFrame:
+        there_R = np.flatnonzero(counts_R)
+        ids = pl.Series(self._name, there_R + first).cast(self._kind)  # type: ignore[arg-type]
+        return pl.DataFrame([ids, pl.Series("count", counts_R[there_R].astype(np.uint64))])
 
     def _wait(self, counted: pl.DataFrame) -> None:
         self._waiting.append(counted)
@@ -77,7 +105,7 @@ class Counter:
     def frame(self) -> pl.DataFrame:
         """Return the ids in rising order with their counts (UInt64)."""
         if self._counts_R is not None:
-            return self._narrow()
+            return self._narrow(self._first, self._counts_R)
         if not self._waiting:
             return pl.DataFrame(schema={self._name: self._kind or pl.Int64(), "count": pl.UInt64})
         self._merge()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import polars as pl
 
 from genrec_batch import flow, schema
-from genrec_batch.counting import Counter
+from genrec_batch.counting import Counted, Counter, count
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
 
@@ -97,6 +98,18 @@ class Survey:
     by_time: bool  # timestamps never fall from row to row
 
 
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What one piece says."""
+
+    users: Counted
+    videos: Counted
+    ids: Span | None
+    nulls: dict[str, int]
+    usable: int
+    times: tuple[int, int, int, bool] | None  # epoch us of the first, last and latest usable row; whether none falls
+
+
 def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     """Read user, video and time of every row once.
 
@@ -105,46 +118,50 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     Raises:
         InputError: not readable, or no row is usable.
     """
-
-    def looked(number: int) -> tuple[pl.DataFrame, dict[str, int], int, tuple[int, int, bool] | None]:
-        frame = log.required(number)
-        nulls = {name: frame[name].null_count() for name in schema.REQUIRED}
-        usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
-        time = usable["timestamp"].dt.epoch("us")
-        span = None if not len(usable) else (int(time[0]), int(time[-1]), time.is_sorted())
-        count = len(usable)
-        if as_of_us is not None:
-            usable = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-        return usable, nulls, count, span
-
     users, videos = Counter("user_id"), Counter("video_id")
-    usable_rows, last_us, by_time, before = 0, None, True, None
-    nulls = dict.fromkeys(schema.REQUIRED, 0)
     spans: list[Span | None] = []
-    numbers = range(len(log.pieces))
-    for frame, missing, usable, span in flow.ordered(looked, numbers, workers=workers, name="survey"):
-        users.add(frame["user_id"])
-        videos.add(frame["video_id"])
-        spans.append((frame["user_id"].min(), frame["user_id"].max()) if len(frame) else None)  # type: ignore[arg-type]
-        usable_rows += usable
-        nulls = {name: count + missing[name] for name, count in nulls.items()}
-        if len(frame):
-            newest = int(frame["timestamp"].dt.epoch("us").max())  # type: ignore[arg-type]
-            last_us = newest if last_us is None else max(last_us, newest)
-        if span is not None:
-            by_time = by_time and span[2] and (before is None or before <= span[0])
-            before = span[1]
-    if not usable_rows and log.rows:
+    nulls = dict.fromkeys(schema.REQUIRED, 0)
+    usable, last_us, by_time, before_us = 0, 0, True, 0
+    for piece in flow.ordered(partial(_look, log, as_of_us), range(len(log.pieces)), workers=workers, name="survey"):
+        users.add(piece.users)
+        videos.add(piece.videos)
+        spans.append(piece.ids)
+        nulls = {name: count + piece.nulls[name] for name, count in nulls.items()}
+        usable += piece.usable
+        if piece.times is not None:
+            first_us, end_us, latest_us, rises = piece.times
+            by_time = by_time and rises and before_us <= first_us
+            before_us, last_us = end_us, max(last_us, latest_us)
+    if not usable and log.rows:
         raise InputError(f"{log.where}: no row can be scored: null {told(nulls)} of {log.rows:,} rows")
     return Survey(
         rows=log.rows,
-        usable=usable_rows,
+        usable=usable,
         nulls=nulls,
-        as_of_us=as_of_us if as_of_us is not None else last_us or 0,
+        as_of_us=last_us if as_of_us is None else as_of_us,
         users=users.frame(),
         videos=videos.frame(),
         spans=spans,
         by_time=by_time,
+    )
+
+
+def _look(log: EventLog, as_of_us: int | None, number: int) -> Looked:
+    frame = log.required(number)
+    nulls = {name: frame[name].null_count() for name in schema.REQUIRED}
+    usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
+    time = usable["timestamp"].dt.epoch("us")
+    counted = usable
+    if as_of_us is not None and len(usable):
+        counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+    ids = counted["user_id"]
+    return Looked(
+        users=count(ids),
+        videos=count(counted["video_id"]),
+        ids=(ids.min(), ids.max()) if len(ids) else None,  # type: ignore[arg-type]
+        nulls=nulls,
+        usable=len(usable),
+        times=(time[0], time[-1], int(time.max()), time.is_sorted()) if len(usable) else None,  # type: ignore[arg-type]
     )
 
 

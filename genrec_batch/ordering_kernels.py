@@ -1,7 +1,7 @@
-"""The compiled twins of `ordering`: counting sorts of records, and each user's few events by time.
+"""The compiled twins of `ordering` and `carrying`: counting sorts of records, each user's few events by time, sums.
 
-Owns: loops over records, a row of 64-bit words each. Must not know: what the words mean, but for the user in the lower
-half of one and the time in another. Needs numba; compiled once and cached on disk.
+Owns: loops over records, a row of 64-bit words each, and over bits of features. Must not know: what the words mean, but
+for the user in the lower half of one and the time in another. Needs numba; compiled once and cached on disk.
 """
 
 from __future__ import annotations
@@ -133,3 +133,14 @@ def _sort(keys: I64, other: I64, count: int) -> I64:
         source, target = target, source
         size *= 2
     return source
+
+
+@njit(cache=True, nogil=True)
+def multiply_add(bits_NF: npt.NDArray[np.uint32], by_WF: Words, total_NW: Words) -> None:
+    """Sum each row's values times the multipliers of their places, modulo 2^64, once for each set of multipliers."""
+    for row in range(bits_NF.shape[0]):
+        for word in range(by_WF.shape[0]):
+            total = np.uint64(0)
+            for place in range(bits_NF.shape[1]):
+                total += np.uint64(bits_NF[row, place]) * by_WF[word, place]
+            total_NW[row, word] = total

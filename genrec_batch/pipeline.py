@@ -183,7 +183,7 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
         with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
             part = Part.of(job, histories, start, config)
         with stages.time("batch", rows=len(histories)):
-            prints = carrying.fingerprints(part)
+            prints = carrying.fingerprints(part, job.store.split.compiled)
             if previous is not None:
                 kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
                 if kept.any():

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from conftest import START
 
-from genrec_batch import carrying, histories
+from genrec_batch import carrying, histories, ordering
 from genrec_batch.arrays import Ragged
 from genrec_batch.batching import Part
 from genrec_batch.catalog import Catalog
@@ -128,6 +128,7 @@ def test_every_part_of_a_users_input_is_in_the_fingerprint(log):
     assert len(np.unique(before, axis=0)) == len(before), "users whose histories differ"
     assert (before == carrying.fingerprints(part_of(log))).all()
     assert (before[5:9] == carrying.fingerprints(part.take(np.arange(5, 9)))).all(), "neighbours do not matter"
+    assert (before == carrying.fingerprints(part, ordering.kernels())).all(), "compiled sums are the same"
     user, rows = 7, part.histories
     for array, place in (
         (part.dense_NF, (user, 1023)),

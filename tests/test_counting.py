@@ -19,7 +19,7 @@ WHOLE = st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1), st.integ
 def counted(pieces, kind):
     counter = Counter("user_id")
     for piece in pieces:
-        counter.add(pl.Series(piece, dtype=kind))
+        counter.add(counting.count(pl.Series(piece, dtype=kind)))
     return counter.frame()
 
 

@@ -40,7 +40,7 @@ class EventLog:
             InputError, ConfigError: it does not fit the contract.
         """
         expressions = schema.column_names(schema_name).events
-        contract = reading(lambda: schema.read_contract(frame, expressions, where), where)
+        contract = reading(lambda: schema.read_contract(frame, expressions, where, check_times=False), where)
         return EventLog(pieces=tuple(pieces), contract=contract, where=where)
 
     @property
@@ -107,7 +107,7 @@ class Looked:
     ids: Span | None
     nulls: dict[str, int]
     usable: int
-    times: tuple[int, int, int, bool] | None  # epoch us of the first, last and latest usable row; whether none falls
+    times: tuple[int, int, int, int, bool] | None  # epoch us: first and last row, least, largest; whether none falls
 
 
 def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
@@ -129,7 +129,8 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
         nulls = {name: count + piece.nulls[name] for name, count in nulls.items()}
         usable += piece.usable
         if piece.times is not None:
-            first_us, end_us, latest_us, rises = piece.times
+            first_us, end_us, least_us, latest_us, rises = piece.times
+            schema.check_span(least_us, latest_us, log.where)
             by_time = by_time and rises and before_us <= first_us
             before_us, last_us = end_us, max(last_us, latest_us)
     if not usable and log.rows:
@@ -161,7 +162,7 @@ def _look(log: EventLog, as_of_us: int | None, number: int) -> Looked:
         ids=(ids.min(), ids.max()) if len(ids) else None,  # type: ignore[arg-type]
         nulls=nulls,
         usable=len(usable),
-        times=(time[0], time[-1], int(time.max()), time.is_sorted()) if len(usable) else None,  # type: ignore[arg-type]
+        times=(time[0], time[-1], time.min(), time.max(), time.is_sorted()) if len(usable) else None,  # type: ignore[arg-type]
     )
 
 

@@ -8,10 +8,10 @@ Users stand in id order. A shard is a fixed number of them, and one part of the 
 shards whose events fit in memory together. Buckets depend on `--memory-limit`, shards do not: the output is the same
 whatever the limit. Three ways, chosen by what the survey saw, never by assumption:
 
+- direct: the log's pieces lie close to id order (a log sorted or partitioned by user), so each bucket reads the few
+  pieces that can hold its users, and filters them, while earlier buckets are scored.
 - memory: all records fit; they are split in memory.
 - spill: they do not; one pass writes each bucket's records to a file of its own.
-- direct: the log's pieces lie close to id order (a log sorted or partitioned by user), so each bucket reads the few
-  pieces that can hold its users, and filters them.
 
 Why ranges of ids and not a hash of them: the output is sorted by id, so ranges need no merge at the end, and ids are
 counted anyway, which balances ranges as well as a hash would.
@@ -206,7 +206,7 @@ def store(
     fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
     made = buckets(users, shard_users, most)
     read = _pieces_of(made, users, found)
-    if sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.pieces) and not fits:
+    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.pieces):
         return EventStore(split=split, buckets=made, way="direct", pieces=read)
     if fits:
         out = EventStore(split=split, buckets=made, way="memory")

@@ -241,10 +241,13 @@ class Contract:
         return frame.select(_convert(name, self.types[name], self.reading.time_unit) for name in wanted)
 
 
-def read_contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> Contract:
+def read_contract(
+    frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, *, check_times: bool = True
+) -> Contract:
     """Find out how anybody's log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
 
-    Numbers that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null.
+    Without `check_times`, the span of datetimes is left to `check_span`, for those who read them all anyway. Numbers
+    that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null.
 
     Raises:
         InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
@@ -259,21 +262,11 @@ def read_contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: s
     reading = Reading(
         columns=columns,
         ignored=tuple(name for name in before if name not in SCORED and name not in KNOWN and name not in used),
-        time_unit=_time_unit(renamed, types["timestamp"], source),
+        time_unit=_time_unit(renamed, types["timestamp"], source, check_times=check_times),
     )
     return Contract(
         expressions=expressions, types={name: types[name] for name in columns}, reading=reading, source=source
     )
-
-
-def contract(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> tuple[pl.LazyFrame, Reading]:
-    """Turn anybody's log into contract columns; what `read_contract` and `Contract.events` do in one step.
-
-    Raises:
-        InputError, ConfigError: see `read_contract`.
-    """
-    found = read_contract(frame, expressions, source)
-    return found.events(frame), found.reading
 
 
 def usable() -> pl.Expr:
@@ -282,15 +275,15 @@ def usable() -> pl.Expr:
 
 
 def normalize(frame: pl.DataFrame, expressions: Mapping[str, str] | None = None) -> pl.DataFrame:
-    """Return the usable rows of a frame in contract columns; what `contract` and `usable` do, in memory."""
-    lazy, _ = contract(frame.lazy(), expressions or {}, "the frame")
-    return lazy.filter(usable()).collect()
+    """Return the usable rows of a frame in contract columns; what `read_contract` and `usable` do, in memory."""
+    found = read_contract(frame.lazy(), expressions or {}, "the frame")
+    return found.events(frame.lazy()).filter(usable()).collect()
 
 
-def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
+def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str, *, check_times: bool) -> str:
     time = pl.col("timestamp")
     if not type_.is_integer():
-        if type_ != pl.Null:
+        if type_ != pl.Null and check_times:
             _beyond_sense(_span(frame.select(time.cast(pl.Datetime("us")))), FIRST_US, LAST_US, source, "datetime")
         return "datetime"
     low, high = _span(frame)
@@ -304,6 +297,11 @@ def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
         f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between "
         '1973 and 2262; convert it with --schema FILE.toml, for example timestamp = "your_column * 1000"'
     )
+
+
+def check_span(low_us: int | None, high_us: int | None, source: str) -> None:
+    """Raise InputError where datetimes from `low_us` to `high_us` (epoch us) lie beyond sense."""
+    _beyond_sense((low_us, high_us), FIRST_US, LAST_US, source, "datetime")
 
 
 def _span(frame: pl.LazyFrame) -> tuple[int | None, int | None]:

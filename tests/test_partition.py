@@ -57,7 +57,7 @@ def test_the_rows_do_not_depend_on_the_way_or_the_memory(written, big):
         ("any", True): "spill",
         ("time", True): "spill",
         ("user", True): "direct",
-        ("user", False): "memory",
+        ("user", False): "memory",  # one bucket
         ("time", False): "memory",
     }
 

@@ -55,7 +55,7 @@ def dirty(tmp_path_factory) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def test_log_has_the_contract_types_and_nothing_that_is_ignored(clean):
-    _, reading = schema.contract(clean.lazy(), {}, "the log")
+    reading = schema.read_contract(clean.lazy(), {}, "the log").reading
     assert reading.ignored == ()
     assert set(clean.columns) <= {*schema.SCORED, *schema.KNOWN}
     assert clean.schema["user_id"] == clean.schema["video_id"] == pl.Int64

@@ -22,9 +22,10 @@ def log(**columns):
 )
 def test_epoch_unit_is_found_by_magnitude(unit, factor):
     epoch = int(MOMENT.timestamp()) * factor
-    frame, reading = schema.contract(log(timestamp=[epoch]).lazy(), {}, "log")
-    assert reading.time_unit == unit
-    assert frame.collect()["timestamp"][0] == MOMENT.replace(microsecond=0)
+    frame = log(timestamp=[epoch]).lazy()
+    found = schema.read_contract(frame, {}, "log")
+    assert found.reading.time_unit == unit
+    assert found.events(frame).collect()["timestamp"][0] == MOMENT.replace(microsecond=0)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_datetimes_of_any_unit_and_zone_are_the_same_moment(values):
 def test_timestamps_beyond_sense_are_refused_with_their_range(bad):
     frame = pl.DataFrame({"user_id": [1] * len(bad), "video_id": [1] * len(bad), "timestamp": bad})
     with pytest.raises(InputError, match=f"log.*'timestamp'.*{min(bad)}"):
-        schema.contract(frame.lazy(), {}, "log")
+        schema.read_contract(frame.lazy(), {}, "log")
 
 
 def test_datetime_of_the_year_2500_is_beyond_sense():
@@ -88,7 +89,7 @@ def test_rows_without_ids_or_time_are_not_usable():
 
 
 def test_unknown_columns_are_named_and_known_unread_ones_are_not():
-    _, reading = schema.contract(log(colour=["red"], comment_text=["hi"]).lazy(), {}, "log")
+    reading = schema.read_contract(log(colour=["red"], comment_text=["hi"]).lazy(), {}, "log").reading
     assert reading.ignored == ("colour",)
 
 
@@ -96,7 +97,8 @@ def test_schema_file_renames_and_converts(tmp_path):
     file = tmp_path / "my.toml"
     file.write_text('user_id = "uid"\ntimestamp = "at_s * 1000"\n[events]\nwatch_duration = "played_ms / 1000.0"\n')
     frame = pl.DataFrame({"uid": ["a"], "video_id": ["v"], "at_s": [1_700_000_000], "played_ms": [2500]})
-    got, reading = schema.contract(frame.lazy(), schema.column_names(str(file)).events, "log")
+    found = schema.read_contract(frame.lazy(), schema.column_names(str(file)).events, "log")
+    got, reading = found.events(frame.lazy()), found.reading
     row = got.collect().row(0, named=True)
     assert (row["user_id"], row["watch_duration"], row["timestamp"].year) == ("a", 2.5, 2023)
     assert reading.ignored == ()
@@ -121,6 +123,6 @@ def test_unknown_schema_name_and_missing_columns_are_config_errors():
     with pytest.raises(ConfigError, match="Did you mean 'kuairand'"):
         schema.column_names("kuairnd")
     with pytest.raises(ConfigError, match="reads 'uid', which log does not have"):
-        schema.contract(log().lazy(), {"user_id": "uid"}, "log")
+        schema.read_contract(log().lazy(), {"user_id": "uid"}, "log")
     with pytest.raises(ConfigError, match="not a Polars SQL expression"):
-        schema.contract(log().lazy(), {"user_id": "uid +"}, "log")
+        schema.read_contract(log().lazy(), {"user_id": "uid +"}, "log")

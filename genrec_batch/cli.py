@@ -17,9 +17,10 @@ import typer
 
 from genrec_batch import __version__, cli_look, config, console
 from genrec_batch.cli_model import model_app
-from genrec_batch.edge import fail, guarded, options
+from genrec_batch.edge import fail, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
 from genrec_batch.reports.options import ProfileConfig, RunConfig
+from genrec_batch.usage import Commands
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +28,7 @@ else:
     import tomli as tomllib
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -35,7 +37,7 @@ app = typer.Typer(
     epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, 99 nothing to score.",
 )
-app.add_typer(model_app, name="model")
+app.add_typer(model_app, name="model", rich_help_panel="Model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
@@ -203,6 +205,7 @@ def verify(input: INPUT, *, options: config.VerifyConfig) -> None:  # noqa: A002
 
 
 @app.command(rich_help_panel="Try")
+@options(config.LogConfig)
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the files of the demo go.")] = Path("demo_output"),
     users: Annotated[int, typer.Option(help="Users of the generated log, where there is no sample log.")] = 500,
@@ -211,17 +214,13 @@ def demo(
 
     Example: genrec-batch demo
     """
-    console.set_up(quiet=False, verbose=False, log_format="text")
+    from genrec_batch import demo as demonstration
 
-    def work() -> None:
-        from genrec_batch import demo as demonstration
-
-        console.last_line(demonstration.run(folder, users))
-
-    guarded(work, verbose=False)
+    console.last_line(demonstration.run(folder, users))
 
 
 @app.command(rich_help_panel="Try")
+@options(config.LogConfig)
 def sample(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .parquet file, else a directory of parts.")],
     *,
@@ -234,15 +233,10 @@ def sample(
 
     Example: genrec-batch sample log/ --users 100000 --events-per-user 50 --seed 7
     """
-    console.set_up(quiet=False, verbose=False, log_format="text")
+    from genrec_batch import sampling
 
-    def work() -> None:
-        from genrec_batch import sampling
-
-        config = sampling.SampleConfig(users=users, events_per_user=events_per_user, seed=seed, dirt=dirt)
-        console.last_line(sampling.write(config, output))
-
-    guarded(work, verbose=False)
+    config = sampling.SampleConfig(users=users, events_per_user=events_per_user, seed=seed, dirt=dirt)
+    console.last_line(sampling.write(config, output))
 
 
 @app.command(rich_help_panel="Look")
@@ -267,7 +261,4 @@ def main() -> None:
     """Run the command line."""
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
-    try:
-        app()
-    except KeyboardInterrupt:  # before a command has begun
-        sys.exit(130)
+    app()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from genrec_batch import flow, schema
+from genrec_batch import console, flow, schema
 from genrec_batch.counting import Counter
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
@@ -122,18 +122,21 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     nulls = dict.fromkeys(schema.REQUIRED, 0)
     spans: list[Span | None] = []
     numbers = range(len(log.pieces))
-    for frame, missing, usable, span in flow.ordered(looked, numbers, workers=workers, name="survey"):
-        users.add(frame["user_id"])
-        videos.add(frame["video_id"])
-        spans.append((frame["user_id"].min(), frame["user_id"].max()) if len(frame) else None)  # type: ignore[arg-type]
-        usable_rows += usable
-        nulls = {name: count + missing[name] for name, count in nulls.items()}
-        if len(frame):
-            newest = int(frame["timestamp"].dt.epoch("us").max())  # type: ignore[arg-type]
-            last_us = newest if last_us is None else max(last_us, newest)
-        if span is not None:
-            by_time = by_time and span[2] and (before is None or before <= span[0])
-            before = span[1]
+    with console.progress("reading", log.rows, "rows") as advance:
+        looks = flow.ordered(looked, numbers, workers=workers, name="survey")
+        for piece, (frame, missing, usable, span) in zip(log.pieces, looks, strict=True):
+            users.add(frame["user_id"])
+            videos.add(frame["video_id"])
+            spans.append((frame["user_id"].min(), frame["user_id"].max()) if len(frame) else None)  # type: ignore[arg-type]
+            usable_rows += usable
+            nulls = {name: count + missing[name] for name, count in nulls.items()}
+            if len(frame):
+                newest = int(frame["timestamp"].dt.epoch("us").max())  # type: ignore[arg-type]
+                last_us = newest if last_us is None else max(last_us, newest)
+            if span is not None:
+                by_time = by_time and span[2] and (before is None or before <= span[0])
+                before = span[1]
+            advance(piece.rows)
     if not usable_rows and log.rows:
         raise InputError(f"{log.where}: no row can be scored: null {told(nulls)} of {log.rows:,} rows")
     return Survey(

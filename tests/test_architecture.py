@@ -16,7 +16,7 @@ ORDER = [  # a module imports only what stands left of it (or, within a bracket,
     "partition", "sampling", "tables", "sides", "histories", "features", "model", "engines", "importing", "export",
     "generate", "recommendations", "parity", "sizing", "selection", "prebuilding", "job", "batching", "carrying",
     "verifying", "scoring", "pipeline", "api", "reports", "inspecting", "explaining", "show_facts", "show", "demo",
-    "edge", "cli_model", "cli_look", "cli", "__main__",
+    "edge", "usage", "cli_model", "cli_look", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TENSOR_SIDE = ("features", "model", "engines", "generate", "arrays", "layout", "importing", "export")

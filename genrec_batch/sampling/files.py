@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec_batch import console
 from genrec_batch.durable import full_disk, sync
 from genrec_batch.errors import ConfigError
 from genrec_batch.sampling.arranging import arranged, exactly
@@ -90,7 +91,8 @@ def write(
         folder = scratch / "log"
         folder.mkdir()
         parts = _Parts(folder, Log(world), None if single else -(-part_rows // group_rows))
-        files = _write_all(parts, chunks, counts)
+        with console.progress("sample", round(config.users * config.events_per_user), "rows or so") as advance:
+            files = _write_all(parts, chunks, counts, advance)
         size = sum(file.stat().st_size for file in files)
         _publish(files[0] if single else folder, output)
     return _summary(config, counts) | {"output": str(output), "files": len(files), "bytes": size}
@@ -149,7 +151,7 @@ def _writer(file: Path) -> Any:
     )
 
 
-def _write_all(parts: _Parts, groups: Iterator[Views], counts: _Counts) -> list[Path]:
+def _write_all(parts: _Parts, groups: Iterator[Views], counts: _Counts, advance: console.Advance) -> list[Path]:
     """Write and sync all row groups; making the next one overlaps with writing the one before."""
     pending: Future[None] | None = None
     try:
@@ -159,6 +161,7 @@ def _write_all(parts: _Parts, groups: Iterator[Views], counts: _Counts) -> list[
                 if pending is not None:
                     pending.result()
                 pending = pool.submit(parts.write, views)
+                advance(len(views))
             if pending is not None:
                 pending.result()
     finally:

@@ -81,6 +81,16 @@ class Part:
     def _seen(self, rows_B: I64) -> I32:
         return np.zeros((len(rows_B), 1), np.int32) if self.include_seen else self.histories.seen.padded(rows_B)
 
+    def seen_candidates(self) -> int:
+        """Return how many given candidates are left out because their user has seen them."""
+        if self.candidates is None or self.include_seen:
+            return 0
+        given, seen = (
+            np.repeat(np.arange(len(rows.lengths_N)), rows.lengths_N) << 32 | rows.values.astype(np.int64)
+            for rows in (self.candidates, self.histories.seen)
+        )
+        return int(np.isin(given, seen).sum())
+
     def wanted_N(self, top_k: int) -> I64:
         """Return how many items each user could get at most, [N]."""
         users = len(self.histories)

@@ -22,7 +22,7 @@ import typer
 from rich.markup import escape
 
 from genrec_batch import console
-from genrec_batch.errors import GenrecError
+from genrec_batch.errors import GenrecError, RetryError
 
 PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
 PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
@@ -124,6 +124,9 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         raise typer.Exit(143) from None
     except (typer.Exit, BrokenPipeError):
         raise
+    except MemoryError as error:
+        ways = "free some memory, or use a smaller --batch-size, --beam-width, --num-candidates or --memory-limit"
+        fail(RetryError(f"out of memory ({error}); {ways}"))
     except Exception as error:  # the edge: a bug of ours, told as one
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()

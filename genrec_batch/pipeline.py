@@ -38,6 +38,7 @@ from genrec_batch.profiling import Stages, peak_rss_mib
 from genrec_batch.scoring import Scored, Scoring, Shard
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
+SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 
@@ -302,6 +303,8 @@ def run(
             done = out.finish(scope)
     if done.get("short_users"):
         LOG.warning("%s %s", f"{done['short_users']:,}", SHORT)
+    if done.get("seen_candidates"):
+        LOG.warning("%s %s", f"{done['seen_candidates']:,}", SEEN)
     written = {"output": str(target), "resumed_parts": resumed, **done}
     return summary(command, job, stages, identity, report()) | written
 

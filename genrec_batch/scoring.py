@@ -214,6 +214,7 @@ class Scoring:
             "cold_start_users": int(cold_N.sum()),
             "unknown_events": int((part.histories.tokens_E < FIRST_ITEM).sum()),
             "short_users": short,
+            **({"seen_candidates": part.seen_candidates()} if part.candidates is not None else {}),
         }
 
     def report(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         "users": facts.get("users"),
         "  without events": facts.get("users_without_events"),
         "  cold start": facts.get("cold_start_users"),
+        "given videos seen": facts.get("seen_candidates"),
         "catalog videos": facts.get("catalog_videos"),
         "engine": facts.get("engine_why"),
         "users/s (model)": facts.get("users_per_s"),

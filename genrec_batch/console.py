@@ -93,8 +93,8 @@ def _hidden() -> bool:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show a bar with count, rate and time left while the block runs.
+def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
+    """Show a bar with count, rate and time left while the block runs; `done` units were there before it.
 
     Nothing is shown where stderr is no terminal, under `--quiet`, where logs are JSON, and to callers of the library.
     """
@@ -107,12 +107,12 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
         columns = (columns[0], BarColumn(bar_width=None), count)
     columns = (*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True), TextColumn("left"))
     with Progress(*columns, console=stderr, transient=True, expand=stderr.width >= WIDE) as bar:
-        task = bar.add_task(title, total=total, rate="")
+        task = bar.add_task(title, total=total, completed=done, rate="")
         began = time.perf_counter()
 
         def advance(units: int) -> None:
             bar.advance(task, units)
-            rate = bar.tasks[task].completed / max(time.perf_counter() - began, 1e-9)
+            rate = (bar.tasks[task].completed - done) / max(time.perf_counter() - began, 1e-9)
             bar.update(task, rate=f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
 
         yield advance

@@ -35,6 +35,8 @@ def number(value: Any) -> str:
 def summary(facts: Mapping[str, Any]) -> None:
     """Print a run's summary as a small table on stderr."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # nothing is cut on a narrow terminal
     rows = {
         "input rows": facts.get("input_rows"),
         "rejected rows": facts.get("rejected_rows"),

@@ -81,5 +81,5 @@ class Scorer:
         same_catalog = tokens == job.model.tokens  # an engine never chooses a token beyond its catalog
         scoring = Scoring.of(config, job, stages, selection if same_catalog else None)
         self._opened = (loaded, job.model.tokens, scoring.selection)
-        shards = pipeline.shards(job, config, stages, set(), None)
+        shards = pipeline.shards(scoring, set(), None)
         return pa.concat_tables([scoring.table(scored)[0] for scored in scoring.rank(shards)])

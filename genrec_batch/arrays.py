@@ -11,7 +11,8 @@ X seen items, C candidates, K items recommended, H task heads (4).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,6 +175,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.lengths_B)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return rows start..stop as views."""
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        there: dict[str, Any] = {name: each[start:stop] for name, each in arrays.items() if each is not None}
+        return Batch(**there)
 
 
 @dataclass(frozen=True, kw_only=True)

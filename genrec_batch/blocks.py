@@ -20,6 +20,7 @@ from genrec_batch.arrays import I32
 from genrec_batch.schema import SCORED
 
 Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
+AT_ONCE = 4096  # records that are filled or read field by field: they stay in a core's own cache
 CODED = {"flag", "category"}  # int8: -1 for null
 EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
 
@@ -45,23 +46,28 @@ class RecordType:
             else:
                 fields.append((name, "<f4" if types[name] in EXACT_IN_FLOAT32 else "<f8"))
         fields.sort(key=lambda field: -np.dtype(field[1]).itemsize)  # so that user and video fill one word of 8 bytes
-        packed = np.dtype(fields)
-        names, formats = [name for name, _ in fields], [form for _, form in fields]
-        offsets = [packed.fields[name][1] for name in names]  # type: ignore[index]
-        whole_words = -(-packed.itemsize // 8) * 8
-        return RecordType(
-            columns=held,
-            kind=np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": whole_words}),
-        )
+        spare = -sum(np.dtype(form).itemsize for _, form in fields) % 8
+        filler = [("filler", "u1", (spare,))] if spare else []  # padding would be lost where blocks are joined
+        return RecordType(columns=held, kind=np.dtype([*fields, *filler]))
 
     def pack(self, frame: pl.DataFrame, user_R: I32, video_R: I32) -> Records:
         """Return the frame's rows, in order, as records."""
-        records = np.empty(len(frame), self.kind)  # bytes between fields stay as they are: nobody reads them
-        records["user"], records["video"] = user_R, video_R
-        records["time_us"] = frame["timestamp"].dt.epoch("us").to_numpy()
-        for name in self.columns:
-            records[name] = _coded(frame[name], self.kind[name])
+        arrays = {"user": user_R, "video": video_R, "time_us": frame["timestamp"].dt.epoch("us").to_numpy()}
+        arrays |= {name: _coded(frame[name], self.kind[name]) for name in self.columns}
+        records = np.empty(len(frame), self.kind)
+        for start in range(0, len(frame), AT_ONCE):
+            part = records[start : start + AT_ONCE]
+            for name, array in arrays.items():
+                part[name] = array[start : start + AT_ONCE]
         return records
+
+
+def columns(records: Records, targets: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Fill arrays with the records' fields of their names, converted to the arrays' types."""
+    for start in range(0, len(records), AT_ONCE):
+        part = records[start : start + AT_ONCE]
+        for name, target in targets.items():
+            target[start : start + AT_ONCE] = part[name]
 
 
 def _coded(column: pl.Series, kind: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -70,9 +76,9 @@ def _coded(column: pl.Series, kind: np.dtype[Any]) -> npt.NDArray[Any]:
         return column.cast(pl.Int8).fill_null(-1).to_numpy()
     if wanted == "category":
         known = layout.CATEGORIES[column.name]
-        codes = {value: code for code, value in enumerate(known) if code}
-        coded = column.replace_strict(codes, default=0, return_dtype=pl.Int8)
-        return coded.set(column.is_null(), -1).to_numpy()
+        place = column.cast(pl.Enum(known[1:]), strict=False).to_physical().cast(pl.Int8)
+        coded = (place + 1).fill_null(0)
+        return (coded.set(column.is_null(), -1) if column.null_count() else coded).to_numpy()
     if wanted == "id":
         return _sessions(column)
     number: npt.NDArray[Any] = (

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch import ordering
+from genrec_batch import blocks, ordering
 from genrec_batch.arrays import I32, I64, Histories, Ragged
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
@@ -57,7 +57,8 @@ def order(
         raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
     all_kept = int(total_N.max(initial=0)) <= max_events
     kept = by_time if all_kept else by_time.take(np.flatnonzero(_from_newest(total_N) < max_events))
-    video_E = np.ascontiguousarray(kept["video"])
+    columns = _columns(kept, record)
+    video_E = columns["video"]
     tokens_E = videos.token_V.take(video_E)
     offsets_N1 = _offsets(np.minimum(total_N, max_events))
     if all_kept and max_events <= seen_limit:
@@ -66,13 +67,13 @@ def order(
         seen = _seen(by_time, total_N, videos.token_V, seen_limit)
     return Histories(
         offsets_N1=offsets_N1,
-        time_us_E=np.ascontiguousarray(kept["time_us"]),
+        time_us_E=columns["time_us"],
         tokens_E=tokens_E,
         video_code_E=video_E,
         video_row_E=videos.row_V.take(video_E),
-        session_E=_sessions(kept["session_id"]) if "session_id" in record.columns else None,
-        numbers={n: _number(kept[n]) for n in record.columns if SCORED[n] in ("number", "flag")},
-        categories={n: np.ascontiguousarray(kept[n]) for n in record.columns if SCORED[n] == "category"},
+        session_E=_sessions(columns["session_id"]) if "session_id" in columns else None,
+        numbers={name: columns[name] for name in record.columns if SCORED[name] in ("number", "flag")},
+        categories={name: columns[name] for name in record.columns if SCORED[name] == "category"},
         total_events_N=total_N,
         user_row_N=user_row_N,
         seen=seen,
@@ -80,12 +81,17 @@ def order(
     )
 
 
-def _number(column_E: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return a record's column as Float64, NaN for null (a flag's null is -1)."""
-    numbers_E = column_E.astype(np.float64)
-    if column_E.dtype == np.int8:
-        numbers_E[numbers_E < 0] = np.nan
-    return numbers_E
+def _columns(kept: Records, record: RecordType) -> dict[str, npt.NDArray[Any]]:
+    """Return the fields of the records as arrays: numbers and flags as Float64, NaN for null (a flag's null is -1)."""
+    wide = {name for name in record.columns if SCORED[name] in ("number", "flag")}
+    names = ["video", "time_us", *record.columns]
+    arrays = {n: np.empty(len(kept), np.float64 if n in wide else record.kind[n]) for n in names}
+    blocks.columns(kept, arrays)
+    for name in record.columns:
+        if SCORED[name] == "flag":
+            flag_E = arrays[name]
+            flag_E[flag_E < 0] = np.nan
+    return arrays
 
 
 def _sessions(id_E: I64) -> I64:

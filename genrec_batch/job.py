@@ -15,7 +15,7 @@ import polars as pl
 
 from genrec_batch import eventlog, flow, histories, model, ordering, partition, schema, sides, storage, tables
 from genrec_batch.arrays import I32, I64, Histories, Ragged, SideTable
-from genrec_batch.blocks import RecordType
+from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
 from genrec_batch.config import HistoryConfig
 from genrec_batch.console import LOG
@@ -46,6 +46,7 @@ class Job:
     as_of_us: int
     config: HistoryConfig
     inputs: dict[str, storage.Source]  # every log and table read, for lineage
+    stages: Stages
     facts: dict[str, object]  # counts, for the summary
     warnings: list[str] = field(default_factory=list)
     _loaded: dict[int, Histories] = field(default_factory=dict, repr=False)
@@ -65,8 +66,19 @@ class Job:
             InputError: a page of the log is damaged.
             RetryError: a connection was lost.
         """
-        built = self._loaded.pop(bucket.number, None) or histories.order(
-            self.store.load(bucket),
+        built = self._loaded.pop(bucket.number, None)
+        if built is None:
+            with self.stages.time("load", rows=bucket.events):
+                records = self.store.load(bucket)
+            with self.stages.time("histories", rows=bucket.events):
+                built = self._ordered(bucket, records)
+        if keep:
+            self._loaded[bucket.number] = built
+        return built
+
+    def _ordered(self, bucket: Bucket, records: Records) -> Histories:
+        return histories.order(
+            records,
             self.store.split.record,
             start=bucket.start,
             total_N=self.users.events_N[bucket.start : bucket.stop],
@@ -77,9 +89,6 @@ class Job:
             seen_limit=self.config.seen_limit,
             compiled=self.store.split.compiled,
         )
-        if keep:
-            self._loaded[bucket.number] = built
-        return built
 
     def first_shard(self) -> Histories:
         """Return the histories of the users of the first part of the output: what a run is tried on."""
@@ -215,6 +224,7 @@ def prepare(
         as_of_us=found.as_of_us,
         config=config,
         inputs=inputs,
+        stages=stages,
         facts=_facts(log, found, scored, catalog, store, config),
         warnings=warnings,
     )

@@ -36,6 +36,7 @@ from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.partition import Bucket
 from genrec_batch.profiling import Stages, peak_rss_mib
 from genrec_batch.scoring import Scored, Scoring, Shard
+from genrec_batch.selection import preload
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
@@ -75,13 +76,12 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     """
     stages = stages or Stages()
     with ExitStack() as stack:
+        stack.enter_context(flow.beside(lambda: preload(config.engine, config.device), name="preload"))
         job = open_job(config, source, target, stages, stack, candidates=config.candidates)
         scoring = Scoring.of(config, job, stages)
         identity = lineage(config, job, engine=scoring.selection.engine)
         if target is None:
-            done = [
-                finished(scoring, scored, None) for scored in scoring.rank(shards(job, config, stages, set(), None))
-            ]
+            done = [finished(scoring, scored, None) for scored in scoring.rank(shards(scoring, set(), None))]
             counts = _sums([part.counts for part in done])
             facts = summary("score", job, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
@@ -89,7 +89,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
         previous = _previous(config, shared, job)
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
-            for scored in scoring.rank(shards(job, config, stages, skip, previous), advance):
+            for scored in scoring.rank(shards(scoring, skip, previous), advance):
                 yield lambda scored=scored: finished(scoring, scored, previous)  # type: ignore[misc]
 
         return run("score", config, job, parts, identity, Path(target), stages, scoring.report, shared)
@@ -147,14 +147,14 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
             workers = Threads.of(flow.cores()).features
-            for part in flow.ordered(made, pieces(job, stages, skip), workers=workers, name="features"):
+            for part in flow.ordered(made, pieces(job, skip), workers=workers, name="features"):
                 advance(part.users)
                 yield lambda part=part: part  # type: ignore[misc]
 
         return run("features", config, job, parts, identity, Path(target), stages, dict, None)
 
 
-def pieces(job: Job, stages: Stages, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
+def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
     """Yield each shard that is not in `skip`: its number, first user and histories, loaded a bucket ahead."""
     size = job.config.shard_users
     wanted = [
@@ -162,8 +162,7 @@ def pieces(job: Job, stages: Stages, skip: set[int]) -> Iterator[tuple[int, int,
     ]
 
     def load(bucket: Bucket) -> tuple[Bucket, Histories]:
-        with stages.time("histories", rows=bucket.events):
-            built = job.histories(bucket)
+        built = job.histories(bucket)
         job.store.done(bucket)
         return bucket, built
 
@@ -175,23 +174,26 @@ def pieces(job: Job, stages: Stages, skip: set[int]) -> Iterator[tuple[int, int,
                 yield number, bucket.start + start, built.slice(start, stop)
 
 
-def shards(job: Job, config: ScoreConfig, stages: Stages, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
-    """Yield each shard that is not in `skip` with all that the model reads of it, made ahead on other threads."""
+def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
+    """Yield each shard that is not in `skip`, cut into batches, made ahead on other threads."""
+    job, config, stages = scoring.job, scoring.config, scoring.stages
 
     def made(piece: tuple[int, int, Histories]) -> Shard:
         number, start, histories = piece
+        rows: I64 | None = None
         with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
             part = Part.of(job, histories, start, config)
+        with stages.time("batch", rows=len(histories)):
             prints = carrying.fingerprints(part)
-            rows: I64 | None = None
             if previous is not None:
                 kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
                 if kept.any():
                     rows = np.flatnonzero(~kept)
                     part = part.take(rows)
-        return Shard(number=number, start=start, stop=start + len(histories), part=part, prints=prints, rows=rows)
+            size, stop = scoring.batch_users, start + len(histories)
+            return Shard.of(part, number, start, stop, rows=rows, prints=prints, size=size, top_k=config.top_k)
 
-    ahead = flow.background(pieces(job, stages, skip), ahead=1, name="shards")
+    ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
     workers = Threads.of(flow.cores()).features
     return flow.background(flow.ordered(made, ahead, workers=workers, name="features"), ahead=1, name="prepare")
 

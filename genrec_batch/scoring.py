@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from genrec_batch import carrying, console, features, recommendations
-from genrec_batch.arrays import FIRST_ITEM, I64, Batch, Ranked
+from genrec_batch.arrays import F32, FIRST_ITEM, I64, U8, Batch, Ranked
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
+from genrec_batch.engines import FixedRows
 from genrec_batch.errors import ConfigError, DeviceMemoryError
 from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
@@ -31,17 +32,46 @@ from genrec_batch.verifying import measured
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Users `start`..`stop` of a job: one part of the output.
+    """Users `start`..`stop` of a job: one part of the output, ready for the engine.
 
-    `rows` are those of them to score, whom alone `part` is about; None for all. `prints` are everybody's fingerprints.
+    `rows` are those of them to score, None for all; S is their number. `prints` are everybody's fingerprints.
     """
 
     number: int
     start: int
     stop: int
-    part: Part
-    prints: carrying.U64
     rows: I64 | None
+    prints: carrying.U64
+    batches: deque[tuple[I64, Batch]]  # places among the S users, and what the engine reads of them
+    lengths_S: I64
+    cold_S: U8
+    wanted_S: I64  # items that each could get at most
+    feature_scores_S3: F32
+    unknown_events: int
+    seen_candidates: int  # given ones that are left out
+
+    def __len__(self) -> int:
+        return len(self.lengths_S)
+
+    @staticmethod
+    def of(
+        part: Part, number: int, start: int, stop: int, *, rows: I64 | None, prints: carrying.U64, size: int, top_k: int
+    ) -> Shard:
+        """Cut a part into batches of at most `size` users; nothing of the part is held beside them."""
+        return Shard(
+            number=number,
+            start=start,
+            stop=stop,
+            rows=rows,
+            prints=prints,
+            batches=deque((rows_B, part.batch(rows_B)) for rows_B in part.spans(size)),
+            lengths_S=part.histories.lengths_N,
+            cold_S=part.histories.cold_start_N(),
+            wanted_S=part.wanted_N(top_k),
+            feature_scores_S3=features.feature_scores(part.dense_NF),
+            unknown_events=int((part.histories.tokens_E < FIRST_ITEM).sum()),
+            seen_candidates=part.seen_candidates(),
+        )
 
 
 @dataclass(kw_only=True)
@@ -51,6 +81,9 @@ class Scored:
     shard: Shard
     ranking: Ranking
     left: int  # users still on their way
+
+
+Handed = tuple[Scored, I64, Batch]  # a batch, whose it is, and their places there
 
 
 @dataclass(kw_only=True)
@@ -66,7 +99,7 @@ class Scoring:
     scored_users: int = 0
     short_users: int = 0
     padding: list[int] = field(default_factory=lambda: [0, 0])  # real tokens, tokens computed
-    _pending: deque[tuple[Scored, I64]] = field(default_factory=deque)  # given to the engine, not back yet
+    _pending: deque[Handed] = field(default_factory=deque)  # given to the engine, not back yet
     _empty: deque[Scored] = field(default_factory=deque)
 
     @staticmethod
@@ -132,7 +165,7 @@ class Scoring:
                     if ranked is None:
                         yield from self._whole(None)
                         return
-                    scored, rows_B = self._pending.popleft()
+                    scored, rows_B, _ = self._pending.popleft()
                     self._put(scored, rows_B, ranked, blend(ranked, weights))
                     advance(len(rows_B))
                     yield from self._whole(scored)
@@ -146,29 +179,21 @@ class Scoring:
         while self._empty:
             yield self._empty.popleft()
 
-    def _cut(self, shards: Iterator[Shard]) -> Iterator[tuple[Scored, I64]]:
+    def _cut(self, shards: Iterator[Shard]) -> Iterator[Handed]:
         for shard in shards:
-            users = len(shard.part.histories)
-            scored = Scored(shard=shard, ranking=Ranking.empty(users, self.config.top_k), left=users)
-            if not users:
+            scored = Scored(shard=shard, ranking=Ranking.empty(len(shard), self.config.top_k), left=len(shard))
+            if not len(shard):
                 self._empty.append(scored)
-                continue
-            spans = deque(shard.part.spans(self.batch_users))
-            while spans:
-                rows_B = spans.popleft()
-                if len(rows_B) > self.batch_users:  # it has become smaller since they were cut
-                    spans.extendleft(reversed(_pieces(rows_B, self.batch_users)))
-                else:
-                    yield scored, rows_B
+            while shard.batches:
+                rows_B, batch = shard.batches.popleft()
+                yield from _pieces(scored, rows_B, batch, self.batch_users)
 
-    def _handed(self, batches: Iterator[tuple[Scored, I64]]) -> Iterator[Batch]:
-        for scored, rows_B in batches:
-            with self.stages.time("batch", rows=len(rows_B)):
-                batch = scored.shard.part.batch(rows_B)
-            self._pending.append((scored, rows_B))
-            yield batch
+    def _handed(self, batches: Iterator[Handed]) -> Iterator[Batch]:
+        for handed in batches:
+            self._pending.append(handed)
+            yield handed[2]
 
-    def _smaller(self, batches: Iterator[tuple[Scored, I64]], error: DeviceMemoryError) -> Iterator[tuple[Scored, I64]]:
+    def _smaller(self, batches: Iterator[Handed], error: DeviceMemoryError) -> Iterator[Handed]:
         """Return what is left in batches of half the size.
 
         Raises:
@@ -176,16 +201,18 @@ class Scoring:
         """
         lost = list(self._pending)
         self._pending.clear()
-        size = max((len(rows_B) for _, rows_B in lost), default=1)
+        size = max((len(batch) for _, _, batch in lost), default=1)
         if size == 1:
             raise error
         self.batch_users = size // 2
+        if isinstance(self.selection.engine, FixedRows):
+            self.selection.engine.resize(self.batch_users)
         LOG.warning("out of memory with %d users in a batch, going on with %d (%s)", size, size // 2, error)
-        again = [(scored, piece) for scored, rows_B in lost for piece in _pieces(rows_B, self.batch_users)]
+        again = [piece for handed in lost for piece in _pieces(*handed, self.batch_users)]
         return itertools.chain(again, batches)
 
-    def _put(self, scored: Scored, rows_B: I64, ranked: Ranked, score_BK: Any) -> None:
-        lengths_B = scored.shard.part.histories.lengths_N[rows_B]
+    def _put(self, scored: Scored, rows_B: I64, ranked: Ranked, score_BK: F32) -> None:
+        lengths_B = scored.shard.lengths_S[rows_B]
         scored.ranking.put(rows_B, ranked, score_BK)
         scored.left -= len(rows_B)
         self.padding[0] += int(lengths_B.sum()) + len(rows_B)
@@ -194,27 +221,25 @@ class Scoring:
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:
         """Return the rows of a shard in id order, and its counts."""
-        job, shard = self.job, scored.shard
-        part, ranking = shard.part, scored.ranking
+        job, shard, ranking = self.job, scored.shard, scored.ranking
         ids = job.users.ids.slice(shard.start, shard.stop - shard.start)
-        with self.stages.time("rows", rows=len(part.histories)):
-            short = int(((ranking.tokens_NK > 0).sum(axis=1) < part.wanted_N(self.config.top_k)).sum())
-            cold_N = part.histories.cold_start_N()
+        with self.stages.time("rows", rows=len(shard)):
+            short = int(((ranking.tokens_NK > 0).sum(axis=1) < shard.wanted_S).sum())
             rows = recommendations.table(
                 ids if shard.rows is None else ids.gather(shard.rows),
                 ranking,
                 catalog=job.catalog,
                 video_type=job.video_type,
-                feature_scores_N3=features.feature_scores(part.dense_NF),
-                history_length_N=part.histories.lengths_N,
-                cold_start_N=cold_N,
+                feature_scores_N3=shard.feature_scores_S3,
+                history_length_N=shard.lengths_S,
+                cold_start_N=shard.cold_S,
                 nested=self.config.layout == "nested",
             )
         return rows, {
-            "cold_start_users": int(cold_N.sum()),
-            "unknown_events": int((part.histories.tokens_E < FIRST_ITEM).sum()),
+            "cold_start_users": int(shard.cold_S.sum()),
+            "unknown_events": shard.unknown_events,
             "short_users": short,
-            **({"seen_candidates": part.seen_candidates()} if part.candidates is not None else {}),
+            **({"seen_candidates": shard.seen_candidates} if job.candidates is not None else {}),
         }
 
     def report(self) -> dict[str, Any]:
@@ -232,5 +257,10 @@ class Scoring:
         }
 
 
-def _pieces(rows_B: I64, most: int) -> list[I64]:
-    return [rows_B[start : start + most] for start in range(0, len(rows_B), most)]
+def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int) -> Iterator[Handed]:
+    """Yield a batch in pieces of at most `most` users; one that is no larger as it is."""
+    if len(batch) <= most:
+        yield scored, rows_B, batch
+        return
+    for start in range(0, len(batch), most):
+        yield scored, rows_B[start : start + most], batch.rows(start, start + most)

@@ -96,6 +96,22 @@ def test_sample_writes_the_same_log_for_the_same_seed(run, tmp_path):
     assert run("sample", "a.parquet", "--users", "50").code == 2
 
 
+def test_sample_takes_an_order_a_length_and_an_older_log_of_its_own(run):
+    small = ("sample", "log.parquet", "--users", "40", "--events-per-user", "6", "--days", "3", "--videos", "100")
+    for order, column in (("time", "timestamp"), ("user", "user_id")):
+        done = run(*small, "--order", order, "--if-exists", "overwrite")
+        assert done.code == 0, done.err
+        log = pl.read_parquet("log.parquet")
+        assert log[column].is_sorted()
+        assert (len(log), log["timestamp"].dt.date().n_unique()) == (done.summary["rows"], 3)
+        assert log["video_id"].n_unique() <= 100
+    again = run(*small)
+    assert (again.code, "--if-exists overwrite" in again.err) == (2, True)
+    for name, value in (("--order", "random"), ("--if-exists", "resume")):
+        wrong = run("sample", "new.parquet", name, value)
+        assert (wrong.code, name in wrong.err) == (2, True)
+
+
 def test_demo_leaves_a_folder_of_yours_alone(run, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     done = run("demo", "--folder", "mine")

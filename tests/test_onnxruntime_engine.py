@@ -7,12 +7,14 @@ import sys
 import textwrap
 
 import numpy as np
+import onnxruntime
 import pytest
+from fake_cuda import FakeRuntime
 from numpy_network import NumpyNetwork
 
 from genrec_batch import export, generate, model
 from genrec_batch.arrays import Batch
-from genrec_batch.engines import exported, onnxruntime_sessions
+from genrec_batch.engines import OnDevice, cuda, exported, onnxruntime_sessions
 from genrec_batch.engines.onnxruntime_engine import OnnxRuntimeEngine
 from genrec_batch.errors import ConfigError, EngineError, ModelError, RetryError
 
@@ -389,3 +391,12 @@ def test_a_damaged_export_is_an_error(tiny, tmp_path):
 def test_it_takes_the_cores_this_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
     assert onnxruntime_sessions.usable_cores() == 3
+
+
+def test_on_a_gpu_it_says_what_decides_its_speed(tiny, monkeypatch):
+    monkeypatch.setattr(cuda, "load_runtime", lambda: FakeRuntime(memory=8 << 30))
+    engine = OnnxRuntimeEngine(tiny, device="cpu", precision="fp32")
+    engine.device = "cuda:0"
+    assert isinstance(engine, OnDevice)
+    assert engine.hardware() == f"sm_90, 8 GiB, onnxruntime {onnxruntime.__version__}"
+    assert engine.free_bytes() == 8 << 30

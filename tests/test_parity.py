@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec_batch import model, parity, pipeline, selection
+from genrec_batch import model, parity, scoring, selection
 from genrec_batch.arrays import Ranked
 from genrec_batch.errors import GateError
 
@@ -61,7 +61,7 @@ def test_a_job_that_fails_its_own_check_writes_nothing(run, log_file, model_dir,
     (tmp_path / "recs.parquet").unlink()
     other = model.demo_model(model.PRESETS["tiny"], seed=9)
     monkeypatch.setattr(
-        pipeline,
+        scoring,
         "reference_engine",
         lambda asked: selection.reference_engine(other.with_catalog(asked.tokens - 2)),
     )

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from conftest import small_log
 
-from genrec_batch import partition, storage
+from genrec_batch import ordering, partition, storage
 
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"
 SMALL = ["--memory-limit", "1MiB", "--shard-users", "60"]
@@ -60,6 +60,17 @@ def test_the_rows_do_not_depend_on_the_way_or_the_memory(written, big):
         ("user", False): "memory",
         ("time", False): "memory",
     }
+
+
+@pytest.mark.parametrize("flags", [[], SMALL])
+def test_compiled_sorts_give_the_rows_of_the_plain_ones(written, big, monkeypatch, flags):
+    odd = ["user_id", "video_id", "timestamp", "is_liked", "device_type"]  # columns that do not fill whole words
+    for number, columns in enumerate((odd, odd[:4], big.columns)):
+        big.select(columns).write_parquet(f"log{number}.parquet")
+        _, expected = written(f"log{number}.parquet", *flags)
+        with monkeypatch.context() as patched:
+            patched.setattr(ordering, "COMPILED_FROM", 0)
+            assert written(f"log{number}.parquet", *flags)[1].equals(expected)
 
 
 def test_time_order_is_seen_and_said(written, big):

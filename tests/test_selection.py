@@ -108,3 +108,19 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
     taken = selection.select(TINY, batch, decoding, name="onnxruntime", device="cpu", precision="auto")
     assert taken.engine.precision == "fp32", taken.why
     assert "100.0%" not in taken.why
+
+
+@pytest.mark.parametrize(
+    ("processor", "taken"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 avx512_vnni", "bf16"),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16 avx512_vnni", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 avx512_vnni", "int8"),
+        ("vendor_id : GenuineIntel\nflags : avx2", None),
+    ],
+)
+def test_the_fast_precision_is_the_one_measured_on_such_a_processor(monkeypatch, processor, taken):
+    monkeypatch.setattr(selection.Path, "read_text", lambda _: processor)
+    monkeypatch.setattr(selection.Path, "exists", lambda _: True)
+    assert selection._fast_precision("torch", "cpu") == taken
+    assert selection._fast_precision("onnxruntime", "cpu") is None

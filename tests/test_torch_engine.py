@@ -16,6 +16,7 @@ from genrec_batch.errors import EngineError, ModelError, RetryError  # noqa: E40
 CONFIG = model.ModelConfig(vocabulary=80, width=32, ffn=48, layers=3, positions=40, heads=4)
 MODEL = model.demo_model(CONFIG)
 STEPS = 6
+NEEDS_VNNI = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,7 +196,7 @@ def test_scores_differ_between_items(engine):
         assert len(np.unique(row, axis=0)) == STEPS
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
 def test_a_row_does_not_depend_on_its_company_or_padding(precision):
     engine = TorchEngine(MODEL, precision=precision)
     batch = make_batch()
@@ -266,6 +267,24 @@ def test_bf16_stays_close_to_fp32():
     assert same.mean() > 0.9
     assert not np.array_equal(exact.log_prob_BK, fast.log_prob_BK)
     np.testing.assert_allclose(fast.log_prob_BK[same], exact.log_prob_BK[same], atol=0.05)
+
+
+@NEEDS_VNNI
+def test_int8_stays_close_to_fp32():
+    config = replace(CONFIG, vocabulary=500, width=64, ffn=128)
+    small = model.demo_model(config)
+    batch = make_batch(range(30), config=config, vectors=False)
+    exact, fast = slate(TorchEngine(small), batch), slate(TorchEngine(small, precision="int8"), batch)
+    same = exact.tokens_BK == fast.tokens_BK
+    assert same.mean() > 0.9
+    assert not np.array_equal(exact.log_prob_BK, fast.log_prob_BK)
+    np.testing.assert_allclose(fast.log_prob_BK[same], exact.log_prob_BK[same], atol=0.05)
+
+
+def test_int8_without_its_instructions_is_refused(monkeypatch):
+    monkeypatch.setattr(torch_device, "fast_int8", lambda: False)
+    with pytest.raises(EngineError, match=r"--precision int8.*VNNI.*fp32"):
+        TorchEngine(MODEL, precision="int8")
 
 
 def test_nothing_special_seen_or_read_is_chosen(engine):
@@ -397,7 +416,7 @@ def test_a_history_beyond_the_position_table_is_refused(engine):
     ("device", "precision", "message"),
     [
         ("cpu", "fp16", "--precision fp16.*--device cuda only"),
-        ("cpu", "int8", "--precision int8: the torch engine has fp32, bf16, fp16"),
+        ("cpu", "fp8", "--precision fp8: the torch engine has fp32, bf16, fp16, int8"),
         ("cpu", "bf61", "Did you mean 'bf16'"),
         ("cuda:99", "fp32", "--device cuda:99: "),
         ("gpu", "fp32", "--device 'gpu' is not a device"),

@@ -38,7 +38,7 @@ def load_runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise EngineError(f"the tensorrt engine needs cuda-python ({error}): {INSTALL}") from error
+        raise EngineError(f"running on an NVIDIA GPU needs cuda-python ({error}): {INSTALL}") from error
     return runtime
 
 

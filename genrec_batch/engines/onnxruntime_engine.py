@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
-from genrec_batch.engines import exported
+from genrec_batch.engines import cuda, exported
 from genrec_batch.engines.onnxruntime_sessions import Array, Sessions, Value, import_or_say
 from genrec_batch.errors import ConfigError, EngineError
 from genrec_batch.model import Model
@@ -84,6 +84,15 @@ class OnnxRuntimeEngine:
         self._sessions = Sessions(self.device, threads=threads, graph=self._graph)
         self._sessions.load("prefill")
         self._sessions.load("decode")
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now (on CUDA; needs cuda-python, as `genrec-batch[gpu]` brings it)."""
+        return cuda.Device(self.device).free_bytes()
+
+    def hardware(self) -> str:
+        """Return the GPU's architecture and memory, and onnxruntime's version."""
+        gpu = cuda.Device(self.device)
+        return f"{gpu.architecture}, {gpu.total_bytes() >> 30} GiB, onnxruntime {self._sessions.version}"
 
     def _usable_export(self) -> exported.Index | None:
         directory = self._model.directory

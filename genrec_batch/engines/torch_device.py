@@ -12,7 +12,7 @@ import torch
 
 from genrec_batch.errors import DeviceMemoryError, EngineError, nearest
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,6 +41,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def wake(name: str) -> None:
+    """Make a GPU ready to work, which takes a second or two."""
+    torch.zeros(1, device=resolve_device(name))
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type that `--precision` names.
 
@@ -52,7 +57,17 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         raise EngineError(f"--precision {name}: the torch engine has {', '.join(PRECISIONS)}.{hint}")
     if name == "fp16" and device.type == "cpu":
         raise EngineError("--precision fp16: the torch engine has it on --device cuda only; on a CPU take bf16 or fp32")
+    if name == "int8" and device.type != "cpu":
+        raise EngineError("--precision int8: the torch engine has it on --device cpu only; on a GPU take fp16")
+    if name == "int8" and not fast_int8():
+        raise EngineError("--precision int8: this processor has no AVX-512 VNNI instructions; take fp32")
     return PRECISIONS[name]
+
+
+def fast_int8() -> bool:
+    """Whether this processor multiplies 8-bit whole numbers with 32-bit sums; others would cut the sums off."""
+    supported: bool = torch.cpu._is_vnni_supported()  # noqa: SLF001 (no public name)
+    return supported
 
 
 @contextmanager

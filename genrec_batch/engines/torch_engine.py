@@ -51,7 +51,8 @@ class TorchEngine:
 
     Precisions. fp32: everything. bf16 on a CPU: the cache, and all products of the positions before the newest event,
     which are most of the work and matter only through attention; the products of the newest event and of decoded items
-    stay fp32, which keeps close items in order at little cost. bf16 and fp16 on CUDA: the cache and all products of the
+    stay fp32, which keeps close items in order at little cost. int8 on a CPU: most products of those same positions
+    (`torch_network.prepare_layers`), with an fp32 cache. bf16 and fp16 on CUDA: the cache and all products of the
     encoder. The residual stream, norms, softmax, logits and heads are fp32 everywhere.
     """
 

@@ -56,7 +56,10 @@ class Program:
         context_positions: int,
         aside_positions: int,
     ) -> Program:
-        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits and heads in fp32."""
+        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits and heads in fp32.
+
+        The cache is in `dtype` too, but for int8, whose sums are fp32.
+        """
         reading = prepare_layers(network, reading_dtype)
         layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
         heads = [getattr(network, f"{head}_head") for head in HEADS]
@@ -67,7 +70,7 @@ class Program:
             output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
             heads=Linear(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), torch.float32),
             tokens=tokens,
-            cache_dtype=dtype,
+            cache_dtype=torch.float32 if dtype == torch.int8 else dtype,
             group_rows=group_rows,
             context_positions=context_positions,
             aside_positions=aside_positions,
@@ -144,8 +147,9 @@ def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Te
         count = int(lengths_R[part.stop - 1])
         filled = cache.part(part)
         if count:
-            items_RSD = program.items(tokens_RS[part, : count - 1], torch.arange(1, count, device=lengths_R.device))
-            context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), filled)
+            older_RS = tokens_RS[part, : count - 1]
+            items_RSD = program.items(older_RS, torch.arange(1, count, device=lengths_R.device))
+            context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), older_RS, filled)
         filled.clear(count)
     return Group(rows=rows, lengths_R=lengths_R, cache=cache)
 

@@ -5,6 +5,9 @@ layer it is, or what a model is.
 
 On a CPU PyTorch gives fp32 products to MKL, which leaves more than half the speed of AMD's processors unused, and packs
 16-bit weights anew at each call. oneDNN, which PyTorch carries too, takes weights that were packed once.
+
+int8 has a scale per row of x and per output of the weight (vector-wise quantization, Dettmers et al. 2022, LLM.int8),
+so that no row depends on its company; sums are exact in 32 bits, and what goes in and out is fp32.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch.nn import functional
 ROWS_HINT = 2048  # oneDNN packs for about this many rows; the result is right for any number
 ONEDNN: Any = torch.ops.mkldnn  # operators have no types
 ONEDNN_HERE: Any = torch.backends.mkldnn.is_available
+QUANTIZED: Any = torch.ops.onednn
 
 
 class Linear:
@@ -41,3 +45,49 @@ class Linear:
             return packed
         product = functional.linear(x, self._weight, self._bias)
         return product.relu_() if relu else product
+
+
+class Int8Linear:
+    """`x @ weight.T + bias` in 8-bit whole numbers on a CPU, with an optional ReLU; takes and gives fp32."""
+
+    dtype = torch.float32
+
+    def __init__(self, weight_NM: Tensor, bias_N: Tensor, *, exact: int = 0, positive: bool = False) -> None:
+        """Round weight [out, in] to -127..127 per output, but for the last `exact` outputs, which stay fp32.
+
+        `positive`: no number of any x is below 0, so that 0..255 stand for 0 to the largest one.
+        """
+        rounded = len(weight_NM) - exact
+        weight, self._bias_N = weight_NM.detach()[:rounded], bias_N.detach()[:rounded].contiguous()
+        self._scale_N = _or_one(weight.abs().amax(1)) / 127
+        whole = (weight / self._scale_N[:, None]).round_().to(torch.int8)
+        self._weight = QUANTIZED.qlinear_prepack(whole, [ROWS_HINT, weight.shape[1]])
+        self._offset_N = torch.zeros(rounded, dtype=torch.int64)
+        self._exact = Linear(weight_NM[rounded:], bias_N[rounded:], torch.float32) if exact else None
+        self._outputs, self._rounded = len(weight_NM), rounded
+        self._positive = positive
+        self._zero, self._most = (0, 255) if positive else (128, 127)
+
+    def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
+        """Multiply R rows: [R, in] -> [R, out], both fp32."""
+        largest_R1 = x_RM.amax(1, keepdim=True)
+        if not self._positive:
+            largest_R1 = torch.maximum(largest_R1, -x_RM.amin(1, keepdim=True))
+        scale_R1 = _or_one(largest_R1) / self._most
+        whole = (x_RM * scale_R1.reciprocal()).add_(self._zero + 0.5).to(torch.uint8)  # the half: cut off is rounded
+        sums = QUANTIZED.qlinear_pointwise(
+            whole, 1.0, self._zero, self._weight, self._scale_N, self._offset_N, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )  # fmt: skip
+        if self._exact is None:
+            product: Tensor = sums.mul_(scale_R1).add_(self._bias_N)
+        else:
+            product = torch.empty(len(x_RM), self._outputs)
+            torch.mul(sums, scale_R1, out=product[:, : self._rounded]).add_(self._bias_N)
+            product[:, self._rounded :] = self._exact(x_RM)
+        return product.relu_() if relu else product
+
+
+def _or_one(largest: Tensor) -> Tensor:
+    """Return what to divide by: 1 where all is 0."""
+    return torch.where(largest == 0, 1.0, largest)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_batch.arrays import HEADS
-from genrec_batch.engines.torch_linear import Linear
+from genrec_batch.engines.torch_linear import Int8Linear, Linear
 from genrec_batch.model import EPSILON, ModelConfig, Weights
 
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
@@ -100,25 +100,36 @@ def load_network(config: ModelConfig, weights: Weights, device: torch.device) ->
 class Layer:
     """One encoder layer, ready to multiply; the query rows of `qkv` carry attention's 1/sqrt(Z)."""
 
-    qkv: Linear
+    qkv: Linear | Int8Linear
     out: Linear
-    up: Linear
-    down: Linear
+    up: Linear | Int8Linear
+    down: Linear | Int8Linear
     norm1: Norm
     norm2: Norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContextLayers:
-    """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D]."""
+    """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D].
+
+    Items enter the first layer as token plus position, and a product of a sum is the sum of products: the first
+    layer's queries, keys and values of items are looked up in two tables, in fp32.
+    """
 
     layers: Sequence[Layer]
-    last: Linear
+    last: Linear | Int8Linear
+    first_of_tokens_VN: Tensor  # queries, keys and values [V, 3 D] of each token
+    first_of_positions_PN: Tensor  # and of each position, with the bias
 
 
 def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
-    """Return the encoder's layers with their products in `dtype` and their norms in fp32."""
+    """Return the encoder's layers with their products in `dtype` and their norms in fp32.
+
+    int8 rounds queries, keys and the feed-forward block. Values and what is made of them stay fp32: attention carries
+    their error straight to the row's last position, and they would make up most of all error at a quarter of the work.
+    """
     state, layers = network.state_dict(), []
+    whole = dtype == torch.int8
     for i in range(network.config.layers):
         pairs = {
             name: (state[f"encoder.layers.{i}.{name}.weight"], state[f"encoder.layers.{i}.{name}.bias"])
@@ -126,10 +137,10 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
         }
         layers.append(
             Layer(
-                qkv=Linear(*_scaled_qkv(network, i), dtype),
-                out=Linear(*pairs["self_attn.out_proj"], dtype),
-                up=Linear(*pairs["linear1"], dtype),
-                down=Linear(*pairs["linear2"], dtype),
+                qkv=_with_values(*_scaled_qkv(network, i), dtype),
+                out=Linear(*pairs["self_attn.out_proj"], torch.float32 if whole else dtype),
+                up=Int8Linear(*pairs["linear1"]) if whole else Linear(*pairs["linear1"], dtype),
+                down=Int8Linear(*pairs["linear2"], positive=True) if whole else Linear(*pairs["linear2"], dtype),
                 norm1=pairs["norm1"],
                 norm2=pairs["norm2"],
             )
@@ -141,7 +152,21 @@ def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtyp
     """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
     weight, bias = _scaled_qkv(network, len(layers) - 1)
     width = network.config.width
-    return ContextLayers(layers=layers[:-1], last=Linear(weight[width:], bias[width:], dtype))
+    first = Linear(*_scaled_qkv(network, 0), torch.float32)
+    no_bias = Linear(_scaled_qkv(network, 0)[0], torch.zeros(3 * width, device=weight.device), torch.float32)
+    return ContextLayers(
+        layers=layers[:-1],
+        last=_with_values(weight[width:], bias[width:], dtype),
+        first_of_tokens_VN=no_bias(network.token_embedding.weight),
+        first_of_positions_PN=first(network.position_embedding.weight),
+    )
+
+
+def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Linear | Int8Linear:
+    """Return the product whose last D outputs are the values."""
+    if dtype == torch.int8:
+        return Int8Linear(weight_ND, bias_N, exact=weight_ND.shape[1])
+    return Linear(weight_ND, bias_N, dtype)
 
 
 def _scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
@@ -200,21 +225,38 @@ class Cache:
         )
 
 
-def context(stack: ContextLayers, x_RSD: Tensor, cache: Cache) -> None:
-    """Fill a cache's context slots from positions 0..S-1; the last layer's queries are never read, so never made."""
+def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
+    """Fill a cache's context slots from positions 0..S; the last layer's queries are never read, so never made.
+
+    `tokens_RS` are what stands behind position 0 in x [R, S + 1, D].
+    """
     rows, count, width = x_RSD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
     causal = x_RSD.new_full((count, count), -torch.inf).triu_(1)
     x = x_RSD.reshape(rows * count, width)
     for i, layer in enumerate(stack.layers):
-        query, key, value = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4).contiguous()
-        cache.keys[i, :, :, :count] = key
-        cache.values[i, :, :, :count] = value
-        mixed = _attend_causally(query, key, value, causal)
+        product = layer.qkv(x) if i else _first(stack, x_RSD[:, 0], tokens_RS)
+        query, key, value = product.view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
+        keys, values = cache.keys[i, :, :, :count], cache.values[i, :, :, :count]
+        keys[:] = key
+        values[:] = value
+        mixed = _attend_causally(query.to(keys.dtype).contiguous(), keys, values, causal)
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
     key, value = stack.last(x).view(rows, count, 2, heads, size).permute(2, 0, 3, 1, 4)
     cache.keys[-1, :, :, :count] = key
     cache.values[-1, :, :, :count] = value
+
+
+def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor:
+    """Return the first layer's queries, keys and values of a prefix and the items behind it, [R * (S + 1), 3 D]."""
+    count = tokens_RS.shape[1] + 1
+    product = stack.first_of_tokens_VN.new_empty(len(tokens_RS), count, stack.first_of_tokens_VN.shape[1])
+    product[:, 0] = stack.layers[0].qkv(prefix_RD)
+    torch.add(
+        functional.embedding(tokens_RS, stack.first_of_tokens_VN), stack.first_of_positions_PN[1:count],
+        out=product[:, 1:],
+    )  # fmt: skip
+    return product.flatten(0, 1)
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_SS: Tensor) -> Tensor:

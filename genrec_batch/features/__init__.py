@@ -49,7 +49,7 @@ def _fastest() -> Kernel:
     if not kernel.kept_on_disk():
         LOG.warning(
             "compiled kernels cannot be kept: neither %s nor the home folder can be written, so every run compiles "
-            "them anew, for some ten seconds; set NUMBA_CACHE_DIR to a folder that can",
+            "them anew, for some twenty seconds; set NUMBA_CACHE_DIR to a folder that can",
             kernel.FOLDER,
         )
     return "numba"

@@ -52,7 +52,7 @@ def exactly(chunks: Iterator[Views], rows: int) -> Iterator[Views]:
 
 def _by_user(world: World, behaviour: Behaviour, rows: int) -> Iterator[Views]:
     for users in world.blocks(rows):
-        count = world.people(users).sessions_U
+        count = world.session_counts(users)
         numbers = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         yield behaviour.views(world.sessions(np.repeat(users, count), numbers))
 
@@ -88,9 +88,7 @@ class _Lottery:
 
     def places(self, users_Z: I64, turns_Z: I64) -> I64:
         """Return where the user's session of that turn stands, [Z]: at random in its share of all places."""
-        turns = self.world.people(users_Z).sessions_U
-        within, _ = halves(bits(self._place, (users_Z << SESSION_BITS) | turns_Z))
-        return ((turns_Z + within / 2**32) / turns * PLACES).astype(np.int64)
+        return self._places(users_Z, turns_Z, self.world.session_counts(users_Z))
 
     def sessions(self, users_Z: I64, turns_Z: I64) -> Sessions:
         """Return the user's session of that turn, [Z]."""
@@ -101,10 +99,14 @@ class _Lottery:
         """Return where each view stands, [E]; never before its session."""
         turns, begin = self._rotation(views.users_E)
         delay = bits(self._delay, (views.users_E << EVENT_BITS) | views.numbers_E) >> np.uint64(64 - 34)
-        return self.places(views.users_E, (views.sessions_E - begin) % turns) + delay.astype(np.int64)
+        return self._places(views.users_E, (views.sessions_E - begin) % turns, turns) + delay.astype(np.int64)
+
+    def _places(self, users_Z: I64, turns_Z: I64, count_Z: I64) -> I64:
+        within, _ = halves(bits(self._place, (users_Z << SESSION_BITS) | turns_Z))
+        return ((turns_Z + within / 2**32) / count_Z * PLACES).astype(np.int64)
 
     def _rotation(self, users_Z: I64) -> tuple[I64, I64]:
-        turns = self.world.people(users_Z).sessions_U
+        turns = self.world.session_counts(users_Z)
         return turns, (bits(self._begin, users_Z) >> np.uint64(32)).astype(np.int64) % turns
 
 
@@ -135,7 +137,7 @@ def _due(order: _Clock | _Lottery, next_place_U: I64, next_turn_U: I64, edge: in
         turns = next_turn_U[users]
         due.append((users, turns))
         next_turn_U[users] = turns + 1
-        more = turns + 1 < order.world.people(users).sessions_U
+        more = turns + 1 < order.world.session_counts(users)
         next_place_U[users[~more]] = NEVER
         users = users[more]
         next_place_U[users] = order.places(users, turns[more] + 1)

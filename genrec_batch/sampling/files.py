@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch import console
 from genrec_batch.durable import full_disk, sync
 from genrec_batch.errors import ConfigError
 from genrec_batch.sampling.arranging import arranged, exactly
@@ -42,6 +41,7 @@ class _Counts:
     first_ms: int = np.iinfo(np.int64).max
     last_ms: int = 0
     faults: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=lambda: np.zeros(len(FAULTS) + 1, np.int64))
+    advance: Callable[[int], None] | None = None
 
     def add(self, views: Views) -> None:
         self.rows += len(views)
@@ -49,6 +49,8 @@ class _Counts:
         self.first_ms = min(self.first_ms, int(views.time_ms_E.min()))
         self.last_ms = max(self.last_ms, int(views.time_ms_E.max()))
         self.faults += np.bincount(views.faults_E, minlength=len(self.faults))
+        if self.advance is not None:
+            self.advance(len(views))
 
 
 def write(
@@ -59,6 +61,7 @@ def write(
     chunk_rows: int = CHUNK_ROWS,
     group_rows: int = GROUP_ROWS,
     part_rows: int = PART_ROWS,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Write the log of `config` and return its counts.
 
@@ -73,6 +76,7 @@ def write(
         chunk_rows: about how many rows are made at a time.
         group_rows: rows of a row group.
         part_rows: rows of a part file, rounded up to whole row groups.
+        advance: told how many more rows are made, for progress.
 
     Returns:
         Counts: output, files, bytes, rows, users, videos (those seen), first and last timestamp (ISO 8601, UTC) and
@@ -84,15 +88,14 @@ def write(
     """
     _check(output, overwrite=overwrite)
     world = World(config)
-    counts = _Counts(seen_V=np.zeros(config.videos, np.bool_))
+    counts = _Counts(seen_V=np.zeros(config.videos, np.bool_), advance=advance)
     chunks = exactly(arranged(world, chunk_rows), group_rows)
     single = output.suffix == ".parquet"
     with full_disk(output), _scratch(output) as scratch:
         folder = scratch / "log"
         folder.mkdir()
-        parts = _Parts(folder, Log(world), None if single else -(-part_rows // group_rows))
-        with console.progress("sample", round(config.users * config.events_per_user), "rows or so") as advance:
-            files = _write_all(parts, chunks, counts, advance)
+        parts = _Parts(folder, None if single else -(-part_rows // group_rows))
+        files = _write_all(parts, Log(world), chunks, counts)
         size = sum(file.stat().st_size for file in files)
         _publish(files[0] if single else folder, output)
     return _summary(config, counts) | {"output": str(output), "files": len(files), "bytes": size}
@@ -104,7 +107,7 @@ def _check(output: Path, *, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{output} exists; choose another name, remove it, or ask to overwrite it")
+        raise ConfigError(f"{output} exists; choose another name, remove it, or say --if-exists overwrite")
     if output.is_dir() and (others := [p.name for p in output.iterdir() if not p.match("part-*.parquet")]):
         raise ConfigError(f"{output} is not overwritten: it holds files that are not a log's ({', '.join(others[:5])})")
     if output.is_dir() == (output.suffix == ".parquet"):
@@ -116,20 +119,20 @@ def _check(output: Path, *, overwrite: bool) -> None:
 class _Parts:
     """Part files being written one after the other."""
 
-    def __init__(self, folder: Path, log: Log, groups_per_part: int | None) -> None:
+    def __init__(self, folder: Path, groups_per_part: int | None) -> None:
         self.files: list[Path] = []
         self.folder = folder
-        self._log, self._limit = log, groups_per_part
+        self._limit = groups_per_part
         self._writer: Any = None
         self._groups = 0
 
-    def write(self, views: Views) -> None:
+    def write(self, group: pa.Table) -> None:
         """Write one row group, into a new part where the last one is full."""
         if self._writer is None or self._groups == self._limit:
             self.close()
             self.files.append(self.folder / f"part-{len(self.files):05d}.parquet")
             self._writer, self._groups = _writer(self.files[-1]), 0
-        self._writer.write_table(self._log.table(views), row_group_size=len(views))
+        self._writer.write_table(group, row_group_size=len(group))
         self._groups += 1
 
     def close(self) -> None:
@@ -151,17 +154,17 @@ def _writer(file: Path) -> Any:
     )
 
 
-def _write_all(parts: _Parts, groups: Iterator[Views], counts: _Counts, advance: console.Advance) -> list[Path]:
-    """Write and sync all row groups; making the next one overlaps with writing the one before."""
+def _write_all(parts: _Parts, log: Log, groups: Iterator[Views], counts: _Counts) -> list[Path]:
+    """Write and sync all row groups; making the next one overlaps with writing the one before: about equal work."""
     pending: Future[None] | None = None
     try:
         with ThreadPoolExecutor(1) as pool:
             for views in groups:
                 counts.add(views)
+                group = log.table(views)
                 if pending is not None:
                     pending.result()
-                pending = pool.submit(parts.write, views)
-                advance(len(views))
+                pending = pool.submit(parts.write, group)
             if pending is not None:
                 pending.result()
     finally:

@@ -162,20 +162,30 @@ class World:
         even few users have the mean asked for.
         """
         place, batch, window, _ = quarters(bits(self._people, users_U))
-        weyl = users_U.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + self._lengths
-        exact = self.length_table[(weyl >> np.uint64(64 - LENGTH_BITS)).astype(np.int64)]
-        events_U = np.floor(exact + place / 65536).astype(np.int64)
-        mean_session = SHORTEST_SESSION + (batch.astype(np.int64) * SESSION_CHOICES >> 16)
+        events_U, sessions_U = self._sizes(users_U, place, batch)
         likes = quarters(bits(self._tastes, users_U))
         part = (window % 4096) / 4096
         return People(
             events_U=events_U,
-            sessions_U=np.maximum(1, (events_U + mean_session // 2) // mean_session),
+            sessions_U=sessions_U,
             joined_U=np.where((window >= STAYED) & (window < JOINED), 0.9 * part, 0.0),
             stay_U=np.where(window < STAYED, 1.0, np.where(window < JOINED, 1 - 0.9 * part, 0.1 + 0.9 * part)),
             favourites_U3=np.stack([self.category_table[like >> 4] for like in likes[:3]], axis=1).astype(np.uint8),
             loyalty_U=likes[3],
         )
+
+    def session_counts(self, users_U: I64) -> I64:
+        """Return how many sessions the given users (numbered from 0) have, [U]: `people().sessions_U` alone."""
+        place, batch, _, _ = quarters(bits(self._people, users_U))
+        return self._sizes(users_U, place, batch)[1]
+
+    def _sizes(self, users_U: I64, place_U: U16, batch_U: U16) -> tuple[I64, I64]:
+        """Return how many events and sessions users have, from their draws, [U] each."""
+        weyl = users_U.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + self._lengths
+        exact = self.length_table[(weyl >> np.uint64(64 - LENGTH_BITS)).astype(np.int64)]
+        events_U = np.floor(exact + place_U / 65536).astype(np.int64)
+        mean_session = SHORTEST_SESSION + (batch_U.astype(np.int64) * SESSION_CHOICES >> 16)
+        return events_U, np.maximum(1, (events_U + mean_session // 2) // mean_session)
 
     def sessions(self, users_Z: I64, numbers_Z: I64) -> Sessions:
         """Return some sessions, given their users (from 0) and their numbers within the user (from 0).

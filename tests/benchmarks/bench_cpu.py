@@ -1,0 +1,114 @@
+"""The torch engine on a CPU against the best-tuned eager PyTorch, the reference model, 50 events, K = 10.
+
+    python tests/benchmarks/bench_cpu.py [--users 256] [--rounds 7] [--threads 2] [--clock wall]
+
+States the ceiling first (a product of this model's shape in fp32, bf16 and int8 on the same threads), tunes the peer of
+`cpu_peer.py` in fp32 and in bf16 (batch size, kind of attention), then takes all in turn, round by round. Prints
+medians, ratios round by round to the best peer at all and to the best one that shares 98% of the top 10 with fp32, and
+that share. `--clock cpu` takes processor time, for a machine that others use too (with `--threads 1`: threads that wait
+for each other burn time that they do not use). The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from bench_engines import GFLOP_50, make_batch
+from cpu_peer import tuned
+
+from genrec_batch import model
+from genrec_batch.arrays import I32
+from genrec_batch.engines.torch_device import fast_int8
+from genrec_batch.engines.torch_linear import Int8Linear, Linear
+from genrec_batch.generate import Decoding, recommend
+from genrec_batch.parity import top_overlap
+from genrec_batch.selection import open_engine
+
+STEPS, PARITY = 10, 0.98
+ROWS, WIDTH, OUTPUTS = 816, 512, 1536  # of the product that the ceiling is measured with
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def ceilings(threads: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Return GFLOP/s of products alone with packed weights, one on each thread at once, by precision."""
+    weight, bias = torch.randn(OUTPUTS, WIDTH), torch.randn(OUTPUTS)
+    products = {"fp32": Linear(weight, bias, torch.float32), "bf16": Linear(weight, bias, torch.bfloat16)}
+    if fast_int8():
+        products["int8"] = Int8Linear(weight, bias)  # with the rounding of x that a product needs
+    found = {}
+    for name, product in products.items():
+        x = torch.randn(ROWS, WIDTH).to(product.dtype)
+
+        def alone(_: int, product: Linear | Int8Linear = product, x: torch.Tensor = x) -> float:
+            torch.set_num_threads(1)
+            taken = []
+            with torch.inference_mode():
+                for _ in range(60):
+                    start = clock()
+                    product(x)
+                    taken.append(clock() - start)
+            return 2 * ROWS * WIDTH * OUTPUTS / min(taken) / 1e9
+
+        with ThreadPoolExecutor(threads) as pool:
+            found[name] = round(sum(pool.map(alone, range(threads))))
+    torch.set_num_threads(threads)
+    return found
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--users", type=int, default=256)
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument("--clock", choices=CLOCKS, default="wall")
+    asked = arguments.parse_args()
+    clock = CLOCKS[asked.clock]
+    torch.set_num_threads(asked.threads)
+    most = ceilings(asked.threads, time.thread_time if asked.clock == "cpu" else clock)
+    print(f"ceiling on {asked.threads} threads: " + ", ".join(f"{k} {v} GFLOP/s" for k, v in most.items()), flush=True)
+    reference = model.demo_model(model.PRESETS["reference"])
+    batch, small = make_batch(asked.users, 50, 50), make_batch(min(64, asked.users), 50, 50)
+    runs: dict[str, Callable[[], I32]] = {}
+    for kind in ("fp32", "bf16"):
+        peer = tuned(reference, small, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[kind]), STEPS, clock)
+        print(f"peer in {kind}: {peer.settings}", flush=True)
+        runs[f"peer {kind}"] = lambda peer=peer: peer.slate(batch, STEPS)
+    for kind in ("fp32", "bf16", "int8") if fast_int8() else ("fp32", "bf16"):
+        engine = open_engine(reference, name="torch", device="cpu", precision=kind)
+        recommend(engine, small, Decoding())
+        runs[f"torch {kind}"] = lambda engine=engine: recommend(engine, batch, Decoding()).tokens_BK
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    items = {}
+    for _ in range(asked.rounds):
+        for name, run in runs.items():
+            start = clock()
+            items[name] = run()
+            taken[name].append(clock() - start)
+    parity = {name: float(top_overlap(items["torch fp32"], items[name])) for name in runs}
+    peers = [name for name in runs if name.startswith("peer")]
+    fastest = min(peers, key=lambda name: statistics.median(taken[name]))
+    faithful = min((p for p in peers if parity[p] >= PARITY), key=lambda name: statistics.median(taken[name]))
+    results = []
+    for name in runs:
+        rate = asked.users / statistics.median(taken[name])
+        row = {"run": name, "users_per_s": round(rate, 1), "top10_overlap": round(parity[name], 4)}
+        row |= {"holds_parity": parity[name] >= PARITY, "gflops": round(rate * GFLOP_50)}
+        for label, other in (("to_best_peer", fastest), ("to_best_peer_holding_parity", faithful)):
+            ratios = [a / b for a, b in zip(taken[other], taken[name], strict=True)]
+            row[label] = round(statistics.median(ratios), 2)
+        results.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    run_of = {"clock": asked.clock, "threads": asked.threads, "users": asked.users, "rounds": asked.rounds}
+    print(json.dumps(run_of | {"ceiling_gflops": most, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Products in 8-bit whole numbers: near the exact ones, row by row, and exact where they say so."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from genrec_batch.engines import torch_device, torch_linear  # noqa: E402 (only where torch is)
+from genrec_batch.engines.torch_linear import Int8Linear  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
+WEIGHT, BIAS = torch.randn(48, 64, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 48)
+
+
+def rows(count: int) -> torch.Tensor:
+    x = torch.randn(count, 64, generator=torch.Generator().manual_seed(2))
+    return x * torch.logspace(-3, 3, count)[:, None]  # rows of very different size
+
+
+def by_hand(x: torch.Tensor) -> torch.Tensor:
+    """The slow twin: whole numbers in fp64, a scale per row and per output."""
+    scale_x, scale_w = x.abs().amax(1, keepdim=True).double() / 127, WEIGHT.abs().amax(1, keepdim=True).double() / 127
+    return (x / scale_x).round() @ (WEIGHT / scale_w).round().T * scale_x * scale_w.T + BIAS
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Largest difference of each row, as a share of the row's largest number."""
+    return (found - expected).abs().amax(1) / expected.abs().amax(1)
+
+
+def test_it_is_what_whole_numbers_give():
+    x = rows(20)
+    assert error(Int8Linear(WEIGHT, BIAS)(x), by_hand(x)).max() < 0.005  # a half may round either way
+    assert error(Int8Linear(WEIGHT, BIAS)(x), x @ WEIGHT.T + BIAS).max() < 0.03
+
+
+def test_positive_numbers_have_twice_the_levels():
+    x = rows(20).abs()
+    exact = x @ WEIGHT.T + BIAS
+    assert error(Int8Linear(WEIGHT, BIAS, positive=True)(x), exact).max() < 0.02
+    relu = Int8Linear(WEIGHT, BIAS, positive=True)(x, relu=True)
+    assert relu.min() == 0
+    assert error(relu, exact.clamp(min=0)).max() < 0.02
+
+
+def test_a_row_has_the_same_bits_alone():
+    x, product = rows(9), Int8Linear(WEIGHT, BIAS)
+    together = product(x)
+    for row in range(len(x)):
+        assert torch.equal(product(x[row : row + 1])[0], together[row])
+
+
+def test_the_last_outputs_are_exact_where_asked():
+    x = rows(20)
+    found, exact = Int8Linear(WEIGHT, BIAS, exact=16)(x), x @ WEIGHT.T + BIAS
+    torch.testing.assert_close(found[:, 32:], exact[:, 32:], rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(found[:, :32], exact[:, :32], rtol=1e-5, atol=1e-4)
+
+
+def test_nothing_gives_the_bias_and_what_is_not_a_number_stays_none():
+    product = Int8Linear(WEIGHT, BIAS)
+    assert torch.equal(product(torch.zeros(3, 64)), BIAS.expand(3, -1))
+    assert torch.equal(product(torch.zeros(3, 64), relu=True), BIAS.clamp(min=0).expand(3, -1))
+    x = torch.zeros(2, 64)
+    x[1, 5] = torch.nan
+    assert torch.isnan(product(x)).all(1).tolist() == [False, True]
+
+
+def test_an_output_without_weights_is_its_bias():
+    weight = WEIGHT.clone()
+    weight[3] = 0
+    assert Int8Linear(weight, BIAS)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4
+    assert torch_linear.Linear(weight, BIAS, torch.float32)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4

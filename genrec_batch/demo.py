@@ -33,7 +33,7 @@ SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"  # besi
 
 MARK = ".genrec-batch-demo"  # in a folder that the demo made and may make anew
 SHOWN = 10  # newest events of the one user, and videos recommended
-SIZES = (1, 16, 64)  # users at once, when engines are timed
+SIZES = (1, 8, 32)  # users at once, when engines are timed
 TIMING_S = 0.3  # of each engine at each size, beside the least number of runs
 UNTRAINED = "The model is untrained: what it computes is real, but its ranking means nothing until one is trained."
 

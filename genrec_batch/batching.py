@@ -87,6 +87,16 @@ class Part:
             has_video_B=None if self.video is None else self.video[1][pick],
         )
 
+    def seen_candidates(self) -> int:
+        """Return how many given candidates are left out because their user has seen them."""
+        if self.candidates is None or self.include_seen:
+            return 0
+        given, seen = (
+            np.repeat(np.arange(len(rows.lengths_N)), rows.lengths_N) << 32 | rows.values.astype(np.int64)
+            for rows in (self.candidates, self.histories.seen)
+        )
+        return int(np.isin(given, seen).sum())
+
     def wanted_N(self, top_k: int) -> I64:
         """Return how many items each user could get at most, [N]."""
         users = len(self.histories)

@@ -19,9 +19,10 @@ import typer
 from genrec_batch import __version__, cli_look, config, console
 from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
-from genrec_batch.edge import fail, guarded, options
+from genrec_batch.edge import fail, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
 from genrec_batch.reports.options import ProfileConfig, RunConfig
+from genrec_batch.usage import Commands
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +30,7 @@ else:
     import tomli as tomllib
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -37,7 +39,7 @@ app = typer.Typer(
     epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, 99 nothing to score.",
 )
-app.add_typer(model_app, name="model")
+app.add_typer(model_app, name="model", rich_help_panel="Model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
@@ -205,25 +207,22 @@ def verify(input: INPUT, *, options: config.VerifyConfig) -> None:  # noqa: A002
 
 
 @app.command(rich_help_panel="Try")
+@options(config.LogConfig)
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the files of the demo go.")] = Path("demo_output"),
     users: Annotated[int, typer.Option(help="Users of the generated log, where there is no sample log.")] = 500,
 ) -> None:
-    """Score the sample log with the real pipeline and show the result.
+    """Show all of it in under a minute: one user, the whole sample log, the engines' speed, an export.
 
     Example: genrec-batch demo
     """
-    console.set_up(quiet=False, verbose=False, log_format="text")
+    from genrec_batch import demo as demonstration
 
-    def work() -> None:
-        from genrec_batch import demo as demonstration
-
-        console.last_line(demonstration.run(folder, users))
-
-    guarded(work, verbose=False)
+    console.last_line(demonstration.run(folder, users))
 
 
 @app.command(rich_help_panel="Try")
+@options(config.LogConfig)
 def sample(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .parquet file, else a directory of parts.")],
     *,
@@ -243,28 +242,25 @@ def sample(
 
     Example: genrec-batch sample log/ --users 100000 --events-per-user 50 --seed 7
     """
-    console.set_up(quiet=False, verbose=False, log_format="text")
+    from genrec_batch import sampling
 
-    def work() -> None:
-        from genrec_batch import sampling
-
-        if if_exists not in {"error", "overwrite"}:
-            raise ConfigError(f"--if-exists {if_exists!r} is not one of error, overwrite")
-        wanted = sampling.SampleConfig(
-            users=users,
-            events_per_user=events_per_user,
-            seed=seed,
-            videos=videos,
-            dirt=dirt,
-            days=days,
-            order=cast("sampling.Order", order),  # checked there
+    if if_exists not in {"error", "overwrite"}:
+        raise ConfigError(
+            f"--if-exists {if_exists!r} is not one of error, overwrite.{nearest(if_exists, ['error', 'overwrite'])}"
         )
-        began = time.perf_counter()
-        with console.progress("sample", round(users * events_per_user), "rows") as advance:
-            made = sampling.write(wanted, output, overwrite=if_exists == "overwrite", advance=advance)
-        console.last_line(made | {"seconds": round(time.perf_counter() - began, 3)})
-
-    guarded(work, verbose=False)
+    wanted = sampling.SampleConfig(
+        users=users,
+        events_per_user=events_per_user,
+        seed=seed,
+        videos=videos,
+        dirt=dirt,
+        days=days,
+        order=cast("sampling.Order", order),  # checked there
+    )
+    began = time.perf_counter()
+    with console.progress("sample", round(users * events_per_user), "rows") as advance:
+        made = sampling.write(wanted, output, overwrite=if_exists == "overwrite", advance=advance)
+    console.last_line(made | {"seconds": round(time.perf_counter() - began, 3)})
 
 
 @app.command(rich_help_panel="Look")
@@ -290,7 +286,4 @@ def main() -> None:
     keep_freed_memory()
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
-    try:
-        app()
-    except KeyboardInterrupt:  # before a command has begun
-        sys.exit(130)
+    app()

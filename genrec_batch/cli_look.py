@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genrec_batch import console
-from genrec_batch.edge import guarded, options
+from genrec_batch.config import LogConfig
+from genrec_batch.edge import options
 from genrec_batch.errors import ConfigError, GenrecError
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 
@@ -84,6 +85,7 @@ def profile(*, options: ProfileConfig) -> None:
     console.last_line(report.brief(found))
 
 
+@options(LogConfig)
 def inspect(
     output: Annotated[str, typer.Argument(metavar="OUT", help="What `score` wrote: a .parquet file or a directory.")],
     *,
@@ -97,17 +99,12 @@ def inspect(
 
     Example: genrec-batch inspect recs.parquet
     """
-    console.set_up(quiet=False, verbose=False, log_format="text")
+    from genrec_batch import inspecting, show_facts
+    from genrec_batch.reports import terminal
 
-    def work() -> None:
-        from genrec_batch import inspecting, show_facts
-        from genrec_batch.reports import terminal
-
-        facts = inspecting.inspect(output, model=model, top=top)
-        if as_json:
-            console.last_line(facts)
-        else:
-            terminal.show(show_facts.inspection(facts))
-        inspecting.check(facts)
-
-    guarded(work, verbose=False)
+    facts = inspecting.inspect(output, model=model, top=top)
+    if as_json:
+        console.last_line(facts)
+    else:
+        terminal.show(show_facts.inspection(facts))
+    inspecting.check(facts)

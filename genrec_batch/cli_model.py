@@ -13,7 +13,8 @@ import typer
 
 from genrec_batch import console
 from genrec_batch.build_config import BuildConfig
-from genrec_batch.edge import guarded, options
+from genrec_batch.config import LogConfig
+from genrec_batch.edge import beginning, options
 from genrec_batch.errors import ConfigError, GenrecError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ model_app = typer.Typer(
 )
 
 DIRECTORY = Annotated[Path, typer.Argument(metavar="DIR", help="The model directory.")]
+
+PRESETS = ("reference", "high-performance", "lightweight", "tiny")  # for completion, which imports no model
 
 CARD = """# A genrec-batch model
 
@@ -49,10 +52,6 @@ def _card(config: ModelConfig, origin: str) -> str:
     return CARD.format(parameters=model.parameters(config), origin=origin, **sizes)
 
 
-def _quiet_logs() -> None:
-    console.set_up(quiet=False, verbose=False, log_format="text")
-
-
 def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> None:
     """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves neither."""
     try:
@@ -65,10 +64,16 @@ def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> N
 
 
 @model_app.command()
+@options(LogConfig)
 def init(
     directory: DIRECTORY,
     *,
-    preset: Annotated[str, typer.Option(help="Sizes: reference, high-performance, lightweight or tiny.")] = "reference",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Sizes: reference, high-performance, lightweight or tiny.", autocompletion=beginning(PRESETS)
+        ),
+    ] = "reference",
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights; default: that of the demo.")] = None,
     catalog_from: Annotated[str | None, typer.Option(help="Take the catalog from this log.")] = None,
     schema_name: Annotated[
@@ -79,27 +84,21 @@ def init(
 
     Example: genrec-batch model init model/ --preset reference --catalog-from events.parquet
     """
-    _quiet_logs()
+    from genrec_batch import job, model
 
-    def work() -> None:
-        from genrec_batch import job, model
-
-        chosen = model.DEMO_SEED if seed is None else seed
-        config = model.preset(preset)
-        items = job.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
-        weights = model.initial_weights(config, chosen)
-        origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
-        model.check_free(directory)
-        _save(
-            directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
-        )
-        said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
-        console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
-
-    guarded(work, verbose=False)
+    chosen = model.DEMO_SEED if seed is None else seed
+    config = model.preset(preset)
+    items = job.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
+    weights = model.initial_weights(config, chosen)
+    origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
+    model.check_free(directory)
+    _save(directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin)))
+    said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
+    console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
 
 
 @model_app.command("import")
+@options(LogConfig)
 def import_(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A PyTorch state_dict in safetensors.")],
     directory: DIRECTORY,
@@ -116,26 +115,21 @@ def import_(
 
     Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
     """
-    _quiet_logs()
+    from genrec_batch import catalog, importing, model
 
-    def work() -> None:
-        from genrec_batch import catalog, importing, model
-
-        pairs = dict(_pair(text) for text in rename or [])
-        config, converted = importing.convert(model.read_weights(weights), pairs, heads=heads)
-        items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
-        card = _card(config, f"Imported from `{weights.name}`.")
-        model.check_free(directory)
-        _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
-        if items is None:
-            console.LOG.warning(
-                "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
-            )
-        console.stdout.print(
-            f"{directory}: {model.parameters(config):,} parameters", highlight=False, markup=False, soft_wrap=True
+    pairs = dict(_pair(text) for text in rename or [])
+    config, converted = importing.convert(model.read_weights(weights), pairs, heads=heads)
+    items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
+    card = _card(config, f"Imported from `{weights.name}`.")
+    model.check_free(directory)
+    _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
+    if items is None:
+        console.LOG.warning(
+            "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
         )
-
-    guarded(work, verbose=False)
+    console.stdout.print(
+        f"{directory}: {model.parameters(config):,} parameters", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -146,60 +140,56 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @model_app.command()
+@options(LogConfig)
 def info(
     directory: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="The model directory; none for a preset.")
     ] = None,
     *,
-    preset: Annotated[str, typer.Option(help="Describe a preset instead.")] = "reference",
+    preset: Annotated[
+        str, typer.Option(help="Describe a preset instead.", autocompletion=beginning(PRESETS))
+    ] = "reference",
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Print a model's parameters by group, memory by precision, sizes and fingerprint.
 
     Example: genrec-batch model info model/
     """
-    _quiet_logs()
+    from genrec_batch import catalog, model, show
 
-    def work() -> None:
-        from genrec_batch import catalog, model, show
-
-        loaded = model.load(directory) if directory else model.demo_model(model.preset(preset))
-        file = directory / "catalog.parquet" if directory else None
-        has = file is not None and file.exists()
-        videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
-        facts = show.model_info(loaded, str(directory) if directory else f"preset {preset}", videos)
-        if as_json:
-            console.last_line(facts)
-        else:
-            show.model_table(facts)
-
-    guarded(work, verbose=False)
+    loaded = model.load(directory) if directory else model.demo_model(model.preset(preset))
+    file = directory / "catalog.parquet" if directory else None
+    has = file is not None and file.exists()
+    videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
+    facts = show.model_info(loaded, str(directory) if directory else f"preset {preset}", videos)
+    if as_json:
+        console.last_line(facts)
+    else:
+        show.model_table(facts)
 
 
 @model_app.command()
+@options(LogConfig)
 def export(
     directory: DIRECTORY,
     *,
-    precision: Annotated[str, typer.Option(help="Number format of the graphs: fp32 or fp16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Number format of the graphs: fp32 or fp16.", autocompletion=beginning(("fp32", "fp16")))
+    ] = "fp32",
 ) -> None:
     """Write DIR/onnx/: prefill, decode and score graphs with dynamic batch and length, top-k inside.
 
     Example: genrec-batch model export model/ --precision fp32
     """
-    _quiet_logs()
+    from genrec_batch import export as exporting
+    from genrec_batch import model
 
-    def work() -> None:
-        from genrec_batch import export as exporting
-        from genrec_batch import model
-
-        if precision not in ("fp32", "fp16"):
-            raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
-        for path in exporting.export(model.load(directory), directory, precision=precision):
-            console.stdout.print(
-                f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True
-            )
-
-    guarded(work, verbose=False)
+    if precision not in ("fp32", "fp16"):
+        raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
+    for path in exporting.export(model.load(directory), directory, precision=precision):
+        console.stdout.print(
+            f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 @model_app.command()

@@ -16,15 +16,32 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LOG = logging.getLogger("genrec_batch")
 
 
+WIDE = 72  # columns of a terminal from which progress has a bar and counts
+
+
+class _Stream(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the edge, which knows the exit code; Rich would end the process with 1."""
+        raise BrokenPipeError
+
+
 def _console(*, err: bool) -> Console:
     """Return a console as wide as its terminal; 160 columns where it is a pipe or a file and COLUMNS does not say."""
-    made = Console(stderr=err)
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=err, width=160)
+    made = _Stream(stderr=err)
+    return made if made.is_terminal or "COLUMNS" in os.environ else _Stream(stderr=err, width=160)
 
 
 stderr, stdout = _console(err=True), _console(err=False)
@@ -68,31 +85,50 @@ def nowhere(units: int) -> None:
     del units
 
 
+def _hidden() -> bool:
+    handlers = LOG.handlers
+    if not handlers or not stderr.is_terminal or LOG.level > logging.INFO:
+        return True
+    return isinstance(handlers[0].formatter, JsonFormatter)
+
+
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show a bar with count, rate and time left while the block runs; nothing where stderr is no terminal or quiet."""
-    if not stderr.is_terminal or LOG.level > logging.INFO:
+def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
+    """Show a bar with count, rate and time left while the block runs; `done` units were there before it.
+
+    Nothing is shown where stderr is no terminal, under `--quiet`, where logs are JSON, and to callers of the library.
+    """
+    if _hidden():
         yield nowhere
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, {{task.fields[rate]:,.0f}}/s,"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        task = bar.add_task(title, total=total, rate=0.0)
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
+    if stderr.width >= WIDE:
+        count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
+        columns = (columns[0], BarColumn(bar_width=None), count)
+    columns = (*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True), TextColumn("left"))
+    with Progress(*columns, console=stderr, transient=True, expand=stderr.width >= WIDE) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="")
         began = time.perf_counter()
 
         def advance(units: int) -> None:
             bar.advance(task, units)
-            done = bar.tasks[task].completed
-            bar.update(task, rate=done / max(time.perf_counter() - began, 1e-9))
+            rate = (bar.tasks[task].completed - done) / max(time.perf_counter() - began, 1e-9)
+            bar.update(task, rate=f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
 
         yield advance
+
+
+@contextmanager
+def busy(title: str) -> Iterator[None]:
+    """Show that one step of unknown length goes on, and since when; hidden where `progress` is."""
+    if _hidden():
+        yield
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=stderr, transient=True
+    ) as bar:
+        bar.add_task(title, total=None)
+        yield
 
 
 def last_line(summary: Mapping[str, Any]) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 import signal
+import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -19,8 +22,9 @@ import typer
 from rich.markup import escape
 
 from genrec_batch import console
-from genrec_batch.errors import GenrecError
+from genrec_batch.errors import GenrecError, RetryError
 
+PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
 PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
 
 
@@ -30,6 +34,11 @@ class Terminated(BaseException):
 
 def _flag(field: dataclasses.Field[Any]) -> str:
     return field.metadata["flags"] or "--" + field.name.replace("_", "-")
+
+
+def beginning(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what completes a word to one of some names in a shell."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
@@ -43,6 +52,7 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
         help=help_,
         rich_help_panel=field.metadata["panel"],
         show_default=field.default not in (None, False, dataclasses.MISSING),
+        autocompletion=beginning(choices) if choices else None,
     )
     many = kind == tuple[str, ...]
     default = [] if many else field.default
@@ -51,7 +61,7 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
 
 
 def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of an option class; the command is called with its own arguments and `options=`.
+    """Give a command the flags of an option class; it is called with its own arguments, and `options=` if it has that.
 
     Logs are set up before the command runs, and its errors become messages and exit codes.
     """
@@ -70,7 +80,9 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
                 chosen = kind(**values)
             except GenrecError as error:
                 fail(error)
-            guarded(lambda: command(**given, options=chosen), verbose=chosen.verbose)
+            if "options" in own.parameters:
+                given["options"] = chosen
+            guarded(lambda: command(**given), verbose=chosen.verbose)
 
         kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
         parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]
@@ -99,6 +111,7 @@ def tell(title: str, text: str) -> None:
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         work()
     except GenrecError as error:
@@ -111,12 +124,30 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         raise typer.Exit(143) from None
     except (typer.Exit, BrokenPipeError):
         raise
+    except MemoryError as error:
+        ways = "free some memory, or use a smaller --batch-size, --beam-width, --num-candidates or --memory-limit"
+        fail(RetryError(f"out of memory ({error}); {ways}"))
     except Exception as error:  # the edge: a bug of ours, told as one
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         told = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
         tell("internal error:", f"{type(error).__name__}: {error}\n{told}")
         raise typer.Exit(1) from error
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as soon as what is begun is whole; a person who asks once more, after a moment, does not wait for that."""
+    del frame
+    first = time.monotonic()
+
+    def again(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if time.monotonic() - first > PATIENCE_S:  # `timeout` sends its signal twice at once
+            sys.stderr.write("interrupted again: ending at once; the same command goes on where it stopped\n")
+            os._exit(130)
+
+    signal.signal(number, again)
+    raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

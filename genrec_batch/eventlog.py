@@ -13,7 +13,7 @@ from functools import partial
 
 import polars as pl
 
-from genrec_batch import flow, schema
+from genrec_batch import console, flow, schema
 from genrec_batch.counting import Counted, Counter, count
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
@@ -122,17 +122,20 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     spans: list[Span | None] = []
     nulls = dict.fromkeys(schema.REQUIRED, 0)
     usable, last_us, by_time, before_us = 0, 0, True, 0
-    for piece in flow.ordered(partial(_look, log, as_of_us), range(len(log.pieces)), workers=workers, name="survey"):
-        users.add(piece.users)
-        videos.add(piece.videos)
-        spans.append(piece.ids)
-        nulls = {name: count + piece.nulls[name] for name, count in nulls.items()}
-        usable += piece.usable
-        if piece.times is not None:
-            first_us, end_us, least_us, latest_us, rises = piece.times
-            schema.check_span(least_us, latest_us, log.where)
-            by_time = by_time and rises and before_us <= first_us
-            before_us, last_us = end_us, max(last_us, latest_us)
+    with console.progress("reading", log.rows, "rows") as advance:
+        looks = flow.ordered(partial(_look, log, as_of_us), range(len(log.pieces)), workers=workers, name="survey")
+        for piece, seen in zip(log.pieces, looks, strict=True):
+            users.add(seen.users)
+            videos.add(seen.videos)
+            spans.append(seen.ids)
+            nulls = {name: count + seen.nulls[name] for name, count in nulls.items()}
+            usable += seen.usable
+            if seen.times is not None:
+                first_us, end_us, least_us, latest_us, rises = seen.times
+                schema.check_span(least_us, latest_us, log.where)
+                by_time = by_time and rises and before_us <= first_us
+                before_us, last_us = end_us, max(last_us, latest_us)
+            advance(piece.rows)
     if not usable and log.rows:
         raise InputError(f"{log.where}: no row can be scored: null {told(nulls)} of {log.rows:,} rows")
     return Survey(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from genrec_batch import features, layout, recommendations
+from genrec_batch import console, features, layout, recommendations
 from genrec_batch.arrays import FIRST_ITEM, HEADS, I32, Batch, Histories
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
@@ -74,7 +74,12 @@ def explain(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
 def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
     """Return the kept events, newest first, and the ids among them that the catalog does not know."""
     ours = (pl.col("user_id") == job.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= job.as_of_us)
-    mine = pl.concat([log.usable(number).filter(ours) for number in range(len(log.pieces))])
+    found = []
+    with console.progress("reading the history", log.rows, "rows") as advance:
+        for number, piece in enumerate(log.pieces):
+            found.append(log.usable(number).filter(ours))
+            advance(piece.rows)
+    mine = pl.concat(found)
     mine = mine.sort("timestamp", maintain_order=True).tail(job.config.max_events).reverse()
     tokens = job.catalog.tokens(mine["video_id"])
     assert (tokens.to_numpy() == histories.tokens_E[::-1]).all(), "not the history that the model reads"

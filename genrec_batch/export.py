@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+from genrec_batch import console
 from genrec_batch.engines import exported
 from genrec_batch.errors import ConfigError, EngineError, ModelError
 from genrec_batch.model import Model
@@ -56,10 +57,13 @@ def export(model: Model, directory: Path, *, precision: str, sizes: Mapping[str,
         scratch = Path(tempfile.mkdtemp(prefix=f".{exported.FOLDER}-", dir=directory))
         try:
             sha256 = {}
-            for name in exported.GRAPHS:
-                graph = getattr(graphs, name)(model.config, model.weights, precision=precision, sizes=baked)
-                onnx.checker.check_model(graph, full_check=True)
-                sha256[f"{name}.onnx"] = _write(scratch / f"{name}.onnx", graph.SerializeToString(deterministic=True))
+            with console.progress("export", len(exported.GRAPHS), "graphs") as advance:
+                for name in exported.GRAPHS:
+                    graph = getattr(graphs, name)(model.config, model.weights, precision=precision, sizes=baked)
+                    onnx.checker.check_model(graph, full_check=True)
+                    content = graph.SerializeToString(deterministic=True)
+                    sha256[f"{name}.onnx"] = _write(scratch / f"{name}.onnx", content)
+                    advance(1)
             index = exported.Index(
                 format=exported.FORMAT,
                 model=model.fingerprint,

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec_batch import console
 from genrec_batch.arrays import HEADS
 from genrec_batch.catalog import Catalog
 from genrec_batch.durable import read_json
@@ -25,6 +26,7 @@ from genrec_batch.errors import GateError, InputError, nearest
 from genrec_batch.output import FINGERPRINTS, MANIFEST, SUCCESS
 from genrec_batch.storage import reading
 
+LOOKS = 5  # over all rows: counts, videos, two for the scores, and the checks
 BINS = 4096  # of the histogram behind the quantiles, over all scores' range
 QUANTILES = (0.05, 0.5, 0.95)
 LISTED = ("rank", "video_id", "score", *HEADS)  # columns that are lists in the nested form
@@ -40,6 +42,11 @@ class Finished:
     metadata: Mapping[str, str]  # without the prefix `genrec.`
     manifest: tuple[Mapping[str, Any], ...]  # a part each; empty for a single file
     nested: bool
+
+    @property
+    def stored(self) -> int:
+        """Recommendations, as the metadata says."""
+        return int(self.metadata.get("rows", 0))
 
     def rows(self) -> pl.LazyFrame:
         """Return user_id, rank, video_id, score, heads, history_length, cold_start; a row per recommendation."""
@@ -63,8 +70,14 @@ def inspect(place: str, *, model: str | None = None, top: int = 10) -> dict[str,
     where = f"OUT {place}"
     rows = found.rows()
     total = int(found.metadata.get("users", 0))
-    facts = reading(lambda: _counts(rows, total), where)
-    videos = reading(lambda: _videos(rows, top), where)
+    with console.progress("inspect", LOOKS * found.stored, "rows") as advance:
+        facts = reading(lambda: _counts(rows, total), where)
+        advance(found.stored)
+        videos = reading(lambda: _videos(rows, top), where)
+        advance(found.stored)
+        scores = reading(lambda: _scores(rows), where)
+        advance(2 * found.stored)
+        checks = reading(lambda: _checks(found, advance), where)
     videos["catalog"] = _coverage(found, model, videos["distinct"])
     return {
         "output": place,
@@ -75,9 +88,9 @@ def inspect(place: str, *, model: str | None = None, top: int = 10) -> dict[str,
         "config": json.loads(found.metadata.get("config", "{}")),
         "input": json.loads(found.metadata.get("input", "{}")),
         "counts": facts,
-        "scores": reading(lambda: _scores(rows), where),
+        "scores": scores,
         "videos": videos,
-        "checks": reading(lambda: _checks(found), where),
+        "checks": checks,
     }
 
 
@@ -207,7 +220,7 @@ def _coverage(found: Finished, model: str | None, distinct: int) -> dict[str, An
     return {"videos": len(catalog), "coverage": round(distinct / max(1, len(catalog)), 4), "why": ""}
 
 
-def _checks(found: Finished) -> list[dict[str, Any]]:
+def _checks(found: Finished, advance: console.Advance) -> list[dict[str, Any]]:
     checks = []
 
     def add(check: str, *, ok: bool, told: str) -> None:
@@ -226,7 +239,7 @@ def _checks(found: Finished) -> list[dict[str, Any]]:
     rows = sum(pq.read_metadata(file).num_rows for file in found.files)
     said = int(found.metadata.get("rows", -1))
     add("as many rows as the metadata says", ok=rows == said, told=f"{rows:,} of {said:,}")
-    faults = _order(found)
+    faults = _order(found, advance)
     for check, count in faults.items():
         add(check, ok=not count, told=f"{count:,} rows do not" if count else "all rows")
     return checks
@@ -241,7 +254,7 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _order(found: Finished) -> dict[str, int]:
+def _order(found: Finished, advance: console.Advance) -> dict[str, int]:
     """Return how many rows break each promise of an output's order, reading one row group at a time."""
     names = (
         "users rise",
@@ -266,6 +279,7 @@ def _order(found: Finished) -> dict[str, int]:
         faults["no null"] += sum(frame.null_count().row(0))
         faults["no video twice for a user"] += len(frame) - frame.select("user_id", "video_id").n_unique()
         last = frame.tail(1)
+        advance(len(frame))
     return faults
 
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from genrec_batch import flow, ordering
+from genrec_batch import console, flow, ordering
 from genrec_batch.arrays import I64
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.counting import Index
@@ -253,8 +253,11 @@ def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int
             for number in np.flatnonzero(counts).tolist()
         ]
 
-    for parts in flow.ordered(parted, range(len(split.log.pieces)), workers=workers, name="partition"):
-        yield from parts
+    with console.progress("arranging by user", split.log.rows, "rows") as advance:
+        numbers = range(len(split.log.pieces))
+        for number, parts in enumerate(flow.ordered(parted, numbers, workers=workers, name="partition")):
+            yield from parts
+            advance(split.log.pieces[number].rows)
 
 
 def _spill(out: EventStore, folder: Path, workers: int) -> int:

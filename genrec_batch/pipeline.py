@@ -39,6 +39,7 @@ from genrec_batch.scoring import Scored, Scoring, Shard
 from genrec_batch.selection import preload
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
+SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 
@@ -277,8 +278,8 @@ def run(
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
-        there = {"output": str(target), "already_complete": True, **output.finished_facts(target)}
-        return summary(command, job, stages, identity, report()) | there
+        already = {"output": str(target), "already_complete": True, **output.finished_facts(target)}
+        return summary(command, job, stages, identity, report()) | already
     resumed = len(out.parts_done)
     if resumed:
         LOG.info("going on after %d of %d parts that an identical run left", resumed, count)
@@ -288,11 +289,11 @@ def run(
         with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
             out.write(part.number, part.table, part.counts, part.fingerprints)
 
+    there = min(len(job), resumed * config.shard_users)
     with ExitStack() as stack:
         stack.callback(out.close)
         stack.enter_context(flow.watched(lambda: len(stages.spans), limit_s=config.stall_limit, doing=stages.doing))
-        advance = stack.enter_context(console.progress(command, len(job), "users"))
-        advance(min(len(job), resumed * config.shard_users))
+        advance = stack.enter_context(console.progress(command, len(job), "users", done=there))
         writers = Threads.of(flow.cores()).write
         behind = stack.enter_context(flow.behind(workers=writers, ahead=writers + 1, name="write"))
         stream = parts(set(out.parts_done), advance)
@@ -304,6 +305,8 @@ def run(
             done = out.finish(scope)
     if done.get("short_users"):
         LOG.warning("%s %s", f"{done['short_users']:,}", SHORT)
+    if done.get("seen_candidates"):
+        LOG.warning("%s %s", f"{done['seen_candidates']:,}", SEEN)
     written = {"output": str(target), "resumed_parts": resumed, **done}
     return summary(command, job, stages, identity, report()) | written
 

@@ -48,6 +48,7 @@ class Shard:
     wanted_S: I64  # items that each could get at most
     feature_scores_S3: F32
     unknown_events: int
+    seen_candidates: int  # given ones that are left out
 
     def __len__(self) -> int:
         return len(self.lengths_S)
@@ -69,6 +70,7 @@ class Shard:
             wanted_S=part.wanted_N(top_k),
             feature_scores_S3=features.feature_scores(part.dense_NF),
             unknown_events=int((part.histories.tokens_E < FIRST_ITEM).sum()),
+            seen_candidates=part.seen_candidates(),
         )
 
 
@@ -237,6 +239,7 @@ class Scoring:
             "cold_start_users": int(shard.cold_S.sum()),
             "unknown_events": shard.unknown_events,
             "short_users": short,
+            **({"seen_candidates": shard.seen_candidates} if job.candidates is not None else {}),
         }
 
     def report(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from genrec_batch import sizing
 from genrec_batch.arrays import I64, Batch
 from genrec_batch.config import ScoreConfig
-from genrec_batch.console import LOG
+from genrec_batch.console import LOG, busy
 from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
@@ -101,14 +101,15 @@ def select(
         EngineError: nothing that was asked for is there.
         DeviceMemoryError: the device has no room for the smallest batch.
     """
-    chosen = _selected(model, sample, decoding, name=name, device=device, precision=precision)
-    engine = chosen.engine
-    if batch_size == "auto":
-        size = sizing.choose(engine, model, sample, decoding)
-    else:
-        size = Size(users=int(batch_size), why=f"{int(batch_size):,} users a batch, as asked", users_per_s={})
-    if isinstance(engine, FixedRows):
-        engine.resize(size.users)
+    with busy("opening the engine"):
+        chosen = _selected(model, sample, decoding, name=name, device=device, precision=precision)
+        engine = chosen.engine
+        if batch_size == "auto":
+            size = sizing.choose(engine, model, sample, decoding)
+        else:
+            size = Size(users=int(batch_size), why=f"{int(batch_size):,} users a batch, as asked", users_per_s={})
+        if isinstance(engine, FixedRows):
+            engine.resize(size.users)
     if engine.device.startswith("cuda"):
         LOG.info("batch: %s", size.why)
     return replace(chosen, size=size)

@@ -35,6 +35,8 @@ def number(value: Any) -> str:
 def summary(facts: Mapping[str, Any]) -> None:
     """Print a run's summary as a small table on stderr."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # nothing is cut on a narrow terminal
     rows = {
         "input rows": facts.get("input_rows"),
         "rejected rows": facts.get("rejected_rows"),
@@ -43,6 +45,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         "users": facts.get("users"),
         "  without events": facts.get("users_without_events"),
         "  cold start": facts.get("cold_start_users"),
+        "given videos seen": facts.get("seen_candidates"),
         "catalog videos": facts.get("catalog_videos"),
         "engine": facts.get("engine_why"),
         "users/s (model)": facts.get("users_per_s"),

@@ -95,7 +95,9 @@ def scan(path: str, flag: str) -> Source:
         hive_partitioning=bool(hive),
         hive_schema=hive or None,
         cast_options=pl.ScanCastOptions(
-            integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"]
+            integer_cast="upcast",
+            float_cast="upcast",
+            datetime_cast=["nanosecond-downcast", "millisecond-upcast", "convert-timezone"],
         ),
         glob=False,
     )
@@ -258,7 +260,7 @@ def _schema_of(file: str) -> pl.Schema:
 
 
 def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
-    """Return every column of any file with one type: integers and floats widen, anything else must agree."""
+    """Return every column of any file with one type: integers and floats widen, moments are in us, others agree."""
     schema: dict[str, pl.DataType] = {}
     first_seen: dict[str, str] = {}
     faults = []
@@ -285,6 +287,8 @@ def _wider(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
         return max(a, b, key=lambda kind: int(str(kind).lstrip("UInt")))
     if a.is_float() and b.is_float():
         return pl.Float64()
+    if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime) and a.time_zone == b.time_zone:
+        return pl.Datetime("us", a.time_zone)  # what a log is read in anyway
     return None
 
 

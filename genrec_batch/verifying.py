@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch import parity
+from genrec_batch import console, parity
+from genrec_batch.arrays import Ranked
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig, VerifyConfig
 from genrec_batch.engines import Engine
@@ -69,14 +70,17 @@ def measured(config: ScoreConfig, job: Job, decoding: Decoding, rows: Any, engin
     """Return how far two engines agree over the job's rows."""
     part = Part.of(job, job.first_shard(), 0, config, rows)
     spans = part.spans(256)
-    ours, theirs = (
-        parity.joined(
-            [parity.best(r, decoding.top_k) if decoding.mode == "candidates" or part.candidates is not None else r
-             for r in recommend_all(each, (part.batch(span) for span in spans), decoding)]
-        )
-        for each in (engine, reference)
-    )  # fmt: skip
-    return parity.compare(ours, theirs)
+    candidates = decoding.mode == "candidates" or part.candidates is not None
+
+    def answers(each: Engine, advance: console.Advance) -> Ranked:
+        found = []
+        for ranked in recommend_all(each, (part.batch(span) for span in spans), decoding):
+            found.append(parity.best(ranked, decoding.top_k) if candidates else ranked)
+            advance(len(ranked.tokens_BK))
+        return parity.joined(found)
+
+    with console.progress("both engines", 2 * len(rows), "users") as advance:
+        return parity.compare(answers(engine, advance), answers(reference, advance))
 
 
 def _said(engine: Engine) -> str:

@@ -15,8 +15,8 @@ ORDER = [  # a module imports only what stands left of it (or, within a bracket,
     "catalog", "storage", "durable", "parquet", "output", "counting", "eventlog", "blocks", "ordering_kernels",
     "ordering", "partition", "sampling", "tables", "sides", "histories", "features", "model", "engines", "importing",
     "export", "generate", "recommendations", "parity", "sizing", "selection", "prebuilding", "job", "batching",
-    "carrying", "verifying", "scoring", "pipeline", "api", "reports", "inspecting", "explaining", "show_facts", "show",
-    "demo", "edge", "cli_model", "cli_look", "cli", "__main__",
+    "carrying", "verifying", "scoring", "pipeline", "api", "reports", "inspecting", "explaining", "show_facts",
+    "show", "show_demo", "demo", "edge", "usage", "cli_model", "cli_look", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TENSOR_SIDE = ("features", "model", "engines", "generate", "arrays", "layout", "importing", "export")

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import polars as pl
 import pytest
 
-from genrec_batch import demo
+from genrec_batch import demo, model, show, show_demo
+from genrec_batch.errors import EngineError
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The demo with a small model and one size to time, over the sample log."""
+    monkeypatch.setitem(model.PRESETS, "reference", model.PRESETS["tiny"])
+    monkeypatch.setattr(demo, "SIZES", (1,))
+    monkeypatch.setattr(demo, "TIMING_S", 0.0)
 
 
 @pytest.mark.slow
@@ -13,10 +25,62 @@ def test_demo_scores_the_sample_log_and_shows_rows(run):
     done = run("demo")
     assert done.code == 0, done.err
     assert "genrec-batch score" in done.out
-    assert done.summary["users"] == 500
-    assert len(pl.read_parquet("demo_output/recs.parquet")) == 5000
+    assert done.summary["users"] == 505
+    assert len(pl.read_parquet("demo_output/recs.parquet")) == 5050
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("columns", [80, 160])
+def test_demo_shows_history_beside_recommendations_at_any_width(run, monkeypatch, columns):
+    for console in (show_demo.stdout, show.stderr):
+        monkeypatch.setattr(console, "_width", columns)
+    done = run("demo")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    user = next(line.split("--user ")[1].split()[0] for line in lines if "--user " in line)
+    log = pl.read_parquet(demo.SAMPLE).filter(pl.col("user_id") == int(user)).sort("timestamp")
+    ours = pl.read_parquet("demo_output/recs.parquet").filter(pl.col("user_id") == int(user))
+    start = next(i for i, line in enumerate(lines) if "watched, newest first" in line)
+    end = next(i for i, line in enumerate(lines) if line.startswith("2."))
+    shown = "\n".join(lines[start:end])
+    assert all(str(video) in shown for video in (*log["video_id"].tail(10), *ours["video_id"]))
+    assert all(f"{score:.2f}" in shown for score in ours["score"])
+    assert "liked" in shown
+    assert ("should see" in lines[start]) == (columns == 160)
+    tables = [line for line in lines if not line.startswith(("$ ", "  genrec-batch", "{"))]
+    assert max(map(len, tables)) <= columns
+
+
+@pytest.mark.usefixtures("quick")
+def test_demo_does_each_thing_once_and_says_where_files_are(run):
+    done = run("demo")
+    assert done.code == 0, done.err
+    commands = [line for line in done.out.splitlines() if line.startswith("$ genrec-batch")]
+    assert [next(w for w in ("--user ", "--if-exists", "profile", "model export") if w in c) for c in commands] == [
+        "--user ", "--if-exists", "profile", "model export"
+    ]  # fmt: skip
+    assert done.summary["command"] == "demo"
+    assert {row["engine"] for row in done.summary["performance"]} >= {"onnxruntime"}
+    assert done.summary["export"]["same_videos"] == done.summary["export"]["of"] == 10
+    assert all(Path(f"demo_output/model/onnx/{name}.onnx").is_file() for name in ("prefill", "decode", "score"))
+    for command in [line.strip() for line in done.out.splitlines() if line.startswith("  genrec-batch inspect")]:
+        assert run(*shlex.split(command)[1:]).code == 0
+    assert run("demo").code == 0, "a second demo in the same folder"
+
+
+@pytest.mark.usefixtures("quick")
+def test_demo_without_onnx_says_what_to_install_and_goes_on(run, monkeypatch):
+    def missing(*_, **__):
+        raise EngineError("an export needs the package onnx: pip install 'genrec-batch[cpu]'")
+
+    monkeypatch.setattr(demo.export, "export", missing)
+    done = run("demo")
+    assert done.code == 0, done.err
+    assert "Left out: an export needs the package onnx" in done.out
+    assert done.summary["export"] is None
+
+
+@pytest.mark.usefixtures("quick")
 def test_demo_outside_a_checkout_makes_its_log(run, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "SAMPLE", tmp_path / "nowhere.parquet")
     done = run("demo", "--users", "20")

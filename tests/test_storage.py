@@ -169,3 +169,15 @@ def test_a_uri_is_never_taken_for_unchanged(tmp_path):
 def test_a_partition_column_that_the_files_have_too_is_read_from_the_files(tmp_path):
     write(tmp_path / "log" / "user_id=7" / "a.parquet")
     assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].to_list() == [1, 2, 3]
+
+
+def test_files_whose_moments_have_other_units_are_one_log(tmp_path):
+    moments = pl.Series([1_775_000_000_123, 1_775_000_001_456]).cast(pl.Datetime("ms", "UTC"))
+    for unit in ("ms", "us", "ns"):
+        frame = pl.DataFrame({"user_id": [1, 2], "timestamp": moments.dt.cast_time_unit(unit)})
+        frame.write_parquet(tmp_path / f"{unit}.parquet")
+    source = storage.scan(str(tmp_path), "INPUT")
+    read = source.frame.collect()
+    assert read["timestamp"].to_list() == moments.to_list() * 3
+    pieces = pl.concat([piece.frame.collect() for piece in source.pieces])
+    assert pieces.equals(read)

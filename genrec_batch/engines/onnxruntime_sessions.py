@@ -139,11 +139,13 @@ class Sessions:
         try:
             yield
         except MemoryError as error:
-            raise DeviceMemoryError(f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size") from error
+            raise DeviceMemoryError(
+                f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size or --beam-width"
+            ) from error
         except kinds as error:
             if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
                 raise DeviceMemoryError(
-                    f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size"
+                    f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size or --beam-width"
                 ) from error
             raise EngineError(f"{doing} on {self.kind}: onnxruntime failed: {error}") from error
 

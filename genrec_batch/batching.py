@@ -59,8 +59,11 @@ class Part:
             include_seen=self.include_seen,
         )
 
-    def spans(self, size: int) -> list[I64]:
-        """Return the rows of each batch: at most `size` users of like length, longest first."""
+    def spans(self, size: int, *, packed: bool = False) -> list[I64]:
+        """Return the rows of each batch: at most `size` users, of like length, longest first; if `packed`, as they come."""
+        if packed:
+            pairs = mixed(self.histories.lengths_N, size)
+            return [np.arange(start, stop) for start, stop in pairs]
         order_N = np.argsort(-self.histories.lengths_N, kind="stable")
         return [order_N[start:stop] for start, stop in cuts(self.histories.lengths_N[order_N], size)]
 
@@ -101,6 +104,22 @@ class Part:
         """Return how many items each user could get at most, [N]."""
         users = len(self.histories)
         return np.full(users, top_k) if self.candidates is None else np.minimum(top_k, self.candidates.lengths_N)
+
+
+def mixed(lengths_N: I64, size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of batches as the users come: at most `size`, with LONG positions each on average.
+
+    Neighbours are of all lengths, so one batch has about as many positions as the next.
+    """
+    ends_N = np.cumsum(lengths_N + 1)
+    batches, start = [], 0
+    while start < len(ends_N):
+        before = int(ends_N[start - 1]) if start else 0
+        fit = int(np.searchsorted(ends_N, before + size * LONG, side="right"))
+        stop = min(len(ends_N), start + size, max(fit, start + 1))
+        batches.append((start, stop))
+        start = stop
+    return batches
 
 
 def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:

@@ -191,7 +191,10 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
                     rows = np.flatnonzero(~kept)
                     part = part.take(rows)
             size, stop = scoring.batch_users, start + len(histories)
-            return Shard.of(part, number, start, stop, rows=rows, prints=prints, size=size, top_k=config.top_k)
+            return Shard.of(
+                part, number, start, stop,
+                rows=rows, prints=prints, size=size, packed=scoring.packed, top_k=config.top_k,
+            )  # fmt: skip
 
     ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
     workers = Threads.of(flow.cores()).features

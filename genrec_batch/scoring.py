@@ -20,7 +20,7 @@ from genrec_batch.arrays import F32, FIRST_ITEM, I64, U8, Batch, Ranked
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
-from genrec_batch.engines import FixedRows
+from genrec_batch.engines import FixedRows, PacksRows
 from genrec_batch.errors import ConfigError, DeviceMemoryError
 from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
@@ -55,7 +55,16 @@ class Shard:
 
     @staticmethod
     def of(
-        part: Part, number: int, start: int, stop: int, *, rows: I64 | None, prints: carrying.U64, size: int, top_k: int
+        part: Part,
+        number: int,
+        start: int,
+        stop: int,
+        *,
+        rows: I64 | None,
+        prints: carrying.U64,
+        size: int,
+        packed: bool,
+        top_k: int,
     ) -> Shard:
         """Cut a part into batches of at most `size` users; nothing of the part is held beside them."""
         return Shard(
@@ -64,7 +73,7 @@ class Shard:
             stop=stop,
             rows=rows,
             prints=prints,
-            batches=deque((rows_B, part.batch(rows_B)) for rows_B in part.spans(size)),
+            batches=deque((rows_B, part.batch(rows_B)) for rows_B in part.spans(size, packed=packed)),
             lengths_S=part.histories.lengths_N,
             cold_S=part.histories.cold_start_N(),
             wanted_S=part.wanted_N(top_k),
@@ -149,6 +158,11 @@ class Scoring:
         asked = self.config.batch_size
         self.batch_users = self.selection.batch_users if asked == "auto" else int(asked)
 
+    @property
+    def packed(self) -> bool:
+        """Whether the engine lays rows end to end."""
+        return isinstance(self.selection.engine, PacksRows)
+
     def rank(self, shards: Iterator[Shard], advance: console.Advance = console.nowhere) -> Iterator[Scored]:
         """Yield each shard, in order, with what the engine recommends to its users.
 
@@ -216,7 +230,9 @@ class Scoring:
         scored.ranking.put(rows_B, ranked, score_BK)
         scored.left -= len(rows_B)
         self.padding[0] += int(lengths_B.sum()) + len(rows_B)
-        self.padding[1] += (int(lengths_B.max()) + 1) * len(rows_B)
+        self.padding[1] += (
+            int(lengths_B.sum()) + len(rows_B) if self.packed else (int(lengths_B.max()) + 1) * len(rows_B)
+        )
         self.scored_users += len(rows_B)
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:

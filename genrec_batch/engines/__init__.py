@@ -41,6 +41,18 @@ class OnDevice(Protocol):
 
 
 @runtime_checkable
+class PacksRows(Protocol):
+    """What marks an engine that lays rows end to end, so that lengths may be mixed: a batch has no padding.
+
+    It wants batches that are alike, since each size of its work is captured once and kept.
+    """
+
+    def packs_rows(self) -> None:
+        """Say so; nothing else."""
+        ...
+
+
+@runtime_checkable
 class FixedRows(Protocol):
     """What an engine offers whose batches all take the time and memory of one number of rows."""
 

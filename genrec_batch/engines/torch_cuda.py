@@ -105,6 +105,9 @@ class TorchCudaEngine:
         found = torch.cuda.get_device_properties(self._device)
         return f"{found.name}, {found.total_memory >> 30} GiB, torch {torch.__version__}"
 
+    def packs_rows(self) -> None:
+        """Mark that lengths may be mixed in a batch; see `engines.PacksRows`."""
+
     def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
         """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.
 

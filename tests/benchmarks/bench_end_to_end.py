@@ -90,7 +90,8 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     """Return users/s of the engine over batches of the same lengths that were made before."""
     from genrec_batch import model
     from genrec_batch.arrays import Batch
-    from genrec_batch.batching import cuts
+    from genrec_batch.batching import cuts, mixed
+    from genrec_batch.engines import PacksRows
     from genrec_batch.generate import Decoding, recommend_all
     from genrec_batch.selection import open_engine
 
@@ -100,10 +101,12 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     random = np.random.default_rng(1)
     made = []
     while len(made) < batches:
-        lengths = np.sort(np.minimum(lengths_of(kind, 16_384, random), 50))[::-1].astype(np.int32)
-        for start, stop in cuts(lengths.astype(np.int64), size):
+        lengths = np.minimum(lengths_of(kind, 16_384, random), 50).astype(np.int32)
+        packed = isinstance(engine, PacksRows)
+        lengths = lengths if packed else np.sort(lengths)[::-1]
+        for start, stop in (mixed if packed else cuts)(lengths.astype(np.int64), size):
             rows = lengths[start:stop]
-            tokens = random.integers(2, 9_002, (len(rows), int(rows[0]))).astype(np.int32)
+            tokens = random.integers(2, 9_002, (len(rows), int(rows.max()))).astype(np.int32)
             tokens[np.arange(tokens.shape[1])[None] >= rows[:, None]] = 0
             dense = random.random((len(rows), 1024), np.float32)
             made.append(Batch(dense_BF=dense, tokens_BS=tokens, lengths_B=rows, seen_BX=tokens))

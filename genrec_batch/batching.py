@@ -60,7 +60,7 @@ class Part:
         )
 
     def spans(self, size: int, *, packed: bool = False) -> list[I64]:
-        """Return the rows of each batch: at most `size` users, of like length, longest first; if `packed`, as they come."""
+        """Return the rows of each batch, at most `size` users: of like length, longest first, or as they come."""
         if packed:
             pairs = mixed(self.histories.lengths_N, size)
             return [np.arange(start, stop) for start, stop in pairs]

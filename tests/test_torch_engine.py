@@ -1,6 +1,7 @@
 """The torch engine: equal to PyTorch's own encoder, to full forwards without a cache, and to itself in any company."""
 
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -256,6 +257,45 @@ def test_two_runs_give_the_same_bits(engine):
     first, second = slate(engine, make_batch()), slate(engine, make_batch())
     assert first.log_prob_BK.tobytes() == second.log_prob_BK.tobytes()
     assert first.heads_BKH.tobytes() == second.heads_BKH.tobytes()
+
+
+def placed(array, offset):
+    """A copy whose first number lies `offset` bytes behind a multiple of 64, as NumPy may place it."""
+    room = np.zeros(array.nbytes + 128, np.uint8)
+    first = -room.ctypes.data % 64 + offset
+    copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[:] = array
+    return copy
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_every_lane_computes_on_its_own_thread_alone(threads):
+    pool, all_there = torch_engine._lane_threads(threads), Barrier(threads)
+
+    def ask(_):
+        all_there.wait(60)  # or one thread could answer for all
+        return torch.get_num_threads()
+
+    torch.set_num_threads(threads + 1)
+    with pool:
+        assert list(pool.map(ask, range(threads))) == [1] * threads
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
+def test_engines_opened_anew_give_the_same_bits_wherever_numbers_lie_in_memory(precision):
+    config = replace(CONFIG, features=1024, width=64)  # products large enough that two threads would share them
+    weights, batch = model.demo_model(config).weights, make_batch([7, 3, 12, 0, 5] * 8, config=config)
+    answers = set()
+    for offset in (0, 16, 32, 48):
+        torch.set_num_threads(2)
+        here = replace(model.demo_model(config), weights={n: placed(w, offset) for n, w in weights.items()})
+        arrays = {n: placed(getattr(batch, n), offset) for n in ("dense_BF", "profile_BP", "video_BV", "tokens_BS")}
+        engine, again = TorchEngine(here, precision=precision), replace(batch, **arrays)
+        for _ in range(10):  # which thread takes which lane is left to chance
+            found = slate(engine, again, 2)
+            answers.add(found.tokens_BK.tobytes() + found.log_prob_BK.tobytes() + found.heads_BKH.tobytes())
+    torch.set_num_threads(1)
+    assert len(answers) == 1
 
 
 def test_bf16_stays_close_to_fp32():

@@ -199,6 +199,7 @@ def _lane_threads(count: int) -> ThreadPoolExecutor:
     all_there = Barrier(count)
 
     def alone() -> None:
+        torch.get_num_threads()  # a thread's first question sets its number to the process's: ask before it is set
         torch.set_num_threads(1)
         all_there.wait()
 

@@ -286,12 +286,14 @@ def test_engines_opened_anew_give_the_same_bits_wherever_numbers_lie_in_memory(p
     config = replace(CONFIG, features=1024, width=64)  # products large enough that two threads would share them
     weights, batch = model.demo_model(config).weights, make_batch([7, 3, 12, 0, 5] * 8, config=config)
     answers = set()
-    for offset in (0, 16, 32, 48, 0, 16, 32, 48):
+    for offset in (0, 16, 32, 48):
         torch.set_num_threads(2)
         here = replace(model.demo_model(config), weights={n: placed(w, offset) for n, w in weights.items()})
         arrays = {n: placed(getattr(batch, n), offset) for n in ("dense_BF", "profile_BP", "video_BV", "tokens_BS")}
-        found = slate(TorchEngine(here, precision=precision), replace(batch, **arrays))
-        answers.add(found.tokens_BK.tobytes() + found.log_prob_BK.tobytes() + found.heads_BKH.tobytes())
+        engine, again = TorchEngine(here, precision=precision), replace(batch, **arrays)
+        for _ in range(10):  # which thread takes which lane is left to chance
+            found = slate(engine, again, 2)
+            answers.add(found.tokens_BK.tobytes() + found.log_prob_BK.tobytes() + found.heads_BKH.tobytes())
     torch.set_num_threads(1)
     assert len(answers) == 1
 

@@ -41,6 +41,7 @@ from genrec_batch.eventlog import EventLog, Survey
 
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
 DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
+BUCKET_EVENTS = 1 << 20  # that are ordered together, at most: measured, larger buckets leave the caches
 WORKING_BYTES = 400  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
 
 
@@ -202,7 +203,7 @@ def store(
     size = split.record.kind.itemsize
     total = int(users.events_N.sum())
     in_flight = loaders(flow.cores()) + 2
-    most = max(1, memory_bytes // (in_flight * (size + WORKING_BYTES)))
+    most = max(1, min(BUCKET_EVENTS, memory_bytes // (in_flight * (size + WORKING_BYTES))))
     fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
     made = buckets(users, shard_users, most)
     read = _pieces_of(made, users, found)

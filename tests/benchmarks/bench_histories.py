@@ -203,6 +203,9 @@ def measure(arguments):
     """In a process of its own, which has its threads set: every peer in turn, round by round."""
     import numpy as np
 
+    from genrec_batch.allocation import keep_freed_memory
+
+    keep_freed_memory()  # as the command line does; the peers have it too
     peers = {"ours": ours, "polars": with_polars, "pandas": with_pandas, "duckdb": with_duckdb}
     report = {}
     for order in ("any", "time"):

@@ -208,6 +208,12 @@ def _available(place: str) -> str:
     )
 
 
+def computes_int8() -> bool:
+    """Return whether this processor multiplies 8-bit integers fast enough for the torch engine (AVX-512 VNNI)."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "avx512_vnni" in flags.read_text()
+
+
 def _fast_precision(name: str, place: str) -> str | None:
     """Return the type that this hardware computes faster than fp32, None where there is none.
 
@@ -222,4 +228,4 @@ def _fast_precision(name: str, place: str) -> str | None:
         return None
     if "amx_bf16" in text or ("avx512_bf16" in text and "AuthenticAMD" in text):
         return "bf16"
-    return "int8" if "avx512_vnni" in text else None
+    return "int8" if computes_int8() else None

@@ -169,13 +169,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         (("torch", "torch:bf16"), [("torch", "fp32"), ("torch", "bf16")]),
     ],
 )
-def test_engines_are_chosen_by_name_and_precision(asked, found):
+def test_engines_are_chosen_by_name_and_precision(asked, found, monkeypatch):
+    monkeypatch.setattr(engine_facts, "computes_int8", lambda: False)
     assert engine_facts.choices(asked, "cpu") == found
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [("torhc", "Did you mean 'torch'"), ("tensorrt", "not on cpu; there are torch:fp32"), ("torch:int8", "not on cpu")],
+    [("torhc", "Did you mean 'torch'"), ("tensorrt", "not on cpu; there are torch:fp32"), ("torch:fp8", "not on cpu")],
 )
 def test_an_engine_that_nobody_has_is_named(asked, message):
     with pytest.raises(ConfigError, match=message):
@@ -233,6 +234,7 @@ def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, mo
     assert found["data"]["lengths"]["max"] <= 20
     assert {(e["engine"], e["precision"]) for e in found["engines"]["engines"]} == {
         ("onnxruntime", "fp32"), ("torch", "fp32"), ("torch", "bf16"),
+        *([("torch", "int8")] if engine_facts.computes_int8() else []),
     }  # fmt: skip
     for engine in found["engines"]["engines"]:
         assert [p["batch_users"] for p in engine["points"]] == [1, 8]

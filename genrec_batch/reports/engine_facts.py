@@ -24,10 +24,10 @@ from genrec_batch.model import Model
 from genrec_batch.parity import best, compare
 from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
-from genrec_batch.selection import NEEDS, open_engine, reference_engine
+from genrec_batch.selection import NEEDS, computes_int8, open_engine, reference_engine
 
 PRECISIONS = {  # what each engine has on each kind of device
-    ("torch", "cpu"): ("fp32", "bf16"),
+    ("torch", "cpu"): ("fp32", "bf16", "int8"),
     ("torch", "cuda"): ("fp32", "bf16", "fp16"),
     ("onnxruntime", "cpu"): ("fp32",),
     ("onnxruntime", "cuda"): ("fp32", "fp16"),
@@ -48,6 +48,7 @@ def choices(asked: tuple[str, ...], device: str) -> list[Choice]:
     """
     kind = device.partition(":")[0]
     here = [(name, p) for (name, where), all_ in PRECISIONS.items() if where == kind for p in all_]
+    here = [pair for pair in here if pair[1] != "int8" or computes_int8()]
     if not asked:
         return [(name, p) for name, p in here if any(importlib.util.find_spec(module) for module in NEEDS[name][0])]
     chosen: list[Choice] = []

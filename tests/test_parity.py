@@ -58,7 +58,8 @@ def test_verify_compares_two_engines_over_a_log(run, log_file, model_dir, flags)
 def test_a_job_that_fails_its_own_check_writes_nothing(run, log_file, model_dir, tmp_path, monkeypatch):
     arguments = ["score", log_file, "recs.parquet", "--model", model_dir, "--verify-sample", "40"]
     assert run(*arguments).code == 0
-    (tmp_path / "recs.parquet").unlink()
+    for name in ("recs.parquet", "recs.parquet.fingerprints"):
+        (tmp_path / name).unlink()
     other = model.demo_model(model.PRESETS["tiny"], seed=9)
     monkeypatch.setattr(
         scoring,

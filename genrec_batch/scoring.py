@@ -106,7 +106,6 @@ class Scoring:
     decoding: Decoding
     batch_users: int = 0  # of a batch, at most; halved where the device is too small
     scored_users: int = 0
-    short_users: int = 0
     padding: list[int] = field(default_factory=lambda: [0, 0])  # real tokens, tokens computed
     _pending: deque[Handed] = field(default_factory=deque)  # given to the engine, not back yet
     _empty: deque[Scored] = field(default_factory=deque)

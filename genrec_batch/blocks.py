@@ -7,7 +7,7 @@ precision of the log: Float32 where the log's type fits it, else Float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,24 +50,69 @@ class RecordType:
         filler = [("filler", "u1", (spare,))] if spare else []  # padding would be lost where blocks are joined
         return RecordType(columns=held, kind=np.dtype([*fields, *filler]))
 
-    def pack(self, frame: pl.DataFrame, user_R: I32, video_R: I32) -> Records:
-        """Return the frame's rows, in order, as records."""
+    def pack(
+        self, frame: pl.DataFrame, user_R: I32, video_R: I32, place_R: I32 | None = None, compiled: Any = None
+    ) -> Records:
+        """Return the frame's rows as records: in their order, or row r at `place_R[r]`; places are each number once."""
         arrays = {"user": user_R, "video": video_R, "time_us": frame["timestamp"].dt.epoch("us").to_numpy()}
         arrays |= {name: _coded(frame[name], self.kind[name]) for name in self.columns}
+        if compiled is not None:
+            return self._packed(arrays, place_R, len(frame), compiled)
         records = np.empty(len(frame), self.kind)
         for start in range(0, len(frame), AT_ONCE):
             part = records[start : start + AT_ONCE]
             for name, array in arrays.items():
                 part[name] = array[start : start + AT_ONCE]
+        if place_R is None:
+            return records
+        placed = np.empty_like(records)
+        placed[place_R] = records
+        return placed
+
+    def _packed(self, arrays: dict[str, npt.NDArray[Any]], place_R: I32 | None, rows: int, compiled: Any) -> Records:
+        """Do what `pack` does in one call that holds no lock."""
+        records = np.empty(rows, self.kind)
+        held = {name: np.ascontiguousarray(array, self.kind[name]) for name, array in arrays.items()}
+        compiled.pack(
+            np.array([address(array) for array in held.values()]),
+            np.array([array.itemsize for array in held.values()]),
+            np.array([field_start(self.kind, name) for name in held]),
+            np.arange(rows, dtype=np.int32) if place_R is None else place_R,
+            records.view(np.uint64),
+            records.view(np.uint32),
+            records.view(np.uint8),
+        )
         return records
 
 
+def address(array: npt.NDArray[Any]) -> int:
+    """Return where an array's first item lies."""
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
+def field_start(kind: np.dtype[Any], name: str) -> int:
+    """Return the byte of a record at which a field begins."""
+    start: int = kind.fields[name][1]  # type: ignore[index]
+    return start
+
+
+def joined(blocks: Sequence[Records], kind: np.dtype[Any]) -> Records:
+    """Return blocks as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0, kind)
+
+
 def columns(records: Records, targets: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Fill arrays with the records' fields of their names, converted to the arrays' types."""
+    """Fill arrays with the records' fields of their names, converted to the arrays' types; a flag's -1 becomes NaN."""
     for start in range(0, len(records), AT_ONCE):
         part = records[start : start + AT_ONCE]
         for name, target in targets.items():
             target[start : start + AT_ONCE] = part[name]
+    for name, target in targets.items():
+        if records.dtype[name] == np.int8 and target.dtype == np.float64:
+            target[target < 0] = np.nan
 
 
 def _coded(column: pl.Series, kind: np.dtype[Any]) -> npt.NDArray[Any]:

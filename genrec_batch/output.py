@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -54,6 +55,7 @@ class Output:
     replaces: bool = False  # an output of that name may be replaced
     complete: bool = False  # an identical run finished it: there is nothing to do
     parts_done: set[int] = field(default_factory=set)
+    _said: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the manifest says of each part of this run
     _lock: int = -1
 
     def part(self, number: int) -> Path:
@@ -78,6 +80,8 @@ class Output:
                 parquet.write(target.with_suffix(".fingerprints"), fingerprints)
             about = {**self.metadata, ROWS: str(len(table)), COUNTS: json.dumps(counts or {}, sort_keys=True)}
             parquet.write(target, table.replace_schema_metadata(about), quick=self.single)
+            if not self.single:
+                self._said[target.name] = _described(target)
         self.parts_done.add(number)
 
     def finish(self, scope: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -104,7 +108,7 @@ class Output:
 
     def _join_fingerprints(self, scope: Mapping[str, Any]) -> None:
         pieces = sorted(self.staging.glob("part-*.fingerprints"))
-        joined = pa.concat_tables([pq.read_table(piece) for piece in pieces])
+        joined = pl.concat(map(pl.read_parquet, pieces), rechunk=True).to_arrow(compat_level=pl.CompatLevel.oldest())
         said = {"genrec.scope": json.dumps(scope, sort_keys=True), "genrec.run_id": self.metadata["genrec.run_id"]}
         parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said))
         for piece in pieces:
@@ -128,15 +132,7 @@ class Output:
         return {"files": 1, "bytes": self.path.stat().st_size}
 
     def _publish(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
-        files = [
-            {
-                "file": part.name,
-                "rows": pq.read_metadata(part).num_rows,
-                "bytes": part.stat().st_size,
-                "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
-            }
-            for part in parts
-        ]
+        files = [self._said.get(part.name) or _described(part) for part in parts]
         _write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
         (self.staging / SUCCESS).touch()
         _sync(self.staging)
@@ -158,6 +154,16 @@ class Output:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _described(part: Path) -> dict[str, Any]:
+    """Return what the manifest says of a part."""
+    return {
+        "file": part.name,
+        "rows": pq.read_metadata(part).num_rows,
+        "bytes": part.stat().st_size,
+        "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+    }
 
 
 def fingerprint_file(path: Path) -> Path:

@@ -22,6 +22,7 @@ Words = npt.NDArray[np.uint64]
 RUN = 32  # keys that are ranked by comparing each with each, which vectorizes
 AT_ONCE = 2048  # rows that every column in turn is written to or read from: they stay in a core's own cache
 LOW_HALF = np.uint64(0xFFFFFFFF)
+SLOT_BITS = 7  # of the table of short texts: a few of them in many slots
 U = np.uint64  # of an index: signed ones are looked at for counting from the end
 WORD, HALF, BYTE, FLOAT, FLAG = range(5)  # how a field is moved: as it is, or float32 or int8 (-1: NaN) into float64
 
@@ -66,6 +67,24 @@ def look_up(value_R: I64, least: int, table: I32, found_R: I32) -> bool:
         outside += not inside
         found_R[row] = table[place if inside else U(0)]
     return outside == 0
+
+
+@njit(cache=True, nogil=True)
+def slot_of(head: Any, tail: Any, odd: Any) -> Any:
+    """Return one of 2^SLOT_BITS places for a short text."""
+    return ((head ^ (tail * U(3))) * odd) >> U(64 - SLOT_BITS)
+
+
+@njit(cache=True, nogil=True)
+def codes(views: Words, odd: Any, head_S: Words, tail_S: Words, code_S: Any, code_R: Any) -> None:
+    """Fill `code_R` with the code of each short text, 0 for one that does not stand in its slot of the table.
+
+    Texts are Arrow string views of two words: length and first 4 bytes, then the next 8; of at most 12 bytes.
+    """
+    for row in range(len(code_R)):
+        head, tail = views[U(2 * row)], views[U(2 * row + 1)]
+        slot = slot_of(head, tail, odd)
+        code_R[U(row)] = code_S[slot] if (head == head_S[slot]) & (tail == tail_S[slot]) else 0
 
 
 @njit(cache=True, nogil=True)

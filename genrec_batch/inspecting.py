@@ -132,7 +132,7 @@ def _open(path: Path) -> Finished:
 
 def _file_metadata(path: Path) -> dict[str, str]:
     try:
-        stored = pq.read_schema(path).metadata or {}
+        stored = pq.read_metadata(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"OUT {path}: not a whole Parquet file ({error})") from error
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored.items()}

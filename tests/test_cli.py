@@ -42,7 +42,7 @@ def test_score_writes_the_contract(run, log_file, log, model_dir):
     assert rows.join(log, on=["user_id", "video_id"], how="inner").is_empty(), "seen videos were recommended"
     assert done.summary["users"] == 40
     assert done.summary["rows"] == 400
-    metadata = pq.read_schema("recs.parquet").metadata
+    metadata = pq.read_metadata("recs.parquet").metadata
     keys = {k.decode().removeprefix("genrec.") for k in metadata if k.startswith(b"genrec.")}
     assert keys >= {
         "version",

@@ -141,7 +141,8 @@ def main():
         log = asked.folder / f"log-{kind}"
         if not log.exists():
             write_log(log, kind, asked.users)
-        runs = [run(log, asked.folder / "out", options) for _ in range(asked.rounds + (not asked.warm))][-asked.rounds :]
+        count = asked.rounds if asked.warm else 1 + asked.rounds
+        runs = [run(log, asked.folder / "out", options) for _ in range(count)][-asked.rounds :]
         alone = device_alone(kind, runs[-1][1]["batch_users"], asked)
         seconds = statistics.median(s for s, _ in runs)
         summary = min(runs, key=lambda pair: abs(pair[0] - seconds))[1]

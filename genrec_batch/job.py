@@ -68,9 +68,10 @@ class Job:
         """
         built = self._loaded.pop(bucket.number, None)
         if built is None:
-            with self.stages.time("load", rows=bucket.events):
+            count = bucket.events * self.store.split.record.kind.itemsize
+            with self.stages.time("load", rows=bucket.events, bytes=count):
                 records = self.store.load(bucket)
-            with self.stages.time("histories", rows=bucket.events):
+            with self.stages.time("histories", rows=bucket.events, bytes=count):
                 built = self._ordered(bucket, records)
         if keep:
             self._loaded[bucket.number] = built
@@ -164,7 +165,7 @@ def prepare(
     """
     with stages.time("model"):
         loaded = loaded_model or open_model(config)
-    with stages.time("scan", rows=log.rows):
+    with stages.time("scan", rows=log.rows, bytes=inputs["events"].bytes or 0):
         found = eventlog.survey(log, config.as_of_us(), flow.cores())
     eventlog.check_rejects(found, config.max_rejects, log.where)
     warnings = [] if loaded.trained else [UNTRAINED]
@@ -198,7 +199,8 @@ def prepare(
         as_of_us=found.as_of_us,
         compiled=ordering.for_job(int(scored.events_N.sum())),
     )
-    with stages.time("partition", rows=int(scored.events_N.sum())):
+    events = int(scored.events_N.sum())
+    with stages.time("partition", rows=events, bytes=events * split.record.kind.itemsize):
         store = partition.store(
             split,
             scored,

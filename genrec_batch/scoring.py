@@ -20,7 +20,7 @@ from genrec_batch.arrays import F32, FIRST_ITEM, I64, U8, Batch, Ranked
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
-from genrec_batch.engines import FixedRows, PacksRows
+from genrec_batch.engines import CountsMemory, Engine, FixedRows, PacksRows
 from genrec_batch.errors import ConfigError, DeviceMemoryError
 from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
@@ -170,7 +170,7 @@ class Scoring:
         batches = self._cut(shards)
         weights = self.config.blend()
         while True:
-            answers = recommend_all(self.selection.engine, self._handed(batches), self.decoding)
+            answers = recommend_all(self.selection.engine, self._handed(batches), self.decoding, self.stages.add)
             try:
                 while True:
                     with self.stages.time("model run"):
@@ -202,7 +202,12 @@ class Scoring:
                 yield from _pieces(scored, rows_B, batch, self.batch_users)
 
     def _handed(self, batches: Iterator[Handed]) -> Iterator[Batch]:
-        for handed in batches:
+        waiting = iter(batches)
+        while True:
+            with self.stages.time("wait"):
+                handed = next(waiting, None)
+            if handed is None:
+                return
             self._pending.append(handed)
             yield handed[2]
 
@@ -267,9 +272,16 @@ class Scoring:
             "engine_why": self.selection.why,
             "batch_users": self.batch_users,
             "features_kernel": features.kernel_name(len(self.job)),
+            **_device_peak(engine),
             "scored_users": self.scored_users,
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,  # of the scored ones
         }
+
+
+def _device_peak(engine: Engine) -> dict[str, float]:
+    if engine.device.startswith("cuda") and isinstance(engine, CountsMemory):
+        return {"device_peak_mib": round(engine.peak_bytes() / 2**20, 1)}
+    return {}
 
 
 def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int) -> Iterator[Handed]:

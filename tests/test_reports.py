@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -241,13 +242,72 @@ def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, mo
         assert all(p["p50_ms"] <= p["p95_ms"] <= p["p99_ms"] and p["runs"] >= 5 for p in engine["points"])
         if engine["precision"] == "fp32":
             assert engine["topk_overlap"] == engine["top1_match"] == 1.0
-    stages = {row["stage"] for row in found["run"]["stages"]}
-    assert {"model run", "write", "features"} <= stages
+    stages = [row["stage"] for row in found["run"]["stages"]]
+    assert {"scan", "partition", "load", "histories", "features", "model run", "write"} <= set(stages)
+    assert found["run"]["device_peak_mib"] is None
     assert found["run"]["summary"]["peak_rss_mib"] > 50
     assert result.stdout.index("Ceilings") < result.stdout.index("A real run") < result.stdout.index("Parameters")
     summary = json.loads(result.stdout.strip().splitlines()[-1])
     assert summary["command"] == "profile"
     assert summary["best_users_per_s"]["torch fp32"] > 0
+
+
+PARTS = ["wait", "copy in", "prefill", "decode", "copy out"]
+
+
+def test_the_model_run_is_told_by_its_parts_with_rows_and_bytes(profiled):
+    folder, result = profiled
+    stages = json.loads((folder / "report.json").read_text())["run"]["stages"]
+    parts = {row["stage"]: row for row in stages if row["within"] == "model run"}
+    assert list(parts) == PARTS
+    whole = next(row for row in stages if row["stage"] == "model run")
+    assert 0 < sum(row["seconds"] for row in parts.values()) <= whole["seconds"]
+    assert parts["prefill"]["seconds"] > 0 < parts["decode"]["seconds"]
+    users, items = 40, 40 * 5
+    rows = {name: row["rows"] for name, row in parts.items()}
+    assert rows == {"wait": 0, "copy in": users, "prefill": users, "decode": items, "copy out": users}
+    least = users * 4 * 1024  # the features
+    assert parts["copy in"]["bytes"] == parts["prefill"]["bytes"] > least
+    assert parts["decode"]["bytes"] == parts["copy out"]["bytes"] == items * (4 + 4 + 16)
+    for name in ("scan", "partition", "load", "histories", "features", "write"):
+        row = next(row for row in stages if row["stage"] == name)
+        assert row["rows"] > 0 < row["bytes"], name
+    for line in ("model run", *(f"model run: {name}" for name in PARTS)):
+        assert re.search(rf"^ *{line}  ", result.stdout, re.MULTILINE), line
+
+
+def test_the_parts_stand_in_the_trace_inside_the_model_run_and_in_the_page(profiled):
+    folder, _ = profiled
+    spans = [e for e in json.loads((folder / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    whole = [e for e in spans if e["name"] == "model run"]
+    for name in PARTS:
+        for part in (e for e in spans if e["name"] == name):
+            inside = [e for e in whole if e["tid"] == part["tid"] and e["ts"] <= part["ts"]]
+            assert any(part["ts"] + part["dur"] <= e["ts"] + e["dur"] + 1 for e in inside), name  # a microsecond
+    assert [e["args"]["rows"] for e in spans if e["name"] == "decode"] == [40 * 5]
+    text = (folder / "report.html").read_text()
+    for name in PARTS[1:]:
+        assert f"model run: {name}</td>" in text, name
+
+
+def test_a_bound_of_the_products_is_over_the_time_that_they_took():
+    found = {
+        "products": [{"device": "cuda:0", "precision": "fp16", "library": "torch", "gflop_per_s": 1000.0}],
+        "memory_copy_gb_s": 10.0, "disk_write_gb_s": 1.0, "disk_read_gb_s": 2.0,
+    }  # fmt: skip
+    ran = stages_of(
+        ("model run", "main", 0.0, 10.0, 0, 0), ("wait", "main", 0.0, 5.0, 0, 0),
+        ("copy in", "device in", 5.0, 6.0, 100, 9), ("prefill", "device", 6.0, 7.0, 100, 9),
+        ("decode", "device", 7.0, 8.0, 1000, 9), ("copy out", "device out", 8.0, 8.5, 100, 9),
+    )  # fmt: skip
+    summary = {"scored_users": 100, "users": 100, "kept_events": 5000, "device": "cuda:0", "precision": "fp16"}
+    facts = run_facts.describe(ran, {**summary, "device_peak_mib": 12.5}, config=REFERENCE, ceilings=found)
+    bound = facts["bounds"][0]
+    assert (bound["seconds"], bound["share_of_wall"]) == (2.0, 0.2)
+    assert bound["rate"] == pytest.approx(100 * 1.672 / 2, rel=0.001)
+    assert facts["device_peak_mib"] == 12.5
+    assert "Of the run, wait 50%, copy in 10%, prefill 10%, decode 10%, copy out 5%" in facts["verdict"]
+    assert [row["lane"] for row in facts["lanes"]] == ["main", "device in", "device", "device out"]
 
 
 def test_feature_coverage_by_block_is_that_of_the_features(profiled, run, model_dir):

@@ -33,7 +33,7 @@ class Gpu:
     def hardware(self):
         return self.card
 
-    def slate(self, batches, steps):
+    def slate(self, batches, steps, _record=None):
         for batch in batches:
             if len(batch) > self.fits:
                 raise DeviceMemoryError("out of memory")
@@ -84,7 +84,7 @@ def test_the_first_run_of_a_size_only_warms_up(cache):
     engine = Gpu()
     run = engine.slate
 
-    def slow_at_first(batches, steps):
+    def slow_at_first(batches, steps, _record=None):
         batches = list(batches)
         engine.now += 0 if len(batches[0]) in engine.tried else 10.0
         yield from run(batches, steps)

@@ -1,5 +1,6 @@
 """The hand-fused engine's logic on a CPU: kernels replaced by their plain twin, results held to a full forward."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -249,6 +250,28 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(engine):
     for ranked in (run(engine, alone), next(engine.slate([alone], STEPS))):
         np.testing.assert_array_equal(ranked.tokens_BK[0], together.tokens_BK[0])
         np.testing.assert_allclose(ranked.heads_BKH[0], together.heads_BKH[0], atol=1e-5)
+
+
+def test_the_slate_loop_tells_when_it_copied_and_computed_each_batch(slow, engine):
+    batches = [drawn([5, 0, 17, 1]), drawn([3, 2], seed=1), drawn([9, 12, 2], seed=2)]
+    told, began = [], time.perf_counter()
+    slates = list(engine.slate(batches, STEPS, lambda *args, **rest: told.append((*args, rest))))
+    ended = time.perf_counter()
+    for batch, slate in zip(batches, slates, strict=True):
+        check(slate, slow.slate(batch, STEPS))
+    assert [piece[0] for piece in told] == ["copy in", "prefill", "decode", "copy out"] * 3
+    for number, batch in enumerate(batches):
+        copy_in, first, following, copy_out = told[4 * number : 4 * number + 4]
+        assert [piece[3]["rows"] for piece in (copy_in, first, following, copy_out)] == [
+            len(batch), len(batch), len(batch) * STEPS, len(batch),
+        ]  # fmt: skip
+        assert copy_in[3]["bytes"] >= batch.dense_BF.nbytes
+        assert copy_out[3]["bytes"] >= slates[number].heads_BKH.nbytes
+        moments = [moment for piece in (copy_in, first, following, copy_out) for moment in piece[1:3]]
+        assert moments == sorted(moments)
+        assert began <= moments[0] < moments[-1] <= ended
+    lanes = {piece[0]: piece[3]["lane"] for piece in told}
+    assert lanes == {"copy in": "device in", "prefill": "device", "decode": "device", "copy out": "device out"}
 
 
 def test_packing_adds_little_and_few_shapes():

@@ -66,7 +66,7 @@ def _run(run: Report) -> Section:
     ]
     stages = [
         [
-            row["stage"],
+            f"{row['within']}: {row['stage']}" if row["within"] else row["stage"],
             duration(row["seconds"]),
             share(row["share_of_wall"]),
             figure(row["spans"]),
@@ -85,7 +85,7 @@ def _run(run: Report) -> Section:
             rows=stages,
         ),
         Table(
-            title="Threads",
+            title="Threads, and the streams of a GPU",
             columns=["thread", "at work", "of the run"],
             rows=[[row["lane"], duration(row["busy_s"]), share(row["busy_share"])] for row in run["lanes"]],
         ),

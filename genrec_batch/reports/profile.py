@@ -119,7 +119,7 @@ def _run(config: ProfileConfig, folder: Path) -> separate.Ran:
 def _run_facts(
     config: ProfileConfig, ran: separate.Ran, loaded: Model, found: dict[str, Any], input_bytes: int | None
 ) -> dict[str, Any]:
-    facts = run_facts.describe(
+    return run_facts.describe(
         ran.stages(),
         ran.summary,
         elapsed_s=ran.elapsed_s,
@@ -128,7 +128,6 @@ def _run_facts(
         input_bytes=input_bytes,
         top_k=config.top_k,
     )
-    return {**facts, "device_peak_mib": ran.device_mib}
 
 
 def _job(config: ProfileConfig, loaded: Model) -> Job:

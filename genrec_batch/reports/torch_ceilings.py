@@ -48,8 +48,3 @@ def _product(device: str, precision: str, kind: torch.dtype, rows: int, width: i
         "library": "torch",
         "gflop_per_s": round(flops / min(taken) / 1e9, 1),
     }
-
-
-def peak_device_mib() -> float | None:
-    """Return the most GPU memory that torch ever held in this process, MiB; None where there is no GPU."""
-    return round(torch.cuda.max_memory_reserved() / 2**20, 1) if torch.cuda.is_available() else None

@@ -89,10 +89,14 @@ def init(
     chosen = model.DEMO_SEED if seed is None else seed
     config = model.preset(preset)
     items = job.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
-    weights = model.initial_weights(config, chosen)
+    with console.busy("making the weights"):
+        weights = model.initial_weights(config, chosen)
     origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
     model.check_free(directory)
-    _save(directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin)))
+    with console.busy("writing the model"):
+        _save(
+            directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        )
     said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
     console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
 
@@ -122,7 +126,8 @@ def import_(
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
     card = _card(config, f"Imported from `{weights.name}`.")
     model.check_free(directory)
-    _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
+    with console.busy("writing the model"):
+        _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
     if items is None:
         console.LOG.warning(
             "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"

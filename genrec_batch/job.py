@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec_batch import eventlog, flow, histories, model, ordering, partition, schema, sides, storage, tables
+from genrec_batch import console, eventlog, flow, histories, model, ordering, partition, schema, sides, storage, tables
 from genrec_batch.arrays import I32, I64, Histories, Ragged, SideTable
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
@@ -163,7 +163,7 @@ def prepare(
     Raises:
         ConfigError, InputError, GateError, ModelError, NothingToScoreError: see DESIGN of each input.
     """
-    with stages.time("model"):
+    with stages.time("model"), console.busy("reading the model"):
         loaded = loaded_model or open_model(config)
     with stages.time("scan", rows=log.rows, bytes=inputs["events"].bytes or 0):
         found = eventlog.survey(log, config.as_of_us(), flow.cores())
@@ -173,7 +173,7 @@ def prepare(
     with stages.time("catalog"):
         catalog = _catalog(loaded, found, path, warnings)
         loaded = loaded.with_catalog(len(catalog))
-    with stages.time("tables"):
+    with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
         names = schema.column_names(config.schema)
         users = sides.table(config.users, "--users", "user_id", names.users, types["user_id"], inputs)
         videos = sides.table(config.videos, "--videos", "video_id", names.videos, types["video_id"], inputs)

@@ -304,6 +304,7 @@ def run(
         for work in stream:
             behind.submit(lambda work=work: write(work))  # type: ignore[misc]
         behind.wait()
+        console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)
     if done.get("short_users"):

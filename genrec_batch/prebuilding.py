@@ -188,3 +188,4 @@ def _one(title: str, precision: str, target: Target, engine: store.Wanted) -> di
 
 def _phase(what: str, done: float) -> None:
     LOG.debug("  %s, %d%%", what, 100 * done)
+    console.doing(f"{what}, {done:.0%}" if done < 1 else "")

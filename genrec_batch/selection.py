@@ -19,7 +19,7 @@ import numpy as np
 from genrec_batch import sizing
 from genrec_batch.arrays import I64, Batch
 from genrec_batch.config import ScoreConfig
-from genrec_batch.console import LOG, busy
+from genrec_batch.console import LOG, busy, doing
 from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
@@ -58,6 +58,7 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
         EngineError: it, its device or its precision is not there; the message says how to install it.
     """
     _need(name)
+    doing(f"{name} in {precision} on {device}")
     engine: Engine
     if name == "torch":
         from genrec_batch.engines.torch_cuda import TorchCudaEngine, why_not
@@ -83,6 +84,7 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
 
 def _building(what: str, done: float) -> None:
     LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
+    doing(f"{what}, {done:.0%}" if done < 1 else "")
 
 
 def select(
@@ -126,6 +128,7 @@ def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, dev
     if fast is None:
         return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
     faster = open_engine(model, name=chosen, device=place, precision=fast)
+    doing(f"{len(sample):,} users in fp32 and {fast}, to compare")
     answers = (best(recommend(engine, sample, decoding), decoding.top_k).tokens_BK for engine in (plain, faster))
     overlap = top_overlap(*answers)
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
@@ -168,7 +171,8 @@ def reference_engine(model: Model, *, name: str = "auto", precision: str = "fp32
     Raises:
         EngineError: neither is installed.
     """
-    return open_engine(model, name=_available("cpu") if name == "auto" else name, device="cpu", precision=precision)
+    with busy("opening the engine to compare with"):
+        return open_engine(model, name=_available("cpu") if name == "auto" else name, device="cpu", precision=precision)
 
 
 def sample_rows(lengths_N: I64, most: int | None = None) -> I64:

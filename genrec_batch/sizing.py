@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.arrays import I64, Batch
+from genrec_batch.console import doing
 from genrec_batch.engines import Engine, FixedRows, OnDevice
 from genrec_batch.engines.engine_cache import EngineCache, EngineKey
 from genrec_batch.errors import DeviceMemoryError
@@ -149,7 +150,8 @@ def _sweep(
     assert isinstance(engine, OnDevice)
     speeds: dict[int, float] = {}
     end = "the largest that is tried"
-    for users in TRIED:
+    for number, users in enumerate(TRIED, 1):
+        doing(f"timing {users:,} users a batch, {number} of at most {len(TRIED)}")
         free, needed = engine.free_bytes(), users * _expected(model, engine.precision, sample, decoding)
         if speeds and needed > free * SPARE:
             end = f"{users:,} would not fit the {free / 2**30:.1f} GiB that are free"

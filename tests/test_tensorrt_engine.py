@@ -240,6 +240,15 @@ def test_slate_tells_when_the_device_did_what(build, gpu, drift):
     assert 0 < engine.peak_bytes() <= gpu._in_use()
 
 
+def test_what_is_built_is_told_with_its_place(build):
+    told = []
+    engine = build(progress=lambda what, done: told.append((what, done)))
+    list(engine.slate([batch_of(preset("tiny"), 4)], STEPS))
+    assert told[0] == ("engine 1 of 2, prefill", 0.0)
+    assert told[-1] == ("engine 2 of 2, decode", 1.0)
+    assert ("engine 2 of 2, decode: built", 1.0) in told
+
+
 def test_slate_starts_a_batch_before_the_one_before_is_fetched(build):
     engine, config, started = build(), preset("tiny"), []
 

@@ -77,13 +77,14 @@ class TensorRtEngine:
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
         self.resize(batch_size)
         self._cache = cache or EngineCache()
+        self._progress, self._making = progress, ""  # which engine is at work
         self.store = PlanStore(
             self.library,
             self._cache,
             weights_sha256=weights_fingerprint(model.weights),
             precision=precision,
             architecture=self._gpu.architecture,
-            progress=progress,
+            progress=self._tell,
         )
         self._log = building.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
@@ -304,9 +305,19 @@ class TensorRtEngine:
         return self._programs[shape]
 
     def _load(self, name: str, shape: Shape, graph: bytes) -> Executable:
+        network = self.network(shape)
+        titles = [*network.titles("prefill"), *network.titles("decode")]
+        place = f"engine {titles.index(name) + 1} of {len(titles)}" if name in titles else "engine"
+        self._making = f"{place}, {name}"
+        self._tell("", 0.0)
         made = Executable(self.library, self._runtime, self.store.plan(name, shape, graph).content)
+        self._tell("", 1.0)
         self._gpu.look()
         return made
+
+    def _tell(self, phase: str, done: float) -> None:
+        if self._progress is not None:
+            self._progress(f"{self._making}: {phase}" if phase else self._making, done)
 
     def _side(self, state: State, name: str, make: Callable[[Network, Shape], bytes]) -> Executable:
         program = state.program

@@ -6,7 +6,7 @@ In: parts of a report. Out: JSON-able dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Chart = dict[str, Any]
@@ -118,7 +118,7 @@ def _lines(engines: Mapping[str, Any], name: str, title: str, y: str, value: Any
     }
 
 
-def _bars(name: str, title: str, x: str, y: str, rows: list[dict[str, Any]], label: str, value: str) -> Chart:
+def _bars(name: str, title: str, x: str, y: str, rows: Sequence[Mapping[str, Any]], label: str, value: str) -> Chart:
     return {
         "name": name,
         "kind": "bars",

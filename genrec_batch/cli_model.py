@@ -162,7 +162,7 @@ def info(
     """
     from genrec_batch import catalog, model, show
 
-    loaded = model.load(directory) if directory else model.demo_model(model.preset(preset))
+    loaded = model.load(directory, "DIR") if directory else model.demo_model(model.preset(preset))
     file = directory / "catalog.parquet" if directory else None
     has = file is not None and file.exists()
     videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
@@ -191,7 +191,7 @@ def export(
 
     if precision not in ("fp32", "fp16"):
         raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
-    for path in exporting.export(model.load(directory), directory, precision=precision):
+    for path in exporting.export(model.load(directory, "DIR"), directory, precision=precision):
         console.stdout.print(
             f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True
         )

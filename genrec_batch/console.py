@@ -140,7 +140,7 @@ def busy(title: str) -> Iterator[None]:
 
 
 def doing(what: str) -> None:
-    """Say beside the title of the step that is shown, if one is, what it is at ("engine 2 of 4, 30%"); "" for nothing."""
+    """Say beside the title of the step that is shown what it is at, such as "engine 2 of 4, 30%"; "" for nothing."""
     for bar, title in _SHOWN:
         for task in bar.task_ids:
             bar.update(task, description=f"{title}: {what}" if what else title)

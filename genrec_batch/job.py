@@ -165,7 +165,8 @@ def prepare(
     """
     with stages.time("model"), console.busy("reading the model"):
         loaded = loaded_model or open_model(config)
-    with stages.time("scan", rows=log.rows, bytes=inputs["events"].bytes or 0):
+    opened = inputs.get("events")
+    with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
         found = eventlog.survey(log, config.as_of_us(), flow.cores())
     eventlog.check_rejects(found, config.max_rejects, log.where)
     warnings = [] if loaded.trained else [UNTRAINED]
@@ -181,7 +182,7 @@ def prepare(
         if users is not None:
             tables.check_users(users)
         videos_side = tables.videos_table(videos) if videos is not None else None
-    chosen = sides.chosen(config.user, types["user_id"])
+    chosen = sides.chosen(config.user, types["user_id"], config.user_flag)
     wanted = chosen if chosen is not None or given is None else given["user_id"]  # who could get a row
     scored = _users(found, users, given, wanted, config.limit)
     _check_somebody(scored.ids, catalog, chosen, config, path)
@@ -292,7 +293,7 @@ def _check_somebody(
     if chosen is not None:
         absent = chosen.filter(~chosen.is_in(ids.implode()))
         if len(absent):
-            raise ConfigError(f"--user {absent[0]}: neither in INPUT {path} nor in --users or --candidates")
+            raise ConfigError(f"{config.user_flag} {absent[0]}: neither in INPUT {path} nor in --users or --candidates")
     if not len(ids):
         raise NothingToScoreError(f"INPUT {path}: no event up to --as-of {config.as_of}, so nobody to score")
     if not len(catalog):

@@ -85,7 +85,7 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
 
 
 def _with_catalog(directory: Path) -> Model:
-    loaded, file = model.load(directory), directory / "catalog.parquet"
+    loaded, file = model.load(directory, "DIR"), directory / "catalog.parquet"
     if not file.exists():
         raise ModelError(
             f"{file} is missing: the number of videos is part of an engine; make the model with --catalog-from, or let "

@@ -34,6 +34,7 @@ NEEDS = {  # modules of which one must be there, and the extra that brings it
 }
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
+COMPARED_BEAMS = 4  # of a user of the sample: more of them tell no more of a precision, and cost as much as a run
 WHY = "the fastest engine installed for"
 
 
@@ -129,7 +130,8 @@ def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, dev
         return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
     faster = open_engine(model, name=chosen, device=place, precision=fast)
     doing(f"{len(sample):,} users in fp32 and {fast}, to compare")
-    answers = (best(recommend(engine, sample, decoding), decoding.top_k).tokens_BK for engine in (plain, faster))
+    narrow = replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
+    answers = (best(recommend(engine, sample, narrow), decoding.top_k).tokens_BK for engine in (plain, faster))
     overlap = top_overlap(*answers)
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:

@@ -23,6 +23,11 @@ class RunConfig(ScoreConfig):
         panel="Output",
     )
 
+    @property
+    def user_flag(self) -> str:
+        """The option that named `user`, for errors."""
+        return "--explain" if self.explain is not None else super().user_flag
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(ScoreConfig):

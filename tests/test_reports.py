@@ -12,10 +12,12 @@ import polars as pl
 import pytest
 
 from genrec_batch import layout, model
+from genrec_batch.arrays import Ranked
 from genrec_batch.config import resolved
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, DeviceMemoryError, EngineError
+from genrec_batch.generate import Decoding
 from genrec_batch.profiling import Span, Stages
-from genrec_batch.reports import ceilings, engine_facts, model_facts, report, run_facts, trace
+from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 
 REFERENCE = model.PRESETS["reference"]
@@ -184,6 +186,105 @@ def test_an_engine_that_nobody_has_is_named(asked, message):
         engine_facts.choices((asked,), "cpu")
 
 
+class Weak:
+    """An engine on a GPU that holds `most` users, but not in its run `number`, and fails for good beyond `broken`."""
+
+    device = "cuda:0"
+
+    def __init__(self, name, precision, *, most=99, number=0, broken=99):
+        self.name, self.precision, self.most, self.number, self.broken = name, precision, most, number, broken
+
+    def slate(self, batches, steps, _record=None):
+        for batch in batches:
+            self.number -= 1
+            if len(batch) > self.broken:
+                raise EngineError("cannot run an engine")
+            if len(batch) > self.most or self.number == 0:
+                raise DeviceMemoryError("out of memory")
+            yield self.collect((len(batch), steps))
+
+    def prefill(self, batch, *, steps, choices=1):
+        return len(batch), steps * choices
+
+    def decode(self, state, tokens_B=None):
+        pass
+
+    def choose(self, state):
+        pass
+
+    def collect(self, state):
+        zeros = np.zeros(state, np.float32)
+        return Ranked(
+            tokens_BK=zeros.astype(np.int32) + 2, log_prob_BK=zeros, heads_BKH=np.zeros((*state, 4), np.float32)
+        )
+
+
+class Fixed(Weak):
+    rows = 2048
+
+    def free_bytes(self):
+        return 1 << 30
+
+    def resize(self, rows):
+        self.rows = rows
+
+
+def measured(monkeypatch, engines, *, sizes=(1, 8, 64), must=False):
+    """What `profile` tells of engines that are opened by name."""
+    tiny = model.demo_model(model.PRESETS["tiny"])
+
+    def opened(_model, *, name, device, precision):
+        assert device == "cuda:0"
+        found = engines[name, precision]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(engine_facts, "open_engine", opened)
+    monkeypatch.setattr(engine_facts, "reference_engine", lambda _: Weak("torch", "fp32"))
+    products = [{"device": "cuda:0", "precision": "fp16", "library": "torch", "gflop_per_s": 1e9}]
+    return engine_facts.measure(
+        tiny, list(engines), device="cuda:0", must=must, sizes=sizes, events=5, decoding=Decoding(top_k=3), real=None,
+        seconds=0, ceilings={"products": products}, advance=lambda _: None,
+    )  # fmt: skip
+
+
+def test_an_engine_that_fails_on_a_gpu_loses_only_what_it_failed_at(monkeypatch):
+    found = measured(
+        monkeypatch,
+        {
+            ("torch", "fp16"): Weak("torch", "fp16"),
+            ("torch", "bf16"): Weak("torch", "bf16", most=8),
+            ("torch", "fp32"): Weak("torch", "fp32", number=8),  # the second size runs out in a timed run
+            ("onnxruntime", "fp16"): DeviceMemoryError("no room for the weights"),
+            ("onnxruntime", "fp32"): EngineError("no provider"),
+            ("tensorrt", "fp16"): Fixed("tensorrt", "fp16", broken=8),
+        },
+    )
+    points = {(e["engine"], e["precision"]): [p["batch_users"] for p in e["points"]] for e in found["engines"]}
+    assert points == {("torch", "fp16"): [1, 8, 64], ("torch", "bf16"): [1, 8], ("torch", "fp32"): [1, 64]}
+    why = [(s["engine"], s["precision"], s["why"]) for s in found["skipped"]]
+    assert why == [
+        ("onnxruntime", "fp16", "no room for the weights"), ("onnxruntime", "fp32", "no provider"),
+        ("torch", "fp32", "batches of 8: out of memory"), ("torch", "bf16", "batches of 64: out of memory"),
+        ("tensorrt", "fp16", "cannot run an engine"),
+    ]  # fmt: skip
+
+
+def test_an_engine_that_was_asked_for_and_fails_is_an_error(monkeypatch):
+    with pytest.raises(EngineError, match="cannot run"):
+        measured(monkeypatch, {("torch", "fp16"): Weak("torch", "fp16", broken=8)}, must=True)
+    with pytest.raises(EngineError, match="none ran: torch fp16: batches of 1: out of memory"):
+        measured(monkeypatch, {("torch", "fp16"): Weak("torch", "fp16", most=0)})
+
+
+def test_rows_of_an_engine_that_is_built_for_one_number_are_told(monkeypatch):
+    found = measured(monkeypatch, {("tensorrt", "fp16"): Fixed("tensorrt", "fp16")})
+    assert found["engines"][0]["fixed_rows"] == 64  # the largest batch that is timed
+    lead = " ".join(chapters._engines(found).lead)
+    assert "tensorrt in fp16 computes 64 rows for any batch up to that" in lead
+
+
 def test_options_of_a_report_do_not_decide_the_result():
     assert resolved(RunConfig(report="a.html", trace="t.json")) == resolved(RunConfig())
     with pytest.raises(ConfigError, match="--batch-sizes '1,x'"):
@@ -191,6 +292,8 @@ def test_options_of_a_report_do_not_decide_the_result():
     with pytest.raises(ConfigError, match="--trace goes with --data"):
         ProfileConfig(trace="t.json")
     assert ProfileConfig(batch_sizes="64, 1,64").sizes() == (1, 64)
+    assert ProfileConfig().sizes() == (1, 4, 16, 64, 256)
+    assert ProfileConfig().sizes("cuda:0") == (1, 16, 256, 2048, 8192)
 
 
 @pytest.fixture(scope="session")

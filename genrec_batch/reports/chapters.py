@@ -200,6 +200,11 @@ def _engines(engines: Report) -> Section:
         "Each engine is warmed up once and takes turns with the others. With few runs, p99 is their slowest.",
         f"Overlap with fp32 is over {engines['compared_users']} users of {engines['compared_over']}.",
     ]
+    lead += [
+        f"{e['engine']} in {e['precision']} computes {e['fixed_rows']:,} rows for any batch up to that, in one time."
+        for e in engines["engines"]
+        if e["fixed_rows"]
+    ]
     lead += [f"Left out: {s['engine']} in {s['precision']}: {s['why']}" for s in engines["skipped"]]
     return Section(
         name="engines",

@@ -62,7 +62,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
         run = _run_facts(config, ran, loaded, found, job.inputs["events"].bytes)
     elif not loaded.trained:
         console.LOG.warning(UNTRAINED)
-    sizes = config.sizes()
+    sizes = config.sizes(device)
     with console.progress("engines", len(sizes) * len(wanted), "measurements") as advance:
         engines = engine_facts.measure(
             loaded,

@@ -337,3 +337,27 @@ def test_on_a_gpu_every_call_agrees_with_the_twin_within_the_precision(model, en
         assert not (tokens == candidates[:, 1:2]).any()
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_the_devices_own_clock_tells_the_stages(model):
+    real, told = TorchCudaEngine(model), []
+    batches = [drawn(np.random.default_rng(n).integers(0, 19, 3000).tolist(), seed=n) for n in range(8)]
+    expected = [slate.tokens_BK for slate in real.slate(batches, STEPS)]  # captures
+    began = time.perf_counter()
+    slates = list(real.slate(batches, STEPS, lambda *args, **rest: told.append((*args, rest))))
+    ended = time.perf_counter()
+    for slate, tokens in zip(slates, expected, strict=True):
+        np.testing.assert_array_equal(slate.tokens_BK, tokens)
+    assert [piece[0] for piece in told] == ["copy in", "prefill", "decode", "copy out"] * len(batches)
+    assert all(began - 1e-3 <= start < stop <= ended for _, start, stop, _ in told)
+    for lane in ("device in", "device", "device out"):
+        moments = [moment for piece in told if piece[3]["lane"] == lane for moment in piece[1:3]]
+        assert moments == sorted(moments)
+    for number in range(len(batches)):
+        copy_in, first, following, copy_out = told[4 * number : 4 * number + 4]
+        assert copy_in[2] <= first[1] + 1e-4
+        assert first[2] <= following[1] + 1e-4
+        assert following[2] <= copy_out[1] + 1e-4
+    assert real.peak_bytes() > 0

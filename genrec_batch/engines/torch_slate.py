@@ -291,15 +291,16 @@ class SlateLoop:
             loop.prefill()  # builds the kernels and the libraries' handles, which a capture must not
             loop.decode()
         cuda.current_stream(self._device).wait_stream(side)
-        first = self._capture(loop.prefill, None)
-        second = self._capture(loop.decode, first.pool())  # they only ever run one after the other
-        return replace(loop, prefill=first.replay, decode=second.replay)
-
-    def _capture(self, work: Callable[[], None], pool: Any) -> Any:
-        graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
-            work()
-        return graph
+        first, following = cuda.CUDAGraph(), cuda.CUDAGraph()
+        with cuda.graph(first, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+            loop.prefill()
+        with cuda.stream(side):  # a second `cuda.graph` would collect Python's garbage once more
+            following.capture_begin(pool=first.pool(), capture_error_mode="thread_local")  # they run in this order
+            try:
+                loop.decode()
+            finally:
+                following.capture_end()
+        return replace(loop, prefill=first.replay, decode=following.replay)
 
 
 def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from importlib import resources
@@ -87,6 +88,8 @@ def test_ceilings_are_measured_and_leave_no_file(tmp_path):
     assert len(told) == ceilings.STEPS
     assert found["products"][0]["library"] == "NumPy"
     assert all(p["gflop_per_s"] > 0 for p in found["products"])
+    if engine_facts.computes_int8() and importlib.util.find_spec("torch"):
+        assert ceilings.product_ceiling(found, device="cpu", precision="int8")["library"] == "torch"
     assert min(found[k] for k in ("memory_copy_gb_s", "disk_write_gb_s", "disk_read_gb_s")) > 0
     assert not list(tmp_path.iterdir())
     best = ceilings.product_ceiling(found, device="cpu", precision="fp32")

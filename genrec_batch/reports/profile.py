@@ -119,6 +119,8 @@ def _run(config: ProfileConfig, folder: Path) -> separate.Ran:
 def _run_facts(
     config: ProfileConfig, ran: separate.Ran, loaded: Model, found: dict[str, Any], input_bytes: int | None
 ) -> dict[str, Any]:
+    decoding = decoding_of(config, loaded)
+    slates = decoding.mode == "slate"
     return run_facts.describe(
         ran.stages(),
         ran.summary,
@@ -126,7 +128,8 @@ def _run_facts(
         config=loaded.config,
         ceilings=found,
         input_bytes=input_bytes,
-        top_k=config.top_k,
+        top_k=decoding.top_k if slates else 1,
+        rows=decoding.beam_width if slates else decoding.num_candidates,
     )
 
 

@@ -33,6 +33,7 @@ def describe(
     ceilings: Mapping[str, Any] | None = None,
     input_bytes: int | None = None,
     top_k: int = 10,
+    rows: int = 1,
 ) -> dict[str, Any]:
     """Return the facts of a run.
 
@@ -43,7 +44,8 @@ def describe(
         config: sizes of its model, None where they are not known: then no FLOPs are told.
         ceilings: what this machine can do (`ceilings.measure`), None where it was not measured.
         input_bytes: of the log's files; by default what the stages that read counted.
-        top_k: videos decoded for each user.
+        top_k: videos decoded for each user, one after the other.
+        rows: such lists that are decoded side by side for a user: beams, or candidates of one look.
     """
     spans = stages.spans
     wall_s = elapsed_s if elapsed_s is not None else max((s.stop_s for s in spans), default=0.0)
@@ -68,7 +70,7 @@ def describe(
         "device_peak_mib": summary.get("device_peak_mib"),
     }
     facts["bounds"] = _bounds(
-        facts, spans, summary, config=config, ceilings=ceilings, input_bytes=input_bytes, top_k=top_k
+        facts, spans, summary, config=config, ceilings=ceilings, input_bytes=input_bytes, passes=(rows, top_k)
     )
     facts["verdict"] = _verdict(facts)
     return facts
@@ -170,9 +172,12 @@ def _bounds(
     config: ModelConfig | None,
     ceilings: Mapping[str, Any] | None,
     input_bytes: int | None,
-    top_k: int,
+    passes: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """Return what the run took of each of the machine's ceilings while the stage in question ran."""
+    """Return what the run took of each of the machine's ceilings while the stage in question ran.
+
+    `passes` are the rows of a user in a decode pass, and the passes.
+    """
     if ceilings is None:
         return []
     stages = {row["stage"]: row for row in facts["stages"]}
@@ -184,7 +189,9 @@ def _bounds(
     scored = int(summary.get("scored_users") or 0)
     if config is not None and ceiling is not None and model_s and scored:
         events = int(summary.get("kept_events") or 0) / max(1, int(summary.get("users") or scored))
-        each = model_facts.prefill_flops(config, events) + model_facts.decode_flops(config, events, top_k)
+        each = model_facts.prefill_flops(config, events) + passes[0] * model_facts.decode_flops(
+            config, events, passes[1]
+        )
         rate = scored * each / model_s / 1e9
         what = f"matrix product, {ceiling['precision']} on {ceiling['device']} ({ceiling['library']})"
         bounds.append(_bound(what, "GFLOP/s", model_s, rate, float(ceiling["gflop_per_s"]), facts["wall_s"]))

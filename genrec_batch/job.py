@@ -70,16 +70,16 @@ class Job:
         if built is None:
             count = bucket.events * self.store.split.record.kind.itemsize
             with self.stages.time("load", rows=bucket.events, bytes=count):
-                records = self.store.load(bucket)
+                held = self.store.load(bucket)
             with self.stages.time("histories", rows=bucket.events, bytes=count):
-                built = self._ordered(bucket, records)
+                built = self._ordered(bucket, held)
         if keep:
             self._loaded[bucket.number] = built
         return built
 
-    def _ordered(self, bucket: Bucket, records: Records) -> Histories:
+    def _ordered(self, bucket: Bucket, held: list[Records]) -> Histories:
         return histories.order(
-            records,
+            held,
             self.store.split.record,
             start=bucket.start,
             total_N=self.users.events_N[bucket.start : bucket.stop],
@@ -167,7 +167,8 @@ def prepare(
         loaded = loaded_model or open_model(config)
     opened = inputs.get("events")
     with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
-        found = eventlog.survey(log, config.as_of_us(), flow.cores())
+        compiled = ordering.for_job(log.rows)
+        found = eventlog.survey(log, config.as_of_us(), flow.cores(), compiled)
     eventlog.check_rejects(found, config.max_rejects, log.where)
     warnings = [] if loaded.trained else [UNTRAINED]
     types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
@@ -198,7 +199,7 @@ def prepare(
         users=Index(scored.ids),
         videos=Index(video_ids),
         as_of_us=found.as_of_us,
-        compiled=ordering.for_job(int(scored.events_N.sum())),
+        compiled=compiled,
     )
     events = int(scored.events_N.sum())
     with stages.time("partition", rows=events, bytes=events * split.record.kind.itemsize):

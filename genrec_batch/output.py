@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -54,6 +55,7 @@ class Output:
     replaces: bool = False  # an output of that name may be replaced
     complete: bool = False  # an identical run finished it: there is nothing to do
     parts_done: set[int] = field(default_factory=set)
+    _said: dict[Path, parquet.Said] = field(default_factory=dict)  # of each part that this run wrote
     _lock: int = -1
 
     def part(self, number: int) -> Path:
@@ -78,6 +80,7 @@ class Output:
                 parquet.write(target.with_suffix(".fingerprints"), fingerprints)
             about = {**self.metadata, ROWS: str(len(table)), COUNTS: json.dumps(counts or {}, sort_keys=True)}
             parquet.write(target, table.replace_schema_metadata(about), quick=self.single)
+            self._said[target] = parquet.said(target, COUNTS, hashed=not self.single)
         self.parts_done.add(number)
 
     def finish(self, scope: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -93,20 +96,20 @@ class Output:
                     f"OUTPUT {self.path} appeared while the run was going on; its parts stay in {self.staging}"
                 )
             parts = sorted(self.staging.glob("part-*.parquet"))
-            rows = sum(pq.read_metadata(part).num_rows for part in parts)
-            counts = parquet.sums(parts, COUNTS)
+            said = [self._said.get(part) or parquet.said(part, COUNTS, hashed=not self.single) for part in parts]
+            rows, counts = sum(part.rows for part in said), parquet.sums(said)
             metadata = {**self.metadata, ROWS: str(rows), COUNTS: json.dumps(counts, sort_keys=True)}
             if scope is not None:
                 self._join_fingerprints(scope)
-            done = self._join(parts, metadata) if self.single else self._publish(parts, metadata)
+            done = self._join(parts, metadata) if self.single else self._publish(said, metadata)
         self.close()
         return {**done, "rows": rows, **counts}
 
     def _join_fingerprints(self, scope: Mapping[str, Any]) -> None:
         pieces = sorted(self.staging.glob("part-*.fingerprints"))
-        joined = pa.concat_tables([pq.read_table(piece) for piece in pieces])
+        joined = pl.read_parquet(pieces, glob=False).to_arrow(compat_level=pl.CompatLevel.oldest())
         said = {"genrec.scope": json.dumps(scope, sort_keys=True), "genrec.run_id": self.metadata["genrec.run_id"]}
-        parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said))
+        parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said), quick=True)  # no order in them
         for piece in pieces:
             piece.unlink()
 
@@ -127,16 +130,8 @@ class Output:
         shutil.rmtree(self.staging)
         return {"files": 1, "bytes": self.path.stat().st_size}
 
-    def _publish(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
-        files = [
-            {
-                "file": part.name,
-                "rows": pq.read_metadata(part).num_rows,
-                "bytes": part.stat().st_size,
-                "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
-            }
-            for part in parts
-        ]
+    def _publish(self, parts: list[parquet.Said], metadata: dict[str, str]) -> dict[str, int]:
+        files = [{"file": p.file.name, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
         _write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
         (self.staging / SUCCESS).touch()
         _sync(self.staging)
@@ -151,7 +146,7 @@ class Output:
         for name in (RUN_FILE, LOCK):  # only now: until the rename they let a killed run go on
             (self.path / name).unlink(missing_ok=True)
         _sync(self.path.parent)
-        return {"files": len(files), "bytes": sum(part["bytes"] for part in files)}
+        return {"files": len(files), "bytes": sum(part.bytes for part in parts)}
 
     def close(self) -> None:
         """Let go of the staging folder's lock; what is in it stays for a later run."""

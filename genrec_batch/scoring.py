@@ -88,8 +88,8 @@ class Scored:
     """A shard whose users come back from the engine batch by batch."""
 
     shard: Shard
-    ranking: Ranking
     left: int  # users still on their way
+    answers: list[tuple[I64, Ranked]] = field(default_factory=list)  # what came back, and of whom
 
 
 MANY_BEAMS = 16  # from which a run is told what they cost
@@ -170,7 +170,6 @@ class Scoring:
         Where the device runs out of memory, what is left goes on in batches of half the size, down to one user.
         """
         batches = self._cut(shards)
-        weights = self.config.blend()
         while True:
             answers = recommend_all(self.selection.engine, self._handed(batches), self.decoding, self.stages.add)
             try:
@@ -181,7 +180,7 @@ class Scoring:
                         yield from self._whole(None)
                         return
                     scored, rows_B, _ = self._pending.popleft()
-                    self._put(scored, rows_B, ranked, blend(ranked, weights))
+                    self._put(scored, rows_B, ranked)
                     advance(len(rows_B))
                     yield from self._whole(scored)
             except DeviceMemoryError as error:
@@ -196,7 +195,7 @@ class Scoring:
 
     def _cut(self, shards: Iterator[Shard]) -> Iterator[Handed]:
         for shard in shards:
-            scored = Scored(shard=shard, ranking=Ranking.empty(len(shard), self.config.top_k), left=len(shard))
+            scored = Scored(shard=shard, left=len(shard))
             if not len(shard):
                 self._empty.append(scored)
             while shard.batches:
@@ -235,9 +234,9 @@ class Scoring:
         again = [piece for handed in lost for piece in _pieces(*handed, self.batch_users)]
         return itertools.chain(again, batches)
 
-    def _put(self, scored: Scored, rows_B: I64, ranked: Ranked, score_BK: F32) -> None:
+    def _put(self, scored: Scored, rows_B: I64, ranked: Ranked) -> None:
         lengths_B = scored.shard.lengths_S[rows_B]
-        scored.ranking.put(rows_B, ranked, score_BK)
+        scored.answers.append((rows_B, ranked))
         scored.left -= len(rows_B)
         self.padding[0] += int(lengths_B.sum()) + len(rows_B)
         self.padding[1] += (
@@ -247,9 +246,12 @@ class Scoring:
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:
         """Return the rows of a shard in id order, and its counts."""
-        job, shard, ranking = self.job, scored.shard, scored.ranking
+        job, shard = self.job, scored.shard
         ids = job.users.ids.slice(shard.start, shard.stop - shard.start)
         with self.stages.time("rows", rows=len(shard)):
+            ranking, weights = Ranking.empty(len(shard), self.config.top_k), self.config.blend()
+            for rows_B, ranked in scored.answers:
+                ranking.put(rows_B, ranked, blend(ranked, weights))
             short = int(((ranking.tokens_NK > 0).sum(axis=1) < shard.wanted_S).sum())
             rows = recommendations.table(
                 ids if shard.rows is None else ids.gather(shard.rows),

@@ -411,7 +411,7 @@ def test_a_bound_of_the_products_is_over_the_time_that_they_took():
     bound = facts["bounds"][0]
     assert (bound["seconds"], bound["share_of_wall"]) == (2.0, 0.2)
     assert bound["rate"] == pytest.approx(100 * 1.672 / 2, rel=0.001)
-    beams = run_facts.describe(ran, summary, config=REFERENCE, ceilings=found, rows=3)["bounds"][0]
+    beams = run_facts.describe(ran, summary, config=REFERENCE, ceilings=found, beams=3)["bounds"][0]
     assert beams["rate"] == pytest.approx(100 * (1.311 + 3 * 0.361) / 2, rel=0.001)
     assert facts["device_peak_mib"] == 12.5
     assert "Of the run, wait 50%, copy in 10%, prefill 10%, decode 10%, copy out 5%" in facts["verdict"]

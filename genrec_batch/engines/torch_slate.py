@@ -10,6 +10,7 @@ again by the next batch before this one's is read. The second launch costs some 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -65,7 +66,7 @@ class Arena:
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the buffer `name` as a contiguous tensor of this shape; zeros when new, else what was left there."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < size or held.dtype != dtype:
             self._held.pop(name, None)
@@ -107,12 +108,12 @@ class _Slot:
 
     def send(self, name: str, array: np.ndarray[Any, Any], rows: int) -> Tensor:
         """Copy an array to the device through pinned memory; rows beyond it are 0."""
-        source = torch.from_numpy(np.ascontiguousarray(array))
-        shape = (rows, *source.shape[1:])
-        host = self.host(name, shape, source.dtype)
-        host[: len(source)].copy_(source)
-        host[len(source) :].zero_()
-        return self.device(name, shape, source.dtype).copy_(host, non_blocking=True)
+        shape, kind = (rows, *array.shape[1:]), torch.from_numpy(np.empty(0, array.dtype)).dtype
+        host = self.host(name, shape, kind)
+        filled = host.numpy()  # torch would copy on threads of its own, which spin on the cores that make the features
+        filled[: len(array)] = array
+        filled[len(array) :] = 0
+        return self.device(name, shape, kind).copy_(host, non_blocking=True)
 
 
 class SlateLoop:

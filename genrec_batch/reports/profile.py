@@ -129,7 +129,7 @@ def _run_facts(
         ceilings=found,
         input_bytes=input_bytes,
         top_k=decoding.top_k if slates else 1,
-        rows=decoding.beam_width if slates else decoding.num_candidates,
+        beams=decoding.beam_width if slates else decoding.num_candidates,
     )
 
 

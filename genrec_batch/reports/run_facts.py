@@ -33,7 +33,7 @@ def describe(
     ceilings: Mapping[str, Any] | None = None,
     input_bytes: int | None = None,
     top_k: int = 10,
-    rows: int = 1,
+    beams: int = 1,
 ) -> dict[str, Any]:
     """Return the facts of a run.
 
@@ -45,7 +45,7 @@ def describe(
         ceilings: what this machine can do (`ceilings.measure`), None where it was not measured.
         input_bytes: of the log's files; by default what the stages that read counted.
         top_k: videos decoded for each user, one after the other.
-        rows: such lists that are decoded side by side for a user: beams, or candidates of one look.
+        beams: such lists that are decoded side by side for a user: beams, or candidates of one look.
     """
     spans = stages.spans
     wall_s = elapsed_s if elapsed_s is not None else max((s.stop_s for s in spans), default=0.0)
@@ -70,7 +70,7 @@ def describe(
         "device_peak_mib": summary.get("device_peak_mib"),
     }
     facts["bounds"] = _bounds(
-        facts, spans, summary, config=config, ceilings=ceilings, input_bytes=input_bytes, passes=(rows, top_k)
+        facts, spans, summary, config=config, ceilings=ceilings, input_bytes=input_bytes, passes=(beams, top_k)
     )
     facts["verdict"] = _verdict(facts)
     return facts

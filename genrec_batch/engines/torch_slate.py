@@ -126,7 +126,7 @@ class SlateLoop:
         self._loops: OrderedDict[_Shape, tuple[int, _Loop]] = OrderedDict()
         self._cuda = self._device.type == "cuda"
         self._slots = (_Slot(self._device), _Slot(self._device))
-        self._in, self._out = (cuda.Stream(self._device) if self._cuda else None for _ in range(2))
+        self._in, self._out, self._side = (cuda.Stream(self._device) if self._cuda else None for _ in range(3))
 
     def slates(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield one Ranked per batch, in order; while one is read, the next is computed and the one after it copied.
@@ -286,16 +286,16 @@ class SlateLoop:
         """Return a loop whose calls replay CUDA graphs; on a CPU the loop as it is."""
         if not self._cuda:
             return loop
-        side = cuda.Stream(self._device)
+        side: Any = self._side
         side.wait_stream(cuda.current_stream(self._device))
         with cuda.stream(side):
             loop.prefill()  # builds the kernels and the libraries' handles, which a capture must not
             loop.decode()
         cuda.current_stream(self._device).wait_stream(side)
         first, following = cuda.CUDAGraph(), cuda.CUDAGraph()
-        with cuda.graph(first, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+        with cuda.graph(first, stream=side, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
             loop.prefill()
-        with cuda.stream(side):  # a second `cuda.graph` would collect Python's garbage once more
+        with cuda.stream(side):  # a second `cuda.graph` would empty the allocator's cache once more
             following.capture_begin(pool=first.pool(), capture_error_mode="thread_local")  # they run in this order
             try:
                 loop.decode()

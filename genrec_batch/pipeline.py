@@ -116,7 +116,8 @@ def open_job(
     if target is not None:
         output.check(Path(target), config.if_exists)
     log, opened = read_log(source, config, stages)
-    ordering.for_job(log.rows)  # an import, which another one beside it would hold up
+    with console.busy("loading the kernels"):
+        ordering.for_job(log.rows)  # an import, which another one beside it would hold up
     if ahead is not None:
         stack.enter_context(flow.beside(ahead, name="preload"))
     job = prepare(
@@ -311,6 +312,7 @@ def run(
         for work in stream:
             behind.submit(lambda work=work: write(work))  # type: ignore[misc]
         behind.wait()
+        console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)
     if done.get("short_users"):

@@ -273,6 +273,7 @@ def test_bad_options(run, log_file, model_dir):
 
 def test_bad_models(run, log_file, log, model_dir, tmp_path):
     bad(run, 4, log_file, "recs.parquet", "--model", "nowhere", says="--model nowhere: no such directory")
+    assert "error: DIR nowhere: no such directory" in run("model", "info", "nowhere").err
 
     def copy(name):
         subprocess.run(["cp", "-r", str(model_dir), name], check=True)

@@ -126,8 +126,8 @@ def mixed(lengths_N: I64, size: int) -> list[tuple[int, int]]:
 def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
     """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
 
-    A batch of enough users ends where a row would fill less than LEAST_FILLED of its longest row's positions. Of rows of
-    more than LONG positions fewer fit: attention takes memory by the square of the positions.
+    A batch of enough users ends where a row would fill less than LEAST_FILLED of its longest row's positions. Of rows
+    of more than LONG positions fewer fit: attention takes memory by the square of the positions.
     """
     positions_N = falling_N + 1
     batches, start = [], 0

@@ -1,7 +1,6 @@
 """The whole job: events in, histories, features, batches through an engine, ranked rows out, all at the same time.
 
-Owns: the order of the steps, which threads they run on, lineage, and the summary. Must not know: how any step does its
-work, or who called. Users go through in id order, a part of the output (a shard) at a time:
+Owns: the order of the steps, and which threads they run on. Must not know: how any step does its work, or who called. Users go through in id order, a part of the output (a shard) at a time:
 
     histories-N  loads a bucket of users and orders their events      (`Job.histories`)
     features-N   computes what the model reads of a shard             (`batching.Part`)
@@ -16,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import __version__, carrying, console, flow, layout, ordering, output, partition, schema
+from genrec_batch import carrying, console, flow, layout, ordering, output, partition
 from genrec_batch.arrays import I64, Histories
 from genrec_batch.batching import Part
 from genrec_batch.carrying import Previous
 from genrec_batch.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.console import LOG
-from genrec_batch.engines import Engine
 from genrec_batch.errors import ConfigError
 from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.partition import Bucket
-from genrec_batch.profiling import Stages, peak_rss_mib
+from genrec_batch.profiling import Stages
 from genrec_batch.scoring import Scored, Scoring, Shard
 from genrec_batch.selection import preload
 
-PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
@@ -80,11 +77,11 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
         ahead = partial(preload, config.engine, config.device)
         job = open_job(config, source, target, stages, stack, candidates=config.candidates, ahead=ahead)
         scoring = Scoring.of(config, job, stages)
-        identity = lineage(config, job, engine=scoring.selection.engine)
+        identity = lineage.of(config, job, engine=scoring.selection.engine)
         if target is None:
             done = [finished(scoring, scored, None) for scored in scoring.rank(shards(scoring, set(), None))]
             counts = _sums([part.counts for part in done])
-            facts = summary("score", job, stages, identity, {**scoring.report(), **counts})
+            facts = lineage.summary("score", job, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
         shared = carrying.scope(identity)
         previous = _previous(config, shared, job)
@@ -139,7 +136,7 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
     stages = Stages()
     with ExitStack() as stack:
         job = open_job(config, source, target, stages, stack)
-        identity = lineage(config, job, engine=None)
+        identity = lineage.of(config, job, engine=None)
 
         def made(piece: tuple[int, int, Histories]) -> Finished:
             number, start, part = piece
@@ -251,22 +248,6 @@ def _not_an_input(target: str | None, job: Job) -> None:
             raise ConfigError(f"OUTPUT {target} stands in the place of input {source.path}; name another")
 
 
-def lineage(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]:
-    """Return what decides a run's bytes: version, fingerprints, engine, options, inputs. No clock, machine or path."""
-    return {
-        "version": __version__,
-        "model": job.model.fingerprint,
-        "catalog": job.catalog.fingerprint(),
-        "layout": layout.fingerprint(),
-        "engine": engine.name if engine else "none",
-        "device": engine.device.partition(":")[0] if engine else "none",
-        "precision": engine.precision if engine else "none",
-        "config": {name: value for name, value in resolved(config).items() if name not in PATHS},
-        "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
-        "input": {name: {**source.snapshot(), "path": ""} for name, source in job.inputs.items()},
-    }
-
-
 def run(
     command: str,
     config: HistoryConfig,
@@ -290,7 +271,7 @@ def run(
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
         already = {"output": str(target), "already_complete": True, **output.finished_facts(target)}
-        return summary(command, job, stages, identity, report()) | already
+        return lineage.summary(command, job, stages, identity, report()) | already
     resumed = len(out.parts_done)
     if resumed:
         LOG.info("going on after %d of %d parts that an identical run left", resumed, count)
@@ -320,7 +301,7 @@ def run(
     if done.get("seen_candidates"):
         LOG.warning("%s %s", f"{done['seen_candidates']:,}", SEEN)
     written = {"output": str(target), "resumed_parts": resumed, **done}
-    return summary(command, job, stages, identity, report()) | written
+    return lineage.summary(command, job, stages, identity, report()) | written
 
 
 def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
@@ -329,23 +310,3 @@ def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def summary(command: str, job: Job, stages: Stages, identity: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's summary: what was read, who was scored, by what, how long it took."""
-    model_s = stages.seconds.get("model run", 0.0)
-    return {
-        "status": "ok",
-        "command": command,
-        "version": __version__,
-        "run_id": output.run_id(identity),
-        "model": job.model.fingerprint[:16],
-        "trained": job.model.trained,
-        **job.facts,
-        **report,
-        "seconds": round(stages.elapsed_s, 3),
-        "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,
-        "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
-        "peak_rss_mib": round(peak_rss_mib(), 1),
-        "warnings": job.warnings,
-    }

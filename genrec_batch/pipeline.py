@@ -1,6 +1,7 @@
 """The whole job: events in, histories, features, batches through an engine, ranked rows out, all at the same time.
 
-Owns: the order of the steps, and which threads they run on. Must not know: how any step does its work, or who called. Users go through in id order, a part of the output (a shard) at a time:
+Owns: the order of the steps, and which threads they run on. Must not know: how any step does its work, or who
+called. Users go through in id order, a part of the output (a shard) at a time:
 
     histories-N  loads a bucket of users and orders their events      (`Job.histories`)
     features-N   computes what the model reads of a shard             (`batching.Part`)
@@ -24,7 +25,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import carrying, console, flow, layout, ordering, output, partition
+from genrec_batch import carrying, console, flow, layout, lineage, ordering, output, partition
 from genrec_batch.arrays import I64, Histories
 from genrec_batch.batching import Part
 from genrec_batch.carrying import Previous

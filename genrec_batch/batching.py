@@ -16,7 +16,8 @@ from genrec_batch.config import ScoreConfig
 from genrec_batch.job import Job
 
 LONG = 128  # positions up to which a batch has all its users
-LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that is a quarter full
+LEAST_USERS = 1 / 16  # of a batch of full size, from which it may end early
+LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that may end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,8 @@ def mixed(lengths_N: I64, size: int) -> list[tuple[int, int]]:
 def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
     """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
 
-    A batch that is a quarter full ends where a row would fill less than 1 / 1.3 of its longest row's positions. Of rows
-    of more than LONG positions fewer fit: attention takes memory by the square of the positions.
+    A batch of LEAST_USERS ends where a row would fill less than LEAST_FILLED of its longest row's positions. Of rows of
+    more than LONG positions fewer fit: attention takes memory by the square of the positions.
     """
     positions_N = falling_N + 1
     batches, start = [], 0
@@ -134,7 +135,7 @@ def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
         longest = int(positions_N[start])
         most = size if longest <= LONG else max(1, size * LONG**2 // longest**2)
         shorter = int(np.searchsorted(-positions_N, -longest * LEAST_FILLED, side="right"))
-        stop = min(len(positions_N), start + most, max(shorter, start + max(1, most // 4)))
+        stop = min(len(positions_N), start + most, max(shorter, start + max(1, int(most * LEAST_USERS))))
         batches.append((start, stop))
         start = stop
     return batches

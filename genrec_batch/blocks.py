@@ -7,8 +7,9 @@ precision of the log: Float32 where the log's type fits it, else Float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,41 +51,119 @@ class RecordType:
         filler = [("filler", "u1", (spare,))] if spare else []  # padding would be lost where blocks are joined
         return RecordType(columns=held, kind=np.dtype([*fields, *filler]))
 
-    def pack(self, frame: pl.DataFrame, user_R: I32, video_R: I32) -> Records:
-        """Return the frame's rows, in order, as records."""
+    def pack(
+        self, frame: pl.DataFrame, user_R: I32, video_R: I32, place_R: I32 | None = None, compiled: Any = None
+    ) -> Records:
+        """Return the frame's rows as records: in their order, or row r at `place_R[r]`; places are each number once."""
         arrays = {"user": user_R, "video": video_R, "time_us": frame["timestamp"].dt.epoch("us").to_numpy()}
-        arrays |= {name: _coded(frame[name], self.kind[name]) for name in self.columns}
+        arrays |= {name: _coded(frame[name], self.kind[name], compiled) for name in self.columns}
+        if compiled is not None:
+            return self._packed(arrays, place_R, len(frame), compiled)
         records = np.empty(len(frame), self.kind)
         for start in range(0, len(frame), AT_ONCE):
             part = records[start : start + AT_ONCE]
             for name, array in arrays.items():
                 part[name] = array[start : start + AT_ONCE]
+        if place_R is None:
+            return records
+        placed = np.empty_like(records)
+        placed[place_R] = records
+        return placed
+
+    def _packed(self, arrays: dict[str, npt.NDArray[Any]], place_R: I32 | None, rows: int, compiled: Any) -> Records:
+        """Do what `pack` does in one call that holds no lock."""
+        records = np.empty(rows, self.kind)
+        held = {name: np.ascontiguousarray(array, self.kind[name]) for name, array in arrays.items()}
+        compiled.pack(
+            np.array([address(array) for array in held.values()]),
+            np.array([array.itemsize for array in held.values()]),
+            np.array([field_start(self.kind, name) for name in held]),
+            np.arange(rows, dtype=np.int32) if place_R is None else place_R,
+            records.view(np.uint64),
+            records.view(np.uint32),
+            records.view(np.uint8),
+        )
         return records
 
 
+def address(array: npt.NDArray[Any]) -> int:
+    """Return where an array's first item lies."""
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
+def field_start(kind: np.dtype[Any], name: str) -> int:
+    """Return the byte of a record at which a field begins."""
+    start: int = kind.fields[name][1]  # type: ignore[index]
+    return start
+
+
+def joined(blocks: Sequence[Records], kind: np.dtype[Any]) -> Records:
+    """Return blocks as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0, kind)
+
+
 def columns(records: Records, targets: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Fill arrays with the records' fields of their names, converted to the arrays' types."""
+    """Fill arrays with the records' fields of their names, converted to the arrays' types; a flag's -1 becomes NaN."""
     for start in range(0, len(records), AT_ONCE):
         part = records[start : start + AT_ONCE]
         for name, target in targets.items():
             target[start : start + AT_ONCE] = part[name]
+    for name, target in targets.items():
+        if records.dtype[name] == np.int8 and target.dtype == np.float64:
+            target[target < 0] = np.nan
 
 
-def _coded(column: pl.Series, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+def _coded(column: pl.Series, kind: np.dtype[Any], compiled: Any) -> npt.NDArray[Any]:
     wanted = SCORED[column.name]
     if wanted == "flag":
         return column.cast(pl.Int8).fill_null(-1).to_numpy()
     if wanted == "category":
-        known = layout.CATEGORIES[column.name]
-        place = column.cast(pl.Enum(known[1:]), strict=False).to_physical().cast(pl.Int8)
-        coded = (place + 1).fill_null(0)
-        return (coded.set(column.is_null(), -1) if column.null_count() else coded).to_numpy()
+        return _categories(column, layout.CATEGORIES[column.name][1:], compiled)
     if wanted == "id":
         return _sessions(column)
     number: npt.NDArray[Any] = (
         column.cast(pl.Float32 if kind == np.float32 else pl.Float64).fill_null(np.nan).to_numpy()
     )
     return number
+
+
+def _categories(column: pl.Series, known: Sequence[str], compiled: Any) -> npt.NDArray[np.int8]:
+    """Return the place of each value among those known, from 1; 0 for any other, -1 for null."""
+    if compiled is not None and column.dtype == pl.String:
+        coded = np.empty(len(column), np.int8)
+        compiled.codes(_views(column), *_table(tuple(known), compiled), coded)
+        if column.null_count():
+            coded[column.is_null().to_numpy()] = -1
+        return coded
+    place = column.cast(pl.Enum(known), strict=False).to_physical().cast(pl.Int8)
+    plain = (place + 1).fill_null(0)
+    return (plain.set(column.is_null(), -1) if column.null_count() else plain).to_numpy()
+
+
+@lru_cache(maxsize=16)
+def _table(known: tuple[str, ...], compiled: Any) -> tuple[Any, ...]:
+    """Return a table with a slot of its own for each known text, and the odd number that makes it so."""
+    views = _views(pl.Series(known)).reshape(-1, 2)
+    odd = np.uint64(0x9E3779B97F4A7C15)
+    while True:
+        slots = [int(compiled.slot_of(head, tail, odd)) for head, tail in views]
+        if len(set(slots)) == len(slots):
+            break
+        odd += np.uint64(2)
+    head_S, tail_S = np.zeros((2, 1 << compiled.SLOT_BITS), np.uint64)
+    code_S = np.zeros(1 << compiled.SLOT_BITS, np.int8)
+    head_S[slots], tail_S[slots], code_S[slots] = views[:, 0], views[:, 1], np.arange(1, len(known) + 1)
+    return odd, head_S, tail_S, code_S
+
+
+def _views(texts: pl.Series) -> npt.NDArray[np.uint64]:
+    """Return the Arrow string views of some texts, two words each; one of at most 12 bytes is its own view."""
+    array: Any = texts.to_arrow(compat_level=pl.CompatLevel.newest())
+    words = np.frombuffer(array.buffers()[1], np.uint64) if len(texts) else np.empty(0, np.uint64)
+    return words[2 * array.offset : 2 * (array.offset + len(texts))]
 
 
 def _sessions(column: pl.Series) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
 from genrec_batch.edge import fail, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
+from genrec_batch.flow import take_short_turns
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 from genrec_batch.usage import Commands
 
@@ -284,6 +285,7 @@ def layout(
 def main() -> None:
     """Run the command line."""
     keep_freed_memory()
+    take_short_turns()
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
     app()

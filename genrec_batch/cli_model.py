@@ -89,10 +89,14 @@ def init(
     chosen = model.DEMO_SEED if seed is None else seed
     config = model.preset(preset)
     items = job.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
-    weights = model.initial_weights(config, chosen)
+    with console.busy("making the weights"):
+        weights = model.initial_weights(config, chosen)
     origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
     model.check_free(directory)
-    _save(directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin)))
+    with console.busy("writing the model"):
+        _save(
+            directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        )
     said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
     console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
 
@@ -122,7 +126,8 @@ def import_(
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
     card = _card(config, f"Imported from `{weights.name}`.")
     model.check_free(directory)
-    _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
+    with console.busy("writing the model"):
+        _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
     if items is None:
         console.LOG.warning(
             "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
@@ -157,7 +162,7 @@ def info(
     """
     from genrec_batch import catalog, model, show
 
-    loaded = model.load(directory) if directory else model.demo_model(model.preset(preset))
+    loaded = model.load(directory, "DIR") if directory else model.demo_model(model.preset(preset))
     file = directory / "catalog.parquet" if directory else None
     has = file is not None and file.exists()
     videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
@@ -186,7 +191,7 @@ def export(
 
     if precision not in ("fp32", "fp16"):
         raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
-    for path in exporting.export(model.load(directory), directory, precision=precision):
+    for path in exporting.export(model.load(directory, "DIR"), directory, precision=precision):
         console.stdout.print(
             f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True
         )

@@ -99,6 +99,11 @@ class HistoryConfig(LogConfig):
         "Seconds without any progress after which the run ends with exit code 75; 0 for none.", 1800.0, panel="Output"
     )
 
+    @property
+    def user_flag(self) -> str:
+        """The option that named `user`, for errors."""
+        return "--user"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)

@@ -29,6 +29,7 @@ from rich.progress import (
 LOG = logging.getLogger("genrec_batch")
 
 
+_SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: one at most
 WIDE = 72  # columns of a terminal from which progress has a bar and counts
 
 
@@ -106,7 +107,7 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
         count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
         columns = (columns[0], BarColumn(bar_width=None), count)
     columns = (*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True), TextColumn("left"))
-    with Progress(*columns, console=stderr, transient=True, expand=stderr.width >= WIDE) as bar:
+    with _shown(Progress(*columns, console=stderr, transient=True, expand=stderr.width >= WIDE), title) as bar:
         task = bar.add_task(title, total=total, completed=done, rate="")
         began = time.perf_counter()
 
@@ -120,15 +121,40 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
 
 @contextmanager
 def busy(title: str) -> Iterator[None]:
-    """Show that one step of unknown length goes on, and since when; hidden where `progress` is."""
+    """Show that one step of unknown length goes on, and since when; hidden where `progress` is.
+
+    Inside another step that is shown, the title stands beside that one's.
+    """
     if _hidden():
         yield
         return
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=stderr, transient=True
-    ) as bar:
+    if _SHOWN:
+        doing(title)
+        yield
+        doing("")
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with _shown(Progress(*columns, console=stderr, transient=True), title) as bar:
         bar.add_task(title, total=None)
         yield
+
+
+def doing(what: str) -> None:
+    """Say beside the title of the step that is shown what it is at, such as "engine 2 of 4, 30%"; "" for nothing."""
+    for bar, title in _SHOWN:
+        for task in bar.task_ids:
+            bar.update(task, description=f"{title}: {what}" if what else title)
+
+
+@contextmanager
+def _shown(bar: Progress, title: str) -> Iterator[Progress]:
+    """Draw a bar while the block runs; `doing` adds to its title."""
+    with bar:
+        _SHOWN.append((bar, title))
+        try:
+            yield bar
+        finally:
+            _SHOWN.pop()
 
 
 def last_line(summary: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ most logs have, go through plain arrays; others through Polars' hash tables.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ import polars as pl
 from genrec_batch.arrays import I32, I64
 
 NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
+Span = tuple[int | str, int | str]  # smallest and largest id
 MERGED_ROWS = 1 << 22  # counts of single pieces that may wait before they are added up
 
 
@@ -22,20 +24,31 @@ class Counted:
     """Counts of the ids of one piece: an array from the smallest id on where they are narrow, else a frame."""
 
     kind: pl.DataType
-    first: int = 0
+    span: Span | None  # smallest and largest id, None where there is none
     counts_R: I64 | None = None
     frame: pl.DataFrame | None = None
 
 
-def count(ids: pl.Series) -> Counted:
-    """Count the ids of one piece; none of them is null. Threads may count pieces at the same time."""
-    if ids.dtype.is_integer() and len(ids):
+def count(ids: pl.Series, compiled: Any = None) -> Counted:
+    """Count the ids of one piece; none of them is null. Threads may count pieces at the same time.
+
+    `compiled` is what `ordering.for_job` returns.
+    """
+    if compiled is not None and ids.dtype == pl.Int64 and len(ids):
+        values = ids.to_numpy()
+        low, high, _ = map(int, compiled.extent(values))
+        if high - low < NARROW:
+            counts_R = np.zeros(high - low + 1, np.int64)
+            compiled.tally(values, low, counts_R)
+            return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
+    elif ids.dtype.is_integer() and len(ids):
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
         if high - low < NARROW and high < 1 << 63:
             counts_R = np.bincount(ids.cast(pl.Int64).to_numpy() - low)
-            return Counted(kind=ids.dtype, first=low, counts_R=counts_R)
+            return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
+    span = (ids.min(), ids.max()) if len(ids) else None
     frame = ids.alias("id").to_frame().group_by("id").agg(count=pl.len().cast(pl.UInt64))
-    return Counted(kind=ids.dtype, frame=frame)
+    return Counted(kind=ids.dtype, span=span, frame=frame)  # type: ignore[arg-type]
 
 
 class Counter:
@@ -58,13 +71,15 @@ class Counter:
                 self._widen()
                 self._wait(piece.frame.rename({"id": self._name}))
             return
-        if not self._waiting and self._make_room(piece.first, piece.first + len(piece.counts_R) - 1):
+        assert piece.span is not None
+        first = int(piece.span[0])
+        if not self._waiting and self._make_room(first, first + len(piece.counts_R) - 1):
             assert self._counts_R is not None
-            start = piece.first - self._first
+            start = first - self._first
             self._counts_R[start : start + len(piece.counts_R)] += piece.counts_R
             return
         self._widen()
-        self._wait(self._narrow(piece.first, piece.counts_R))
+        self._wait(self._narrow(first, piece.counts_R))
 
     def _widen(self) -> None:
         """From now on ids are too far apart for an array."""
@@ -128,8 +143,15 @@ class Index:
         places: I64 = ids.cast(pl.Int64).to_numpy() - self._first
         return places
 
-    def rows(self, ids: pl.Series) -> I32:
-        """Return the row of each id, -1 for one that is not there (or null), [len(ids)]."""
+    def rows(self, ids: pl.Series, compiled: Any = None) -> I32:
+        """Return the row of each id, -1 for one that is not there (or null), [len(ids)].
+
+        `compiled` is what `ordering.for_job` returns.
+        """
+        if compiled is not None and self._rows_R is not None and ids.dtype == self._ids.dtype == pl.Int64:
+            found_R = np.empty(len(ids), np.int32)
+            if not ids.null_count() and compiled.look_up(ids.to_numpy(), self._first, self._rows_R, found_R):
+                return found_R
         if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
             low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
             if low >= self._first and high < self._first + len(self._rows_R):

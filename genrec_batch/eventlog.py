@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import polars as pl
 
 from genrec_batch import console, flow, schema
-from genrec_batch.counting import Counted, Counter, count
+from genrec_batch.counting import Counted, Counter, Span, count
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
 
 KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
-
-Span = tuple[int | str, int | str]  # smallest and largest id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +103,15 @@ class Looked:
 
     users: Counted
     videos: Counted
-    ids: Span | None
     nulls: dict[str, int]
     usable: int
     times: tuple[int, int, int, int, bool] | None  # epoch us: first and last row, least, largest; whether none falls
 
 
-def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
+def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = None) -> Survey:
     """Read user, video and time of every row once.
 
-    `as_of_us` None means the log's last timestamp.
+    `as_of_us` None means the log's last timestamp; `compiled` is what `ordering.for_job` returns.
 
     Raises:
         InputError: not readable, or no row is usable.
@@ -123,11 +121,13 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     nulls = dict.fromkeys(schema.REQUIRED, 0)
     usable, last_us, by_time, before_us = 0, 0, True, 0
     with console.progress("reading", log.rows, "rows") as advance:
-        looks = flow.ordered(partial(_look, log, as_of_us), range(len(log.pieces)), workers=workers, name="survey")
+        looks = flow.ordered(
+            partial(_look, log, as_of_us, compiled), range(len(log.pieces)), workers=workers, name="survey"
+        )
         for piece, seen in zip(log.pieces, looks, strict=True):
             users.add(seen.users)
             videos.add(seen.videos)
-            spans.append(seen.ids)
+            spans.append(seen.users.span)
             nulls = {name: count + seen.nulls[name] for name, count in nulls.items()}
             usable += seen.usable
             if seen.times is not None:
@@ -150,23 +150,28 @@ def survey(log: EventLog, as_of_us: int | None, workers: int) -> Survey:
     )
 
 
-def _look(log: EventLog, as_of_us: int | None, number: int) -> Looked:
+def _look(log: EventLog, as_of_us: int | None, compiled: Any, number: int) -> Looked:
     frame = log.required(number)
     nulls = {name: frame[name].null_count() for name in schema.REQUIRED}
     usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
-    time = usable["timestamp"].dt.epoch("us")
     counted = usable
     if as_of_us is not None and len(usable):
         counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-    ids = counted["user_id"]
     return Looked(
-        users=count(ids),
-        videos=count(counted["video_id"]),
-        ids=(ids.min(), ids.max()) if len(ids) else None,  # type: ignore[arg-type]
+        users=count(counted["user_id"], compiled),
+        videos=count(counted["video_id"], compiled),
         nulls=nulls,
         usable=len(usable),
-        times=(time[0], time[-1], time.min(), time.max(), time.is_sorted()) if len(usable) else None,  # type: ignore[arg-type]
+        times=_times(usable["timestamp"].dt.epoch("us"), compiled) if len(usable) else None,
     )
+
+
+def _times(time_us: pl.Series, compiled: Any) -> tuple[int, int, int, int, bool]:
+    """Return the first and last time, the least and the largest, and whether none falls."""
+    if compiled is not None:
+        least, largest, rises = compiled.extent(time_us.to_numpy())
+        return time_us[0], time_us[-1], int(least), int(largest), bool(rises)
+    return time_us[0], time_us[-1], time_us.min(), time_us.max(), time_us.is_sorted()  # type: ignore[return-value]
 
 
 def told(nulls: dict[str, int]) -> str:

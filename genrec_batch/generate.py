@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec_batch.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Ranked
-from genrec_batch.engines import Engine, Slates, State
+from genrec_batch.engines import Engine, Recorder, Slates, State
+from genrec_batch.engines.timed import timed
 
 LOG_PROB = "log_prob"
 
@@ -50,8 +51,10 @@ def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
     return _greedy(engine, batch, decoding.top_k)
 
 
-def recommend_all(engine: Engine, batches: Iterable[Batch], decoding: Decoding) -> Iterator[Ranked]:
-    """Yield what `recommend` returns for each batch, in order.
+def recommend_all(
+    engine: Engine, batches: Iterable[Batch], decoding: Decoding, record: Recorder | None = None
+) -> Iterator[Ranked]:
+    """Yield what `recommend` returns for each batch, in order; `record` is told when which stage of it ran.
 
     A greedy slate goes through the engine's own `slate` where it has one: the whole loop stays on the device, and the
     copies of one batch run under the computation of another.
@@ -62,7 +65,7 @@ def recommend_all(engine: Engine, batches: Iterable[Batch], decoding: Decoding) 
     """
     greedy = decoding.mode == "slate" and decoding.beam_width == 1
     if not (greedy and isinstance(engine, Slates)):
-        yield from (recommend(engine, batch, decoding) for batch in batches)
+        yield from (_recorded(engine, batch, decoding, record) for batch in batches)
         return
     waiting = iter(batches)
     first = next(waiting, None)
@@ -70,9 +73,16 @@ def recommend_all(engine: Engine, batches: Iterable[Batch], decoding: Decoding) 
         return
     together = itertools.chain([first], waiting)
     if first.candidates_BC is not None:
-        yield from (recommend(engine, batch, decoding) for batch in together)
+        yield from (_recorded(engine, batch, decoding, record) for batch in together)
     else:
-        yield from engine.slate(together, decoding.top_k)
+        yield from engine.slate(together, decoding.top_k, record)
+
+
+def _recorded(engine: Engine, batch: Batch, decoding: Decoding, record: Recorder | None) -> Ranked:
+    if record is None:
+        return recommend(engine, batch, decoding)
+    with timed(engine, record) as watched:
+        return recommend(watched, batch, decoding)
 
 
 def _greedy(engine: Engine, batch: Batch, steps: int) -> Ranked:

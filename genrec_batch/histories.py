@@ -7,6 +7,7 @@ frame, for tests and notebooks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch import blocks, ordering
+from genrec_batch import ordering
 from genrec_batch.arrays import I32, I64, Histories, Ragged
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
@@ -32,7 +33,7 @@ class Videos:
 
 
 def order(
-    records: Records,
+    held: Sequence[Records],
     record: RecordType,
     *,
     start: int,
@@ -52,46 +53,47 @@ def order(
     Raises:
         InputError: the records are not those that were counted.
     """
-    by_time = ordering.by_user_and_time(records, start, total_N, compiled)
-    if by_time is None:
+    kept_N = np.minimum(total_N, max_events)
+    arrays = _room(record, int(kept_N.sum()))
+    seen_is_kept = int(total_N.max(initial=0)) <= min(max_events, seen_limit)
+    video_R = None if seen_is_kept else np.empty(int(total_N.sum()), np.int32)
+    counted = ordering.newest(
+        held,
+        record.kind,
+        start=start,
+        total_N=total_N,
+        keep=max_events,
+        targets=arrays,
+        video_R=video_R,
+        compiled=compiled,
+    )
+    if not counted:
         raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
-    all_kept = int(total_N.max(initial=0)) <= max_events
-    kept = by_time if all_kept else by_time.take(np.flatnonzero(_from_newest(total_N) < max_events))
-    columns = _columns(kept, record)
-    video_E = columns["video"]
+    video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
     tokens_E = videos.token_V.take(video_E)
-    offsets_N1 = _offsets(np.minimum(total_N, max_events))
-    if all_kept and max_events <= seen_limit:
-        seen = Ragged(offsets_N1=offsets_N1, values=tokens_E)
-    else:
-        seen = _seen(by_time, total_N, videos.token_V, seen_limit)
     return Histories(
         offsets_N1=offsets_N1,
-        time_us_E=columns["time_us"],
+        time_us_E=arrays["time_us"],
         tokens_E=tokens_E,
         video_code_E=video_E,
         video_row_E=videos.row_V.take(video_E),
-        session_E=_sessions(columns["session_id"]) if "session_id" in columns else None,
-        numbers={name: columns[name] for name in record.columns if SCORED[name] in ("number", "flag")},
-        categories={name: columns[name] for name in record.columns if SCORED[name] == "category"},
+        session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
+        numbers={name: arrays[name] for name in record.columns if SCORED[name] in ("number", "flag")},
+        categories={name: arrays[name] for name in record.columns if SCORED[name] == "category"},
         total_events_N=total_N,
         user_row_N=user_row_N,
-        seen=seen,
+        seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
+        if video_R is None
+        else _seen(video_R, total_N, videos.token_V, seen_limit),
         as_of_us=as_of_us,
     )
 
 
-def _columns(kept: Records, record: RecordType) -> dict[str, npt.NDArray[Any]]:
-    """Return the fields of the records as arrays: numbers and flags as Float64, NaN for null (a flag's null is -1)."""
+def _room(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:
+    """Return an array for each field that a history holds: numbers and flags as Float64, the others as they are."""
     wide = {name for name in record.columns if SCORED[name] in ("number", "flag")}
     names = ["video", "time_us", *record.columns]
-    arrays = {n: np.empty(len(kept), np.float64 if n in wide else record.kind[n]) for n in names}
-    blocks.columns(kept, arrays)
-    for name in record.columns:
-        if SCORED[name] == "flag":
-            flag_E = arrays[name]
-            flag_E[flag_E < 0] = np.nan
-    return arrays
+    return {name: np.empty(events, np.float64 if name in wide else record.kind[name]) for name in names}
 
 
 def _sessions(id_E: I64) -> I64:
@@ -113,27 +115,24 @@ def _offsets(lengths_N: I64) -> I64:
     return offsets_N1
 
 
-def _from_newest(lengths_N: I64) -> I64:
-    """Return each event's distance from its user's newest event, 0 for the newest, [E], for events sorted by user."""
-    ends_N = np.cumsum(lengths_N)
-    distance_E: I64 = np.repeat(ends_N, lengths_N) - 1 - np.arange(int(lengths_N.sum()))
-    return distance_E
-
-
-def _seen(by_time: Records, total_N: I64, token_V: I32, limit: int) -> Ragged:
+def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int) -> Ragged:
     """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
-    busy_N = total_N > limit
-    if not busy_N.any():
-        return Ragged(offsets_N1=_offsets(total_N), values=token_V.take(by_time["video"]))
-    busy_R = np.repeat(busy_N, total_N)
-    user_R = np.repeat(np.flatnonzero(busy_N), total_N[busy_N])
-    keys = _newest_distinct(user_R << 32 | by_time["video"][busy_R], limit)
-    lengths_N = np.where(busy_N, np.bincount(keys >> 32, minlength=len(total_N)), total_N)
-    values = np.empty(int(lengths_N.sum()), np.int32)
-    busy_S = np.repeat(busy_N, lengths_N)
-    values[~busy_S] = token_V.take(by_time["video"][~busy_R])
-    values[busy_S] = token_V.take(keys & 0xFFFFFFFF)
-    return Ragged(offsets_N1=_offsets(lengths_N), values=values)
+    busy = np.flatnonzero(total_N > limit)
+    values = token_V.take(video_R)
+    if not len(busy):
+        return Ragged(offsets_N1=_offsets(total_N), values=values)
+    begins, counts = (np.cumsum(total_N) - total_N)[busy], total_N[busy]
+    places = np.arange(int(counts.sum())) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+    user_R = np.repeat(busy, counts)
+    keys = _newest_distinct(user_R << 32 | video_R[places], limit)
+    lengths_N = total_N.copy()
+    lengths_N[busy] = np.bincount(keys >> 32, minlength=len(total_N))[busy]
+    left_N, kept_R = np.repeat(begins, lengths_N[busy]), np.ones(len(values), np.bool_)
+    kept_R[places] = False
+    first = left_N + np.arange(len(keys)) - np.repeat(np.cumsum(lengths_N[busy]) - lengths_N[busy], lengths_N[busy])
+    kept_R[first] = True  # as many of the user's places as are needed
+    values[first] = token_V.take(keys & 0xFFFFFFFF)
+    return Ragged(offsets_N1=_offsets(lengths_N), values=values[kept_R])
 
 
 def _newest_distinct(key_R: I64, limit: int) -> I64:
@@ -168,7 +167,7 @@ def build(
     record = RecordType.of(tuple(events.columns), events.schema)
     user_R = Index(ids).rows(events["user_id"])
     return ids, order(
-        record.pack(events, user_R, Index(seen_ids).rows(events["video_id"])),
+        [record.pack(events, user_R, Index(seen_ids).rows(events["video_id"]))],
         record,
         start=0,
         total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),

@@ -45,7 +45,7 @@ class Finished:
 
     @property
     def stored(self) -> int:
-        """Recommendations, as the metadata says."""
+        """Rows of the files, as the metadata says: recommendations, or users where it is nested."""
         return int(self.metadata.get("rows", 0))
 
     def rows(self) -> pl.LazyFrame:
@@ -132,7 +132,7 @@ def _open(path: Path) -> Finished:
 
 def _file_metadata(path: Path) -> dict[str, str]:
     try:
-        stored = pq.read_schema(path).metadata or {}
+        stored = pq.read_metadata(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"OUT {path}: not a whole Parquet file ({error})") from error
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored.items()}
@@ -265,7 +265,10 @@ def _order(found: Finished, advance: console.Advance) -> dict[str, int]:
     )
     faults = dict.fromkeys(names, 0)
     last: pl.DataFrame | None = None
-    for frame in _row_groups(found):
+    for stored, frame in _row_groups(found):
+        advance(stored)
+        if not len(frame):
+            continue
         joined = frame if last is None else pl.concat([last, frame])
         skip = 0 if last is None else 1
         before = joined.shift(1)
@@ -279,17 +282,17 @@ def _order(found: Finished, advance: console.Advance) -> dict[str, int]:
         faults["no null"] += sum(frame.null_count().row(0))
         faults["no video twice for a user"] += len(frame) - frame.select("user_id", "video_id").n_unique()
         last = frame.tail(1)
-        advance(len(frame))
     return faults
 
 
-def _row_groups(found: Finished) -> Iterator[pl.DataFrame]:
+def _row_groups(found: Finished) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Yield each row group: its rows as stored, and a row per recommendation."""
     names = ["user_id", "rank", "video_id", "score"]
     for file in found.files:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             for group in range(opened.num_row_groups):
                 frame = pl.DataFrame(pl.from_arrow(opened.read_row_group(group, columns=names)))
+                stored = len(frame)
                 if found.nested:
                     frame = frame.explode(names[1:]).filter(pl.col("rank").is_not_null())
-                if len(frame):
-                    yield frame
+                yield stored, frame

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec_batch import eventlog, flow, histories, model, ordering, partition, schema, sides, storage, tables
+from genrec_batch import console, eventlog, flow, histories, model, ordering, partition, schema, sides, storage, tables
 from genrec_batch.arrays import I32, I64, Histories, Ragged, SideTable
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
@@ -68,17 +68,18 @@ class Job:
         """
         built = self._loaded.pop(bucket.number, None)
         if built is None:
-            with self.stages.time("load", rows=bucket.events):
-                records = self.store.load(bucket)
-            with self.stages.time("histories", rows=bucket.events):
-                built = self._ordered(bucket, records)
+            count = bucket.events * self.store.split.record.kind.itemsize
+            with self.stages.time("load", rows=bucket.events, bytes=count):
+                held = self.store.load(bucket)
+            with self.stages.time("histories", rows=bucket.events, bytes=count):
+                built = self._ordered(bucket, held)
         if keep:
             self._loaded[bucket.number] = built
         return built
 
-    def _ordered(self, bucket: Bucket, records: Records) -> Histories:
+    def _ordered(self, bucket: Bucket, held: list[Records]) -> Histories:
         return histories.order(
-            records,
+            held,
             self.store.split.record,
             start=bucket.start,
             total_N=self.users.events_N[bucket.start : bucket.stop],
@@ -162,17 +163,19 @@ def prepare(
     Raises:
         ConfigError, InputError, GateError, ModelError, NothingToScoreError: see DESIGN of each input.
     """
-    with stages.time("model"):
+    with stages.time("model"), console.busy("reading the model"):
         loaded = loaded_model or open_model(config)
-    with stages.time("scan", rows=log.rows):
-        found = eventlog.survey(log, config.as_of_us(), flow.cores())
+    opened = inputs.get("events")
+    with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
+        compiled = ordering.for_job(log.rows)
+        found = eventlog.survey(log, config.as_of_us(), flow.cores(), compiled)
     eventlog.check_rejects(found, config.max_rejects, log.where)
     warnings = [] if loaded.trained else [UNTRAINED]
     types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
     with stages.time("catalog"):
         catalog = _catalog(loaded, found, path, warnings)
         loaded = loaded.with_catalog(len(catalog))
-    with stages.time("tables"):
+    with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
         names = schema.column_names(config.schema)
         users = sides.table(config.users, "--users", "user_id", names.users, types["user_id"], inputs)
         videos = sides.table(config.videos, "--videos", "video_id", names.videos, types["video_id"], inputs)
@@ -180,7 +183,7 @@ def prepare(
         if users is not None:
             tables.check_users(users)
         videos_side = tables.videos_table(videos) if videos is not None else None
-    chosen = sides.chosen(config.user, types["user_id"])
+    chosen = sides.chosen(config.user, types["user_id"], config.user_flag)
     wanted = chosen if chosen is not None or given is None else given["user_id"]  # who could get a row
     scored = _users(found, users, given, wanted, config.limit)
     _check_somebody(scored.ids, catalog, chosen, config, path)
@@ -196,9 +199,10 @@ def prepare(
         users=Index(scored.ids),
         videos=Index(video_ids),
         as_of_us=found.as_of_us,
-        compiled=ordering.for_job(int(scored.events_N.sum())),
+        compiled=compiled,
     )
-    with stages.time("partition", rows=int(scored.events_N.sum())):
+    events = int(scored.events_N.sum())
+    with stages.time("partition", rows=events, bytes=events * split.record.kind.itemsize):
         store = partition.store(
             split,
             scored,
@@ -290,7 +294,7 @@ def _check_somebody(
     if chosen is not None:
         absent = chosen.filter(~chosen.is_in(ids.implode()))
         if len(absent):
-            raise ConfigError(f"--user {absent[0]}: neither in INPUT {path} nor in --users or --candidates")
+            raise ConfigError(f"{config.user_flag} {absent[0]}: neither in INPUT {path} nor in --users or --candidates")
     if not len(ids):
         raise NothingToScoreError(f"INPUT {path}: no event up to --as-of {config.as_of}, so nobody to score")
     if not len(catalog):

@@ -248,8 +248,8 @@ def _model(config: ModelConfig, weights: Weights, directory: Path | None, *, tra
     )
 
 
-def load(directory: Path) -> Model:
-    """Read a model directory: `config.json` and `model.safetensors`.
+def load(directory: Path, named: str = "--model") -> Model:
+    """Read a model directory, `config.json` and `model.safetensors`; `named` is what an error calls its place.
 
     Raises:
         ModelError: the directory or a file is missing, the config is damaged, of another layout or version, or the
@@ -257,7 +257,7 @@ def load(directory: Path) -> Model:
     """
     path = directory / "config.json"
     if not directory.is_dir():
-        raise ModelError(f"--model {directory}: no such directory; `genrec-batch model init {directory}` makes one")
+        raise ModelError(f"{named} {directory}: no such directory; `genrec-batch model init {directory}` makes one")
     if not path.is_file():
         raise ModelError(f"{directory}: no config.json in it, so it is not a model directory")
     try:

@@ -9,6 +9,7 @@ kernel serves every log.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.arrays import I32, I64
-from genrec_batch.blocks import Records
+from genrec_batch.blocks import Records, address, columns, field_start, joined
 from genrec_batch.console import LOG
 
-COMPILED_FROM = 4_000_000  # events of a job from which loading compiled code pays
+COMPILED_FROM = 4_000_000  # rows of a log from which loading compiled code pays
 DIGIT = 1 << 16  # NumPy sorts 16-bit integers by counting, in one pass
 
 
@@ -36,58 +37,140 @@ def kernels() -> Any:
     return ordering_kernels
 
 
-def for_job(events: int) -> Any:
-    """Return what sorts the events of a job of that many: the compiled kernels, or None for NumPy."""
-    return kernels() if events >= COMPILED_FROM else None
+def for_job(rows: int) -> Any:
+    """Return what counts and sorts the events of a log of that many rows: the compiled kernels, or None for NumPy."""
+    return kernels() if rows >= COMPILED_FROM else None
 
 
-def by_bucket(
-    records: Records, bucket_of_user: npt.NDArray[np.uint16], buckets: int, compiled: Any = None
-) -> tuple[Records, I64]:
-    """Return the records grouped by the bucket of their user, in input order within each, and each bucket's count."""
+def places_by_bucket(
+    user_R: I32, bucket_of_user: npt.NDArray[np.uint16], buckets: int, compiled: Any = None
+) -> tuple[I32, I64]:
+    """Return each row's place once rows stand by the bucket of their user, in input order within each, and its count.
+
+    [R], and the rows of each bucket, [buckets].
+    """
     if compiled is not None:
-        grouped = np.empty_like(records)
-        counts = compiled.group_by_bucket(
-            _words(records), _user_word(records), bucket_of_user, buckets, _words(grouped)
-        )
-        return grouped, counts
-    bucket_R = bucket_of_user.take(records["user"])
+        place_R = np.empty(len(user_R), np.int32)
+        return place_R, compiled.places_by_bucket(user_R, bucket_of_user, buckets, place_R)
+    bucket_R = bucket_of_user.take(user_R)
     if buckets <= 256:
         bucket_R = bucket_R.astype(np.uint8)  # half the passes of 16 bits
-    return records.take(np.argsort(bucket_R, kind="stable")), np.bincount(bucket_R, minlength=buckets)
+    place_R = np.empty(len(user_R), np.int32)
+    place_R[np.argsort(bucket_R, kind="stable")] = np.arange(len(user_R), dtype=np.int32)
+    return place_R, np.bincount(bucket_R, minlength=buckets)
 
 
-def by_user_and_time(records: Records, start: int, total_N: I64, compiled: Any = None) -> Records | None:
+def newest(
+    held: Sequence[Records],
+    kind: np.dtype[Any],
+    *,
+    start: int,
+    total_N: I64,
+    keep: int,
+    targets: Mapping[str, npt.NDArray[Any]],
+    video_R: I32 | None,
+    compiled: Any = None,
+) -> bool:
+    """Write each user's newest `keep` records by (time, input order), oldest first, as columns.
+
+    Args:
+        held: all records of users `start`.. in input order, in blocks.
+        kind: what a record holds.
+        start: the first user.
+        total_N: records of each user.
+        keep: of a user, at most.
+        targets: an array [E] for each field that is wanted; a flag's -1 becomes NaN in one of float64.
+        video_R: is filled with `video` of every record, kept or not, in the same order.
+        compiled: what `for_job` returned.
+
+    Returns: False where the records are others than so many of each user; nothing is filled then.
+    """
+    if sum(map(len, held)) != int(total_N.sum()):
+        return False
+    if compiled is not None:
+        return _newest_compiled(held, kind, start, total_N, keep, targets, video_R, compiled)
+    by_time = by_user_and_time(joined(held, kind), start, total_N)
+    if by_time is None:
+        return False
+    all_kept = int(total_N.max(initial=0)) <= keep
+    columns(by_time if all_kept else by_time.take(np.flatnonzero(_from_newest(total_N) < keep)), targets)
+    if video_R is not None:
+        video_R[:] = by_time["video"]
+    return True
+
+
+def _newest_compiled(
+    held: Sequence[Records],
+    kind: np.dtype[Any],
+    start: int,
+    total_N: I64,
+    keep: int,
+    targets: Mapping[str, npt.NDArray[Any]],
+    video_R: I32 | None,
+    compiled: Any,
+) -> bool:
+    offsets_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(total_N)])
+    by_user, places = np.empty(int(offsets_N1[-1]), kind), offsets_N1[:-1].copy()
+    for block in held:
+        if not compiled.group_by_user(_words(block), _word(kind, "user"), start, offsets_N1, places, _words(by_user)):
+            return False
+    compiled.newest(
+        _words(by_user),
+        by_user.view(np.uint64),
+        by_user.view(np.uint32),
+        by_user.view(np.float32),
+        by_user.view(np.int8),
+        _word(kind, "time_us"),
+        offsets_N1,
+        int(total_N.max(initial=0)),
+        keep,
+        np.array([_way(kind[name], target.dtype, compiled) for name, target in targets.items()]),
+        np.array([field_start(kind, name) for name in targets]),
+        np.array([address(target) for target in targets.values()]),
+        field_start(kind, "video") // 4,
+        np.empty(0, np.int32) if video_R is None else video_R,
+    )
+    return True
+
+
+def _way(field: np.dtype[Any], target: np.dtype[Any], compiled: Any) -> int:
+    """Return how the compiled kernel moves a field into an array."""
+    if field == target:
+        ways = {8: compiled.WORD, 4: compiled.HALF, 1: compiled.BYTE}
+        way: int = ways[field.itemsize]
+        return way
+    assert target == np.float64, (field, target)
+    return int({np.dtype(np.float32): compiled.FLOAT, np.dtype(np.int8): compiled.FLAG}[field])
+
+
+def by_user_and_time(records: Records, start: int, total_N: I64) -> Records | None:
     """Return the records by (user, time, input order); users are `start`.. and have `total_N` records each.
 
     None where the records are others than so many of each user.
     """
-    if compiled is None:
-        user_R = records["user"] - np.int32(start)
-        if len(user_R) and not (user_R.min() >= 0 and user_R.max() < len(total_N)):
-            return None
-        if not (np.bincount(user_R, minlength=len(total_N)) == total_N).all():
-            return None
-        return records.take(_order(user_R, records["time_us"], total_N))
-    if len(records) != int(total_N.sum()):
+    user_R = records["user"] - np.int32(start)
+    if len(user_R) and not (user_R.min() >= 0 and user_R.max() < len(total_N)):
         return None
-    ordered = np.empty_like(records)
-    offsets_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(total_N)])
-    if not compiled.group_by_user(_words(records), _user_word(records), start, offsets_N1, _words(ordered)):
+    if not (np.bincount(user_R, minlength=len(total_N)) == total_N).all():
         return None
-    time_word = records.dtype.fields["time_us"][1] // 8  # type: ignore[index]
-    compiled.sort_by_time(_words(ordered), time_word, offsets_N1, int(total_N.max(initial=0)))
-    return ordered
+    return records.take(_order(user_R, records["time_us"], total_N))
+
+
+def _from_newest(lengths_N: I64) -> I64:
+    """Return each event's distance from its user's newest event, 0 for the newest, [E], for events sorted by user."""
+    ends_N = np.cumsum(lengths_N)
+    distance_E: I64 = np.repeat(ends_N, lengths_N) - 1 - np.arange(int(lengths_N.sum()))
+    return distance_E
 
 
 def _words(records: Records) -> npt.NDArray[np.uint64]:
     return records.view(np.uint64).reshape(len(records), records.dtype.itemsize // 8)
 
 
-def _user_word(records: Records) -> int:
-    """Return which word has the user in its lower half."""
-    start: int = records.dtype.fields["user"][1]  # type: ignore[index]
-    assert start % 8 == 0, "the user begins a word"
+def _word(kind: np.dtype[Any], name: str) -> int:
+    """Return which word of a record a field begins."""
+    start = field_start(kind, name)
+    assert start % 8 == 0, f"{name} begins a word"
     return start // 8
 
 

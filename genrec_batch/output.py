@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +29,7 @@ from genrec_batch.durable import read_json as _read_json
 from genrec_batch.durable import sync as _sync
 from genrec_batch.durable import write_json as _write_json
 from genrec_batch.errors import ConfigError, RetryError
-from genrec_batch.flow import ordered
+from genrec_batch.joining import Joined
 
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
@@ -54,7 +56,10 @@ class Output:
     replaces: bool = False  # an output of that name may be replaced
     complete: bool = False  # an identical run finished it: there is nothing to do
     parts_done: set[int] = field(default_factory=set)
+    _said: dict[Path, parquet.Said] = field(default_factory=dict)  # of each part that this run wrote
     _lock: int = -1
+    _one: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _joined: Joined | None = None  # of a single file, from its first part on
 
     def part(self, number: int) -> Path:
         """Return the path of a part in the staging folder."""
@@ -78,7 +83,18 @@ class Output:
                 parquet.write(target.with_suffix(".fingerprints"), fingerprints)
             about = {**self.metadata, ROWS: str(len(table)), COUNTS: json.dumps(counts or {}, sort_keys=True)}
             parquet.write(target, table.replace_schema_metadata(about), quick=self.single)
+            self._said[target] = parquet.said(target, COUNTS, hashed=not self.single)
+            if self.single:
+                self._whole().offer(number, table)
         self.parts_done.add(number)
+
+    def _whole(self) -> Joined:
+        with self._one:
+            if self._joined is None:
+                self._joined = Joined(self.staging / "whole.tmp", self.part, self.metadata)
+                for number in sorted(self.parts_done):
+                    self._joined.offer(number)
+            return self._joined
 
     def finish(self, scope: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Put the parts in place under the output's name, with the number of all rows and the counts in the metadata.
@@ -93,50 +109,36 @@ class Output:
                     f"OUTPUT {self.path} appeared while the run was going on; its parts stay in {self.staging}"
                 )
             parts = sorted(self.staging.glob("part-*.parquet"))
-            rows = sum(pq.read_metadata(part).num_rows for part in parts)
-            counts = parquet.sums(parts, COUNTS)
+            said = [self._said.get(part) or parquet.said(part, COUNTS, hashed=not self.single) for part in parts]
+            rows, counts = sum(part.rows for part in said), parquet.sums(said)
             metadata = {**self.metadata, ROWS: str(rows), COUNTS: json.dumps(counts, sort_keys=True)}
             if scope is not None:
                 self._join_fingerprints(scope)
-            done = self._join(parts, metadata) if self.single else self._publish(parts, metadata)
+            done = self._join(len(parts), metadata) if self.single else self._publish(said, metadata)
         self.close()
         return {**done, "rows": rows, **counts}
 
     def _join_fingerprints(self, scope: Mapping[str, Any]) -> None:
         pieces = sorted(self.staging.glob("part-*.fingerprints"))
-        joined = pa.concat_tables([pq.read_table(piece) for piece in pieces])
+        joined = pl.read_parquet(pieces, glob=False).to_arrow(compat_level=pl.CompatLevel.oldest())
         said = {"genrec.scope": json.dumps(scope, sort_keys=True), "genrec.run_id": self.metadata["genrec.run_id"]}
-        parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said))
+        parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said), quick=True)  # no order in them
         for piece in pieces:
             piece.unlink()
 
-    def _join(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
-        scratch = self.staging / "whole.tmp"
-        schema = pq.read_schema(parts[0]).with_metadata(metadata)
-        with pq.ParquetWriter(scratch, schema, **parquet.COMPRESSED) as writer:
-            for table in ordered(pq.read_table, parts, workers=1, name="join"):
-                whole = table.replace_schema_metadata(schema.metadata)
-                writer.write_table(whole, row_group_size=max(1, len(whole)))
-        _sync(scratch)
+    def _join(self, parts: int, metadata: dict[str, str]) -> dict[str, int]:
+        self._whole().finish(parts, {key: value for key, value in metadata.items() if key not in self.metadata})
         kept, beside = self.staging / FINGERPRINTS, fingerprint_file(self.path)
         beside.unlink(missing_ok=True)  # never those of another output beside this one
-        scratch.replace(self.path)
+        (self.staging / "whole.tmp").replace(self.path)
         if kept.exists():
             kept.replace(beside)
         _sync(self.path.parent)
         shutil.rmtree(self.staging)
         return {"files": 1, "bytes": self.path.stat().st_size}
 
-    def _publish(self, parts: list[Path], metadata: dict[str, str]) -> dict[str, int]:
-        files = [
-            {
-                "file": part.name,
-                "rows": pq.read_metadata(part).num_rows,
-                "bytes": part.stat().st_size,
-                "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
-            }
-            for part in parts
-        ]
+    def _publish(self, parts: list[parquet.Said], metadata: dict[str, str]) -> dict[str, int]:
+        files = [{"file": p.file.name, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
         _write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
         (self.staging / SUCCESS).touch()
         _sync(self.staging)
@@ -151,10 +153,13 @@ class Output:
         for name in (RUN_FILE, LOCK):  # only now: until the rename they let a killed run go on
             (self.path / name).unlink(missing_ok=True)
         _sync(self.path.parent)
-        return {"files": len(files), "bytes": sum(part["bytes"] for part in files)}
+        return {"files": len(files), "bytes": sum(part.bytes for part in parts)}
 
     def close(self) -> None:
         """Let go of the staging folder's lock; what is in it stays for a later run."""
+        if self._joined is not None:
+            self._joined.close()
+            self._joined = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -321,7 +326,7 @@ def _check_whole(path: Path) -> None:
 def _finished_id(path: Path) -> str | None:
     try:
         if path.is_file():
-            metadata = pq.read_schema(path).metadata or {}
+            metadata = pq.read_metadata(path).metadata or {}
             return metadata.get(b"genrec.run_id", b"").decode() or None
         manifest = _read_json(path / MANIFEST) if (path / SUCCESS).exists() else None
         return manifest["metadata"]["genrec.run_id"] if manifest else None
@@ -335,7 +340,7 @@ def finished_facts(path: Path) -> dict[str, Any]:
     """Return files, rows, bytes and counts of a finished output."""
     files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
     if path.is_file():
-        metadata = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+        metadata = {key.decode(): value.decode() for key, value in (pq.read_metadata(path).metadata or {}).items()}
     else:
         metadata = _read_json(path / MANIFEST)["metadata"]
     counts = json.loads(metadata.get(COUNTS, "{}"))

@@ -6,8 +6,10 @@ files belong together.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,29 @@ def is_whole(part: Path) -> bool:
     return True
 
 
-def sums(files: Iterable[Path], key: str) -> dict[str, int]:
-    """Return what the files' metadata count under `key` (a JSON object of numbers each), added up."""
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a manifest says of a part, and its counts."""
+
+    file: Path
+    rows: int
+    bytes: int
+    sha256: str  # "" where nobody asks for it
+    counts: dict[str, int]
+
+
+def said(part: Path, key: str, *, hashed: bool) -> Said:
+    """Return what there is to say of a part; its counts stand in its metadata under `key`, a JSON object of numbers."""
+    metadata = pq.read_metadata(part)
+    counts = (pq.read_schema(part).metadata or {}).get(key.encode(), b"{}")
+    digest = hashlib.sha256(part.read_bytes()).hexdigest() if hashed else ""
+    return Said(file=part, rows=metadata.num_rows, bytes=part.stat().st_size, sha256=digest, counts=json.loads(counts))
+
+
+def sums(parts: Iterable[Said]) -> dict[str, int]:
+    """Return the counts of parts, added up."""
     total: dict[str, int] = {}
-    for file in files:
-        metadata = pq.read_schema(file).metadata or {}
-        for name, count in json.loads(metadata.get(key.encode(), b"{}")).items():
+    for part in parts:
+        for name, count in part.counts.items():
             total[name] = total.get(name, 0) + count
     return total

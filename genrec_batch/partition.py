@@ -22,17 +22,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from genrec_batch import console, flow, ordering
-from genrec_batch.arrays import I64
+from genrec_batch.arrays import I32, I64
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.counting import Index
 from genrec_batch.durable import full_disk
@@ -115,14 +116,29 @@ class Split:
 
     def records(self, piece: int) -> Records:
         """Return a piece's usable records of scored users, in order."""
+        frame, user_R = self._scored(piece)
+        return self.record.pack(
+            frame, user_R, self.videos.rows(frame["video_id"], self.compiled), compiled=self.compiled
+        )
+
+    def by_bucket(self, piece: int, bucket_of_user: npt.NDArray[np.uint16], buckets: int) -> tuple[Records, I64]:
+        """Return the same records by the bucket of their user, in order within each, and each bucket's count."""
+        frame, user_R = self._scored(piece)
+        place_R, counts = ordering.places_by_bucket(user_R, bucket_of_user, buckets, self.compiled)
+        return self.record.pack(
+            frame, user_R, self.videos.rows(frame["video_id"], self.compiled), place_R, self.compiled
+        ), counts
+
+    def _scored(self, piece: int) -> tuple[pl.DataFrame, I32]:
+        """Return a piece's usable events of scored users up to as-of, and the users' rows."""
         frame = self.log.usable(piece)
         if (newest := frame["timestamp"].dt.epoch("us").max()) is not None and newest > self.as_of_us:  # type: ignore[operator]
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
-        user_R = self.users.rows(frame["user_id"])
+        user_R = self.users.rows(frame["user_id"], self.compiled)
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
             frame = frame.filter(pl.Series(user_R >= 0))
             user_R = user_R[user_R >= 0]
-        return self.record.pack(frame, user_R, self.videos.rows(frame["video_id"]))
+        return frame, user_R
 
 
 @dataclass(kw_only=True)
@@ -137,19 +153,19 @@ class EventStore:
     folder: Path | None = None  # spill: a file for each bucket
     spilled_bytes: int = 0
 
-    def load(self, bucket: Bucket) -> Records:
-        """Return all records of a bucket's users, in input order."""
+    def load(self, bucket: Bucket) -> list[Records]:
+        """Return all records of a bucket's users, in input order, in blocks."""
         if self.way == "memory":
-            return _joined(self.held.get(bucket.number, []), self.split.record)
+            return self.held.get(bucket.number, [])
         if self.way == "spill":
             assert self.folder is not None
-            return np.fromfile(_file(self.folder, bucket), self.split.record.kind)
+            return [np.fromfile(_file(self.folder, bucket), self.split.record.kind)]
         found = []
         for piece in self.pieces[bucket.number]:
             records = self.split.records(piece)
             inside = (records["user"] >= bucket.start) & (records["user"] < bucket.stop)
             found.append(records if inside.all() else records[inside])
-        return _joined(found, self.split.record)
+        return found
 
     def done(self, bucket: Bucket) -> None:
         """Let go of a bucket that nobody will load again."""
@@ -167,12 +183,6 @@ class EventStore:
 
 def _file(folder: Path, bucket: Bucket) -> Path:
     return folder / f"bucket-{bucket.number:05d}.events"
-
-
-def _joined(blocks: Sequence[Records], record: RecordType) -> Records:
-    if len(blocks) == 1:
-        return blocks[0]
-    return np.concatenate(blocks) if blocks else np.empty(0, record.kind)
 
 
 def store(
@@ -244,10 +254,9 @@ def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int
     of_user = np.repeat(np.arange(len(made), dtype=np.uint16), np.diff([*starts, made[-1].stop]))
 
     def parted(piece: int) -> list[tuple[int, Records]]:
-        records = split.records(piece)
         if len(made) == 1:
-            return [(0, records)]
-        records, counts = ordering.by_bucket(records, of_user, len(made), split.compiled)
+            return [(0, split.records(piece))]
+        records, counts = split.by_bucket(piece, of_user, len(made))
         ends = np.cumsum(counts)
         return [
             (number, records[ends[number] - counts[number] : ends[number]])

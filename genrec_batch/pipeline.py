@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import __version__, carrying, console, flow, layout, output, partition, schema
+from genrec_batch import __version__, carrying, console, flow, layout, ordering, output, partition, schema
 from genrec_batch.arrays import I64, Histories
 from genrec_batch.batching import Part
 from genrec_batch.carrying import Previous
@@ -76,8 +77,8 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     """
     stages = stages or Stages()
     with ExitStack() as stack:
-        stack.enter_context(flow.beside(lambda: preload(config.engine, config.device), name="preload"))
-        job = open_job(config, source, target, stages, stack, candidates=config.candidates)
+        ahead = partial(preload, config.engine, config.device)
+        job = open_job(config, source, target, stages, stack, candidates=config.candidates, ahead=ahead)
         scoring = Scoring.of(config, job, stages)
         identity = lineage(config, job, engine=scoring.selection.engine)
         if target is None:
@@ -103,8 +104,11 @@ def open_job(
     stack: ExitStack,
     *,
     candidates: str | None = None,
+    ahead: Callable[[], None] | None = None,
 ) -> Job:
     """Check the output, open the log, and prepare a job whose spilled files go when `stack` closes.
+
+    `ahead` is done meanwhile: work that is only a head start.
 
     Raises:
         GenrecError: see `job.prepare`.
@@ -112,6 +116,10 @@ def open_job(
     if target is not None:
         output.check(Path(target), config.if_exists)
     log, opened = read_log(source, config, stages)
+    with console.busy("loading the kernels"):
+        ordering.for_job(log.rows)  # an import, which another one beside it would hold up
+    if ahead is not None:
+        stack.enter_context(flow.beside(ahead, name="preload"))
     job = prepare(
         config,
         log,
@@ -304,6 +312,7 @@ def run(
         for work in stream:
             behind.submit(lambda work=work: write(work))  # type: ignore[misc]
         behind.wait()
+        console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)
     if done.get("short_users"):

@@ -85,7 +85,7 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
 
 
 def _with_catalog(directory: Path) -> Model:
-    loaded, file = model.load(directory), directory / "catalog.parquet"
+    loaded, file = model.load(directory, "DIR"), directory / "catalog.parquet"
     if not file.exists():
         raise ModelError(
             f"{file} is missing: the number of videos is part of an engine; make the model with --catalog-from, or let "
@@ -188,3 +188,4 @@ def _one(title: str, precision: str, target: Target, engine: store.Wanted) -> di
 
 def _phase(what: str, done: float) -> None:
     LOG.debug("  %s, %d%%", what, 100 * done)
+    console.doing(f"{what}, {done:.0%}" if done < 1 else "")

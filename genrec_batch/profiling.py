@@ -19,7 +19,7 @@ class Span:
     """One piece of work: seconds since the run began, and what went through."""
 
     stage: str
-    lane: str  # name of the thread
+    lane: str  # name of the thread, or of a stream of the device
     start_s: float
     stop_s: float
     rows: int = 0
@@ -54,11 +54,20 @@ class Stages:
                 self._open[thread] = around
             self.add(stage, start, time.perf_counter(), rows=rows, bytes=bytes)
 
-    def add(self, stage: str, start: float, stop: float, *, rows: int = 0, bytes: int = 0) -> None:  # noqa: A002
-        """Add a block that ran from `start` to `stop`, both of `time.perf_counter`."""
+    def add(
+        self,
+        stage: str,
+        start: float,
+        stop: float,
+        *,
+        rows: int = 0,
+        bytes: int = 0,  # noqa: A002 (the unit)
+        lane: str | None = None,
+    ) -> None:
+        """Add a block that ran from `start` to `stop` (`time.perf_counter`), on this thread or where `lane` says."""
         span = Span(
             stage=stage,
-            lane=threading.current_thread().name,
+            lane=lane or threading.current_thread().name,
             start_s=start - self.began,
             stop_s=stop - self.began,
             rows=rows,

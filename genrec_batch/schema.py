@@ -24,6 +24,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+FOLDER = resources.files("genrec_batch").joinpath("schemas")
+BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
 Kind = Literal["id", "time", "number", "flag", "category"]
 
 REQUIRED = ("user_id", "video_id", "timestamp")
@@ -132,13 +134,11 @@ def column_names(name: str | None) -> ColumnNames:
     """
     if name is None:
         return ColumnNames()
-    built_in = resources.files("genrec_batch").joinpath("schemas")
-    known = sorted(p.name.removesuffix(".toml") for p in built_in.iterdir() if p.name.endswith(".toml"))
-    if name in known:
-        return _parse(built_in.joinpath(f"{name}.toml").read_text(), name)
+    if name in BUILT_IN:
+        return _parse(FOLDER.joinpath(f"{name}.toml").read_text(), name)
     if not Path(name).is_file():
-        hint = nearest(name, known)
-        raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(known)}).{hint}")
+        hint = nearest(name, BUILT_IN)
+        raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(BUILT_IN)}).{hint}")
     try:
         return _parse(Path(name).read_text(), name)
     except OSError as error:
@@ -194,6 +194,10 @@ def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> 
     return frame.with_columns(**parsed)
 
 
+def _reads(expressions: Mapping[str, str]) -> set[str]:
+    return {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
+
+
 def check(columns: Mapping[str, pl.DataType], source: str) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
     names = list(columns)
@@ -206,7 +210,8 @@ def check(columns: Mapping[str, pl.DataType], source: str) -> None:
         if name in columns and not _fits(columns[name], kind)
     ]
     if faults:
-        way_out = "use --schema FILE.toml to name or convert columns"
+        like = [name for name in BUILT_IN if _reads(column_names(name).events) <= set(names)]
+        way_out = f"--schema {like[0]} reads it" if like else "use --schema FILE.toml to name or convert columns"
         raise InputError(f"{source} does not fit the events contract ({way_out}):\n  " + "\n  ".join(faults))
 
 
@@ -255,7 +260,7 @@ def read_contract(
     """
     before = frame.collect_schema().names()
     renamed = rename(frame, expressions, source)
-    used = {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
+    used = _reads(expressions)
     types = dict(renamed.collect_schema())
     check(types, source)
     columns = tuple(name for name in SCORED if name in types)

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genrec_batch import carrying, console, features, recommendations
+from genrec_batch import carrying, console, features, recommendations, sizing
 from genrec_batch.arrays import F32, FIRST_ITEM, I64, U8, Batch, Ranked
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
-from genrec_batch.engines import FixedRows, PacksRows
+from genrec_batch.engines import CountsMemory, Engine, FixedRows, PacksRows
 from genrec_batch.errors import ConfigError, DeviceMemoryError
 from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
 from genrec_batch.profiling import Stages
 from genrec_batch.recommendations import Ranking
-from genrec_batch.selection import Selection, decoding_of, reference_engine, sample_rows, select
+from genrec_batch.selection import Selection, decoding_of, device_of, reference_engine, sample_rows, select
 from genrec_batch.verifying import measured
 
 
@@ -88,10 +88,11 @@ class Scored:
     """A shard whose users come back from the engine batch by batch."""
 
     shard: Shard
-    ranking: Ranking
     left: int  # users still on their way
+    answers: list[tuple[I64, Ranked]] = field(default_factory=list)  # what came back, and of whom
 
 
+MANY_BEAMS = 16  # from which a run is told what they cost
 Handed = tuple[Scored, I64, Batch]  # a batch, whose it is, and their places there
 
 
@@ -129,7 +130,8 @@ class Scoring:
         decoding = decoding_of(config, job.model)
         if selection is not None:
             return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
-
+        if decoding.beam_width > 1:
+            _check_beams(config, job, decoding)
         with stages.time("engine"):
             first = job.first_shard()
             rows = sample_rows(first.lengths_N)
@@ -168,9 +170,8 @@ class Scoring:
         Where the device runs out of memory, what is left goes on in batches of half the size, down to one user.
         """
         batches = self._cut(shards)
-        weights = self.config.blend()
         while True:
-            answers = recommend_all(self.selection.engine, self._handed(batches), self.decoding)
+            answers = recommend_all(self.selection.engine, self._handed(batches), self.decoding, self.stages.add)
             try:
                 while True:
                     with self.stages.time("model run"):
@@ -179,7 +180,7 @@ class Scoring:
                         yield from self._whole(None)
                         return
                     scored, rows_B, _ = self._pending.popleft()
-                    self._put(scored, rows_B, ranked, blend(ranked, weights))
+                    self._put(scored, rows_B, ranked)
                     advance(len(rows_B))
                     yield from self._whole(scored)
             except DeviceMemoryError as error:
@@ -194,7 +195,7 @@ class Scoring:
 
     def _cut(self, shards: Iterator[Shard]) -> Iterator[Handed]:
         for shard in shards:
-            scored = Scored(shard=shard, ranking=Ranking.empty(len(shard), self.config.top_k), left=len(shard))
+            scored = Scored(shard=shard, left=len(shard))
             if not len(shard):
                 self._empty.append(scored)
             while shard.batches:
@@ -202,7 +203,12 @@ class Scoring:
                 yield from _pieces(scored, rows_B, batch, self.batch_users)
 
     def _handed(self, batches: Iterator[Handed]) -> Iterator[Batch]:
-        for handed in batches:
+        waiting = iter(batches)
+        while True:
+            with self.stages.time("wait"):
+                handed = next(waiting, None)
+            if handed is None:
+                return
             self._pending.append(handed)
             yield handed[2]
 
@@ -216,7 +222,11 @@ class Scoring:
         self._pending.clear()
         size = max((len(batch) for _, _, batch in lost), default=1)
         if size == 1:
-            raise error
+            if self.decoding.beam_width == 1:
+                raise error
+            raise DeviceMemoryError(
+                f"one user's {self.decoding.beam_width:,} beams do not fit: lower --beam-width"
+            ) from error
         self.batch_users = size // 2
         if isinstance(self.selection.engine, FixedRows):
             self.selection.engine.resize(self.batch_users)
@@ -224,9 +234,9 @@ class Scoring:
         again = [piece for handed in lost for piece in _pieces(*handed, self.batch_users)]
         return itertools.chain(again, batches)
 
-    def _put(self, scored: Scored, rows_B: I64, ranked: Ranked, score_BK: F32) -> None:
+    def _put(self, scored: Scored, rows_B: I64, ranked: Ranked) -> None:
         lengths_B = scored.shard.lengths_S[rows_B]
-        scored.ranking.put(rows_B, ranked, score_BK)
+        scored.answers.append((rows_B, ranked))
         scored.left -= len(rows_B)
         self.padding[0] += int(lengths_B.sum()) + len(rows_B)
         self.padding[1] += (
@@ -236,9 +246,12 @@ class Scoring:
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:
         """Return the rows of a shard in id order, and its counts."""
-        job, shard, ranking = self.job, scored.shard, scored.ranking
+        job, shard = self.job, scored.shard
         ids = job.users.ids.slice(shard.start, shard.stop - shard.start)
         with self.stages.time("rows", rows=len(shard)):
+            ranking, weights = Ranking.empty(len(shard), self.config.top_k), self.config.blend()
+            for rows_B, ranked in scored.answers:
+                ranking.put(rows_B, ranked, blend(ranked, weights))
             short = int(((ranking.tokens_NK > 0).sum(axis=1) < shard.wanted_S).sum())
             rows = recommendations.table(
                 ids if shard.rows is None else ids.gather(shard.rows),
@@ -267,9 +280,29 @@ class Scoring:
             "engine_why": self.selection.why,
             "batch_users": self.batch_users,
             "features_kernel": features.kernel_name(len(self.job)),
+            **_device_peak(engine),
             "scored_users": self.scored_users,
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,  # of the scored ones
         }
+
+
+def _check_beams(config: ScoreConfig, job: Job, decoding: Decoding) -> None:
+    """Say what many beams cost, and refuse what no batch size makes fit."""
+    longest = int(job.lengths_N.max(initial=0))
+    if device_of(config.device, config.engine) == "cpu":
+        sizing.check_memory(job.model.config, longest, decoding)
+    if decoding.beam_width >= MANY_BEAMS:
+        LOG.warning(
+            "--beam-width %d: %s slates are decoded for each user, so each decode step reads %s times the rows of "
+            "--beam-width 1, in time and in memory",
+            config.beam_width, f"{decoding.beam_width:,}", f"{decoding.beam_width:,}",
+        )  # fmt: skip
+
+
+def _device_peak(engine: Engine) -> dict[str, float]:
+    if engine.device.startswith("cuda") and isinstance(engine, CountsMemory):
+        return {"device_peak_mib": round(engine.peak_bytes() / 2**20, 1)}
+    return {}
 
 
 def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int) -> Iterator[Handed]:

@@ -19,7 +19,7 @@ import numpy as np
 from genrec_batch import sizing
 from genrec_batch.arrays import I64, Batch
 from genrec_batch.config import ScoreConfig
-from genrec_batch.console import LOG, busy
+from genrec_batch.console import LOG, busy, doing
 from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
@@ -34,6 +34,7 @@ NEEDS = {  # modules of which one must be there, and the extra that brings it
 }
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
+COMPARED_BEAMS = 4  # of a user of the sample: more of them tell no more of a precision, and cost as much as a run
 WHY = "the fastest engine installed for"
 
 
@@ -58,6 +59,7 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
         EngineError: it, its device or its precision is not there; the message says how to install it.
     """
     _need(name)
+    doing(f"{name} in {precision} on {device}")
     engine: Engine
     if name == "torch":
         from genrec_batch.engines.torch_cuda import TorchCudaEngine, why_not
@@ -83,6 +85,7 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
 
 def _building(what: str, done: float) -> None:
     LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
+    doing(f"{what}, {done:.0%}" if done < 1 else "")
 
 
 def select(
@@ -126,7 +129,9 @@ def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, dev
     if fast is None:
         return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
     faster = open_engine(model, name=chosen, device=place, precision=fast)
-    answers = (best(recommend(engine, sample, decoding), decoding.top_k).tokens_BK for engine in (plain, faster))
+    doing(f"{len(sample):,} users in fp32 and {fast}, to compare")
+    narrow = replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
+    answers = (best(recommend(engine, sample, narrow), decoding.top_k).tokens_BK for engine in (plain, faster))
     overlap = top_overlap(*answers)
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:
@@ -168,7 +173,8 @@ def reference_engine(model: Model, *, name: str = "auto", precision: str = "fp32
     Raises:
         EngineError: neither is installed.
     """
-    return open_engine(model, name=_available("cpu") if name == "auto" else name, device="cpu", precision=precision)
+    with busy("opening the engine to compare with"):
+        return open_engine(model, name=_available("cpu") if name == "auto" else name, device="cpu", precision=precision)
 
 
 def sample_rows(lengths_N: I64, most: int | None = None) -> I64:

@@ -51,6 +51,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         "users/s (model)": facts.get("users_per_s"),
         "seconds": facts.get("seconds"),
         "peak memory": f"{facts['peak_rss_mib']:,.0f} MiB" if facts.get("peak_rss_mib") else None,
+        "  of the GPU": f"{facts['device_peak_mib']:,.0f} MiB" if facts.get("device_peak_mib") else None,
         "output": facts.get("output"),
         "output rows": facts.get("rows"),
     }

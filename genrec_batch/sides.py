@@ -91,8 +91,8 @@ def candidate_tokens(given: pl.DataFrame | None, ids: pl.Series, catalog: Catalo
     return ragged, int((flat["token"] < FIRST_ITEM).sum())
 
 
-def chosen(users: tuple[str, ...], kind: pl.DataType) -> pl.Series | None:
-    """Return the ids of `--user` in the log's type, each once; None where nobody is named.
+def chosen(users: tuple[str, ...], kind: pl.DataType, flag: str = "--user") -> pl.Series | None:
+    """Return the ids that `flag` names in the log's type, each once; None where nobody is named.
 
     Raises:
         ConfigError: a name that is no number where the log's ids are.
@@ -102,4 +102,4 @@ def chosen(users: tuple[str, ...], kind: pl.DataType) -> pl.Series | None:
     try:
         return pl.Series("user_id", users).cast(kind).unique()
     except pl.exceptions.InvalidOperationError:
-        raise ConfigError(f"--user {', '.join(users)}: the log's user_id is {kind}, so a whole number") from None
+        raise ConfigError(f"{flag} {', '.join(users)}: the log's user_id is {kind}, so a whole number") from None

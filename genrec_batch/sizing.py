@@ -8,19 +8,22 @@ constant: there a batch only has to fill the caches.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genrec_batch.arrays import I64, Batch
+from genrec_batch.console import doing
 from genrec_batch.engines import Engine, FixedRows, OnDevice
 from genrec_batch.engines.engine_cache import EngineCache, EngineKey
-from genrec_batch.errors import DeviceMemoryError
+from genrec_batch.errors import ConfigError, DeviceMemoryError
 from genrec_batch.generate import Decoding, recommend_all
-from genrec_batch.model import BYTES, Model
+from genrec_batch.model import BYTES, Model, ModelConfig
 
 CPU_USERS, GPU_USERS = 256, 2048  # where nothing is measured
 TRIED = (1024, 2048, 4096, 8192, 16384)
@@ -29,6 +32,7 @@ BATCHES, TURNS = 3, 3  # in flight one after the other, for one timing; the fast
 WORTH = 512  # users of a sample: a smaller one means a run that is over before a sweep pays
 SPARE = 0.8  # share of the free memory that a size may be expected to take
 LEAST = 64  # rows of an engine for one size
+COPIED = 4  # times a beam's cache that are held on a CPU at once; measured with 1,000 beams of one user
 COPIES = 6  # of the key and value cache: activations of a prefill, and two batches in flight
 
 
@@ -52,12 +56,38 @@ class Size:
         return Size(**(stored | {"users_per_s": speeds}))
 
 
-def fixed(engine: Engine) -> Size:
-    """Return the constant of the engine's kind of device."""
-    users = GPU_USERS if engine.device.startswith("cuda") else CPU_USERS
-    return Size(
-        users=users, why=f"{users:,} users a batch, fixed for {engine.device.partition(':')[0]}", users_per_s={}
-    )
+def fixed(engine: Engine, beam_width: int = 1) -> Size:
+    """Return the constant of the engine's kind of device: so many rows, of which each beam of a user is one."""
+    users = max(1, (GPU_USERS if engine.device.startswith("cuda") else CPU_USERS) // beam_width)
+    beams = f" with {beam_width:,} beams each" if beam_width > 1 else ""
+    kind = engine.device.partition(":")[0]
+    return Size(users=users, why=f"{users:,} users a batch{beams}, fixed for {kind}", users_per_s={})
+
+
+def check_memory(config: ModelConfig, longest: int, decoding: Decoding, memory_bytes: int | None = None) -> None:
+    """Raise ConfigError where the beams of one user cannot fit this machine's memory, whatever else runs.
+
+    A CPU engine copies a beam's whole cache when beams are chosen; the old and the new ones are there at once, beside
+    what the engine of a faster precision keeps: COPIED times keys and values of all positions in fp32.
+    """
+    have = machine_bytes() if memory_bytes is None else memory_bytes
+    width = decoding.beam_width
+    positions = 1 + longest + decoding.top_k
+    each = COPIED * 2 * config.layers * positions * config.width * BYTES["fp32"] + 2 * config.vocabulary * 4
+    needed = width * each + width * width * 16  # each beam's best continuations: totals and their order
+    if needed > have:
+        raise ConfigError(
+            f"--beam-width {width} needs about {needed / 2**30:,.1f} GiB for one user of {longest} events, and this "
+            f"machine has {have / 2**30:,.1f} GiB, enough for at most about {max(1, int(have / each)):,} beams"
+        )
+
+
+def machine_bytes() -> int:
+    """Return the memory of the machine, or of the container that the process is in."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(have, int(text)) if text.isdigit() else have
 
 
 def choose(
@@ -86,7 +116,7 @@ def choose(
     if isinstance(engine, FixedRows):
         return _only(engine, model, sample, decoding)
     if not (engine.device.startswith("cuda") and isinstance(engine, OnDevice)) or len(sample) < WORTH:
-        return fixed(engine)
+        return fixed(engine, decoding.beam_width)
     kept, made = cache or EngineCache(), []
 
     def measure() -> bytes:
@@ -149,7 +179,9 @@ def _sweep(
     assert isinstance(engine, OnDevice)
     speeds: dict[int, float] = {}
     end = "the largest that is tried"
-    for users in TRIED:
+    sizes = sorted({max(1, users // decoding.beam_width) for users in TRIED})
+    for number, users in enumerate(sizes, 1):
+        doing(f"timing {users:,} users a batch, {number} of at most {len(sizes)}")
         free, needed = engine.free_bytes(), users * _expected(model, engine.precision, sample, decoding)
         if speeds and needed > free * SPARE:
             end = f"{users:,} would not fit the {free / 2**30:.1f} GiB that are free"

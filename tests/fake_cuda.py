@@ -9,6 +9,7 @@ Every address is checked against what is allocated. `fake_tensorrt` runs on it.
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -57,6 +58,8 @@ class FakeStream:
 class FakeEvent:
     stream: FakeStream | None = None
     place: int = 0
+    timed: bool = False
+    at_s: float = 0.0
 
     def reach(self) -> None:
         if self.stream is not None:
@@ -78,6 +81,7 @@ class FakeRuntime:
         self.launches: list[str] = []
         self.copies: list[tuple[str, int]] = []
         self.graph_launches = 0
+        self.tick = 1.0  # of the device's clock, in seconds of the host's
 
     def span(self, address: int, count: int, kinds: str = "device") -> np.ndarray:
         """Return memory as bytes; it must lie inside one live allocation."""
@@ -147,18 +151,25 @@ class FakeRuntime:
         return (Code.cudaSuccess,)
 
     def cudaEventCreateWithFlags(self, flags):
-        return Code.cudaSuccess, FakeEvent()
+        return Code.cudaSuccess, FakeEvent(timed=not flags)
 
     def cudaEventDestroy(self, event):
         return (Code.cudaSuccess,)
 
     def cudaEventRecord(self, event, handle):
+        if event.timed:
+            assert self.streams[handle].captured is None, "a mark in a graph is written again by the next launch"
+            self.streams[handle].push(lambda: setattr(event, "at_s", time.perf_counter()))
         event.stream, event.place = self.streams[handle], len(self.streams[handle].queue)
         return (Code.cudaSuccess,)
 
     def cudaEventSynchronize(self, event):
         event.reach()
         return (Code.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, start, stop):
+        assert all(event.timed and event.at_s for event in (start, stop)), "both marks are timed, and reached"
+        return Code.cudaSuccess, 1e3 * (stop.at_s - start.at_s) * self.tick
 
     def cudaStreamWaitEvent(self, handle, event, flags):
         mark = FakeEvent(event.stream, event.place)

@@ -42,7 +42,7 @@ def test_score_writes_the_contract(run, log_file, log, model_dir):
     assert rows.join(log, on=["user_id", "video_id"], how="inner").is_empty(), "seen videos were recommended"
     assert done.summary["users"] == 40
     assert done.summary["rows"] == 400
-    metadata = pq.read_schema("recs.parquet").metadata
+    metadata = pq.read_metadata("recs.parquet").metadata
     keys = {k.decode().removeprefix("genrec.") for k in metadata if k.startswith(b"genrec.")}
     assert keys >= {
         "version",
@@ -273,6 +273,7 @@ def test_bad_options(run, log_file, model_dir):
 
 def test_bad_models(run, log_file, log, model_dir, tmp_path):
     bad(run, 4, log_file, "recs.parquet", "--model", "nowhere", says="--model nowhere: no such directory")
+    assert "error: DIR nowhere: no such directory" in run("model", "info", "nowhere").err
 
     def copy(name):
         subprocess.run(["cp", "-r", str(model_dir), name], check=True)

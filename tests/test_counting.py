@@ -9,41 +9,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch import counting
+from genrec_batch import counting, ordering
 from genrec_batch.counting import Counter, Index
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 WHOLE = st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1), st.integers(10**6, 10**6 + 3))
 
 
-def counted(pieces, kind):
+TWINS = pytest.mark.parametrize("compiled", [False, True])
+
+
+def counted(pieces, kind, compiled=False):
     counter = Counter("user_id")
     for piece in pieces:
-        counter.add(counting.count(pl.Series(piece, dtype=kind)))
+        counter.add(counting.count(pl.Series(piece, dtype=kind), ordering.kernels() if compiled else None))
     return counter.frame()
 
 
+@TWINS
 @EXAMPLES
 @given(pieces=st.lists(st.lists(WHOLE), min_size=1))
-def test_integers_are_counted_in_rising_order(pieces):
-    frame = counted(pieces, pl.Int64)
+def test_integers_are_counted_in_rising_order(pieces, compiled):
+    frame = counted(pieces, pl.Int64, compiled)
     expected = sorted(collections.Counter(i for piece in pieces for i in piece).items())
     assert list(frame.iter_rows()) == expected
     assert frame.schema == {"user_id": pl.Int64, "count": pl.UInt64}
 
 
+@TWINS
 @EXAMPLES
 @given(pieces=st.lists(st.lists(st.text(max_size=3)), min_size=1))
-def test_strings_are_counted_in_rising_order(pieces):
+def test_strings_are_counted_in_rising_order(pieces, compiled):
     expected = sorted(collections.Counter(t for p in pieces for t in p).items(), key=lambda pair: pair[0].encode())
-    assert list(counted(pieces, pl.String).iter_rows()) == expected
+    assert list(counted(pieces, pl.String, compiled).iter_rows()) == expected
 
 
-@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.Int32, pl.UInt64])
-def test_every_integer_type_reaches_its_ends(kind):
+@TWINS
+@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.Int32, pl.Int64, pl.UInt64])
+def test_every_integer_type_reaches_its_ends(kind, compiled):
     low, high = kind.min(), kind.max()
     ends = [pl.select(low).item(), pl.select(high).item()]
-    assert list(counted([ends, ends], kind).iter_rows()) == [(ends[0], 2), (ends[1], 2)]
+    assert list(counted([ends, ends], kind, compiled).iter_rows()) == [(ends[0], 2), (ends[1], 2)]
 
 
 def test_many_pieces_are_merged_while_they_come(monkeypatch):
@@ -52,12 +58,13 @@ def test_many_pieces_are_merged_while_they_come(monkeypatch):
     assert counted(pieces, pl.String)["count"].sum() == 1200
 
 
+@TWINS
 @EXAMPLES
 @given(ids=st.lists(WHOLE, unique=True), asked=st.lists(WHOLE))
-def test_rows_of_integers(ids, asked):
+def test_rows_of_integers(ids, asked, compiled):
     series = pl.Series(sorted(ids), dtype=pl.Int64)
     places = {i: row for row, i in enumerate(sorted(ids))}
-    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64))
+    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64), ordering.kernels() if compiled else None)
     assert got.tolist() == [places.get(i, -1) for i in asked + ids]
 
 

@@ -107,6 +107,17 @@ def test_a_user_without_events_is_explained_too(log_file, model_dir, tmp_path):
     assert len(told["recommended"]) == 5
 
 
+def test_a_user_that_is_not_there_is_named_by_the_option_that_was_typed(run, log_file, model_dir):
+    for user, said in (
+        ("999999", "--explain 999999: neither in INPUT"),
+        ("bob", "--explain bob: the log's user_id is"),
+    ):
+        done = run("score", log_file, "--model", model_dir, "--explain", user)
+        assert (done.code, done.err.startswith(f"error: {said}")) == (2, True), done.err
+    done = run("score", log_file, "--model", model_dir, "--user", "999999")
+    assert "--user 999999: neither" in done.err
+
+
 def test_the_command_shows_it(run, log_file, model_dir):
     done = run("score", log_file, "--model", model_dir, "--explain", USER, "--engine", "onnxruntime", "--top-k", 3)
     assert done.code == 0, done.err

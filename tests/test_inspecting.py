@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -32,6 +33,21 @@ def altered(path, change):
     table = pq.read_table(path)
     changed = change(pl.DataFrame(pl.from_arrow(table))).to_arrow(compat_level=pl.CompatLevel.oldest())
     pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "parts", "nested.parquet"])
+def test_progress_ends_at_100_percent(outputs, name, monkeypatch):
+    counted = []
+
+    @contextmanager
+    def progress(_title, total, _unit):
+        counted.append(total)
+        yield counted.append
+
+    monkeypatch.setattr(inspecting.console, "progress", progress)
+    inspecting.inspect(str(outputs / name))
+    total, *advanced = counted
+    assert sum(advanced) == total
 
 
 @pytest.mark.parametrize("name", ["one.parquet", "parts", "nested.parquet"])

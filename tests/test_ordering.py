@@ -9,7 +9,17 @@ from genrec_batch import ordering
 
 KINDS = {
     "narrow": [("time_us", "<i8"), ("user", "<i4"), ("video", "<i4")],
-    "wide": [("session_id", "<i8"), ("time_us", "<i8"), ("user", "<i4"), ("video", "<i4"), ("x", "<f4"), ("y", "<f4")],
+    "wide": [
+        ("session_id", "<i8"),
+        ("time_us", "<i8"),
+        ("user", "<i4"),
+        ("video", "<i4"),
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("liked", "i1"),
+        ("device_type", "i1"),
+        ("filler", "u1", (6,)),
+    ],
 }
 
 
@@ -20,7 +30,10 @@ def records_of(total_N, kind, times, seed, start=7):
     random.shuffle(user_R)
     records = np.zeros(len(user_R), np.dtype(KINDS[kind]))
     records["user"], records["video"] = user_R + start, np.arange(len(user_R))
-    records["time_us"] = random.integers(0, times, len(user_R))
+    spread = random.integers(0, times, len(user_R)) if times else 2 ** random.integers(0, 50, len(user_R))
+    records["time_us"] = spread
+    for name in set(records.dtype.names) & {"session_id", "x", "y", "liked", "device_type"}:
+        records[name] = random.integers(-1, 2, len(user_R))
     return records
 
 
@@ -33,26 +46,43 @@ def twin(request):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("times", [1, 5, 10**9, 2**62])
+@pytest.mark.parametrize("times", [0, 1, 5, 10**9, 2**62])  # 0: most of them close together
 @pytest.mark.parametrize("most", [3, 40, 300])
-def test_by_user_and_time_is_what_python_sorts(twin, kind, times, most):
+def test_newest_is_what_python_sorts(twin, kind, times, most):
     for seed in range(5):
         total_N = np.random.default_rng(seed).integers(0, most, 20)
         records = records_of(total_N, kind, times, seed)
-        got = ordering.by_user_and_time(records, 7, total_N, twin)
         rows = sorted(range(len(records)), key=lambda r: (records["user"][r], records["time_us"][r], r))
-        assert (got == records[rows]).all(), (twin, seed)
+        ends = np.cumsum(total_N)
+        for keep in (1, 30, 1000):
+            kept = [r for end, n in zip(ends, total_N, strict=True) for r in rows[end - min(n, keep) : end]]
+            targets = {
+                name: np.empty(len(kept), records.dtype[name]) for name in records.dtype.names if name != "filler"
+            }
+            wide = {name: np.empty(len(kept)) for name in records.dtype.names if name in ("x", "liked")}
+            video_R = np.empty(len(records), np.int32)
+            held = np.array_split(records, 3)
+            assert ordering.newest(
+                held, records.dtype, start=7, total_N=total_N, keep=keep, targets=targets | wide, video_R=video_R,
+                compiled=twin,
+            )  # fmt: skip
+            assert video_R.tolist() == records["video"][rows].tolist(), (twin, seed)
+            for name, got in (targets | wide).items():
+                expected = records[name][kept]
+                if name in wide:
+                    expected = np.where((expected < 0) & (name == "liked"), np.nan, expected)
+                np.testing.assert_array_equal(got, expected, f"{twin} {seed} {name}")
 
 
-def test_by_bucket_keeps_the_input_order(twin):
+def test_places_by_bucket_keep_the_input_order(twin):
     total_N = np.random.default_rng(1).integers(0, 30, 50)
     for buckets in (1, 7, 300):
-        records = records_of(total_N, "wide", 100, 3, start=0)
+        user_R = records_of(total_N, "wide", 100, 3, start=0)["user"].copy()
         of_user = (np.arange(50) * buckets // 50).astype(np.uint16)
-        got, counts = ordering.by_bucket(records, of_user, buckets, twin)
-        rows = sorted(range(len(records)), key=lambda r: (of_user[records["user"][r]], r))
-        assert (got == records[rows]).all(), (twin, buckets)
-        assert counts.tolist() == np.bincount(of_user[records["user"]], minlength=buckets).tolist()
+        place_R, counts = ordering.places_by_bucket(user_R, of_user, buckets, twin)
+        rows = sorted(range(len(user_R)), key=lambda r: (of_user[user_R[r]], r))
+        assert np.argsort(place_R).tolist() == rows, (twin, buckets)
+        assert counts.tolist() == np.bincount(of_user[user_R], minlength=buckets).tolist()
 
 
 @pytest.mark.parametrize("change", ["one more", "one less", "another user", "nobody of these"])
@@ -65,4 +95,7 @@ def test_records_that_were_not_counted_are_noticed(twin, change):
         records = records[1:]
     else:
         records["user"][0] = 8 if change == "another user" else 99
-    assert ordering.by_user_and_time(records, 7, total_N, twin) is None, twin
+    targets = {"time_us": np.empty(7, np.int64)}
+    assert not ordering.newest(
+        [records], records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=None, compiled=twin
+    ), twin

@@ -194,7 +194,7 @@ def test_every_file_says_how_many_rows_it_has(tmp_path):
         b"2"
     ] * 3
     write(tmp_path / "recs.parquet")
-    assert pq.read_schema(tmp_path / "recs.parquet").metadata[b"genrec.rows"] == b"6"
+    assert pq.read_metadata(tmp_path / "recs.parquet").metadata[b"genrec.rows"] == b"6"
 
 
 def test_a_damaged_part_is_computed_again(tmp_path):

@@ -140,7 +140,7 @@ def test_spill_files_go_whatever_ends_the_run(run, model_dir, big, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(partition.Split, "records", stopped)
+        patched.setattr(partition.Split, "_scored", stopped)
         assert run("features", "any.parquet", "b.parquet", *flags).code == 130
     assert list(spill.iterdir()) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from genrec_batch import generate, partition
+from genrec_batch import generate, partition, sizing
 from genrec_batch.errors import DeviceMemoryError
 
 
@@ -40,6 +40,18 @@ def test_out_of_memory_at_one_user_is_try_again_later(run, log_file, model_dir, 
     small_device(monkeypatch, most=0)
     done = run("score", log_file, "a.parquet", "--model", model_dir, "--precision", "fp32", "--batch-size", "4")
     assert (done.code, "out of memory" in done.err) == (75, True)
+
+
+def test_many_beams_are_told_what_they_cost(run, log_file, model_dir, monkeypatch):
+    arguments = ["--model", model_dir, "--precision", "fp32", "--limit", 2, "--top-k", 3]
+    done = run("score", log_file, "a.parquet", *arguments, "--beam-width", 20)
+    assert done.code == 0, done.err
+    assert "--beam-width 20: 20 slates are decoded for each user" in " ".join(done.err.split())
+    assert done.summary["batch_users"] == 256 // 20
+    assert "slates" not in run("score", log_file, "b.parquet", *arguments, "--beam-width", 4).err
+    monkeypatch.setattr(sizing, "machine_bytes", lambda: 1 << 20)
+    done = run("score", log_file, "c.parquet", *arguments, "--beam-width", 20)
+    assert (done.code, "--beam-width 20 needs about" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,14 @@ def test_a_point_tells_its_figure_and_unit_under_the_mouse(tab, profiled):  # no
     tab.evaluate("document.getElementById('chart-timeline').scrollIntoView({block: 'center'})")
     x, y = tab.evaluate("""(() => {
       const chart = Chart.getChart('chart-timeline');
-      const i = chart.data.datasets.findIndex(d => d.label === 'model run');
+      const i = chart.data.datasets.findIndex(d => d.label === 'decode');
       const {x, y} = chart.getDatasetMeta(i).data[0].getCenterPoint();
       const box = chart.canvas.getBoundingClientRect();
       return [box.left + x, box.top + y];
     })()""")
     tab.hover(x, y)
     told = tab.evaluate("Chart.getChart('chart-timeline').tooltip.title[0]")
-    assert told == "model run on MainThread"
+    assert told == "decode on MainThread"
     assert re.search(r"s to .* s, at work", tab.evaluate("Chart.getChart('chart-timeline').tooltip.body[0].lines[0]"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import polars as pl
 import pytest
 
 from genrec_batch import layout, model
+from genrec_batch.arrays import Ranked
 from genrec_batch.config import resolved
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, DeviceMemoryError, EngineError
+from genrec_batch.generate import Decoding
 from genrec_batch.profiling import Span, Stages
-from genrec_batch.reports import ceilings, engine_facts, model_facts, report, run_facts, trace
+from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 
 REFERENCE = model.PRESETS["reference"]
@@ -84,6 +88,8 @@ def test_ceilings_are_measured_and_leave_no_file(tmp_path):
     assert len(told) == ceilings.STEPS
     assert found["products"][0]["library"] == "NumPy"
     assert all(p["gflop_per_s"] > 0 for p in found["products"])
+    if engine_facts.computes_int8() and importlib.util.find_spec("torch"):
+        assert ceilings.product_ceiling(found, device="cpu", precision="int8")["library"] == "torch"
     assert min(found[k] for k in ("memory_copy_gb_s", "disk_write_gb_s", "disk_read_gb_s")) > 0
     assert not list(tmp_path.iterdir())
     best = ceilings.product_ceiling(found, device="cpu", precision="fp32")
@@ -183,6 +189,105 @@ def test_an_engine_that_nobody_has_is_named(asked, message):
         engine_facts.choices((asked,), "cpu")
 
 
+class Weak:
+    """An engine on a GPU that holds `most` users, but not in its run `number`, and fails for good beyond `broken`."""
+
+    device = "cuda:0"
+
+    def __init__(self, name, precision, *, most=99, number=0, broken=99):
+        self.name, self.precision, self.most, self.number, self.broken = name, precision, most, number, broken
+
+    def slate(self, batches, steps, _record=None):
+        for batch in batches:
+            self.number -= 1
+            if len(batch) > self.broken:
+                raise EngineError("cannot run an engine")
+            if len(batch) > self.most or self.number == 0:
+                raise DeviceMemoryError("out of memory")
+            yield self.collect((len(batch), steps))
+
+    def prefill(self, batch, *, steps, choices=1):
+        return len(batch), steps * choices
+
+    def decode(self, state, tokens_B=None):
+        pass
+
+    def choose(self, state):
+        pass
+
+    def collect(self, state):
+        zeros = np.zeros(state, np.float32)
+        return Ranked(
+            tokens_BK=zeros.astype(np.int32) + 2, log_prob_BK=zeros, heads_BKH=np.zeros((*state, 4), np.float32)
+        )
+
+
+class Fixed(Weak):
+    rows = 2048
+
+    def free_bytes(self):
+        return 1 << 30
+
+    def resize(self, rows):
+        self.rows = rows
+
+
+def measured(monkeypatch, engines, *, sizes=(1, 8, 64), must=False):
+    """What `profile` tells of engines that are opened by name."""
+    tiny = model.demo_model(model.PRESETS["tiny"])
+
+    def opened(_model, *, name, device, precision):
+        assert device == "cuda:0"
+        found = engines[name, precision]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(engine_facts, "open_engine", opened)
+    monkeypatch.setattr(engine_facts, "reference_engine", lambda _: Weak("torch", "fp32"))
+    products = [{"device": "cuda:0", "precision": "fp16", "library": "torch", "gflop_per_s": 1e9}]
+    return engine_facts.measure(
+        tiny, list(engines), device="cuda:0", must=must, sizes=sizes, events=5, decoding=Decoding(top_k=3), real=None,
+        seconds=0, ceilings={"products": products}, advance=lambda _: None,
+    )  # fmt: skip
+
+
+def test_an_engine_that_fails_on_a_gpu_loses_only_what_it_failed_at(monkeypatch):
+    found = measured(
+        monkeypatch,
+        {
+            ("torch", "fp16"): Weak("torch", "fp16"),
+            ("torch", "bf16"): Weak("torch", "bf16", most=8),
+            ("torch", "fp32"): Weak("torch", "fp32", number=8),  # the second size runs out in a timed run
+            ("onnxruntime", "fp16"): DeviceMemoryError("no room for the weights"),
+            ("onnxruntime", "fp32"): EngineError("no provider"),
+            ("tensorrt", "fp16"): Fixed("tensorrt", "fp16", broken=8),
+        },
+    )
+    points = {(e["engine"], e["precision"]): [p["batch_users"] for p in e["points"]] for e in found["engines"]}
+    assert points == {("torch", "fp16"): [1, 8, 64], ("torch", "bf16"): [1, 8], ("torch", "fp32"): [1, 64]}
+    why = [(s["engine"], s["precision"], s["why"]) for s in found["skipped"]]
+    assert why == [
+        ("onnxruntime", "fp16", "no room for the weights"), ("onnxruntime", "fp32", "no provider"),
+        ("torch", "fp32", "batches of 8: out of memory"), ("torch", "bf16", "batches of 64: out of memory"),
+        ("tensorrt", "fp16", "cannot run an engine"),
+    ]  # fmt: skip
+
+
+def test_an_engine_that_was_asked_for_and_fails_is_an_error(monkeypatch):
+    with pytest.raises(EngineError, match="cannot run"):
+        measured(monkeypatch, {("torch", "fp16"): Weak("torch", "fp16", broken=8)}, must=True)
+    with pytest.raises(EngineError, match="none ran: torch fp16: batches of 1: out of memory"):
+        measured(monkeypatch, {("torch", "fp16"): Weak("torch", "fp16", most=0)})
+
+
+def test_rows_of_an_engine_that_is_built_for_one_number_are_told(monkeypatch):
+    found = measured(monkeypatch, {("tensorrt", "fp16"): Fixed("tensorrt", "fp16")})
+    assert found["engines"][0]["fixed_rows"] == 64  # the largest batch that is timed
+    lead = " ".join(chapters._engines(found).lead)
+    assert "tensorrt in fp16 computes 64 rows for any batch up to that" in lead
+
+
 def test_options_of_a_report_do_not_decide_the_result():
     assert resolved(RunConfig(report="a.html", trace="t.json")) == resolved(RunConfig())
     with pytest.raises(ConfigError, match="--batch-sizes '1,x'"):
@@ -190,6 +295,8 @@ def test_options_of_a_report_do_not_decide_the_result():
     with pytest.raises(ConfigError, match="--trace goes with --data"):
         ProfileConfig(trace="t.json")
     assert ProfileConfig(batch_sizes="64, 1,64").sizes() == (1, 64)
+    assert ProfileConfig().sizes() == (1, 4, 16, 64, 256)
+    assert ProfileConfig().sizes("cuda:0") == (1, 16, 256, 2048, 8192)
 
 
 @pytest.fixture(scope="session")
@@ -241,13 +348,74 @@ def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, mo
         assert all(p["p50_ms"] <= p["p95_ms"] <= p["p99_ms"] and p["runs"] >= 5 for p in engine["points"])
         if engine["precision"] == "fp32":
             assert engine["topk_overlap"] == engine["top1_match"] == 1.0
-    stages = {row["stage"] for row in found["run"]["stages"]}
-    assert {"model run", "write", "features"} <= stages
+    stages = [row["stage"] for row in found["run"]["stages"]]
+    assert {"scan", "partition", "load", "histories", "features", "model run", "write"} <= set(stages)
+    assert found["run"]["device_peak_mib"] is None
     assert found["run"]["summary"]["peak_rss_mib"] > 50
     assert result.stdout.index("Ceilings") < result.stdout.index("A real run") < result.stdout.index("Parameters")
     summary = json.loads(result.stdout.strip().splitlines()[-1])
     assert summary["command"] == "profile"
     assert summary["best_users_per_s"]["torch fp32"] > 0
+
+
+PARTS = ["wait", "copy in", "prefill", "decode", "copy out"]
+
+
+def test_the_model_run_is_told_by_its_parts_with_rows_and_bytes(profiled):
+    folder, result = profiled
+    stages = json.loads((folder / "report.json").read_text())["run"]["stages"]
+    parts = {row["stage"]: row for row in stages if row["within"] == "model run"}
+    assert list(parts) == PARTS
+    whole = next(row for row in stages if row["stage"] == "model run")
+    assert 0 < sum(row["seconds"] for row in parts.values()) <= whole["seconds"]
+    assert parts["prefill"]["seconds"] > 0 < parts["decode"]["seconds"]
+    users, items = 40, 40 * 5
+    rows = {name: row["rows"] for name, row in parts.items()}
+    assert rows == {"wait": 0, "copy in": users, "prefill": users, "decode": items, "copy out": users}
+    least = users * 4 * 1024  # the features
+    assert parts["copy in"]["bytes"] == parts["prefill"]["bytes"] > least
+    assert parts["decode"]["bytes"] == parts["copy out"]["bytes"] == items * (4 + 4 + 16)
+    for name in ("scan", "partition", "load", "histories", "features", "write"):
+        row = next(row for row in stages if row["stage"] == name)
+        assert row["rows"] > 0 < row["bytes"], name
+    for line in ("model run", *(f"model run: {name}" for name in PARTS)):
+        assert re.search(rf"^ *{line}  ", result.stdout, re.MULTILINE), line
+
+
+def test_the_parts_stand_in_the_trace_inside_the_model_run_and_in_the_page(profiled):
+    folder, _ = profiled
+    spans = [e for e in json.loads((folder / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    whole = [e for e in spans if e["name"] == "model run"]
+    for name in PARTS:
+        for part in (e for e in spans if e["name"] == name):
+            inside = [e for e in whole if e["tid"] == part["tid"] and e["ts"] <= part["ts"]]
+            assert any(part["ts"] + part["dur"] <= e["ts"] + e["dur"] + 1 for e in inside), name  # a microsecond
+    assert [e["args"]["rows"] for e in spans if e["name"] == "decode"] == [40 * 5]
+    text = (folder / "report.html").read_text()
+    for name in PARTS[1:]:
+        assert f"model run: {name}</td>" in text, name
+
+
+def test_a_bound_of_the_products_is_over_the_time_that_they_took():
+    found = {
+        "products": [{"device": "cuda:0", "precision": "fp16", "library": "torch", "gflop_per_s": 1000.0}],
+        "memory_copy_gb_s": 10.0, "disk_write_gb_s": 1.0, "disk_read_gb_s": 2.0,
+    }  # fmt: skip
+    ran = stages_of(
+        ("model run", "main", 0.0, 10.0, 0, 0), ("wait", "main", 0.0, 5.0, 0, 0),
+        ("copy in", "device in", 5.0, 6.0, 100, 9), ("prefill", "device", 6.0, 7.0, 100, 9),
+        ("decode", "device", 7.0, 8.0, 1000, 9), ("copy out", "device out", 8.0, 8.5, 100, 9),
+    )  # fmt: skip
+    summary = {"scored_users": 100, "users": 100, "kept_events": 5000, "device": "cuda:0", "precision": "fp16"}
+    facts = run_facts.describe(ran, {**summary, "device_peak_mib": 12.5}, config=REFERENCE, ceilings=found)
+    bound = facts["bounds"][0]
+    assert (bound["seconds"], bound["share_of_wall"]) == (2.0, 0.2)
+    assert bound["rate"] == pytest.approx(100 * 1.672 / 2, rel=0.001)
+    beams = run_facts.describe(ran, summary, config=REFERENCE, ceilings=found, beams=3)["bounds"][0]
+    assert beams["rate"] == pytest.approx(100 * (1.311 + 3 * 0.361) / 2, rel=0.001)
+    assert facts["device_peak_mib"] == 12.5
+    assert "Of the run, wait 50%, copy in 10%, prefill 10%, decode 10%, copy out 5%" in facts["verdict"]
+    assert [row["lane"] for row in facts["lanes"]] == ["main", "device in", "device", "device out"]
 
 
 def test_feature_coverage_by_block_is_that_of_the_features(profiled, run, model_dir):

@@ -70,6 +70,16 @@ def test_all_faults_come_in_one_error_with_near_names():
     assert "--schema" in said
 
 
+def test_a_log_of_a_known_kind_is_told_by_its_columns():
+    names = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "is_like", "is_forward", "is_comment")
+    columns = {name: pl.Int64() for name in (*names, "is_follow", "tab", "is_click")}
+    with pytest.raises(InputError, match="--schema kuairand reads it"):
+        schema.check(columns, "INPUT log.parquet")
+    del columns["tab"]
+    with pytest.raises(InputError, match=r"--schema FILE\.toml"):
+        schema.check(columns, "INPUT log.parquet")
+
+
 def test_numbers_that_are_not_finite_and_flags_that_are_not_flags_become_null():
     frame = log(watch_duration=[float("nan")], watch_percentage=[float("inf")], is_liked=[-124], is_shared=[1])
     row = schema.normalize(frame).row(0, named=True)

@@ -8,7 +8,7 @@ import pytest
 from genrec_batch import model, selection, sizing
 from genrec_batch.arrays import Batch, Ranked
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.errors import DeviceMemoryError
+from genrec_batch.errors import ConfigError, DeviceMemoryError
 from genrec_batch.generate import Decoding
 
 TINY = model.demo_model(model.PRESETS["tiny"])
@@ -33,7 +33,7 @@ class Gpu:
     def hardware(self):
         return self.card
 
-    def slate(self, batches, steps):
+    def slate(self, batches, steps, _record=None):
         for batch in batches:
             if len(batch) > self.fits:
                 raise DeviceMemoryError("out of memory")
@@ -84,7 +84,7 @@ def test_the_first_run_of_a_size_only_warms_up(cache):
     engine = Gpu()
     run = engine.slate
 
-    def slow_at_first(batches, steps):
+    def slow_at_first(batches, steps, _record=None):
         batches = list(batches)
         engine.now += 0 if len(batches[0]) in engine.tried else 10.0
         yield from run(batches, steps)
@@ -141,6 +141,25 @@ def test_a_small_run_and_a_cpu_take_the_constant(cache):
     assert chosen(engine, cache).users == sizing.CPU_USERS == 256
     assert engine.tried == []
     assert list(cache.directory.iterdir()) == []
+
+
+def test_each_beam_is_a_row_of_the_batch(cache):
+    beams = dataclasses.replace(DECODING, beam_width=8)
+    engine = Gpu()
+    engine.device = "cpu"
+    assert chosen(engine, cache, decoding=beams).users == sizing.CPU_USERS // 8
+    assert chosen(engine, cache, decoding=dataclasses.replace(DECODING, beam_width=1000)).users == 1
+
+
+def test_beams_that_no_memory_holds_are_refused_with_what_fits():
+    reference = model.PRESETS["reference"]
+    beams = dataclasses.replace(DECODING, top_k=10, beam_width=1000)
+    sizing.check_memory(reference, 24, beams, memory_bytes=8 << 30)
+    with pytest.raises(ConfigError, match=r"--beam-width 1000 needs about 3\.\d GiB .* has 2\.0 GiB") as caught:
+        sizing.check_memory(reference, 24, beams, memory_bytes=2 << 30)
+    fitting = int(str(caught.value).rsplit("about ", 1)[1].split()[0].replace(",", ""))
+    sizing.check_memory(reference, 24, dataclasses.replace(beams, beam_width=int(0.98 * fitting)), memory_bytes=2 << 30)
+    assert 1 << 28 < sizing.machine_bytes() < 1 << 50
 
 
 class OneSize(Gpu):

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -209,9 +210,43 @@ def test_slate_gives_what_step_by_step_gives_and_overlaps_batches(build, gpu):
         np.testing.assert_array_equal(mine.tokens_BK, theirs.tokens_BK)
         np.testing.assert_array_equal(mine.log_prob_BK, theirs.log_prob_BK)
         np.testing.assert_array_equal(mine.heads_BKH, theirs.heads_BKH)
-    assert gpu.graph_launches == len(batches)
+    assert gpu.graph_launches == 2 * len(batches)  # prefill, then all steps
     ways = [way for way, _ in gpu.copies if way != "steps"]
     assert ways.count("host") == len(batches)
+
+
+@pytest.mark.parametrize("drift", [1.0, 1.00004], ids=["clocks-agree", "device-slow"])
+def test_slate_tells_when_the_device_did_what(build, gpu, drift):
+    gpu.tick = drift
+    engine, config, told = build(), preset("tiny"), []
+    batches = [batch_of(config, rows, seed) for seed, rows in enumerate((5, 64, 1, 30, 7))]
+    began = time.perf_counter()
+    found = list(engine.slate(iter(batches), STEPS, lambda *args, **rest: told.append((*args, rest))))
+    ended = time.perf_counter()
+    for mine, batch in zip(found, batches, strict=True):
+        np.testing.assert_array_equal(mine.tokens_BK, greedy(engine, batch).tokens_BK)
+    prepared = [piece for piece in told if piece[0] == "graphs"]
+    assert len(prepared) == 2  # one for each of the two batches in flight
+    told = [piece for piece in told if piece[0] != "graphs"]
+    assert [piece[0] for piece in told] == ["copy in", "prefill", "decode", "copy out"] * len(batches)
+    rows = [len(b) for b in batches]
+    assert [p[3]["rows"] for p in told if p[0] == "prefill"] == rows
+    assert [p[3]["rows"] for p in told if p[0] == "decode"] == [n * STEPS for n in rows]
+    assert all(p[3]["bytes"] > 0 for p in told)
+    assert all(began <= start <= stop <= ended for _, start, stop, _ in told)
+    for lane in ("device in", "device", "device out"):
+        moments = [moment for p in told if p[3]["lane"] == lane for moment in p[1:3]]
+        assert moments == sorted(moments)
+    assert 0 < engine.peak_bytes() <= gpu._in_use()
+
+
+def test_what_is_built_is_told_with_its_place(build):
+    told = []
+    engine = build(progress=lambda what, done: told.append((what, done)))
+    list(engine.slate([batch_of(preset("tiny"), 4)], STEPS))
+    assert told[0] == ("engine 1 of 2, prefill", 0.0)
+    assert told[-1] == ("engine 2 of 2, decode", 1.0)
+    assert ("engine 2 of 2, decode: built", 1.0) in told
 
 
 def test_slate_starts_a_batch_before_the_one_before_is_fetched(build):

@@ -17,7 +17,7 @@ import uuid
 import polars as pl
 import pytest
 
-from genrec_batch import cli_model, console, edge, model
+from genrec_batch import cli_model, console, edge, model, selection
 from genrec_batch.errors import ConfigError
 
 COMMAND = [sys.executable, "-m", "genrec_batch"]
@@ -183,6 +183,37 @@ def test_progress_shows_count_rate_and_time_left(monkeypatch):
     assert "1,000,000 of 2,000,000 rows" in wide
     assert all(re.search(r"[\d,]+/s +\S+ left", text) for text in written)
     assert "2,000,000" not in narrow, "a narrow terminal has no room for it"
+
+
+def test_a_step_says_what_it_is_at_beside_its_title(monkeypatch):
+    screen = console.Console(force_terminal=True, width=100, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123
+    monkeypatch.setattr(console, "stderr", screen)
+    console.set_up(quiet=False, verbose=False, log_format="text")
+    console.doing("nobody looks")
+    with console.busy("opening the engine"):
+        console.doing("engine 2 of 4, 30%")
+        time.sleep(0.3)
+    with console.progress("score", 10, "users"):
+        console.doing("engine 3 of 4, 0%")
+        time.sleep(0.3)
+        with console.busy("reading a table"):  # a second display would be an error of Rich
+            time.sleep(0.3)
+        console.doing("")
+        time.sleep(0.3)
+    screen.file.close()
+    shown = screen.export_text()
+    assert "nobody looks" not in shown
+    for text in ("opening the engine: engine 2 of 4, 30%", "score: engine 3 of 4, 0%", "score: reading a table"):
+        assert text in shown, shown
+    assert re.search(r"score +━", shown.rsplit("\n", 2)[-1] or shown)
+
+
+def test_opening_an_engine_says_which(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    told = []
+    monkeypatch.setattr(selection, "doing", told.append)
+    selection.open_engine(model.demo_model(model.PRESETS["tiny"]), name="onnxruntime", device="cpu", precision="fp32")
+    assert told == ["onnxruntime in fp32 on cpu"]
 
 
 def test_progress_is_not_shown_where_logs_are_json(monkeypatch):

@@ -1,5 +1,6 @@
 """The hand-fused engine's logic on a CPU: kernels replaced by their plain twin, results held to a full forward."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -251,6 +252,28 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(engine):
         np.testing.assert_allclose(ranked.heads_BKH[0], together.heads_BKH[0], atol=1e-5)
 
 
+def test_the_slate_loop_tells_when_it_copied_and_computed_each_batch(slow, engine):
+    batches = [drawn([5, 0, 17, 1]), drawn([3, 2], seed=1), drawn([9, 12, 2], seed=2)]
+    told, began = [], time.perf_counter()
+    slates = list(engine.slate(batches, STEPS, lambda *args, **rest: told.append((*args, rest))))
+    ended = time.perf_counter()
+    for batch, slate in zip(batches, slates, strict=True):
+        check(slate, slow.slate(batch, STEPS))
+    assert [piece[0] for piece in told] == ["copy in", "prefill", "decode", "copy out"] * 3
+    for number, batch in enumerate(batches):
+        copy_in, first, following, copy_out = told[4 * number : 4 * number + 4]
+        assert [piece[3]["rows"] for piece in (copy_in, first, following, copy_out)] == [
+            len(batch), len(batch), len(batch) * STEPS, len(batch),
+        ]  # fmt: skip
+        assert copy_in[3]["bytes"] >= batch.dense_BF.nbytes
+        assert copy_out[3]["bytes"] >= slates[number].heads_BKH.nbytes
+        moments = [moment for piece in (copy_in, first, following, copy_out) for moment in piece[1:3]]
+        assert moments == sorted(moments)
+        assert began <= moments[0] < moments[-1] <= ended
+    lanes = {piece[0]: piece[3]["lane"] for piece in told}
+    assert lanes == {"copy in": "device in", "prefill": "device", "decode": "device", "copy out": "device out"}
+
+
 def test_packing_adds_little_and_few_shapes():
     for rows in (1, 63, 64, 65, 127, 128, 129, 1000, 117_882, 208_896):
         assert rows <= torch_slate.grid(rows) <= rows * (1 + 1 / 64)
@@ -314,3 +337,27 @@ def test_on_a_gpu_every_call_agrees_with_the_twin_within_the_precision(model, en
         assert not (tokens == candidates[:, 1:2]).any()
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_the_devices_own_clock_tells_the_stages(model):
+    real, told = TorchCudaEngine(model), []
+    batches = [drawn(np.random.default_rng(n).integers(0, 19, 3000).tolist(), seed=n) for n in range(8)]
+    expected = [slate.tokens_BK for slate in real.slate(batches, STEPS)]  # captures
+    began = time.perf_counter()
+    slates = list(real.slate(batches, STEPS, lambda *args, **rest: told.append((*args, rest))))
+    ended = time.perf_counter()
+    for slate, tokens in zip(slates, expected, strict=True):
+        np.testing.assert_array_equal(slate.tokens_BK, tokens)
+    assert [piece[0] for piece in told] == ["copy in", "prefill", "decode", "copy out"] * len(batches)
+    assert all(began - 1e-3 <= start < stop <= ended for _, start, stop, _ in told)
+    for lane in ("device in", "device", "device out"):
+        moments = [moment for piece in told if piece[3]["lane"] == lane for moment in piece[1:3]]
+        assert moments == sorted(moments)
+    for number in range(len(batches)):
+        copy_in, first, following, copy_out = told[4 * number : 4 * number + 4]
+        assert copy_in[2] <= first[1] + 1e-4
+        assert first[2] <= following[1] + 1e-4
+        assert following[2] <= copy_out[1] + 1e-4
+    assert real.peak_bytes() > 0

@@ -7,7 +7,7 @@ may live on a device from the first call to the last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from genrec_batch.arrays import F32, I32, I64, Batch, Ranked
@@ -15,12 +15,57 @@ from genrec_batch.arrays import F32, I32, I64, Batch, Ranked
 State = Any  # an engine's own; only ever handed back to the engine that made it
 
 
+class Recorder(Protocol):
+    """Is told of each piece of an engine's work: `copy in`, `prefill`, `decode`, `copy out`, and what prepares them.
+
+    `start` and `stop` are seconds of `time.perf_counter`. Rows are users; of `decode`, the items read. Bytes are those
+    of the batch for `copy in` and `prefill`, those of the items for `decode` and `copy out`. `lane` says where it ran;
+    None is the calling thread.
+    """
+
+    def __call__(
+        self,
+        stage: str,
+        start: float,
+        stop: float,
+        *,
+        rows: int = 0,
+        bytes: int = 0,  # noqa: A002 (the unit)
+        lane: str | None = None,
+    ) -> None:
+        """Take note of one piece."""
+        ...
+
+
 @runtime_checkable
 class Slates(Protocol):
     """What an engine may offer beside the protocol: whole greedy slates that never leave the device."""
 
-    def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
-        """Yield the slates of `steps` items of each batch, in order, copies and computation overlapping."""
+    def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
+        """Yield the slates of `steps` items of each batch, in order, copies and computation overlapping.
+
+        `record` is told when the device did what, by the device's own clock.
+        """
+        ...
+
+
+@runtime_checkable
+class Timeable(Protocol):
+    """What an engine offers whose calls are timed one by one (`engines.timed`)."""
+
+    arrived: Callable[[], None]  # called by `prefill` where the batch lies as the engine computes with it
+
+    def wait(self) -> None:
+        """Return once all that was asked of the device is done."""
+        ...
+
+
+@runtime_checkable
+class CountsMemory(Protocol):
+    """What an engine on a GPU may offer: the most memory that it held."""
+
+    def peak_bytes(self) -> int:
+        """Return the most device memory that the engine held at once."""
         ...
 
 

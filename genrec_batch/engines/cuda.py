@@ -149,9 +149,9 @@ class Event:
         """Block the host until the mark is reached."""
         self._device.call("cudaEventSynchronize", self.handle)
 
-    def milliseconds_since(self, earlier: Event) -> float:
-        """Return the time between two timed marks that were both reached."""
-        return float(self._device.call("cudaEventElapsedTime", earlier.handle, self.handle))
+    def elapsed_time(self, later: Event) -> float:
+        """Return the milliseconds between two timed marks that were both reached."""
+        return float(self._device.call("cudaEventElapsedTime", self.handle, later.handle))
 
 
 class Device:
@@ -182,6 +182,7 @@ class Device:
                 f"then {INSTALL}. On a machine without a GPU use --engine onnxruntime or torch"
             )
         self.use()
+        self._free_at_first = self._least_free = self.free_bytes()
 
     def use(self) -> None:
         """Make this the device of the calling thread, which CUDA keeps for each thread apart."""
@@ -198,6 +199,14 @@ class Device:
     def free_bytes(self) -> int:
         """Return the device memory that is free now."""
         return int(self.call("cudaMemGetInfo")[0])
+
+    def look(self) -> None:
+        """Take note of the memory that is free now, after some was taken."""
+        self._least_free = min(self._least_free, self.free_bytes())
+
+    def most_taken(self) -> int:
+        """Return the most memory that was taken since the start, as far as `look` saw it; other processes count too."""
+        return self._free_at_first - self._least_free
 
     def total_bytes(self) -> int:
         """Return all of the device's memory."""

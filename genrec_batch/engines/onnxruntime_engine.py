@@ -16,6 +16,7 @@ import numpy.typing as npt
 from genrec_batch.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
 from genrec_batch.engines import cuda, exported
 from genrec_batch.engines.onnxruntime_sessions import Array, Sessions, Value, import_or_say
+from genrec_batch.engines.timed import nothing
 from genrec_batch.errors import ConfigError, EngineError
 from genrec_batch.model import Model
 
@@ -79,6 +80,7 @@ class OnnxRuntimeEngine:
         self.device = f"cuda:{int(number or 0)}" if kind == "cuda" else kind
         self.precision = precision
         self._model = model
+        self.arrived = nothing
         self._element = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._export = self._usable_export()
         self._sessions = Sessions(self.device, threads=threads, graph=self._graph)
@@ -88,6 +90,9 @@ class OnnxRuntimeEngine:
     def free_bytes(self) -> int:
         """Return the device memory that is free now (on CUDA; needs cuda-python, as `genrec-batch[gpu]` brings it)."""
         return cuda.Device(self.device).free_bytes()
+
+    def wait(self) -> None:
+        """Return at once: a session's run ends when its device is done."""
 
     def hardware(self) -> str:
         """Return the GPU's architecture and memory, and onnxruntime's version."""
@@ -134,9 +139,12 @@ class OnnxRuntimeEngine:
             "banned": batch.seen_BX.copy(),
         }
         if self._sessions.kind == "cpu":
+            self.arrived()
             outputs = self._prefill_in_parts(arrays, choices)
         else:
-            outputs = self._sessions.run("prefill", self._values(arrays) | self._choosing(choices))
+            values = self._values(arrays)
+            self.arrived()
+            outputs = self._sessions.run("prefill", values | self._choosing(choices))
         return State(
             rows=rows,
             steps=steps,

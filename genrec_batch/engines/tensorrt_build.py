@@ -20,7 +20,8 @@ from genrec_batch.errors import EngineError
 Progress = Callable[[str, float], None]  # what the builder does, and which part of it is done (0..1)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-WAY = 2  # rises whenever the builder is told something else, so that engines built the old way are not taken
+PLUGIN_LEVEL = 2  # of 0 to 5: on an H200 as fast as level 3, built in 51 s instead of 81
+WAY = 3  # rises whenever the builder is told something else, so that engines built the old way are not taken
 WORKSPACE_BYTES = 24 << 30
 RTX_INSTALL = "pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
 
@@ -205,6 +206,8 @@ def _configure(library: Library, builder: Any, network: Any, precision: str, arc
         # Neither cuBLAS nor cuDNN: TensorRT's own products are faster here, and their libraries need not be there.
         kept = (api.TacticSource.EDGE_MASK_CONVOLUTIONS, api.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in kept))
+        if any(network.get_layer(i).type == api.LayerType.PLUGIN_V2 for i in range(network.num_layers)):
+            config.builder_optimization_level = PLUGIN_LEVEL
         if precision == "fp16":
             config.set_flag(api.BuilderFlag.FP16)
             config.set_flag(api.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)

@@ -8,7 +8,6 @@ as captured graphs, with copies of one batch under the computation of another.
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.engines import Recorder
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_side_graphs as side
 from genrec_batch.engines.cuda import Device, Stream
@@ -25,14 +25,15 @@ from genrec_batch.engines.tensorrt_graphs import Network, Shape
 from genrec_batch.engines.tensorrt_nodes import BANNED
 from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State
 from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule, rounded
+from genrec_batch.engines.tensorrt_slate import SlateLoop
 from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
 from genrec_batch.engines.tensorrt_store import PlanStore
+from genrec_batch.engines.timed import nothing
 from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import Model, weights_fingerprint
 
 MOST_CHOICES = 3840  # TensorRT's TopK has no more
 PLUGIN_STEPS = 63  # items that the kernels' one block of earlier steps can hold
-IN_FLIGHT = 2  # batches: one computes while the other is copied
 
 
 class TensorRtEngine:
@@ -76,21 +77,24 @@ class TensorRtEngine:
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
         self.resize(batch_size)
         self._cache = cache or EngineCache()
+        self._progress, self._making = progress, ""  # which engine is at work
         self.store = PlanStore(
             self.library,
             self._cache,
             weights_sha256=weights_fingerprint(model.weights),
             precision=precision,
             architecture=self._gpu.architecture,
-            progress=progress,
+            progress=self._tell,
         )
         self._log = building.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
         self.plugin, self.variant = self._load_plugin()
-        self._compute, self._in, self._out = (Stream(self._gpu) for _ in range(3))
+        self._compute = Stream(self._gpu)
         self._exchange = Exchange(self._gpu, self._compute)
         self._programs: dict[Shape, Program] = {}
         self._pool = SlotPool(self._gpu, self._compute)
+        self._loop = SlateLoop(self._gpu, self._compute, self._pool, self._ready)
+        self.arrived = nothing
 
     def _load_plugin(self) -> tuple[bool, str]:
         """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
@@ -106,6 +110,14 @@ class TensorRtEngine:
     def free_bytes(self) -> int:
         """Return the device memory that is free now; what idle batches hold counts as used."""
         return self._gpu.free_bytes()
+
+    def peak_bytes(self) -> int:
+        """Return the most device memory that was taken since the engine was opened."""
+        return self._gpu.most_taken()
+
+    def wait(self) -> None:
+        """Return once the device has done all that the protocol's calls asked of it."""
+        self._compute.synchronize()
 
     @property
     def rows(self) -> int:
@@ -171,6 +183,7 @@ class TensorRtEngine:
         slot.fill(batch)
         self._compute.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
         self._compute.record(slot.arrived)
+        self.arrived()
         program.prefill(slot, self._compute)
         self._compute.record(slot.computed)
         return state
@@ -254,53 +267,25 @@ class TensorRtEngine:
         self._copy_results(state.slot)
         return state.slot.ranked(state.rows, state.step)
 
-    def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
+    def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Decode `steps` items greedily for every batch, in order, copies and computation overlapping.
+
+        `record` is told when the device did what.
 
         Raises:
             EngineError: see `prefill`.
             DeviceMemoryError: two batches at once do not fit the device.
         """
-        flying: deque[tuple[Slot, int]] = deque()
-        try:
-            for batch in batches:
-                flying.append((self._send(batch, steps), len(batch)))
-                if len(flying) == IN_FLIGHT:
-                    yield self._receive(flying[0], steps)
-                    self._pool.release(flying.popleft()[0])
-            while flying:
-                yield self._receive(flying[0], steps)
-                self._pool.release(flying.popleft()[0])
-        finally:
-            if flying:  # stopped half way: the device must be done with the memory before it is used again
-                self._compute.synchronize()
-                self._out.synchronize()
-            for slot, _ in flying:
-                self._pool.release(slot)
+        return self._loop.slates(batches, steps, record)
 
-    def _send(self, batch: Batch, steps: int) -> Slot:
+    def _ready(self, batch: Batch, steps: int) -> tuple[Program, Slot]:
+        """Return the engines and the memory of a whole slate."""
         self._gpu.use()
         program = self._program(shape := self.shapes.of(batch, steps))
         with self._smaller_when_full():
             program.load()
             slot = self._pool.acquire(program.network, shape)
-        slot.fill(batch)
-        graph = program.graph(slot, steps, self._compute)
-        self._in.wait(slot.computed)  # whoever had this memory before is done with it
-        self._in.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
-        self._in.record(slot.arrived)
-        self._compute.wait(slot.arrived)
-        graph.launch(self._compute)
-        self._compute.record(slot.computed)
-        self._out.wait(slot.computed)
-        self._out.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
-        self._out.record(slot.done)
-        return slot
-
-    def _receive(self, flying: tuple[Slot, int], steps: int) -> Ranked:
-        slot, rows = flying
-        slot.done.synchronize()
-        return slot.ranked(rows, steps)
+        return program, slot
 
     def network(self, shape: Shape) -> Network:
         """Return what the graphs of a shape are made from: with the plugin's kernels where they fit it."""
@@ -320,7 +305,19 @@ class TensorRtEngine:
         return self._programs[shape]
 
     def _load(self, name: str, shape: Shape, graph: bytes) -> Executable:
-        return Executable(self.library, self._runtime, self.store.plan(name, shape, graph).content)
+        network = self.network(shape)
+        titles = [*network.titles("prefill"), *network.titles("decode")]
+        place = f"engine {titles.index(name) + 1} of {len(titles)}" if name in titles else "engine"
+        self._making = f"{place}, {name}"
+        self._tell("", 0.0)
+        made = Executable(self.library, self._runtime, self.store.plan(name, shape, graph).content)
+        self._tell("", 1.0)
+        self._gpu.look()
+        return made
+
+    def _tell(self, phase: str, done: float) -> None:
+        if self._progress is not None:
+            self._progress(f"{self._making}: {phase}" if phase else self._making, done)
 
     def _side(self, state: State, name: str, make: Callable[[Network, Shape], bytes]) -> Executable:
         program = state.program

@@ -108,20 +108,23 @@ class Program:
         for engine in self._pieces("decode", loop.decode):
             engine.launch(addresses, stream)
 
-    def slate(self, slot: Slot, steps: int, stream: Stream) -> None:
-        """Queue prefill and `steps` decode steps."""
-        self.prefill(slot, stream)
+    def decode_all(self, slot: Slot, steps: int, stream: Stream) -> None:
+        """Queue `steps` decode steps."""
         for step in range(steps):
             self.decode(slot, step, stream)
 
-    def graph(self, slot: Slot, steps: int, stream: Stream) -> Graph:
-        """Return the whole slate as one captured graph; the engines run once before the first capture."""
+    def graphs(self, slot: Slot, steps: int, stream: Stream) -> tuple[Graph, Graph]:
+        """Return prefill and all decode steps as captured graphs; the engines run once before the first capture."""
         if not self.warm:
-            self.slate(slot, steps, stream)
+            self.prefill(slot, stream)
+            self.decode_all(slot, steps, stream)
             stream.synchronize()
             self.warm = True
         if steps not in slot.graphs:
-            slot.graphs[steps] = stream.capture(lambda: self.slate(slot, steps, stream))
+            slot.graphs[steps] = (
+                stream.capture(lambda: self.prefill(slot, stream)),
+                stream.capture(lambda: self.decode_all(slot, steps, stream)),
+            )
         return slot.graphs[steps]
 
 

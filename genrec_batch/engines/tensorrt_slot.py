@@ -83,13 +83,14 @@ class Slot:
         for name, sizes in between(network, shape).items():
             self.memory[name] = Buffer(device, math.prod(sizes) * BYTES[network.precision])
         self.arrived, self.computed, self.done = Event(device), Event(device), Event(device)
-        self.graphs: dict[int, Graph] = {}
+        self.graphs: dict[int, tuple[Graph, Graph]] = {}  # by steps: prefill, decode
         for index in range(network.config.layers):
             setup.clear(self.memory[f"recent_{index}"])  # steps not yet written are masked, and must be numbers still
         for block in (self.device_in, self.device_out):  # the run before a capture finds valid tokens
             setup.clear(block)
         setup.copy_in(self.steps.address, self.host_steps, self.host_steps.bytes.size)
         setup.synchronize()
+        device.look()
 
     def address(self, name: str, row: int = 0) -> int:
         """Return the device address of a tensor, or of a row of one whose first axis counts steps."""

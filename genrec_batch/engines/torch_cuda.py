@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.engines import Recorder
 from genrec_batch.engines import torch_passes as passes
+from genrec_batch.engines.timed import nothing
 from genrec_batch.engines.torch_fused import fuse
-from genrec_batch.engines.torch_slate import SlateLoop, ban_all, memory_for, pack
+from genrec_batch.engines.torch_packing import pack
+from genrec_batch.engines.torch_slate import SlateLoop, ban_all, memory_for
 from genrec_batch.errors import EngineError
 from genrec_batch.model import Model, ModelConfig
 
@@ -91,6 +94,7 @@ class TorchCudaEngine:
             self._device = torch.device("cuda", self._device.index or 0)
         self.device = str(self._device)
         self._kernels = kernels
+        self.arrived = nothing
         with memory_for("the weights"), torch.inference_mode():
             self._fused = fuse(model, self._device, DTYPES[precision])
         self._loop = SlateLoop(self._fused, kernels)
@@ -105,19 +109,28 @@ class TorchCudaEngine:
         found = torch.cuda.get_device_properties(self._device)
         return f"{found.name}, {found.total_memory >> 30} GiB, torch {torch.__version__}"
 
+    def wait(self) -> None:
+        """Return once the device has done all that was asked of it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def peak_bytes(self) -> int:
+        """Return the most GPU memory that PyTorch held for this process."""
+        return torch.cuda.max_memory_reserved(self._device)
+
     def packs_rows(self) -> None:
         """Mark that lengths may be mixed in a batch; see `engines.PacksRows`."""
 
-    def slate(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
+    def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.
 
-        Two batches are in flight; what is yielded owns its memory.
+        Two batches are in flight; what is yielded owns its memory. `record` is told when the device did what.
 
         Raises:
             ModelError: the longest history and `steps` do not fit the position table.
             DeviceMemoryError: the device ran out of memory.
         """
-        return self._loop.slates(batches, steps)
+        return self._loop.slates(batches, steps, record)
 
     @torch.inference_mode()
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> _State:
@@ -138,6 +151,7 @@ class TorchCudaEngine:
                 for n in ("profile", "video")
                 if n in sent
             }
+            self.arrived()
             inputs = passes.Inputs(
                 tokens_BS=sent["tokens"],
                 features_BF=sent["features"].to(fused.dtype),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.engines import torch_lane
+from genrec_batch.engines.timed import nothing
 from genrec_batch.engines.torch_choice import log_probs
 from genrec_batch.engines.torch_device import resolve_device, resolve_precision, retry_when_out_of_memory
 from genrec_batch.engines.torch_lane import Lane, Program
@@ -80,6 +81,7 @@ class TorchEngine:
                 context_positions=CONTEXT_POSITIONS if on_cpu else WHOLE,
                 aside_positions=ASIDE_POSITIONS if on_cpu else WHOLE,
             )
+        self.arrived = nothing
         self._threads = torch.get_num_threads() if on_cpu else 1
         self._pool = _lane_threads(self._threads) if self._threads > 1 else None
 
@@ -99,11 +101,24 @@ class TorchEngine:
         rising_B = np.argsort(batch.lengths_B, kind="stable")
         places = [rising_B[lane :: self._threads] for lane in range(min(self._threads, len(batch)))]
 
-        def start(rows: I64) -> Lane:
-            inputs = {name: self._put(array[rows]) for name, array in _inputs(batch).items()}
+        def put(rows: I64) -> dict[str, Tensor]:
+            return {name: self._put(array[rows]) for name, array in _inputs(batch).items()}
+
+        def start(inputs: dict[str, Tensor]) -> Lane:
             return torch_lane.prefill(self._program, inputs, steps=steps, choices=choices)
 
-        return _State(rows=len(batch), lanes=self._each(start, places), places=places)
+        inputs = self._each(put, places)
+        self.arrived()
+        return _State(rows=len(batch), lanes=self._each(start, inputs), places=places)
+
+    def wait(self) -> None:
+        """Return once a GPU has done all that was asked of it; a CPU has by then."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def peak_bytes(self) -> int:
+        """Return the most GPU memory that PyTorch held for this process."""
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else 0
 
     def decode(self, state: _State, tokens_B: I32 | None = None) -> None:
         """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`.

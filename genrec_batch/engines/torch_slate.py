@@ -1,12 +1,17 @@
-"""The fast path of the hand-fused engine: batch after batch, all K steps in one CUDA graph, copies beside the compute.
+"""The fast path of the hand-fused engine: batch after batch, all K steps without the host, copies beside the compute.
 
-Owns: packing a batch into rows without padding, the buffers that live from batch to batch, the captured graphs, and
+Owns: the buffers that live from batch to batch, the captured graphs, and
 the two batches in flight. Must not know: how a pass works, or the engine protocol. On a CPU (tests, with a plain twin
 of the kernels) the same code runs without streams and graphs.
+
+A batch is two graphs, prefill and decode, so that a mark fits between them: a mark inside a graph would be written
+again by the next batch before this one's is read. The second launch costs some microseconds of a batch's milliseconds.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +23,10 @@ import torch
 from torch import Tensor
 
 from genrec_batch.arrays import HEADS, Batch, Ranked
+from genrec_batch.engines import Recorder
+from genrec_batch.engines.marks import GRAPHS, DeviceClock, HostMark, Laps, Mark
 from genrec_batch.engines.torch_fused import Fused
+from genrec_batch.engines.torch_packing import Packed, grid, pack
 from genrec_batch.engines.torch_passes import (
     Inputs,
     Kernels,
@@ -32,17 +40,11 @@ from genrec_batch.engines.torch_passes import (
     prefill,
     read,
 )
-from genrec_batch.errors import DeviceMemoryError, ModelError
+from genrec_batch.errors import DeviceMemoryError
 
 cuda: Any = torch.cuda  # its streams and events carry no types
 
-GRAPHS = 16  # captured shapes kept; the oldest goes first
-
-
-def grid(count: int) -> int:
-    """Return the next size on a grid of 64 steps per power of two: at most 1/64 above `count`, few distinct values."""
-    step = 1 << max(0, count.bit_length() - 7)
-    return -(-count // step) * step
+KEPT = 16  # captured shapes; the oldest goes first
 
 
 @contextmanager
@@ -52,48 +54,6 @@ def memory_for(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(f"the device ran out of memory for {what}; lower --batch-size") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A batch as host arrays: rows of users without padding between them; `users` beyond the batch own one row each."""
-
-    arrays: dict[str, np.ndarray[Any, Any]]
-    users: int
-    rows: int
-    longest: int
-
-
-def pack(batch: Batch, *, steps: int, positions: int, users: int | None = None) -> Packed:
-    """Lay a batch's rows end to end; user b owns lengths[b] + 1 rows from first[b] on.
-
-    Raises:
-        ModelError: the longest history and the decoded items do not fit the model's position table.
-    """
-    users = len(batch) if users is None else users
-    lengths = np.zeros(users, np.int32)
-    lengths[: len(batch)] = batch.lengths_B
-    ends = np.cumsum(lengths.astype(np.int64) + 1)
-    longest = int(lengths.max(initial=0))
-    if longest + 1 + steps > positions:
-        raise ModelError(
-            f"a history of {longest} events and {steps} decoded items need {longest + 1 + steps} positions; this model "
-            f"has {positions}: lower --max-events or --top-k"
-        )
-    arrays: dict[str, np.ndarray[Any, Any]] = {
-        "tokens": batch.tokens_BS.astype(np.int32, copy=False),
-        "lengths": lengths,
-        "first": (ends - lengths - 1).astype(np.int32),
-        "seen": batch.seen_BX.astype(np.int32, copy=False),
-        "features": batch.dense_BF,
-    }
-    for name, values, has in (
-        ("profile", batch.profile_BP, batch.has_profile_B),
-        ("video", batch.video_BV, batch.has_video_B),
-    ):
-        if values is not None and has is not None:
-            arrays |= {name: values, f"has {name}": has.astype(np.float32)[:, None]}
-    return Packed(arrays=arrays, users=users, rows=int(ends[-1]), longest=longest)
 
 
 class Arena:
@@ -106,7 +66,7 @@ class Arena:
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the buffer `name` as a contiguous tensor of this shape; zeros when new, else what was left there."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < size or held.dtype != dtype:
             self._held.pop(name, None)
@@ -128,12 +88,13 @@ class _Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
-    """One shape's views of the shared buffers, and the call that runs prefill and all steps on them."""
+    """One shape's views of the shared buffers, and the calls that run prefill and then all steps on them."""
 
     packed: dict[str, Tensor]
     banned_BW: Tensor
     out: tuple[Tensor, Tensor, Tensor]  # tokens [K, B], log-probabilities [K, B], heads [K, B, H]
-    run: Callable[[], None]
+    prefill: Callable[[], None]
+    decode: Callable[[], None]
 
 
 class _Slot:
@@ -147,12 +108,12 @@ class _Slot:
 
     def send(self, name: str, array: np.ndarray[Any, Any], rows: int) -> Tensor:
         """Copy an array to the device through pinned memory; rows beyond it are 0."""
-        source = torch.from_numpy(np.ascontiguousarray(array))
-        shape = (rows, *source.shape[1:])
-        host = self.host(name, shape, source.dtype)
-        host[: len(source)].copy_(source)
-        host[len(source) :].zero_()
-        return self.device(name, shape, source.dtype).copy_(host, non_blocking=True)
+        shape, kind = (rows, *array.shape[1:]), torch.from_numpy(np.empty(0, array.dtype)).dtype
+        host = self.host(name, shape, kind)
+        filled = host.numpy()  # torch would copy on threads of its own, which spin on the cores that make the features
+        filled[: len(array)] = array
+        filled[len(array) :] = 0
+        return self.device(name, shape, kind).copy_(host, non_blocking=True)
 
 
 class SlateLoop:
@@ -165,45 +126,80 @@ class SlateLoop:
         self._loops: OrderedDict[_Shape, tuple[int, _Loop]] = OrderedDict()
         self._cuda = self._device.type == "cuda"
         self._slots = (_Slot(self._device), _Slot(self._device))
-        self._in, self._out = (cuda.Stream(self._device) if self._cuda else None for _ in range(2))
+        self._in, self._out, self._side = (cuda.Stream(self._device) if self._cuda else None for _ in range(3))
 
-    def slates(self, batches: Iterable[Batch], steps: int) -> Iterator[Ranked]:
+    def slates(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield one Ranked per batch, in order; while one is read, the next is computed and the one after it copied.
+
+        `record` is told of each batch's copies, prefill and decode on the device, and of each capture on this thread.
 
         Raises:
             ModelError: a history is too long for the position table.
             DeviceMemoryError: the device ran out of memory.
         """
         flights: deque[Callable[[], Ranked]] = deque()
+        clock = None if record is None else DeviceClock(record, self._mark())
         for number, batch in enumerate(batches):
             with memory_for(f"a batch of {len(batch)} users"):
-                flights.append(self._launch(batch, steps, self._slots[number % 2]))
+                flights.append(self._launch(batch, steps, self._slots[number % 2], clock))
             if len(flights) == 2:
                 yield flights.popleft()()
         while flights:
             yield flights.popleft()()
 
     @torch.inference_mode()
-    def _launch(self, batch: Batch, steps: int, slot: _Slot) -> Callable[[], Ranked]:
+    def _launch(self, batch: Batch, steps: int, slot: _Slot, clock: DeviceClock | None) -> Callable[[], Ranked]:
         packed = pack(batch, steps=steps, positions=self._fused.config.positions, users=grid(len(batch)))
+        laps = None if clock is None else clock.batch()
+        marks: list[Mark] = []
+
+        def mark(stream: Any = None) -> None:
+            if laps is not None:
+                marks.append(self._mark(stream))
+
         with self._on(self._in):
+            mark(self._in)
             sent = {name: slot.send(name, array, packed.users) for name, array in packed.arrays.items()}
+            mark(self._in)
         self._wait(self._in)
-        loop = self._loop(packed, steps)
+        loop = self._loop(packed, steps, None if clock is None else clock.record)
+        mark()
         for name, target in loop.packed.items():
             target[:, : sent[name].shape[1]].copy_(sent[name]) if target.dim() > 1 else target.copy_(sent[name])
         ban_all(self._fused, self._kernels, sent["seen"], loop.banned_BW)
-        loop.run()
+        loop.prefill()
+        mark()
+        loop.decode()
         results = [slot.device(f"out {i}", tuple(o.shape), o.dtype).copy_(o) for i, o in enumerate(loop.out)]
+        mark()
         self._wait(None, waiting=self._out)
         with self._on(self._out):
+            mark(self._out)
             landed = [
                 slot.host(f"out {i}", tuple(r.shape), r.dtype).copy_(r, non_blocking=True)
                 for i, r in enumerate(results)
             ]
+            mark(self._out)
             if slot.done is not None:
                 slot.done.record(self._out)
-        return lambda: _land(slot, landed, len(batch))
+        if laps is not None:
+            laps.of_batch(
+                marks,
+                users=len(batch),
+                items=len(batch) * steps,
+                bytes_in=sum(array.nbytes for array in packed.arrays.values()),
+                bytes_out=sum(r.nbytes for r in results),
+            )
+        return lambda: _land(slot, landed, len(batch), laps)
+
+    def _mark(self, stream: Any = None) -> Mark:
+        """Mark the work given so far to a stream, by default that of the computation."""
+        if not self._cuda:
+            return HostMark()
+        event = cuda.Event(enable_timing=True)
+        event.record(stream or cuda.current_stream(self._device))
+        made: Mark = event
+        return made
 
     def _on(self, stream: Any) -> Any:
         return nullcontext() if stream is None else cuda.stream(stream)
@@ -214,7 +210,7 @@ class SlateLoop:
             compute = cuda.current_stream(self._device)
             (waiting or compute).wait_stream(source or compute)
 
-    def _loop(self, packed: Packed, steps: int) -> _Loop:
+    def _loop(self, packed: Packed, steps: int, record: Recorder | None) -> _Loop:
         shape = _Shape(
             users=packed.users,
             rows=grid(packed.rows),
@@ -226,10 +222,12 @@ class SlateLoop:
         if loop is None or stamp != self._arena.grown:
             if self._outgrows(shape):
                 self._loops.clear()  # their buffers must go before larger ones come
-            loop = self._prepare(shape)
-            loop = replace(loop, run=self._capture(loop.run))
+            began = time.perf_counter()
+            loop = self._captured(self._prepare(shape))
+            if record is not None and self._cuda:
+                record(GRAPHS, began, time.perf_counter(), rows=shape.users)
         self._loops[shape] = (self._arena.grown, loop)
-        while len(self._loops) > GRAPHS:
+        while len(self._loops) > KEPT:
             self._loops.popitem(last=False)
         return loop
 
@@ -262,9 +260,11 @@ class SlateLoop:
         heads_KBH = arena("out heads", (shape.steps, users, len(HEADS)), torch.float32)
         by_step = [replace(rows, next_R=tokens_KB[k], log_prob_R=log_prob_KB[k]) for k in range(shape.steps)]
 
-        def run() -> None:
+        def first() -> None:
             prefill(fused, kernels, inputs, history, scratch, rows)
             choose(fused, kernels, by_step[0], banned_BW)
+
+        def following() -> None:
             for k, row in enumerate(by_step):
                 read(fused, kernels, row.next_R, history, rows, step=k, suffix=suffix, banned_RW=banned_BW)
                 raw_RH = self._next(by_step[k + 1 :], rows, banned_BW)
@@ -272,7 +272,8 @@ class SlateLoop:
 
         packed = {"tokens": inputs.tokens_BS, "lengths": lengths_B, "first": first_B, "features": inputs.features_BF}
         packed |= {n: values for n, (values, _) in given.items()} | {f"has {n}": has for n, (_, has) in given.items()}
-        return _Loop(packed=packed, banned_BW=banned_BW, out=(tokens_KB, log_prob_KB, heads_KBH), run=run)
+        out = (tokens_KB, log_prob_KB, heads_KBH)
+        return _Loop(packed=packed, banned_BW=banned_BW, out=out, prefill=first, decode=following)
 
     def _next(self, following: list[Rows], rows: Rows, banned_BW: Tensor) -> Tensor:
         """Choose the next item, if one follows, and return the heads of the item just read before their sigmoid."""
@@ -281,19 +282,26 @@ class SlateLoop:
         choose(self._fused, self._kernels, following[0], banned_BW)
         return rows.raw_RN[:, self._fused.config.vocabulary :]
 
-    def _capture(self, run: Callable[[], None]) -> Callable[[], None]:
+    def _captured(self, loop: _Loop) -> _Loop:
+        """Return a loop whose calls replay CUDA graphs; on a CPU the loop as it is."""
         if not self._cuda:
-            return run
-        side = cuda.Stream(self._device)
+            return loop
+        side: Any = self._side
         side.wait_stream(cuda.current_stream(self._device))
         with cuda.stream(side):
-            run()  # builds the kernels and the libraries' handles, which a capture must not
+            loop.prefill()  # builds the kernels and the libraries' handles, which a capture must not
+            loop.decode()
         cuda.current_stream(self._device).wait_stream(side)
-        graph = cuda.CUDAGraph()
-        with cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
-            run()
-        replay: Callable[[], None] = graph.replay
-        return replay
+        first, following = cuda.CUDAGraph(), cuda.CUDAGraph()
+        with cuda.graph(first, stream=side, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+            loop.prefill()
+        with cuda.stream(side):  # a second `cuda.graph` would empty the allocator's cache once more
+            following.capture_begin(pool=first.pool(), capture_error_mode="thread_local")  # they run in this order
+            try:
+                loop.decode()
+            finally:
+                following.capture_end()
+        return replace(loop, prefill=first.replay, decode=following.replay)
 
 
 def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:
@@ -303,7 +311,9 @@ def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) 
         kernels.ban(seen_BX, banned_BW)
 
 
-def _land(slot: _Slot, landed: list[Tensor], users: int) -> Ranked:
+def _land(slot: _Slot, landed: list[Tensor], users: int, laps: Laps | None) -> Ranked:
+    if laps is not None:
+        laps.tell()
     if slot.done is not None:
         slot.done.synchronize()
     tokens_BK, log_prob_BK, heads_BKH = (t.numpy().swapaxes(0, 1)[:users].copy(order="C") for t in landed)

@@ -66,7 +66,7 @@ def _run(run: Report) -> Section:
     ]
     stages = [
         [
-            row["stage"],
+            f"{row['within']}: {row['stage']}" if row["within"] else row["stage"],
             duration(row["seconds"]),
             share(row["share_of_wall"]),
             figure(row["spans"]),
@@ -85,7 +85,7 @@ def _run(run: Report) -> Section:
             rows=stages,
         ),
         Table(
-            title="Threads",
+            title="Threads, and the streams of a GPU",
             columns=["thread", "at work", "of the run"],
             rows=[[row["lane"], duration(row["busy_s"]), share(row["busy_share"])] for row in run["lanes"]],
         ),
@@ -199,6 +199,11 @@ def _engines(engines: Report) -> Section:
         f"{what}: {engines['gflop_per_user']} GFLOP a user.",
         "Each engine is warmed up once and takes turns with the others. With few runs, p99 is their slowest.",
         f"Overlap with fp32 is over {engines['compared_users']} users of {engines['compared_over']}.",
+    ]
+    lead += [
+        f"{e['engine']} in {e['precision']} computes {e['fixed_rows']:,} rows for any batch up to that, in one time."
+        for e in engines["engines"]
+        if e["fixed_rows"]
     ]
     lead += [f"Left out: {s['engine']} in {s['precision']}: {s['why']}" for s in engines["skipped"]]
     return Section(

@@ -6,7 +6,7 @@ In: parts of a report. Out: JSON-able dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Chart = dict[str, Any]
@@ -15,12 +15,14 @@ MOST_STAGES = 8  # with a colour of their own; the rest share one
 
 def timeline(run: Mapping[str, Any]) -> Chart:
     """Return when each stage ran on which thread."""
-    falling = sorted(run["stages"], key=lambda row: -float(row["seconds"]))
+    stages = _apart(run)
+    falling = sorted(stages, key=lambda row: -float(row["seconds"]))
     own = [row["stage"] for row in falling[:MOST_STAGES]]
-    named = {row["stage"]: row["stage"] if row["stage"] in own else "other stages" for row in run["stages"]}
+    named = {row["stage"]: row["stage"] if row["stage"] in own else "other stages" for row in stages}
     series: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys([*own, *named.values()])}
     for bar in run["timeline"]:
-        series[named[bar["stage"]]].append(bar)
+        if bar["stage"] in named:
+            series[named[bar["stage"]]].append(bar)
     return {
         "name": "timeline",
         "kind": "timeline",
@@ -34,8 +36,14 @@ def timeline(run: Mapping[str, Any]) -> Chart:
 
 def stage_seconds(run: Mapping[str, Any]) -> Chart:
     """Return how long each stage ran in all."""
-    rows = sorted(run["stages"], key=lambda row: -float(row["seconds"]))
+    rows = sorted(_apart(run), key=lambda row: -float(row["seconds"]))
     return _bars("stages", "Time by stage, all threads", "seconds", "stage", rows, "stage", "seconds")
+
+
+def _apart(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the stages that are not made of others: one whose parts were timed stands there as its parts."""
+    whole = {row["within"] for row in run["stages"]}
+    return [row for row in run["stages"] if row["stage"] not in whole]
 
 
 def history_lengths(data: Mapping[str, Any]) -> Chart:
@@ -110,7 +118,7 @@ def _lines(engines: Mapping[str, Any], name: str, title: str, y: str, value: Any
     }
 
 
-def _bars(name: str, title: str, x: str, y: str, rows: list[dict[str, Any]], label: str, value: str) -> Chart:
+def _bars(name: str, title: str, x: str, y: str, rows: Sequence[Mapping[str, Any]], label: str, value: str) -> Chart:
     return {
         "name": name,
         "kind": "bars",

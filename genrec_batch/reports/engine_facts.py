@@ -7,7 +7,9 @@ users of the log where there is one. Engines take turns, run by run, so that a m
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.arrays import FIRST_ITEM, Batch, Ranked
-from genrec_batch.console import LOG
-from genrec_batch.engines import Engine
+from genrec_batch.console import LOG, doing
+from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import ConfigError, EngineError, RetryError, nearest
 from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.model import Model
-from genrec_batch.parity import best, compare
+from genrec_batch.parity import best, compare, joined
 from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
 from genrec_batch.selection import NEEDS, computes_int8, open_engine, reference_engine
+from genrec_batch.sizing import GPU_USERS
 
 PRECISIONS = {  # what each engine has on each kind of device
     ("torch", "cpu"): ("fp32", "bf16", "int8"),
@@ -35,6 +38,7 @@ PRECISIONS = {  # what each engine has on each kind of device
 }
 NAMES = ("torch", "onnxruntime", "tensorrt")
 LEAST_RUNS, MOST_RUNS = 5, 100  # timed runs of one engine at one batch size
+PHASE_USERS = 256  # of the batch whose phases are timed, at most
 SEED = 7  # of the histories that are timed
 
 Choice = tuple[str, str]  # engine, precision
@@ -116,7 +120,7 @@ def measure(
         model: what they compute.
         wanted: engines with their precisions.
         device: "cpu" or "cuda:N".
-        must: an engine that cannot be opened is an error, else it is told in the report.
+        must: an engine that cannot be opened or does not run is an error, else it is told in the report.
         sizes: users of a batch.
         events: events of the histories that are timed.
         decoding: how lists are made.
@@ -128,20 +132,33 @@ def measure(
     Returns: `engines` (a row per engine with its points over batch sizes), `skipped`, and how it was measured.
 
     Raises:
-        EngineError: `must`, and an engine is not there.
+        EngineError: `must`, and an engine is not there or fails; or none is left.
+        RetryError: the same, for want of memory.
     """
     engines, skipped = _open(model, wanted, device, must=must)
+    for engine in engines.values():
+        if isinstance(engine, FixedRows):
+            engine.resize(min(GPU_USERS, max(sizes)))
     prefill = model_facts.prefill_flops(model.config, events)
     gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9
     points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}
     for users in sizes:
-        timed = _timed(engines, full_histories(model, users, events), decoding, seconds, skipped)
+        doing(f"{users:,} users a batch")
+        timed = _timed(engines, full_histories(model, users, events), decoding, seconds, skipped, must=must)
         for key, timing in timed.items():
             points[key].append(timing.as_dict(users, gflop))
         advance(len(wanted))
-    answers, compared = _answers(model, engines, real or full_histories(model, 64, events), decoding)
+    engines = {key: engine for key, engine in engines.items() if points[key]}
+    if not engines:
+        raise EngineError(
+            "--engines: none ran: " + "; ".join(f"{s['engine']} {s['precision']}: {s['why']}" for s in skipped)
+        )
+    doing("held against fp32")
+    most = {key: max(point["batch_users"] for point in points[key]) for key in engines}  # that ran
+    answers, compared = _answers(model, engines, real or full_histories(model, 64, events), decoding, most)
     rows = []
     for key, engine in engines.items():
+        doing(f"phases of {key[0]} in {key[1]}")
         ceiling = machine_ceilings.product_ceiling(ceilings, device=engine.device, precision=key[1])
         parity = compare(answers[key], compared)
         for point in points[key]:
@@ -151,10 +168,11 @@ def measure(
                 "engine": key[0],
                 "precision": key[1],
                 "device": engine.device,
+                "fixed_rows": engine.rows if isinstance(engine, FixedRows) else None,
                 "topk_overlap": round(parity.topk_overlap, 4),
                 "top1_match": round(parity.top1_match, 4),
                 "largest_log_prob_difference": round(parity.largest["log_prob"], 6),
-                "phases": _phases(engine, full_histories(model, _phase_users(sizes), events), decoding),
+                "phases": _phases(engine, full_histories(model, min(most[key], PHASE_USERS), events), decoding),
                 "points": points[key],
             }
         )
@@ -174,20 +192,29 @@ def _open(
     model: Model, wanted: list[Choice], device: str, *, must: bool
 ) -> tuple[dict[Choice, Engine], list[dict[str, str]]]:
     engines: dict[Choice, Engine] = {}
-    skipped = []
+    skipped: list[dict[str, str]] = []
     for name, precision in wanted:
         try:
             engines[name, precision] = open_engine(model, name=name, device=device, precision=precision)
-        except EngineError as error:
+        except (EngineError, RetryError) as error:
             if must:
                 raise
-            skipped.append({"engine": name, "precision": precision, "why": str(error)})
-            LOG.warning("%s in %s is left out: %s", name, precision, error)
+            _leave_out(skipped, (name, precision), str(error))
     if not engines:
         raise EngineError(
             f"--engines: none can run on {device}; pip install 'genrec-batch[cpu]' or 'genrec-batch[torch]'"
         )
     return engines, skipped
+
+
+def _leave_out(skipped: list[dict[str, str]], key: Choice, why: str) -> None:
+    skipped.append({"engine": key[0], "precision": key[1], "why": why})
+    LOG.warning("%s in %s is left out: %s", *key, why)
+    gc.collect()  # what the failed attempt held
+    if "torch" in sys.modules:
+        from genrec_batch.reports import torch_ceilings
+
+        torch_ceilings.release()
 
 
 def _run(engine: Engine, batch: Batch, decoding: Decoding) -> float:
@@ -197,38 +224,60 @@ def _run(engine: Engine, batch: Batch, decoding: Decoding) -> float:
 
 
 def _timed(
-    engines: dict[Choice, Engine], batch: Batch, decoding: Decoding, seconds: float, skipped: list[dict[str, str]]
+    engines: dict[Choice, Engine],
+    batch: Batch,
+    decoding: Decoding,
+    seconds: float,
+    skipped: list[dict[str, str]],
+    *,
+    must: bool,
 ) -> dict[Choice, Timing]:
-    """Run all engines in turn until each had its seconds; one that runs out of memory is left out of this size."""
+    """Run all engines in turn until each had its seconds.
+
+    One that runs out of memory is left out of this size, at the first run or at a later one; one that fails, for good.
+    """
     timed: dict[Choice, Timing] = {}
-    for key, engine in engines.items():
+
+    def one(key: Choice) -> None:
         try:
-            timed[key] = Timing(first_s=_run(engine, batch, decoding))
+            taken_s = _run(engines[key], batch, decoding)
         except RetryError as error:
-            skipped.append({"engine": key[0], "precision": key[1], "why": f"batches of {len(batch)}: {error}"})
+            timed.pop(key, None)
+            _leave_out(skipped, key, f"batches of {len(batch):,}: {error}")
+        except EngineError as error:
+            if must:
+                raise
+            del engines[key]
+            timed.pop(key, None)
+            _leave_out(skipped, key, str(error))
+        else:
+            if key in timed:
+                timed[key].taken_s.append(taken_s)
+            else:
+                timed[key] = Timing(first_s=taken_s)
+
+    for key in list(engines):
+        one(key)
     began = time.perf_counter()
     for run in range(MOST_RUNS):
         if run >= LEAST_RUNS and time.perf_counter() - began > seconds * len(timed):
             break
-        for key, timing in timed.items():
-            timing.taken_s.append(_run(engines[key], batch, decoding))
+        for key in list(timed):
+            one(key)
     return timed
 
 
 def _answers(
-    model: Model, engines: dict[Choice, Engine], batch: Batch, decoding: Decoding
+    model: Model, engines: dict[Choice, Engine], batch: Batch, decoding: Decoding, most: dict[Choice, int]
 ) -> tuple[dict[Choice, Ranked], Ranked]:
-    """Return what each engine and fp32 on the CPU recommend to the same users."""
+    """Return what each engine and fp32 on the CPU recommend to the same users, in batches of at most so many."""
 
-    def top(engine: Engine) -> Ranked:
-        ranked = next(recommend_all(engine, [batch], decoding))
+    def top(engine: Engine, users: int) -> Ranked:
+        pieces = (batch.rows(start, start + users) for start in range(0, len(batch), users))
+        ranked = joined(list(recommend_all(engine, pieces, decoding)))
         return best(ranked, decoding.top_k) if decoding.mode == "candidates" else ranked
 
-    return {key: top(engine) for key, engine in engines.items()}, top(reference_engine(model))
-
-
-def _phase_users(sizes: tuple[int, ...]) -> int:
-    return min(max(sizes), 256)
+    return {key: top(engine, most[key]) for key, engine in engines.items()}, top(reference_engine(model), len(batch))
 
 
 def _phases(engine: Engine, batch: Batch, decoding: Decoding) -> dict[str, Any]:

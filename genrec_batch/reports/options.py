@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from genrec_batch.config import ScoreConfig, option
 from genrec_batch.errors import ConfigError
 
+CPU_SIZES, GPU_SIZES = "1,4,16,64,256", "1,16,256,2048,8192"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ScoreConfig):
@@ -23,6 +25,11 @@ class RunConfig(ScoreConfig):
         panel="Output",
     )
 
+    @property
+    def user_flag(self) -> str:
+        """The option that named `user`, for errors."""
+        return "--explain" if self.explain is not None else super().user_flag
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(ScoreConfig):
@@ -32,7 +39,11 @@ class ProfileConfig(ScoreConfig):
     engines: tuple[str, ...] = option(
         "Engines to time, such as torch or torch:bf16,onnxruntime; default: all that are installed.", (), panel="Engine"
     )
-    batch_sizes: str = option("Users per batch to time, smallest first.", "1,4,16,64,256", panel="Engine")
+    batch_sizes: str = option(
+        f"Users per batch to time, smallest first; auto is {CPU_SIZES} on a CPU and {GPU_SIZES} on a GPU.",
+        "auto",
+        panel="Engine",
+    )
     seconds: float = option(
         "Seconds of timing for each engine and batch size, after one run of warm-up; at least 5 runs are made.",
         2.0,
@@ -53,13 +64,14 @@ class ProfileConfig(ScoreConfig):
         if self.trace and not self.data:
             raise ConfigError("--trace goes with --data: without a log there is no run")
 
-    def sizes(self) -> tuple[int, ...]:
-        """Return `--batch-sizes` as numbers, in rising order.
+    def sizes(self, device: str = "cpu") -> tuple[int, ...]:
+        """Return `--batch-sizes` as numbers, in rising order; `device` decides what auto means.
 
         Raises:
             ConfigError: not whole numbers above 0.
         """
-        parts = [part.strip() for part in self.batch_sizes.split(",")]
+        auto = GPU_SIZES if device.startswith("cuda") else CPU_SIZES
+        parts = [part.strip() for part in (auto if self.batch_sizes == "auto" else self.batch_sizes).split(",")]
         if not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise ConfigError(f"--batch-sizes {self.batch_sizes!r}: whole numbers above 0 with commas between")
+            raise ConfigError(f"--batch-sizes {self.batch_sizes!r}: auto, or whole numbers above 0 with commas between")
         return tuple(sorted({int(part) for part in parts}))

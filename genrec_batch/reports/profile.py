@@ -62,7 +62,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
         run = _run_facts(config, ran, loaded, found, job.inputs["events"].bytes)
     elif not loaded.trained:
         console.LOG.warning(UNTRAINED)
-    sizes = config.sizes()
+    sizes = config.sizes(device)
     with console.progress("engines", len(sizes) * len(wanted), "measurements") as advance:
         engines = engine_facts.measure(
             loaded,
@@ -119,16 +119,18 @@ def _run(config: ProfileConfig, folder: Path) -> separate.Ran:
 def _run_facts(
     config: ProfileConfig, ran: separate.Ran, loaded: Model, found: dict[str, Any], input_bytes: int | None
 ) -> dict[str, Any]:
-    facts = run_facts.describe(
+    decoding = decoding_of(config, loaded)
+    slates = decoding.mode == "slate"
+    return run_facts.describe(
         ran.stages(),
         ran.summary,
         elapsed_s=ran.elapsed_s,
         config=loaded.config,
         ceilings=found,
         input_bytes=input_bytes,
-        top_k=config.top_k,
+        top_k=decoding.top_k if slates else 1,
+        beams=decoding.beam_width if slates else decoding.num_candidates,
     )
-    return {**facts, "device_peak_mib": ran.device_mib}
 
 
 def _job(config: ProfileConfig, loaded: Model) -> Job:

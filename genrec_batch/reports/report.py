@@ -1,7 +1,8 @@
 """The report as data: its form, its version, and the files it is written to.
 
 Owns: the top of the JSON document (`report.schema.json` describes all of it), and what a file's ending means. Must not
-know: how a section's facts came about. A change that a reader of version 1 would not understand is version 2.
+know: how a section's facts came about. A change that a reader of this version would not understand is the next version;
+version 2 divides the model run into parts (`within`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from genrec_batch.profiling import Stages
 from genrec_batch.reports import ceilings, page, run_facts
 from genrec_batch.reports.trace import whole_file
 
-SCHEMA, SCHEMA_VERSION = "genrec-batch/report", 1
+SCHEMA, SCHEMA_VERSION = "genrec-batch/report", 2
 
 
 def document(kind: str, command: str, **parts: Any) -> dict[str, Any]:

@@ -14,10 +14,13 @@ from genrec_batch.profiling import Span, Stages
 from genrec_batch.reports import model_facts
 from genrec_batch.reports.ceilings import product_ceiling
 
-MODEL_STAGES = ("model run",)
+MODEL = "model run"
+COMPUTE = ("prefill", "decode")
+PARTS = ("wait", "graphs", "copy in", *COMPUTE, "copy out")  # of the model run, on its thread or on the device
 READ_STAGES = ("scan", "partition")
 WRITE_STAGES = ("write",)
 MOST_BARS = 1200  # of the timeline; neighbours on one lane are joined to stay under it
+LEAST_SHARE = 0.01  # of the run, for a part of the model run to be named
 LEAST_S = 1e-3  # that a stage must take for a rate to mean anything
 
 
@@ -30,6 +33,7 @@ def describe(
     ceilings: Mapping[str, Any] | None = None,
     input_bytes: int | None = None,
     top_k: int = 10,
+    beams: int = 1,
 ) -> dict[str, Any]:
     """Return the facts of a run.
 
@@ -39,12 +43,16 @@ def describe(
         elapsed_s: its wall time in seconds, by default up to the end of the last span.
         config: sizes of its model, None where they are not known: then no FLOPs are told.
         ceilings: what this machine can do (`ceilings.measure`), None where it was not measured.
-        input_bytes: of the log's files, for stages that do not count their bytes.
-        top_k: videos decoded for each user.
+        input_bytes: of the log's files; by default what the stages that read counted.
+        top_k: videos decoded for each user, one after the other.
+        beams: such lists that are decoded side by side for a user: beams, or candidates of one look.
     """
     spans = stages.spans
     wall_s = elapsed_s if elapsed_s is not None else max((s.stop_s for s in spans), default=0.0)
-    rows = [_stage(name, [s for s in spans if s.stage == name], wall_s) for name in stages.seconds]
+    whole = MODEL in stages.seconds
+    rows = [
+        _stage(name, [s for s in spans if s.stage == name], wall_s, whole=whole) for name in _ordered(stages.seconds)
+    ]
     lanes = _lanes(spans, wall_s)
     busy_s, any_s = sum(lane["busy_s"] for lane in lanes), _covered(spans)
     facts = {
@@ -59,17 +67,32 @@ def describe(
             "lanes_at_once": round(busy_s / any_s, 3) if any_s else 0.0,
         },
         "timeline": timeline(spans),
+        "device_peak_mib": summary.get("device_peak_mib"),
     }
-    facts["bounds"] = _bounds(facts, summary, config=config, ceilings=ceilings, input_bytes=input_bytes, top_k=top_k)
+    facts["bounds"] = _bounds(
+        facts, spans, summary, config=config, ceilings=ceilings, input_bytes=input_bytes, passes=(beams, top_k)
+    )
     facts["verdict"] = _verdict(facts)
     return facts
 
 
-def _stage(name: str, spans: list[Span], wall_s: float) -> dict[str, Any]:
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Return the stages as they first ended, the parts of the model run right behind it."""
+    found = list(names)
+    if MODEL not in found:
+        return found
+    parts = [name for name in PARTS if name in found]
+    others = [name for name in found if name not in parts]
+    place = others.index(MODEL) + 1
+    return others[:place] + parts + others[place:]
+
+
+def _stage(name: str, spans: list[Span], wall_s: float, *, whole: bool) -> dict[str, Any]:
     seconds = sum(s.stop_s - s.start_s for s in spans)
     covered, rows, moved = _covered(spans), sum(s.rows for s in spans), sum(s.bytes for s in spans)
     return {
         "stage": name,
+        "within": MODEL if whole and name in PARTS else None,
         "seconds": round(seconds, 6),
         "share_of_wall": round(covered / wall_s, 4) if wall_s else 0.0,
         "spans": len(spans),
@@ -143,14 +166,18 @@ def _joined(spans: list[Span], gap_s: float) -> list[dict[str, Any]]:
 
 def _bounds(
     facts: dict[str, Any],
+    spans: list[Span],
     summary: Mapping[str, Any],
     *,
     config: ModelConfig | None,
     ceilings: Mapping[str, Any] | None,
     input_bytes: int | None,
-    top_k: int,
+    passes: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """Return what the run took of each of the machine's ceilings while the stage in question ran."""
+    """Return what the run took of each of the machine's ceilings while the stage in question ran.
+
+    `passes` are the rows of a user in a decode pass, and the passes.
+    """
     if ceilings is None:
         return []
     stages = {row["stage"]: row for row in facts["stages"]}
@@ -158,11 +185,13 @@ def _bounds(
     ceiling = product_ceiling(
         dict(ceilings), device=str(summary.get("device", "")), precision=str(summary.get("precision", ""))
     )
-    model_s = sum(stages[name]["seconds"] for name in MODEL_STAGES if name in stages)
+    model_s = _covered(s for s in spans if s.stage in COMPUTE) or _covered(s for s in spans if s.stage == MODEL)
     scored = int(summary.get("scored_users") or 0)
     if config is not None and ceiling is not None and model_s and scored:
         events = int(summary.get("kept_events") or 0) / max(1, int(summary.get("users") or scored))
-        each = model_facts.prefill_flops(config, events) + model_facts.decode_flops(config, events, top_k)
+        each = model_facts.prefill_flops(config, events) + passes[0] * model_facts.decode_flops(
+            config, events, passes[1]
+        )
         rate = scored * each / model_s / 1e9
         what = f"matrix product, {ceiling['precision']} on {ceiling['device']} ({ceiling['library']})"
         bounds.append(_bound(what, "GFLOP/s", model_s, rate, float(ceiling["gflop_per_s"]), facts["wall_s"]))
@@ -179,12 +208,13 @@ def _bounds(
                 facts["wall_s"],
             )
         )
+    reading = READ_STAGES if summary.get("partitioned") != "direct" else (*READ_STAGES, "load")
     for what, names, key, told in (
-        ("disk: log read", READ_STAGES, "disk_read_gb_s", input_bytes),
-        ("disk: output written", WRITE_STAGES, "disk_write_gb_s", summary.get("bytes")),
+        ("disk: log read", reading, "disk_read_gb_s", input_bytes),
+        ("disk: output written", WRITE_STAGES, "disk_write_gb_s", None),
     ):
-        took = sum(stages[name]["seconds"] for name in names if name in stages)
-        moved = sum(stages[name]["bytes"] for name in names if name in stages) or int(told or 0)
+        took = _covered(s for s in spans if s.stage in names)
+        moved = int(told or sum(stages[name]["bytes"] for name in names if name in stages))
         if took >= LEAST_S and moved:
             bounds.append(_bound(what, "GB/s", took, moved / took / 1e9, float(ceilings[key]), facts["wall_s"]))
     return bounds
@@ -206,13 +236,21 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     """Return one sentence: which stage and lane filled most of the run."""
     if not facts["stages"]:
         return "No stage was timed."
-    stage = max(facts["stages"], key=lambda row: row["share_of_wall"])
+    stage = max((row for row in facts["stages"] if not row["within"]), key=lambda row: row["share_of_wall"])
     lane = max(facts["lanes"], key=lambda row: row["busy_share"])
     said = (
         f"'{stage['stage']}' ran during {stage['share_of_wall']:.0%} of the {facts['wall_s']:.1f} s; the busiest "
         f"thread, {lane['lane']}, worked {lane['busy_share']:.0%} of them"
     )
     products = [b for b in facts["bounds"] if b["resource"].startswith("matrix product")]
-    if stage["stage"] in MODEL_STAGES and products:
-        return f"{said}. The model ran at {products[0]['share_of_ceiling']:.0%} of this machine's matrix product."
-    return said + "."
+    if stage["stage"] != MODEL:
+        return said + "."
+    parts = ", ".join(
+        f"{row['stage']} {row['share_of_wall']:.0%}"
+        for row in facts["stages"]
+        if row["within"] and row["share_of_wall"] >= LEAST_SHARE
+    )
+    said += f". Of the run, {parts}." if parts else "."
+    if not products:
+        return said
+    return f"{said} The model computed at {products[0]['share_of_ceiling']:.0%} of this machine's matrix product."

@@ -28,7 +28,6 @@ class Ran:
     spans: list[Span]
     seconds: dict[str, float]
     elapsed_s: float
-    device_mib: float | None  # most GPU memory held; None where there is no GPU, or not torch that used it
 
     def stages(self) -> Stages:
         """Return the run's spans as `Stages`."""
@@ -84,11 +83,4 @@ def _answer(there: Connection, config: ScoreConfig, source: str, target: str) ->
         there.send(error)
         return
     elapsed_s = time.perf_counter() - stages.began
-    device_mib = None
-    if "torch" in sys.modules:
-        from genrec_batch.reports import torch_ceilings
-
-        device_mib = torch_ceilings.peak_device_mib()
-    there.send(
-        Ran(summary=summary, spans=stages.spans, seconds=stages.seconds, elapsed_s=elapsed_s, device_mib=device_mib)
-    )
+    there.send(Ran(summary=summary, spans=stages.spans, seconds=stages.seconds, elapsed_s=elapsed_s))

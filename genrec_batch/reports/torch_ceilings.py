@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from genrec_batch.engines.torch_linear import Linear
+from genrec_batch.engines.torch_device import fast_int8
+from genrec_batch.engines.torch_linear import Int8Linear, Linear
 
 TRIES = 30
 CPU = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -21,26 +22,37 @@ CUDA = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def products(rows: int, width: int) -> list[dict[str, Any]]:
     """Return GFLOP/s of [rows, D] x [D, 3D] by device and precision: the best of 30, weights packed as the engine does.
 
-    The GPU, where there is one, takes a product eight times as tall: one of this size would not fill it.
+    The GPU, where there is one, takes a product eight times as tall, ten of them between two looks at the clock: one of
+    this size would not fill it, and the host's wait for one would count as work. int8 is with the rounding of x that
+    such a product needs.
     """
-    found = [_product("cpu", name, kind, rows, width) for name, kind in CPU.items()]
+    found = [_product("cpu", name, rows, width) for name in (*CPU, *(["int8"] if fast_int8() else []))]
     if torch.cuda.is_available():
-        found += [_product("cuda:0", name, kind, 8 * rows, width) for name, kind in CUDA.items()]
+        found += [_product("cuda:0", name, 8 * rows, width, times=10) for name in CUDA]
+        torch.cuda.empty_cache()
     return found
 
 
-def _product(device: str, precision: str, kind: torch.dtype, rows: int, width: int) -> dict[str, Any]:
+def release() -> None:
+    """Give the GPU memory that PyTorch holds and nobody uses back to whoever asks next, such as another library."""
+    torch.cuda.empty_cache()  # does nothing where no GPU is in use
+
+
+def _product(device: str, precision: str, rows: int, width: int, times: int = 1) -> dict[str, Any]:
     weight, bias = torch.ones(3 * width, width, device=device), torch.zeros(3 * width, device=device)
-    x = torch.ones(rows, width, device=device, dtype=kind)
-    multiply = Linear(weight, bias, kind)
+    multiply = Int8Linear(weight, bias) if precision == "int8" else Linear(weight, bias, (CPU | CUDA)[precision])
+    x = torch.ones(rows, width, device=device, dtype=multiply.dtype)
     taken = []
     with torch.inference_mode():
         for _ in range(TRIES):
-            start = time.perf_counter()
-            multiply(x)
             if device != "cpu":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            for _ in range(times):
+                multiply(x)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            taken.append((time.perf_counter() - start) / times)
     flops = 6 * rows * width * width
     return {
         "device": device,
@@ -48,8 +60,3 @@ def _product(device: str, precision: str, kind: torch.dtype, rows: int, width: i
         "library": "torch",
         "gflop_per_s": round(flops / min(taken) / 1e9, 1),
     }
-
-
-def peak_device_mib() -> float | None:
-    """Return the most GPU memory that torch ever held in this process, MiB; None where there is no GPU."""
-    return round(torch.cuda.max_memory_reserved() / 2**20, 1) if torch.cuda.is_available() else None

@@ -29,6 +29,7 @@ from genrec_batch.arrays import Batch
 from genrec_batch.engines.torch_cuda import TorchCudaEngine
 from genrec_batch.engines.torch_slate import ban_all, grid, pack
 from genrec_batch.model import PRESETS, demo_model
+from genrec_batch.profiling import Stages
 
 FLOOR = 287_000  # users/s: 1.311 + 0.361 GFLOP per user of 50 events and 10 steps, at the best rates of the card
 SIZES = PRESETS["reference"]
@@ -106,12 +107,13 @@ def fused(model, batch, steps, precision="fp16"):
     engine = TorchCudaEngine(model, precision=precision)
     slate = next(engine.slate([batch], steps))
     loop = engine._loop
-    captured = loop._loop(pack(batch, steps=steps, positions=SIZES.positions, users=grid(len(batch))), steps)
+    captured = loop._loop(pack(batch, steps=steps, positions=SIZES.positions, users=grid(len(batch))), steps, None)
     seen = torch.from_numpy(batch.seen_BX).cuda()
 
     def run():
         ban_all(loop._fused, loop._kernels, seen, captured.banned_BW[: len(batch)])
-        captured.run()
+        captured.prefill()
+        captured.decode()
 
     return engine, slate, run
 
@@ -140,13 +142,16 @@ def idle_share(run, repeats=3):
     return round(1 - busy / (end - spans[0][0]), 4)
 
 
-def streamed(engine, shortest, users, steps, batches=24):
-    """Users per second of `slate` from host arrays to host arrays, different batches, after four to warm up."""
+def streamed(engine, shortest, users, steps, batches=24, record=None):
+    """Users per second of `slate` from host arrays to host arrays, different batches, after four to warm up.
+
+    With `record` the device's stages are told, as every run of `score` has it.
+    """
     drawn_batches = [drawn(users, shortest, seed=s) for s in range(4)]
     for _ in engine.slate(drawn_batches, steps):
         pass
     start = time.perf_counter()
-    for _ in engine.slate((drawn_batches[i % 4] for i in range(batches)), steps):
+    for _ in engine.slate((drawn_batches[i % 4] for i in range(batches)), steps, record):
         pass
     return round(users * batches / (time.perf_counter() - start))
 
@@ -191,7 +196,13 @@ def measure(model, name, shortest, options, result):
         for path in peers:
             table["fused"][f"times {path}"] = round(times[path] / times["fused"], 2)
         table["fused"]["gpu_idle_share"] = idle_share(run)
-        table["fused"]["slate_from_host_users_per_s"] = streamed(engine, shortest, options.users, options.steps)
+        turns = [
+            [streamed(engine, shortest, options.users, options.steps, record=told) for told in (None, Stages().add)]
+            for _ in range(3)
+        ]
+        plain, recorded = (statistics.median(column) for column in zip(*turns, strict=True))
+        table["fused"]["slate_from_host_users_per_s"] = plain
+        table["fused"]["share_of_that_with_stages_told"] = round(recorded / plain, 4)
         print(f"  fused: {table['fused']}", flush=True)
 
 

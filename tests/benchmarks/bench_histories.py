@@ -51,7 +51,7 @@ def ours(path, memory="64GiB", way="memory"):
 
     source = storage.scan(path, "INPUT")
     log = eventlog.EventLog.of(source.frame, source.pieces, None, "INPUT")
-    found = eventlog.survey(log, None, flow.cores())
+    found = eventlog.survey(log, None, flow.cores(), ordering.kernels())
     users = partition.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
     catalog = Catalog.from_counts(found.videos, vocabulary=10_000)
     videos = histories.known(found.videos["video_id"], catalog, None)

@@ -1,0 +1,128 @@
+"""The compiled twins of `counting` and `blocks`: what stands in columns, and columns into records.
+
+Owns: loops over the values of columns. Must not know: what a value means. Columns of any number come as addresses, so
+that one compiled kernel serves every log; whoever calls holds the arrays until it returns. Needs numba; compiled once
+and cached on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from genrec_batch.arrays import I32, I64
+
+Words = npt.NDArray[np.uint64]
+AT_ONCE = 2048  # rows that every column in turn is written to: they stay in a core's own cache
+SLOT_BITS = 7  # of the table of short texts: a few of them in many slots
+U = np.uint64  # of an index: signed ones are looked at for counting from the end
+
+
+def _to_pointer(_typing: Any, address: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), codegen
+
+
+pointer_to: Any = intrinsic(_to_pointer)
+carray: Any = numba.carray  # type: ignore[attr-defined]
+
+
+@njit(cache=True, nogil=True)
+def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
+    """Return the smallest and largest value of at least one, and whether none is smaller than the one before."""
+    least = largest = value_R[0]
+    falls = 0
+    for row in range(len(value_R)):
+        least, largest = min(least, value_R[row]), max(largest, value_R[row])
+    for row in range(1, len(value_R)):
+        falls += value_R[row] < value_R[row - 1]
+    return least, largest, falls == 0
+
+
+@njit(cache=True, nogil=True)
+def tally(value_R: I64, least: int, counts: I64) -> None:
+    """Add to `counts` how often each value stands there, from `least` on."""
+    for row in range(len(value_R)):
+        counts[U(value_R[row] - least)] += 1
+
+
+@njit(cache=True, nogil=True)
+def look_up(value_R: I64, least: int, table: I32, found_R: I32) -> bool:
+    """Fill `found_R` with the table's entries of values; the first is that of `least`. False where a value has none."""
+    outside = 0
+    for row in range(len(value_R)):
+        place = U(value_R[row] - least)
+        inside = place < U(len(table))
+        outside += not inside
+        found_R[row] = table[place if inside else U(0)]
+    return outside == 0
+
+
+@njit(cache=True, nogil=True)
+def slot_of(head: Any, tail: Any, odd: Any) -> Any:
+    """Return one of 2^SLOT_BITS places for a short text."""
+    return ((head ^ (tail * U(3))) * odd) >> U(64 - SLOT_BITS)
+
+
+@njit(cache=True, nogil=True)
+def codes(views: Words, odd: Any, head_S: Words, tail_S: Words, code_S: Any, code_R: Any) -> None:
+    """Fill `code_R` with the code of each short text, 0 for one that does not stand in its slot of the table.
+
+    Texts are Arrow string views of two words: length and first 4 bytes, then the next 8; of at most 12 bytes.
+    """
+    for row in range(len(code_R)):
+        head, tail = views[U(2 * row)], views[U(2 * row + 1)]
+        slot = slot_of(head, tail, odd)
+        code_R[U(row)] = code_S[slot] if (head == head_S[slot]) & (tail == tail_S[slot]) else 0
+
+
+@njit(cache=True, nogil=True)
+def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], buckets: int, place_R: I32) -> I64:
+    """Fill `place_R` with the place of each row once rows stand by bucket, stable; return each bucket's rows."""
+    counts = np.zeros(buckets, np.int64)
+    for row in range(len(user_R)):
+        counts[bucket_of_user[user_R[row]]] += 1
+    places = np.zeros(buckets, np.int64)
+    for bucket in range(1, buckets):
+        places[bucket] = places[bucket - 1] + counts[bucket - 1]
+    for row in range(len(user_R)):
+        bucket = bucket_of_user[user_R[row]]
+        place_R[row] = places[bucket]
+        places[bucket] += 1
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def pack(address_C: I64, size_C: I64, start_C: I64, place_R: I32, words: Words, halves: Any, octets: Any) -> None:
+    """Put row r of every column into record place_R[r], at byte start_C[c] of it.
+
+    `words`, `halves` and `octets` are the records as flat arrays of 8, 4 and 1 bytes; columns have items of size_C.
+    """
+    rows = len(place_R)
+    if not rows:
+        return
+    width = len(octets) // rows
+    for begin in range(0, rows, AT_ONCE):
+        end = min(begin + AT_ONCE, rows)
+        for column in range(len(address_C)):
+            start, size, pointer = start_C[column], size_C[column], pointer_to(address_C[column])
+            if size == 8:
+                from_words = carray(pointer, rows, np.uint64)
+                for row in range(begin, end):
+                    words[(np.int64(place_R[row]) * width + start) >> 3] = from_words[row]
+            elif size == 4:
+                from_halves = carray(pointer, rows, np.uint32)
+                for row in range(begin, end):
+                    halves[(np.int64(place_R[row]) * width + start) >> 2] = from_halves[row]
+            else:
+                from_octets = carray(pointer, rows, np.uint8)
+                for row in range(begin, end):
+                    octets[np.int64(place_R[row]) * width + start] = from_octets[row]

@@ -1,0 +1,48 @@
+"""Columns into records: compiled and plain twins give the same bytes, whatever the columns hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec_batch import blocks, ordering
+from genrec_batch.blocks import RecordType
+
+EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
+DEVICES = st.sampled_from([None, "", "mobile", "tablet", "tv", "tv ", "unknown", "mobile phones in landscape", "é"])
+ROW = st.tuples(
+    st.integers(0, 5), st.integers(0, 9), st.integers(-(2**60), 2**60), DEVICES, st.none() | st.booleans(),
+    st.none() | st.floats(width=32), st.none() | st.integers(-9, 9), st.none() | st.sampled_from(["a", "b"]),
+)  # fmt: skip
+SCHEMA = {
+    "user": pl.Int32,
+    "video": pl.Int32,
+    "timestamp": pl.Datetime("us", "UTC"),
+    "device_type": pl.String,
+    "is_liked": pl.Boolean,
+    "watch_duration": pl.Float32,
+    "rewatch_count": pl.Int64,
+    "session_id": pl.String,
+}
+
+
+@EXAMPLES
+@given(rows=st.lists(ROW), cut=st.integers(0, 3), seed=st.integers(0, 9))
+def test_both_twins_pack_the_same_records(rows, cut, seed):
+    frame = pl.DataFrame(rows, schema=SCHEMA, orient="row").slice(cut)
+    record = RecordType.of(tuple(frame.columns[2:]), frame.schema)
+    ids = [frame[name].to_numpy() for name in ("user", "video")]
+    for place_R in (None, np.random.default_rng(seed).permutation(len(frame)).astype(np.int32)):
+        plain = record.pack(frame, *ids, place_R)
+        compiled = record.pack(frame, *ids, place_R, ordering.kernels())
+        for name in ("user", "video", "time_us", *record.columns):
+            np.testing.assert_array_equal(compiled[name], plain[name], name)
+
+
+@pytest.mark.parametrize("kernels", [None, ordering.kernels()])
+def test_values_beyond_the_list_are_unlike_those_in_it(kernels):
+    devices = pl.Series("device_type", ["tv", None, "phone", "a television set", "unknown", "mobile"])
+    assert blocks._coded(devices, np.dtype(np.int8), kernels).tolist() == [4, -1, 0, 0, 0, 1]

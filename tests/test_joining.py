@@ -1,0 +1,54 @@
+"""One file of parts: the same bytes in whatever order the parts come, and whoever wrote them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from genrec_batch import joining, parquet
+from genrec_batch.joining import Joined
+
+TABLES = [pa.table({"user_id": [10 * number + i for i in range(number + 1)]}) for number in range(7)]
+
+
+@pytest.fixture
+def part(tmp_path):
+    def place(number):
+        return tmp_path / f"part-{number}.parquet"
+
+    for number, table in enumerate(TABLES):
+        parquet.write(place(number), table.replace_schema_metadata({"of": "the part"}), quick=True)
+    return place
+
+
+def whole(tmp_path, part, offers):
+    """Offer (number, with its table) in order; return the finished file's bytes."""
+    joined = Joined(tmp_path / "whole", part, {"run": "1"})
+    for number, given in offers:
+        joined.offer(number, TABLES[number] if given else None)
+    joined.finish(len(TABLES), {"rows": "28"})
+    joined.close()
+    assert pq.read_table(tmp_path / "whole").equals(pa.concat_tables(TABLES))
+    return (tmp_path / "whole").read_bytes()
+
+
+def test_the_order_of_the_offers_does_not_show(tmp_path, part, monkeypatch):
+    expected = whole(tmp_path, part, [])  # all of them read from the disk
+    assert pq.read_metadata(tmp_path / "whole").metadata[b"rows"] == b"28"
+    assert pq.read_metadata(tmp_path / "whole").metadata[b"run"] == b"1"
+    monkeypatch.setattr(joining, "HELD", 2)
+    for order in itertools.islice(itertools.permutations(range(7)), 0, 5040, 333):
+        offers = [(number, number % 3 > 0) for number in order]
+        assert whole(tmp_path, part, offers) == expected, order
+        assert whole(tmp_path, part, offers[:4]) == expected, order
+
+
+def test_what_the_disk_refuses_is_raised(tmp_path, part):
+    joined = Joined(tmp_path / "nowhere" / "whole", part, {})
+    joined.offer(0, TABLES[0])
+    with pytest.raises(OSError, match="nowhere"):
+        joined.finish(len(TABLES), {})
+    joined.close()

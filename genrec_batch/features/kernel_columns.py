@@ -14,7 +14,8 @@ import numpy as np
 
 from genrec_batch.arrays import F32, F64, I8, I32, I64, U64
 from genrec_batch.features.kernel import borrowed, kernel
-from genrec_batch.features.lanes import above, load, splat, unordered, will_read
+from genrec_batch.features.lanes import above, higher, load, lower, masked, splat, store, unordered, will_read
+from genrec_batch.features.sorting import sortable
 
 NOTHING = np.int32(2**31 - 1)  # the key of null: sorts behind every float
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
@@ -124,11 +125,25 @@ def _watched(at: Any, kind: int, raw: F64, count: int, values: F64, keys: I32, b
         values[:count], keys[:count] = 0, NOTHING
         bits_W32[: count // 64 + 2, null] = ~np.uint64(0)
         return
-    _mark(raw, bits_W32, NOWHERE, null, padded_64)
-    for e in range(count):
-        value = raw[e] * 0.01 if kind == 0 else min(max(raw[e], 0.0), at.percentage_limit)
-        values[e] = value if raw[e] == raw[e] else 0.0
-    _sortable(raw, values, keys)
+    words, padded_64 = count // 64, borrowed(padded_64)
+    for word in range(words + 1):
+        from_64, start, nulls = raw, 64 * word, np.uint64(0)
+        if word == words:
+            padded_64[:] = 0
+            padded_64[: count - start] = raw[start:]
+            from_64, start = padded_64, 0
+        for byte in range(8):
+            eight = load(from_64, start + 8 * byte)
+            will_read(raw, 64 * word + 8 * byte + AHEAD)
+            null_8 = unordered(eight, eight)
+            nulls |= null_8 << np.uint64(8 * byte)
+            if kind == 0:
+                eight = masked(eight * splat(eight, 0.01), ~null_8)
+            else:  # a null is not higher than 0
+                eight = lower(higher(eight, splat(eight, 0.0)), splat(eight, at.percentage_limit))
+            store(values, 64 * word + 8 * byte, eight)
+            store(keys, 64 * word + 8 * byte, sortable(eight, null_8))
+        bits_W32[np.uint64(word + 1), np.uint64(null)] = nulls
 
 
 @kernel()
@@ -192,14 +207,3 @@ def _bin(raw: F64, bins: I8, divisor: int) -> None:
     if outside:
         for e in range(len(raw)):
             bins[e] = np.int8(np.floor(raw[e]) % divisor) if raw[e] == raw[e] else np.int8(-1)
-
-
-@kernel()
-def _sortable(raw: F64, values: F64, keys: I32) -> None:
-    """Store each value, rounded to float32, as the integer that sorts like it; NOTHING for null."""
-    as_float = keys.view(np.float32)
-    for e in range(len(raw)):
-        as_float[e] = values[e]
-    for e in range(len(raw)):
-        key = keys[e] ^ ((keys[e] >> np.int32(31)) & NOTHING)
-        keys[e] = key if raw[e] == raw[e] else NOTHING

@@ -17,6 +17,7 @@ import numpy as np
 from genrec_batch.arrays import F32, F64, I8, I32, I64, U8
 from genrec_batch.features.kernel import borrowed, kernel
 from genrec_batch.features.lanes import (
+    above,
     equal,
     load,
     load_4,
@@ -159,17 +160,14 @@ def _one_hot(codes: I8, stop: int, n: int, one_hots: I64, column: int, row: F32)
 @kernel()
 def _shares(bins_3M: I8, kind: int, a: int, b: int, row: F32, first: int, several: int, counts_32: F32) -> None:
     """Write the share of each bin among the bins that are not null."""
-    bins = bins_3M[kind]
-    counted = 0
-    for i in range(several):
-        counts_32[U(i)] = 0
+    bins, counted = bins_3M[kind], 0
     for start in range(a, b, 64):
         these = load(bins, start)
         inside = ALL >> U(64 - min(b - start, 64))
+        counted += int(ones(above(these, splat(these, -1)) & inside))
         for i in range(several):
-            count = int(ones(equal(these, splat(these, i)) & inside))
-            counts_32[U(i)] += np.float32(count)
-            counted += count
+            count = np.float32(np.int32(ones(equal(these, splat(these, i)) & inside)))
+            counts_32[U(i)] = count if start == a else counts_32[U(i)] + count
     there = np.float32(max(counted, 1))
     for i in range(several):
         row[U(first + i)] = counts_32[U(i)] / there

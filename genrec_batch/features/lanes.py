@@ -164,15 +164,17 @@ splat: Any = intrinsic(_splat)
 
 def _choice(compared: str) -> Any:
     def typed(_typing: Any, a: Any, b: Any) -> Any:
+        compare = "fcmp_ordered" if isinstance(a.dtype, types.Float) else "icmp_signed"
+
         def codegen(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
-            return builder.select(builder.icmp_signed(compared, *arguments), *arguments)
+            return builder.select(getattr(builder, compare)(compared, *arguments), *arguments)
 
         return a(a, b), codegen
 
     return typed
 
 
-lower: Any = intrinsic(_choice("<"))  # the lower of two, lane by lane; integers
+lower: Any = intrinsic(_choice("<"))  # the lower of two, lane by lane; the second where one is NaN
 higher: Any = intrinsic(_choice(">"))
 
 

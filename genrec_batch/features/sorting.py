@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from genrec_batch.features.lanes import Lanes
+
 LANES = 16
 I32, I64 = ir.IntType(32), ir.IntType(64)
 VECTOR = ir.VectorType(I32, LANES)
@@ -110,3 +112,22 @@ def _typed(
 
 
 lay_16: Any = intrinsic(_typed)
+
+
+def _sortable(_typing: Any, lanes: Any, nulls: Any) -> Any:
+    """Return 8 floats, rounded to float32, as integers that sort like them; the greatest of all where a bit is set."""
+    result = Lanes(types.int32, lanes.count)
+
+    def codegen(context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
+        value_type = context.get_value_type(result)
+        greatest, sign = (ir.Constant(value_type, [number] * lanes.count) for number in (2**31 - 1, 31))
+        bits = builder.fptrunc(arguments[0], ir.VectorType(ir.FloatType(), lanes.count))
+        bits = builder.bitcast(bits, value_type)
+        keys = builder.xor(bits, builder.and_(builder.ashr(bits, sign), greatest))
+        null = builder.bitcast(builder.trunc(arguments[1], ir.IntType(lanes.count)), ir.VectorType(ir.IntType(1), 8))
+        return builder.select(null, greatest, keys)
+
+    return result(lanes, nulls), codegen
+
+
+sortable: Any = intrinsic(_sortable)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from logs import Log, busy_log, floats, log_of, logs
+from logs import START, Log, busy_log, floats, log_of, logs
 from test_features import Built, built, differences, of_package, of_twin
 
 from genrec_batch import features, layout
@@ -174,6 +174,73 @@ def test_half_precision_is_the_single_one_rounded_and_stays_finite(kernel: featu
     np.testing.assert_array_equal(half, np.clip(single, -65504, 65504).astype(np.float16))
 
 
+def test_half_precision_without_an_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_numba()
+    from genrec_batch.features import compiled
+
+    of_log = built(busy_log(seed=15, events_per_user=[30, 4, 1]))
+
+    def halves() -> np.ndarray:
+        out = np.empty((3, layout.FEATURES), np.float16)
+        return features.compute(of_log.histories, None, None, max_events=50, out=out, kernel="numba")
+
+    by_the_processor = halves()
+    monkeypatch.setattr(compiled.Filler, "rounds_to_half", False)
+    np.testing.assert_array_equal(halves(), by_the_processor)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_may_begin_anywhere(dtype: type) -> None:
+    with_numba()
+    of_log = built(busy_log(seed=16, events_per_user=[30, 4, 1]))
+    raw = np.full(5 * layout.FEATURES, 7, dtype)
+    for first in (1, 3, 16, 31):
+        out = raw[first : first + 3 * layout.FEATURES].reshape(3, -1)
+        features.compute(of_log.histories, None, None, max_events=50, out=out, kernel="numba")
+        np.testing.assert_array_equal(out, of_log.features("numpy").astype(dtype))
+        assert (raw[:first] == 7).all()
+        assert (raw[first + 3 * layout.FEATURES :] == 7).all()
+        raw[:] = 7
+
+
+def test_times_of_any_century() -> None:
+    with_numba()
+    of_log = built(busy_log(seed=17, events_per_user=[40] * 30))
+    year_us = 31_556_952_000_000
+    for years in (-2_000, -143, -142, -141, -57, -1, 40, 86, 87, 88, 200, 20_000):
+        moved = replace(of_log.histories, time_us_E=of_log.histories.time_us_E + years * year_us)
+        for name in ("time_of_day", "day_of_week", "is_weekend"):
+            lacking = {k: v for k, v in moved.numbers.items() if k != name}
+            assert_same_bits(replace(of_log, histories=replace(moved, numbers=lacking)))
+
+
+def test_the_last_and_first_microseconds_of_hours() -> None:
+    with_numba()
+    of_log = built(log_of([{"user_id": 1, "video_id": 1, "timestamp": START}]))
+    hour_us = 3_600_000_000
+    for first in (-1_000_000, -1, 0, 490_000, 1_200_000):
+        around = (first + np.arange(2_000))[:, None] * hour_us + np.array([-2, -1, 0, 1, 2])
+        moved = replace(
+            of_log.histories.take(np.zeros(around.size, np.int64)), time_us_E=around.reshape(-1), as_of_us=2**60
+        )
+        assert_same_bits(replace(of_log, histories=moved))
+
+
+def test_numbers_beyond_all_reason() -> None:
+    with_numba()
+    of_log = built(busy_log(seed=18, events_per_user=[40] * 5))
+    numbers = dict(of_log.histories.numbers)
+    for name, values in {
+        "recommendation_position": [1e300, 3.5e38, -1e300, 5e-324],
+        "time_of_day": [1e30, -1e30, 2.0**53, 24.0, -0.25],
+        "day_of_week": [-1e30, 7.0, 1e18, -1.0],
+        "watch_duration": [1e30, -1e30, 5e-324],
+    }.items():
+        numbers[name] = numbers[name].copy()
+        numbers[name][::7] = np.resize(values, len(numbers[name][::7]))
+    assert_same_bits(replace(of_log, histories=replace(of_log.histories, numbers=numbers)))
+
+
 # Which kernel a job takes
 
 
@@ -233,15 +300,15 @@ def test_where_no_folder_can_be_written_kernels_are_compiled_anew_and_that_is_to
 def test_a_kernel_file_stands_alone(path: Path) -> None:
     """numba renews what it kept of a kernel when the kernel's own file changes: nothing else may decide its code."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    assert {node.module for node in nodes} == {
-        "__future__", "typing", "genrec_batch.arrays", "genrec_batch.features.kernel"
-    } - ({"typing"} if "columns" not in path.name and "users" not in path.name else set())  # fmt: skip
+    tools = {f"genrec_batch.features.{name}" for name in ("kernel", "lanes", "sorting")}
+    assert {node.module for node in nodes} <= {"__future__", "typing", "genrec_batch.arrays"} | tools
     types = {alias.name for node in nodes if node.module == "genrec_batch.arrays" for alias in node.names}
     assert types <= {"F32", "F64", "I8", "I32", "I64", "U8", "U64"}
 
 
-def test_two_kernels_agree_on_the_key_of_null() -> None:
+def test_kernels_agree_on_the_key_and_the_fields_of_null() -> None:
     with_numba()
-    from genrec_batch.features import kernel_columns, kernel_users
+    from genrec_batch.features import kernel_columns, kernel_order, kernel_users
 
-    assert kernel_columns.NOTHING == kernel_users.NOTHING
+    assert kernel_columns.NOTHING == kernel_order.NOTHING == kernel_users.NOTHING
+    assert kernel_columns.NULL == kernel_users.NULL

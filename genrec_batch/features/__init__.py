@@ -9,10 +9,9 @@ depends on a user's neighbours; `tests/reference.py` computes the same row by ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -22,7 +21,10 @@ from genrec_batch.console import LOG
 from genrec_batch.features import events
 from genrec_batch.features import videos as of_videos
 from genrec_batch.features.events import Part
-from genrec_batch.features.segments import PART_USERS, Segments, parts, weighted_sums
+from genrec_batch.features.segments import CACHE_LINE, PART_EVENTS, PART_USERS, Segments, parts, weighted_sums
+
+if TYPE_CHECKING:
+    from genrec_batch.features.compiled import Filler
 
 Kernel = Literal["numba", "numpy"]
 COMPILED_FROM = 100_000  # users of a job from which loading numba and its kernels pays
@@ -102,17 +104,18 @@ def compute(
     Raises:
         ModuleNotFoundError: `kernel` is `numba`, which is not installed.
     """
-    dense_NF: Any = np.empty((len(histories), layout.FEATURES), np.float32) if out is None else out
+    dense_NF: Any = _rows(len(histories)) if out is None else out
     assert dense_NF.shape == (len(histories), layout.FEATURES), dense_NF.shape
     assert dense_NF.flags.c_contiguous, "out is a whole array, or whole rows of one"
     filled: F32 | F16 = dense_NF
-    fill = _numba(histories, users, videos, max_events) if kernel == "numba" else None
-    whole = dense_NF.dtype == np.float32
+    filler = _compiled(histories, users, videos, max_events) if kernel == "numba" else None
+    whole = dense_NF.dtype == np.float32 or (filler is not None and filler.rounds_to_half)
     scratch_NF = np.empty((0 if whole else min(PART_USERS, len(histories)), layout.FEATURES), np.float32)
-    for start, stop in parts(histories.offsets_N1):
+    part_events = PART_EVENTS if filler is None else filler.part_events
+    for start, stop in parts(histories.offsets_N1, part_events):
         part_NF = dense_NF[start:stop] if whole else scratch_NF[: stop - start]
-        if fill is not None:
-            fill(start, stop, part_NF)
+        if filler is not None:
+            filler.fill(start, stop, part_NF)
         else:
             _fill(part_NF, histories.slice(start, stop), users, videos, max_events)
         if not whole:
@@ -121,12 +124,17 @@ def compute(
     return filled
 
 
-def _numba(
-    histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int
-) -> Callable[[int, int, F32], None]:
+def _rows(users: int) -> F32:
+    """Return room for the features of N users, [N, 1024], that begins at a cache line: each row fills whole ones."""
+    raw = np.empty(users * layout.FEATURES + CACHE_LINE // 4, np.float32)
+    first = -raw.ctypes.data % CACHE_LINE // 4
+    return raw[first : first + users * layout.FEATURES].reshape(users, layout.FEATURES)
+
+
+def _compiled(histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int) -> Filler:
     from genrec_batch.features.compiled import Filler
 
-    return Filler(histories, users, videos, max_events=max_events).fill
+    return Filler(histories, users, videos, max_events=max_events)
 
 
 def _fill(dense_NF: F32, histories: Histories, users: SideTable | None, videos: SideTable | None, kept: int) -> None:

@@ -19,6 +19,8 @@ from genrec_batch.features.segments import Segments, distinct, moments, ratio, w
 SESSION_GAP_US = 1_800_000_000
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 PERCENTAGE_LIMIT, DURATION_LIMIT = 3.0, 10.0
+LOG_POSITION_UNIT = float(np.float32(np.log(101)))
+LARGEST = np.finfo(np.float32).max
 ONCE = layout.WINDOWS.index(None)  # place of "all kept events" in the windows that are counted
 
 
@@ -54,7 +56,7 @@ class Part:
     def duration(self) -> Column | None:
         """Watched seconds / 100."""
         seconds = self.column("watch_duration")
-        return seconds and Column(values_E=seconds.values_E / 100, there_E=seconds.there_E)
+        return seconds and Column(values_E=seconds.values_E * 0.01, there_E=seconds.there_E)
 
     @cached_property
     def percentage(self) -> Column | None:
@@ -64,9 +66,19 @@ class Part:
 
     @cached_property
     def log_position(self) -> Column | None:
-        """ln(1 + position), positions below 0 counting as 0."""
+        """ln(1 + position), a float32, positions below 0 counting as 0."""
         raw = self.column("recommendation_position")
-        return raw and Column(values_E=np.log1p(np.maximum(raw.values_E, 0)), there_E=raw.there_E)
+        if raw is None:
+            return None
+        position_E = np.clip(raw.values_E, 0, LARGEST).astype(np.float32)
+        return Column(values_E=np.log1p(position_E).astype(np.float64), there_E=raw.there_E)
+
+    @cached_property
+    def log_gap_E(self) -> F64:
+        """ln(1 + seconds), a float32, since the same user's event before; 0 for the oldest."""
+        gap_s_E = self.gap_us_E.astype(np.float32) * np.float32(1e-6)
+        log_gap_E: F64 = np.log1p(gap_s_E).astype(np.float64)
+        return log_gap_E
 
     @cached_property
     def day_E(self) -> I64:
@@ -190,7 +202,7 @@ def _fill_by_event(dense_GF: F32, part: Part) -> None:
         (layout.WATCH_PERCENTAGE, part.percentage, 1.0, None),
         (layout.HOUR, part.hour, 24.0, None),
         (layout.WEEKDAY, part.weekday, 7.0, None),
-        (layout.POSITION, part.log_position, np.log(101), None),
+        (layout.POSITION, part.log_position, LOG_POSITION_UNIT, None),
     ):
         if column is not None:
             places_GL, real_GL = part.newest(span.stop - span.start)
@@ -231,8 +243,7 @@ def _moments(part: Part) -> F64:
         values += [c.values_E if newest is part.segments else c.values_E.take(place_M) for c in columns]
         there += [c.there_E if newest is part.segments else c.there_E.take(place_M) for c in columns]
         segments += [newest, newest]
-    log_gap_E = np.log1p(part.gap_us_E / 1e6)
-    found = moments([*values, log_gap_E], [*there, gap_there_E], [*segments, part.segments])
+    found = moments([*values, part.log_gap_E], [*there, gap_there_E], [*segments, part.segments])
     found_5SG = found.reshape(len(layout.MOMENTS), -1, len(part.segments))
     return found_5SG[:, [*range(0, len(values), 2), *range(1, len(values), 2), -1]]
 

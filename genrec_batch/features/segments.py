@@ -17,6 +17,7 @@ import numpy as np
 from genrec_batch.arrays import F32, F64, I32, I64, U8
 
 PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what is computed at once: its arrays stay in a core's own cache
+CACHE_LINE = 64  # bytes
 _BYTE = np.arange(256)
 POPULATION = np.array([int(byte).bit_count() for byte in _BYTE], np.uint8)  # ones of a byte
 POPULATION_BELOW = np.concatenate([POPULATION[_BYTE & ((1 << bit) - 1)] for bit in range(8)])  # ones below a bit of it
@@ -86,11 +87,11 @@ class Segments:
         return places_M, shorter
 
 
-def parts(offsets_N1: I64) -> Iterator[tuple[int, int]]:
+def parts(offsets_N1: I64, events: int = PART_EVENTS) -> Iterator[tuple[int, int]]:
     """Cut N users into runs of neighbours that are computed together: few enough events and users, or one user."""
     start, users = 0, len(offsets_N1) - 1
     while start < users:
-        fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + PART_EVENTS, side="right")) - 1
+        fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + events, side="right")) - 1
         stop = min(max(fit, start + 1), start + PART_USERS, users)
         yield start, stop
         start = stop

@@ -1,10 +1,12 @@
 """Users per second of `features.compute`, on one core: `python tests/benchmarks/bench_features.py [--users N]`.
 
-Both kernels, taking turns. Two kinds of users: 50 kept events each, and lengths like KuaiRand's (mean 4.5, at most 50).
-Three kinds of logs: `plain` (duration, percentage, five flags, one category), `full` (every column that a score depends
-on, 5% nulls, session ids), and that with tables (a profile per user; an embedding, a creator and a category per
-video). The ceiling is moving once the bytes that a call has to read and write, table rows aside, at the speed of a
-plain copy in the same process. Rates are medians after a warm-up; the last line is JSON.
+Both kernels, into float32 and into float16, all four taking turns. Two kinds of users: 50 kept events each, and lengths
+like KuaiRand's (mean 4.5, at most 50). Three kinds of logs: `plain` (duration, percentage, five flags, one category),
+`full` (every column that a score depends on, 5% nulls, session ids), and that with tables (a profile per user; an
+embedding, a creator and a category per video). The ceiling is moving once the bytes that a call has to read and write,
+table rows aside, at the speed of a plain copy in the same process. Times are of the processor (`time.process_time`):
+the best of all runs after a warm-up gives the rate, medians give how much faster one kernel is than the other. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # 
 import numpy as np  # noqa: E402 - the number of threads is set before
 
 from genrec_batch import features  # noqa: E402 - the number of threads is set before
-from genrec_batch.arrays import F32, I64, Histories, Ragged, SideTable  # noqa: E402 - the number of threads is set before
+from genrec_batch.arrays import F16, F32, I64, Histories, Ragged, SideTable  # noqa: E402 - the number of threads is set before
 
 START_US = 1_774_828_800_000_000
 PLAIN_FLAGS = ("watch_complete", "is_liked", "is_shared", "is_commented", "is_followed_creator")
@@ -93,23 +95,19 @@ def side_table(rows: int, random: np.random.Generator) -> SideTable:
     )
 
 
-def median_s(call: Callable[[], object], runs: int) -> float:
-    return medians_s([call], runs)[0]
-
-
-def medians_s(calls: list[Callable[[], object]], runs: int) -> list[float]:
-    """Return the median time of each call, the calls taking turns, after one round to warm up."""
+def taken_s(calls: list[Callable[[], object]], runs: int) -> list[list[float]]:
+    """Return the processor time of each run of each call, the calls taking turns, after one round to warm up."""
     taken_s: list[list[float]] = [[] for _ in calls]
     for number in range(runs + 1):
         for call, taken in zip(calls, taken_s, strict=True):
-            start_s = time.perf_counter()
+            start_s = time.process_time()
             call()
             if number:
-                taken.append(time.perf_counter() - start_s)
-    return [statistics.median(taken) for taken in taken_s]
+                taken.append(time.process_time() - start_s)
+    return taken_s
 
 
-def must_move_bytes(histories: Histories, out: F32) -> int:
+def must_move_bytes(histories: Histories, out: F32 | F16) -> int:
     """Bytes that a call reads once or writes once; rows of the side tables are not in it."""
     flat = [histories.time_us_E, histories.tokens_E, histories.video_code_E, histories.video_row_E]
     flat += [*histories.numbers.values(), *histories.categories.values()]
@@ -120,16 +118,16 @@ def must_move_bytes(histories: Histories, out: F32) -> int:
 def copy_bytes_per_s() -> float:
     source = np.ones(1 << 24)  # 128 MiB
     target = np.empty_like(source)
-    return 2 * source.nbytes / median_s(lambda: np.copyto(target, source), 9)
+    return 2 * source.nbytes / min(*taken_s([lambda: np.copyto(target, source)], 9)[0])
 
 
 def first_call_s(environment: dict[str, str]) -> float:
-    """Return how long a new process takes to load numba and have all kernels ready: compiled, or kept from before."""
+    """Return what a new process needs to load numba and have all kernels ready: compiled, or kept from before."""
     code = (
         "import sys, time; sys.argv = ['']; import bench_features as b, numpy as np; r = np.random.default_rng(7)\n"
         "h = b.made(np.full(9, 5), full=True, random=r); u, v = b.side_table(9, r), b.side_table(b.VIDEOS, r)\n"
-        "s = time.perf_counter(); b.features.compute(h, u, v, max_events=50, kernel='numba')\n"
-        "print(time.perf_counter() - s)"
+        "s = time.process_time(); b.features.compute(h, u, v, max_events=50, kernel='numba')\n"
+        "print(time.process_time() - s)"
     )
     folder = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **environment, "PYTHONPATH": folder}
@@ -156,7 +154,8 @@ def main() -> None:
     print(f"ceiling: {ceiling / 1e9:.1f} GB/s read and written, copying 128 MiB on one core")
     kernels: list[features.Kernel] = ["numpy", "numba"] if find_spec("numba") else ["numpy"]
     results: dict[str, float] = starts() if "numba" in kernels else {}
-    out = np.empty((options.users, 1024), np.float32)
+    outs = {"fp32": np.empty((options.users, 1024), np.float32), "fp16": np.empty((options.users, 1024), np.float16)}
+    ways = [(kernel, precision) for precision in outs for kernel in kernels]
     for kind in ("50", "kuairand"):
         for log in ("plain", "full", "full, tables"):
             random = np.random.default_rng(7)
@@ -165,19 +164,22 @@ def main() -> None:
             users = side_table(options.users, random) if "tables" in log else None
             videos = side_table(VIDEOS, random) if "tables" in log else None
             calls = [
-                lambda k=kernel, h=histories, u=users, v=videos: features.compute(
-                    h, u, v, max_events=50, out=out, kernel=k
+                lambda k=kernel, o=outs[precision], h=histories, u=users, v=videos: features.compute(
+                    h, u, v, max_events=50, out=o, kernel=k
                 )
-                for kernel in kernels
+                for kernel, precision in ways
             ]
-            medians = medians_s(calls, options.runs)
-            floor_s = must_move_bytes(histories, out) / ceiling
-            print(f"lengths {kind:8} (mean {lengths_N.mean():4.1f}), log {log:12}: ", end="")
-            for kernel, taken_s in zip(kernels, medians, strict=True):
-                rate = options.users / taken_s
-                results[f"{kind}_{log.replace(', ', '_')}_{kernel}_users_per_s"] = round(rate)
-                print(f"{kernel} {rate:9,.0f} users/s ({floor_s / taken_s:5.1%} of the ceiling)  ", end="")
-            print(f"{medians[0] / medians[-1]:4.1f}x")
+            taken = dict(zip(ways, taken_s(calls, options.runs), strict=True))
+            for precision, out in outs.items():
+                floor_s = must_move_bytes(histories, out) / ceiling
+                print(f"lengths {kind:8} (mean {lengths_N.mean():4.1f}), log {log:12}, {precision}: ", end="")
+                for kernel in kernels:
+                    best_s = min(taken[kernel, precision])
+                    rate = options.users / best_s
+                    results[f"{kind}_{log.replace(', ', '_')}_{precision}_{kernel}_users_per_s"] = round(rate)
+                    print(f"{kernel} {rate:9,.0f} users/s ({floor_s / best_s:5.1%} of the ceiling)  ", end="")
+                slow, fast = (statistics.median(taken[kernel, precision]) for kernel in (kernels[0], kernels[-1]))
+                print(f"{slow / fast:4.1f}x")
     machine = {"cpu": platform.processor() or platform.machine(), "numpy": np.__version__}
     print(json.dumps({"bench": "features", "users": options.users, **machine, **results}))
 

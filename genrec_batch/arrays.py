@@ -58,12 +58,23 @@ class Ragged:
         return Ragged(offsets_N1=offsets_B1, values=self.values[picked])
 
     def padded(self, rows_B: I64, width: int | None = None) -> I32:
-        """Return the given rows left-aligned and padded with 0, [B, width] (their longest, at least 1)."""
+        """Return the given rows left-aligned and padded with 0, [B, width] (their longest, at least 1).
+
+        Neighbouring rows that need no padding are a view.
+        """
         lengths_B = self.lengths_N[rows_B]
-        width = max(1, int(lengths_B.max(initial=0))) if width is None else width
+        longest = int(lengths_B.max(initial=0))
+        width = max(1, longest) if width is None else width
         if not len(self.values):
             return np.zeros((len(rows_B), width), np.int32)
         column_X = np.arange(width)
+        if longest <= width and len(rows_B) and bool((np.diff(rows_B) == 1).all()):
+            span = self.values[self.offsets_N1[rows_B[0]] : self.offsets_N1[rows_B[-1] + 1]]
+            if len(span) == len(rows_B) * width:
+                return span.reshape(len(rows_B), width)
+            filled = np.zeros((len(rows_B), width), np.int32)
+            filled[column_X < lengths_B[:, None]] = span
+            return filled
         places = self.offsets_N1[rows_B][:, None] + column_X
         padded: I32 = self.values.take(places, mode="clip")
         if int(lengths_B.min(initial=width)) < width:

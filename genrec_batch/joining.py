@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ class Joined:
         self._waiting: dict[int, pa.Table | None] = {}  # None: not held
         self._next = 0
         self._running: Future[None] | None = None
+        self._stopped = False
         self._writer: pq.ParquetWriter | None = None
         self._lock = threading.Lock()
 
@@ -51,15 +53,16 @@ class Joined:
     def _append(self) -> None:
         while True:
             with self._lock:
-                if self._next not in self._waiting:
+                if self._stopped or self._next not in self._waiting:
                     return
                 number, table = self._next, self._waiting.pop(self._next)
                 self._next += 1
-            table = pq.read_table(self._part(number)) if table is None else table
-            table = table.replace_schema_metadata(self._metadata)
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._target, table.schema, **parquet.COMPRESSED)
-            self._writer.write_table(table, row_group_size=max(1, len(table)))
+                schema = pq.read_schema(self._part(0)).with_metadata(self._metadata)  # as parts that are read have it
+                self._writer = pq.ParquetWriter(self._target, schema, **parquet.COMPRESSED)
+            table = pq.ParquetFile(self._part(number)).read() if table is None else table
+            whole = table.cast(self._writer.schema).combine_chunks()
+            self._writer.write_table(whole, row_group_size=max(1, len(whole)))
 
     def finish(self, parts: int, metadata: Mapping[str, str]) -> None:
         """Append the parts that nobody offered, add to the metadata, and wait until the file is on the disk.
@@ -82,8 +85,14 @@ class Joined:
             self._running.result()
 
     def close(self) -> None:
-        """Let go of the thread and of a file that is not finished."""
+        """Let go of the thread, and of a file that is not finished: nothing more is appended to it."""
+        with self._lock:
+            self._stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # a full disk, where closing writes a footer that nobody wants any more
+                self._writer.close()
+            with suppress(OSError):
+                self._target.unlink()
+            self._writer.is_open = False  # else it tries to close once more when it is collected
             self._writer = None

@@ -30,10 +30,11 @@ def kernels() -> Any:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        from genrec_batch import ordering_kernels
+        from genrec_batch import compiling, ordering_kernels
     except ImportError as error:
         LOG.warning("numba is installed but does not load (%s); NumPy sorts the events, more slowly", error)
         return None
+    compiling.tell_if_not_kept()
     return ordering_kernels
 
 

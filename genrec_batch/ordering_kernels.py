@@ -11,20 +11,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from genrec_batch.arrays import I32, I64
+from genrec_batch.compiling import array_at, kernel, pointer_to
 from genrec_batch.packing_kernels import (
     SLOT_BITS,
     U,
     Words,
-    carray,
     codes,
     extent,
     look_up,
     pack,
     places_by_bucket,
-    pointer_to,
     slot_of,
     tally,
 )
@@ -39,7 +37,7 @@ LOW_HALF = np.uint64(0xFFFFFFFF)
 WORD, HALF, BYTE, FLOAT, FLAG = range(5)  # how a field is moved: as it is, or float32 or int8 (-1: NaN) into float64
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def group_by_user(words_RW: Words, user_word: int, start: int, offsets_N1: I64, places: I64, out_RW: Words) -> bool:
     """Put the rows into `out_RW` by user, stable; False where a row is of no such user, or of one with more rows.
 
@@ -60,7 +58,7 @@ def group_by_user(words_RW: Words, user_word: int, start: int, offsets_N1: I64, 
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def newest(
     words_RW: Words,
     words: Words,
@@ -109,7 +107,7 @@ def newest(
         out += kept
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _field(
     kind: int, address: int, words_RW: Words, words: Words, halves: Any, floats: Any, octets: Any,
     start: int, begin: int, order: I64, oldest: int, kept: int, out: int,
@@ -118,29 +116,29 @@ def _field(
     width, pointer, oldest_out = words_RW.shape[1] * 8, pointer_to(address), U(out)
     at = begin * width + start
     if kind == WORD:
-        to_words = carray(pointer, out + kept, np.uint64)
+        to_words = array_at(pointer, out + kept, np.uint64)
         for i in range(kept):
             to_words[oldest_out + U(i)] = words[U((at + order[oldest + i] * width) >> 3)]
     elif kind == HALF:
-        to_halves = carray(pointer, out + kept, np.uint32)
+        to_halves = array_at(pointer, out + kept, np.uint32)
         for i in range(kept):
             to_halves[oldest_out + U(i)] = halves[U((at + order[oldest + i] * width) >> 2)]
     elif kind == FLOAT:
-        to_floats = carray(pointer, out + kept, np.float64)
+        to_floats = array_at(pointer, out + kept, np.float64)
         for i in range(kept):
             to_floats[oldest_out + U(i)] = floats[U((at + order[oldest + i] * width) >> 2)]
     elif kind == FLAG:
-        to_flags = carray(pointer, out + kept, np.float64)
+        to_flags = array_at(pointer, out + kept, np.float64)
         for i in range(kept):
             flag = octets[U(at + order[oldest + i] * width)]
             to_flags[oldest_out + U(i)] = np.nan if flag < 0 else np.float64(flag)
     else:
-        to_octets = carray(pointer, out + kept, np.int8)
+        to_octets = array_at(pointer, out + kept, np.int8)
         for i in range(kept):
             to_octets[oldest_out + U(i)] = octets[U(at + order[oldest + i] * width)]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _by_time(
     words_RW: Words, time_word: int, begin: int, count: int, first: int, last: int, bits: int, keys: I64, other: I64,
     places: I32,
@@ -163,7 +161,7 @@ def _by_time(
     return other
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _span(words_RW: Words, time_word: int, start: int, count: int) -> tuple[Any, Any, bool]:
     """Return the smallest and largest time of some rows, and whether times never fall."""
     first = last = before = np.int64(words_RW[start, time_word]) if count else np.int64(0)
@@ -176,7 +174,7 @@ def _span(words_RW: Words, time_word: int, start: int, count: int) -> tuple[Any,
     return first, last, rises
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _spread(keys: I64, other: I64, places: I32, count: int, top: int) -> I64:
     """Sort distinct keys from 0 to below `top`; the result is in one of the two arrays.
 
@@ -216,7 +214,7 @@ def _spread(keys: I64, other: I64, places: I32, count: int, top: int) -> I64:
     return other
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _sort(keys: I64, other: I64, count: int) -> I64:
     """Sort distinct keys; the result is in one of the two arrays. Runs are ranked, then merged, without a branch."""
     for begin in range(0, count, RUN):
@@ -249,7 +247,7 @@ def _sort(keys: I64, other: I64, count: int) -> I64:
     return source
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def multiply_add(bits_NF: npt.NDArray[np.uint32], by_WF: Words, total_NW: Words) -> None:
     """Sum each row's values times the multipliers of their places, modulo 2^64, once for each set of multipliers."""
     for row in range(bits_NF.shape[0]):

@@ -31,6 +31,7 @@ from genrec_batch.durable import write_json as _write_json
 from genrec_batch.errors import ConfigError, RetryError
 from genrec_batch.joining import Joined
 
+Counts = Mapping[str, int]
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
@@ -66,11 +67,7 @@ class Output:
         return self.staging / f"part-{number:05d}.parquet"
 
     def write(
-        self,
-        number: int,
-        table: pa.Table,
-        counts: Mapping[str, int] | None = None,
-        fingerprints: pa.Table | None = None,
+        self, number: int, table: pa.Table, counts: Counts | None = None, fingerprints: pa.Table | None = None
     ) -> None:
         """Write one part, with its counts and its users' fingerprints: temporary name, sync, rename.
 
@@ -113,26 +110,26 @@ class Output:
             rows, counts = sum(part.rows for part in said), parquet.sums(said)
             metadata = {**self.metadata, ROWS: str(rows), COUNTS: json.dumps(counts, sort_keys=True)}
             if scope is not None:
-                self._join_fingerprints(scope)
+                self._join_fingerprints(scope, len(parts))
             done = self._join(len(parts), metadata) if self.single else self._publish(said, metadata)
         self.close()
         return {**done, "rows": rows, **counts}
 
-    def _join_fingerprints(self, scope: Mapping[str, Any]) -> None:
-        pieces = sorted(self.staging.glob("part-*.fingerprints"))
+    def _join_fingerprints(self, scope: Mapping[str, Any], parts: int) -> None:
+        pieces = sorted(self.staging.glob("part-*.fingerprints"), key=lambda piece: int(piece.stem[len("part-") :]))
+        if len(pieces) < parts and (self.staging / FINGERPRINTS).exists():
+            return  # an identical run joined them and was killed while it removed the pieces
         joined = pl.read_parquet(pieces, glob=False).to_arrow(compat_level=pl.CompatLevel.oldest())
         said = {"genrec.scope": json.dumps(scope, sort_keys=True), "genrec.run_id": self.metadata["genrec.run_id"]}
         parquet.write(self.staging / FINGERPRINTS, joined.replace_schema_metadata(said), quick=True)  # no order in them
-        for piece in pieces:
-            piece.unlink()
 
     def _join(self, parts: int, metadata: dict[str, str]) -> dict[str, int]:
         self._whole().finish(parts, {key: value for key, value in metadata.items() if key not in self.metadata})
         kept, beside = self.staging / FINGERPRINTS, fingerprint_file(self.path)
         beside.unlink(missing_ok=True)  # never those of another output beside this one
-        (self.staging / "whole.tmp").replace(self.path)
         if kept.exists():
             kept.replace(beside)
+        (self.staging / "whole.tmp").replace(self.path)
         _sync(self.path.parent)
         shutil.rmtree(self.staging)
         return {"files": 1, "bytes": self.path.stat().st_size}
@@ -141,6 +138,8 @@ class Output:
         files = [{"file": p.file.name, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
         _write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
         (self.staging / SUCCESS).touch()
+        for piece in self.staging.glob("part-*.fingerprints"):
+            piece.unlink()
         _sync(self.staging)
         if self.path.exists():  # only with `overwrite`, or an empty directory
             old = _old(self.path)
@@ -311,6 +310,10 @@ def _check_whole(path: Path) -> None:
     if path.is_file():
         if not parquet.is_whole(path):
             raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite makes it anew")
+        if ROWS.encode() not in (pq.read_metadata(path).metadata or {}):
+            raise ConfigError(
+                f"OUTPUT {path} was written again by another program; --if-exists overwrite makes it anew"
+            )
         return
     if not _ours(path):
         raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")

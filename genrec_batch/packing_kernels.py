@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from genrec_batch.arrays import I32, I64
+from genrec_batch.compiling import array_at, kernel, pointer_to
 
 Words = npt.NDArray[np.uint64]
 AT_ONCE = 2048  # rows that every column in turn is written to: they stay in a core's own cache
@@ -24,18 +21,7 @@ SLOT_BITS = 7  # of the table of short texts: a few of them in many slots
 U = np.uint64  # of an index: signed ones are looked at for counting from the end
 
 
-def _to_pointer(_typing: Any, address: Any) -> Any:
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(address), codegen
-
-
-pointer_to: Any = intrinsic(_to_pointer)
-carray: Any = numba.carray  # type: ignore[attr-defined]
-
-
-@njit(cache=True, nogil=True)
+@kernel()
 def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
     """Return the smallest and largest value of at least one, and whether none is smaller than the one before."""
     least = largest = value_R[0]
@@ -47,14 +33,14 @@ def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
     return least, largest, falls == 0
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def tally(value_R: I64, least: int, counts: I64) -> None:
     """Add to `counts` how often each value stands there, from `least` on."""
     for row in range(len(value_R)):
         counts[U(value_R[row] - least)] += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def look_up(value_R: I64, least: int, table: I32, found_R: I32) -> bool:
     """Fill `found_R` with the table's entries of values; the first is that of `least`. False where a value has none."""
     outside = 0
@@ -66,13 +52,13 @@ def look_up(value_R: I64, least: int, table: I32, found_R: I32) -> bool:
     return outside == 0
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def slot_of(head: Any, tail: Any, odd: Any) -> Any:
     """Return one of 2^SLOT_BITS places for a short text."""
     return ((head ^ (tail * U(3))) * odd) >> U(64 - SLOT_BITS)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def codes(views: Words, odd: Any, head_S: Words, tail_S: Words, code_S: Any, code_R: Any) -> None:
     """Fill `code_R` with the code of each short text, 0 for one that does not stand in its slot of the table.
 
@@ -84,7 +70,7 @@ def codes(views: Words, odd: Any, head_S: Words, tail_S: Words, code_S: Any, cod
         code_R[U(row)] = code_S[slot] if (head == head_S[slot]) & (tail == tail_S[slot]) else 0
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], buckets: int, place_R: I32) -> I64:
     """Fill `place_R` with the place of each row once rows stand by bucket, stable; return each bucket's rows."""
     counts = np.zeros(buckets, np.int64)
@@ -100,7 +86,7 @@ def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], bucket
     return counts
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def pack(address_C: I64, size_C: I64, start_C: I64, place_R: I32, words: Words, halves: Any, octets: Any) -> None:
     """Put row r of every column into record place_R[r], at byte start_C[c] of it.
 
@@ -115,14 +101,14 @@ def pack(address_C: I64, size_C: I64, start_C: I64, place_R: I32, words: Words, 
         for column in range(len(address_C)):
             start, size, pointer = start_C[column], size_C[column], pointer_to(address_C[column])
             if size == 8:
-                from_words = carray(pointer, rows, np.uint64)
+                from_words = array_at(pointer, rows, np.uint64)
                 for row in range(begin, end):
                     words[(np.int64(place_R[row]) * width + start) >> 3] = from_words[row]
             elif size == 4:
-                from_halves = carray(pointer, rows, np.uint32)
+                from_halves = array_at(pointer, rows, np.uint32)
                 for row in range(begin, end):
                     halves[(np.int64(place_R[row]) * width + start) >> 2] = from_halves[row]
             else:
-                from_octets = carray(pointer, rows, np.uint8)
+                from_octets = array_at(pointer, rows, np.uint8)
                 for row in range(begin, end):
                     octets[np.int64(place_R[row]) * width + start] = from_octets[row]

@@ -204,7 +204,8 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
 
     ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
     workers = Threads.of(flow.cores()).features
-    return flow.background(flow.ordered(made, ahead, workers=workers, name="features"), ahead=1, name="prepare")
+    prepared = flow.ordered(made, ahead, workers=workers, name="features")
+    return prepared if workers == 1 else flow.background(prepared, ahead=1, name="prepare")  # few cores, little memory
 
 
 def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Finished:

@@ -202,7 +202,7 @@ def check(columns: Mapping[str, pl.DataType], source: str) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
     names = list(columns)
     faults = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]
-    if any(name not in columns for name in REQUIRED):
+    if missing := bool(faults):
         faults.append(f"the file's columns are: {', '.join(names[:40])}{', ...' if len(names) > 40 else ''}")
     faults += [
         f"column {name!r} is {columns[name]}, expected {WANTED[kind]}"
@@ -210,7 +210,7 @@ def check(columns: Mapping[str, pl.DataType], source: str) -> None:
         if name in columns and not _fits(columns[name], kind)
     ]
     if faults:
-        like = [name for name in BUILT_IN if _reads(column_names(name).events) <= set(names)]
+        like = [name for name in BUILT_IN if missing and _reads(column_names(name).events) <= set(names)]
         way_out = f"--schema {like[0]} reads it" if like else "use --schema FILE.toml to name or convert columns"
         raise InputError(f"{source} does not fit the events contract ({way_out}):\n  " + "\n  ".join(faults))
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "genrec_batch"
 ORDER = [  # a module imports only what stands left of it (or, within a bracket, its own folder)
     "errors", "allocation", "layout", "arrays", "schema", "config", "build_config", "profiling", "console", "flow",
-    "catalog", "storage", "durable", "parquet", "joining", "output", "counting", "eventlog", "blocks",
+    "compiling", "catalog", "storage", "durable", "parquet", "joining", "output", "counting", "eventlog", "blocks",
     "packing_kernels", "ordering_kernels", "ordering", "partition", "sampling", "tables", "sides", "histories",
     "features", "model", "engines", "importing", "export", "generate", "recommendations", "parity", "sizing",
     "selection", "prebuilding", "job", "batching", "carrying", "verifying", "scoring", "lineage", "pipeline", "api",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,11 @@ import pytest
 from genrec_batch import joining, parquet
 from genrec_batch.joining import Joined
 
-TABLES = [pa.table({"user_id": [10 * number + i for i in range(number + 1)]}) for number in range(7)]
+SCHEMA = pa.schema({"user_id": pa.int64(), "videos": pa.list_(pa.int64())})
+TABLES = [
+    pa.table([[10 * number + i for i in range(number + 1)], [[i] * i for i in range(number + 1)]], schema=SCHEMA)
+    for number in range(7)
+]
 
 
 @pytest.fixture
@@ -52,3 +57,37 @@ def test_what_the_disk_refuses_is_raised(tmp_path, part):
     with pytest.raises(OSError, match="nowhere"):
         joined.finish(len(TABLES), {})
     joined.close()
+
+
+def test_giving_up_ends_at_once_and_leaves_nothing(tmp_path, part, monkeypatch):
+    joined = Joined(tmp_path / "whole", part, {})
+    begun, let_go = threading.Event(), threading.Event()
+    whole_file = pq.ParquetFile
+
+    def slow(path):
+        begun.set()
+        let_go.wait(10)
+        return whole_file(path)
+
+    monkeypatch.setattr(joining.pq, "ParquetFile", slow)
+    for number in range(7):
+        joined.offer(number)
+    assert begun.wait(10)
+    threading.Timer(0.2, let_go.set).start()
+    joined.close()
+    assert joined._next == 1, "of the backlog only what was begun is appended"
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_disk_that_refuses_the_end_of_an_unwanted_file_is_no_error(tmp_path, part, monkeypatch):
+    joined = Joined(tmp_path / "whole", part, {})
+    joined.offer(0, TABLES[0])
+    joined._wait()
+
+    def refuse(_writer):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetWriter, "close", refuse)
+        joined.close()
+    assert not (tmp_path / "whole").exists()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -289,3 +292,45 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
         out.finish()
     assert (tmp_path / "recs.parquet").read_bytes() == b"theirs"
     assert out.part(0).exists()
+
+
+@pytest.mark.parametrize("name", ["recs", "recs.parquet"])
+@pytest.mark.parametrize("moment", ["_publish", "_join", "unlink"])
+def test_a_kill_while_finishing_keeps_the_fingerprints(tmp_path, monkeypatch, name, moment):
+    prints = pa.table({"user_id": [1], "fingerprint_0": pa.array([5], pa.uint64())})
+    target = tmp_path / name
+    out = output.open_output(target, IDENTITY, None)
+    for number in range(3):
+        out.write(number, rows(number), fingerprints=prints)
+    with monkeypatch.context() as patched:
+        if moment == "unlink":
+            calls = itertools.count()
+            unlink = Path.unlink
+
+            def dies(self, missing_ok=False):
+                if self.suffix == ".fingerprints" and next(calls) == 1:
+                    killed()
+                unlink(self, missing_ok=missing_ok)
+
+            patched.setattr(Path, "unlink", dies)
+        else:
+            patched.setattr(output.Output, moment, killed)
+        with suppress(KeyboardInterrupt):
+            out.finish({"of": "this"})
+    out.close()
+    if not target.exists():
+        again = output.open_output(target, IDENTITY, None)
+        assert again.parts_done == {0, 1, 2}
+        again.finish({"of": "this"})
+        again.close()
+    assert len(pq.read_table(output.fingerprint_file(target))) == 3
+
+
+def test_a_file_that_another_program_wrote_again_is_not_finished(tmp_path):
+    target = tmp_path / "recs.parquet"
+    out = output.open_output(target, IDENTITY, None)
+    out.write(0, rows(0))
+    out.finish()
+    pq.write_table(pq.read_table(target), target)
+    with pytest.raises(ConfigError, match="by another program"):
+        output.open_output(target, IDENTITY, "resume")

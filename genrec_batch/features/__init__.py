@@ -44,16 +44,12 @@ def _fastest() -> Kernel:
     if find_spec("numba") is None:
         return "numpy"
     try:
-        from genrec_batch.features import compiled, kernel  # noqa: F401 - loading it is the question
+        from genrec_batch.compiling import tell_if_not_kept
+        from genrec_batch.features import compiled  # noqa: F401 - loading it is the question
     except ImportError as error:
         LOG.warning("numba is installed but does not load (%s); NumPy computes the features, more slowly", error)
         return "numpy"
-    if not kernel.kept_on_disk():
-        LOG.warning(
-            "compiled kernels cannot be kept: neither %s nor the home folder can be written, so every run compiles "
-            "them anew, for some twenty seconds; set NUMBA_CACHE_DIR to a folder that can",
-            kernel.FOLDER,
-        )
+    tell_if_not_kept()
     return "numba"
 
 
@@ -118,6 +114,7 @@ def compute(
             filler.fill(start, stop, part_NF)
         else:
             _fill(part_NF, histories.slice(start, stop), users, videos, max_events)
+            part_NF += np.float32(0)  # no zero has a sign
         if not whole:
             np.clip(part_NF, -FLOAT16_LIMIT, FLOAT16_LIMIT, out=part_NF)
             dense_NF[start:stop] = part_NF

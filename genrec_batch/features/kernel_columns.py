@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.arrays import F32, F64, I8, I32, I64, U64
-from genrec_batch.features.kernel import borrowed, kernel
+from genrec_batch.compiling import borrowed, kernel
 from genrec_batch.features.lanes import above, higher, load, lower, masked, splat, store, unordered, will_read
 from genrec_batch.features.sorting import sortable
 

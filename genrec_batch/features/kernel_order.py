@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.arrays import F32, F64, I32, I64
-from genrec_batch.features.kernel import borrowed, kernel
+from genrec_batch.compiling import borrowed, kernel
 from genrec_batch.features.lanes import float_of_bits, higher, load, lower, store
 from genrec_batch.features.sorting import lay_16
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.arrays import F32, F64, I32, I64, U64
-from genrec_batch.features.kernel import borrowed, kernel
+from genrec_batch.compiling import borrowed, kernel
 from genrec_batch.features.lanes import (
     above,
     as_floats,

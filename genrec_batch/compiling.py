@@ -1,19 +1,23 @@
 """How kernels are compiled, and what they borrow.
 
-Owns: the options of numba, where it keeps what it compiled, and arrays without a reference count. Must not know: what a
-kernel computes. numba keeps a kernel beside its source, else in the home folder, else where NUMBA_CACHE_DIR says; what
-is kept is renewed when the kernel's own file changes. So a kernel calls only kernels of its own file.
+Owns: the options of numba, where it keeps what it compiled, arrays without a reference count, and pointers. Must not
+know: what a kernel computes. numba keeps a kernel where NUMBA_CACHE_DIR says, else beside its source, else in the home
+folder; what is kept is renewed when the kernel's own file changes. So a kernel calls only kernels of its own file, and
+who changes this file touches theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from genrec_batch.console import LOG
 
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = Path(__file__).parent
@@ -40,9 +44,15 @@ def kernel(*, inline: bool = False, signature: str | None = None) -> Callable[[F
     return compiled
 
 
-def kept_on_disk() -> bool:
-    """Return whether numba found a folder to keep all kernels in that were loaded until now."""
-    return not _NOT_KEPT
+@cache
+def tell_if_not_kept() -> None:
+    """Warn, once, where numba found no folder to keep all kernels in that were loaded until now."""
+    if _NOT_KEPT:
+        LOG.warning(
+            "compiled kernels cannot be kept: neither %s nor the home folder can be written, so every run compiles "
+            "them anew, for some twenty seconds; set NUMBA_CACHE_DIR to a folder that can",
+            FOLDER,
+        )
 
 
 def _borrowed(_typing: Any, array: Any) -> Any:
@@ -62,3 +72,16 @@ def _borrowed(_typing: Any, array: Any) -> Any:
 
 
 borrowed: Any = intrinsic(_borrowed)
+
+
+def _to_pointer(_typing: Any, address: Any) -> Any:
+    """Return an address as a pointer, of which `array_at` makes an array."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return numba.types.voidptr(address), codegen
+
+
+pointer_to: Any = intrinsic(_to_pointer)
+array_at: Any = numba.carray  # type: ignore[attr-defined]

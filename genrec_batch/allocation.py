@@ -1,6 +1,6 @@
 """Memory that stays: what the process has freed is used again instead of given back and asked for anew.
 
-Owns: three settings of glibc's allocator. Must not know: who allocates. A run allocates and frees arrays of tens of
+Owns: settings of glibc's allocator. Must not know: who allocates. A run allocates and frees arrays of tens of
 megabytes all the time; by default each of them is fresh memory of the kernel, which has to clear every page (measured:
 three quarters of the host's time on a virtual machine with two cores). For programs of their own only: a library
 leaves its host's allocator alone.
@@ -21,3 +21,10 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, STEP))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def give_back_freed_memory() -> None:
+    """Return the pages of freed memory to the kernel, wherever they lie; nothing where the C library cannot."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

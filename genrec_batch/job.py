@@ -265,13 +265,16 @@ def _users(
     found: Survey, users: pl.DataFrame | None, given: pl.DataFrame | None, wanted: pl.Series | None, limit: int | None
 ) -> Users:
     """Return who is scored: everybody of the log and the tables, or those of them who are wanted, the first `limit`."""
+    counts_N = found.users["count"].to_numpy().astype(np.int64)
+    if users is None and given is None and wanted is None:  # the survey has them as they are wanted
+        ids = found.users["user_id"] if limit is None else found.users["user_id"].head(limit)
+        return Users(ids=ids, events_N=counts_N[: len(ids)])
     others = [frame["user_id"] if frame is not None else None for frame in (users, given)]
     ids = histories.everybody(found.users["user_id"], *others)
     if wanted is not None:
         ids = ids.filter(ids.is_in(wanted.implode()))
     ids = ids if limit is None else ids.head(limit)
     row_N = histories.rows_of(ids, found.users["user_id"])
-    counts_N = found.users["count"].to_numpy().astype(np.int64)
     events_N = np.where(row_N >= 0, counts_N[row_N], 0) if len(counts_N) else np.zeros(len(ids), np.int64)
     return Users(ids=ids, events_N=events_N)
 

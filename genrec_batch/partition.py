@@ -42,8 +42,8 @@ from genrec_batch.eventlog import EventLog, Survey
 
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
 DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
-BUCKET_EVENTS = 1 << 19  # that are ordered together, at most: larger buckets leave the caches, and take memory
-WORKING_BYTES = 400  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
+BUCKET_EVENTS = 1 << 20  # that are ordered together, at most: measured, larger buckets leave the caches
+WORKING_BYTES = 600  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
 
 
 @dataclass(frozen=True, kw_only=True)

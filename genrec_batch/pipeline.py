@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import carrying, console, flow, layout, lineage, ordering, output, partition
+from genrec_batch import allocation, carrying, console, flow, layout, lineage, ordering, output, partition
 from genrec_batch.arrays import I64, Histories
 from genrec_batch.batching import Part
 from genrec_batch.carrying import Previous
@@ -38,6 +38,7 @@ from genrec_batch.profiling import Stages
 from genrec_batch.scoring import Scored, Scoring, Shard
 from genrec_batch.selection import preload
 
+MANY_CORES = 8  # from which a shard takes so short that its memory is better kept for the next one
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
@@ -282,6 +283,8 @@ def run(
         part = work()
         with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
             out.write(part.number, part.table, part.counts, part.fingerprints)
+        if flow.cores() < MANY_CORES:  # what lies in pieces between the engine's buffers would pile up
+            allocation.give_back_freed_memory()
 
     there = min(len(job), resumed * config.shard_users)
     with ExitStack() as stack:

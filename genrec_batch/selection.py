@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from genrec_batch import sizing
-from genrec_batch.arrays import I64, Batch
+from genrec_batch.arrays import I32, I64, Batch
 from genrec_batch.config import ScoreConfig
-from genrec_batch.console import LOG, busy, doing
+from genrec_batch.console import LOG, busy, doing, progress
 from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding, recommend
@@ -32,6 +32,7 @@ NEEDS = {  # modules of which one must be there, and the extra that brings it
     "onnxruntime": (("onnxruntime",), "cpu"),
     "tensorrt": (("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"), "gpu"),
 }
+COMPARED_USERS = 64  # at a time on a CPU, so that a terminal sees them pass
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
 COMPARED_BEAMS = 4  # of a user of the sample: more of them tell no more of a precision, and cost as much as a run
@@ -105,8 +106,10 @@ def select(
         DeviceMemoryError: the device has no room for the smallest batch.
     """
     with busy("opening the engine"):
-        chosen = _selected(model, sample, decoding, name=name, device=device, precision=precision)
-        engine = chosen.engine
+        opened, why = _opened(model, name=name, device=device, precision=precision)
+    chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
+    engine = chosen.engine
+    with busy("sizing the batches"):
         if batch_size == "auto":
             size = sizing.choose(engine, model, sample, decoding)
         else:
@@ -118,25 +121,38 @@ def select(
     return replace(chosen, size=size)
 
 
-def _selected(model: Model, sample: Batch, decoding: Decoding, *, name: str, device: str, precision: str) -> Selection:
+def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
+    """Return the engine and why it is this one, or the one in fp32 and a faster one to hold against it."""
     place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
-        return Selection(engine=open_engine(model, name=chosen, device=place, precision=precision), why=why)
+        return [open_engine(model, name=chosen, device=place, precision=precision)], why
     plain = open_engine(model, name=chosen, device=place, precision="fp32")
     fast = _fast_precision(chosen, place)
     if fast is None:
-        return Selection(engine=plain, why=f"{chosen} in fp32: {WHY} {place}")
-    faster = open_engine(model, name=chosen, device=place, precision=fast)
-    doing(f"{len(sample):,} users in fp32 and {fast}, to compare")
-    narrow = replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
-    answers = (best(recommend(engine, sample, narrow), decoding.top_k).tokens_BK for engine in (plain, faster))
-    overlap = top_overlap(*answers)
+        return [plain], f"{chosen} in fp32: {WHY} {place}"
+    return [plain, open_engine(model, name=chosen, device=place, precision=fast)], ""
+
+
+def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selection:
+    """Return the faster of two engines if it recommends what the one in fp32 does, else that one."""
+    plain, faster = opened
+    fast, narrow = faster.precision, replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
+    size = COMPARED_USERS if plain.device == "cpu" else len(sample)  # a GPU takes them all at once
+    tokens: list[list[I32]] = [[], []]
+    with progress(f"comparing fp32 and {fast}", 2 * len(sample), "users") as advance:
+        for start in range(0, len(sample), size):
+            piece = sample.rows(start, start + size)
+            for engine, found in zip(opened, tokens, strict=True):
+                found.append(best(recommend(engine, piece, narrow), decoding.top_k).tokens_BK)
+                advance(len(piece))
+    overlap = top_overlap(*map(np.concatenate, tokens))
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:
-        return Selection(engine=faster, why=f"{chosen} in {fast}: {measured}")
-    return Selection(engine=plain, why=f"{chosen} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}")
+        return Selection(engine=faster, why=f"{faster.name} in {fast}: {measured}")
+    why = f"{plain.name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
+    return Selection(engine=plain, why=why)
 
 
 def preload(name: str, device: str) -> None:

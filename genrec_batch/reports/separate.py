@@ -19,6 +19,8 @@ from genrec_batch.config import ScoreConfig
 from genrec_batch.errors import GenrecError, RetryError
 from genrec_batch.profiling import Span, Stages
 
+ENDS_WITHIN_S = 30.0  # after its answer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
@@ -49,6 +51,7 @@ def score(config: ScoreConfig, source: str, target: str) -> Ran:
     there.close()
     try:
         answer = here.recv()
+        process.join(ENDS_WITHIN_S)  # it still does what Python does at the end
     except EOFError:
         process.join()
         if process.exitcode is not None and process.exitcode < 0:

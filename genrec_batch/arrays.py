@@ -109,10 +109,10 @@ class SideTable:
 class Histories:
     """The kept histories of N users, flat: user i's events are [offsets_N1[i], offsets_N1[i+1]), oldest first.
 
-    `numbers` maps an events column to float64 [E], NaN for null; Booleans are 1.0, 0.0 and NaN; a column that the log
-    lacks is not in the mapping. `categories` maps a one-hot column to int8 [E]: -1 for null, 0 for a value that is not
-    in the layout's list, else its place in that list. `session_E` numbers the sessions of `session_id` (-1 for null),
-    None where the log has no such column.
+    `numbers` maps an events column to float64 [E], NaN for null; `flags` a Boolean one to int8 [E]: 1, 0, and -1
+    for null. `categories` maps a one-hot column to int8 [E]: -1 for null, 0 for a value that is not in the layout's
+    list, else its place in that list. A column that the log lacks is in no mapping. `session_E` numbers the
+    sessions of `session_id` (-1 for null), None where the log has no such column.
     """
 
     offsets_N1: I64
@@ -122,7 +122,8 @@ class Histories:
     video_row_E: I32  # row of the videos table, -1 where it has none
     session_E: I64 | None
     numbers: Mapping[str, F64]
-    categories: Mapping[str, npt.NDArray[np.int8]]
+    flags: Mapping[str, I8]
+    categories: Mapping[str, I8]
     total_events_N: I64  # all the user's events up to as-of, kept or not
     user_row_N: I32  # row of the users table, -1 where it has none
     seen: Ragged  # tokens of the newest `--seen-limit` distinct videos; may repeat and hold the unknown token
@@ -156,6 +157,7 @@ class Histories:
             video_row_E=self.video_row_E[events],
             session_E=None if self.session_E is None else self.session_E[events],
             numbers={name: values[events] for name, values in self.numbers.items()},
+            flags={name: values[events] for name, values in self.flags.items()},
             categories={name: values[events] for name, values in self.categories.items()},
             total_events_N=self.total_events_N[users],
             user_row_N=self.user_row_N[users],

@@ -106,14 +106,11 @@ def joined(blocks: Sequence[Records], kind: np.dtype[Any]) -> Records:
 
 
 def columns(records: Records, targets: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Fill arrays with the records' fields of their names, converted to the arrays' types; a flag's -1 becomes NaN."""
+    """Fill arrays with the records' fields of their names, converted to the arrays' types."""
     for start in range(0, len(records), AT_ONCE):
         part = records[start : start + AT_ONCE]
         for name, target in targets.items():
             target[start : start + AT_ONCE] = part[name]
-    for name, target in targets.items():
-        if records.dtype[name] == np.int8 and target.dtype == np.float64:
-            target[target < 0] = np.nan
 
 
 def _coded(column: pl.Series, kind: np.dtype[Any], compiled: Any) -> npt.NDArray[Any]:

@@ -78,8 +78,9 @@ def order(
         video_code_E=video_E,
         video_row_E=videos.row_V.take(video_E),
         session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
-        numbers={name: arrays[name] for name in record.columns if SCORED[name] in ("number", "flag")},
-        categories={name: arrays[name] for name in record.columns if SCORED[name] == "category"},
+        numbers=_of("number", arrays),
+        flags=_of("flag", arrays),
+        categories=_of("category", arrays),
         total_events_N=total_N,
         user_row_N=user_row_N,
         seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
@@ -90,10 +91,15 @@ def order(
 
 
 def _room(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:
-    """Return an array for each field that a history holds: numbers and flags as Float64, the others as they are."""
-    wide = {name for name in record.columns if SCORED[name] in ("number", "flag")}
+    """Return an array for each field that a history holds: numbers as Float64, the others as they are."""
+    wide = {name for name in record.columns if SCORED[name] == "number"}
     names = ["video", "time_us", *record.columns]
     return {name: np.empty(events, np.float64 if name in wide else record.kind[name]) for name in names}
+
+
+def _of(sort: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of one sort."""
+    return {name: array for name, array in arrays.items() if SCORED.get(name) == sort}
 
 
 def _sessions(id_E: I64) -> I64:

@@ -80,7 +80,7 @@ def newest(
         start: the first user.
         total_N: records of each user.
         keep: of a user, at most.
-        targets: an array [E] for each field that is wanted; a flag's -1 becomes NaN in one of float64.
+        targets: an array [E] for each field that is wanted, of its type, or float64 for one of float32.
         video_R: is filled with `video` of every record, kept or not, in the same order.
         compiled: what `for_job` returned.
 
@@ -140,8 +140,9 @@ def _way(field: np.dtype[Any], target: np.dtype[Any], compiled: Any) -> int:
         ways = {8: compiled.WORD, 4: compiled.HALF, 1: compiled.BYTE}
         way: int = ways[field.itemsize]
         return way
+    assert field == np.float32, (field, target)
     assert target == np.float64, (field, target)
-    return int({np.dtype(np.float32): compiled.FLOAT, np.dtype(np.int8): compiled.FLAG}[field])
+    return int(compiled.FLOAT)
 
 
 def by_user_and_time(records: Records, start: int, total_N: I64) -> Records | None:

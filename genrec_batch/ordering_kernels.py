@@ -34,7 +34,7 @@ __all__ = [
 
 RUN = 32  # keys that are ranked by comparing each with each, which vectorizes
 LOW_HALF = np.uint64(0xFFFFFFFF)
-WORD, HALF, BYTE, FLOAT, FLAG = range(5)  # how a field is moved: as it is, or float32 or int8 (-1: NaN) into float64
+WORD, HALF, BYTE, FLOAT = range(4)  # how a field is moved: as it is, or float32 into float64
 
 
 @kernel()
@@ -127,11 +127,6 @@ def _field(
         to_floats = array_at(pointer, out + kept, np.float64)
         for i in range(kept):
             to_floats[oldest_out + U(i)] = floats[U((at + order[oldest + i] * width) >> 2)]
-    elif kind == FLAG:
-        to_flags = array_at(pointer, out + kept, np.float64)
-        for i in range(kept):
-            flag = octets[U(at + order[oldest + i] * width)]
-            to_flags[oldest_out + U(i)] = np.nan if flag < 0 else np.float64(flag)
     else:
         to_octets = array_at(pointer, out + kept, np.int8)
         for i in range(kept):

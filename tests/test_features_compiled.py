@@ -154,7 +154,8 @@ def test_threads_do_not_meet() -> None:
 def test_inputs_may_be_read_only() -> None:
     with_numba()
     of_log = built(busy_log(seed=13, events_per_user=[30, 4]))
-    for values in (*of_log.histories.numbers.values(), of_log.histories.time_us_E):
+    histories = of_log.histories
+    for values in (*histories.numbers.values(), *histories.flags.values(), histories.time_us_E):
         values.flags.writeable = False
     assert_same_bits(of_log)
 
@@ -210,8 +211,8 @@ def test_times_of_any_century() -> None:
     for years in (-2_000, -143, -142, -141, -57, -1, 40, 86, 87, 88, 200, 20_000):
         moved = replace(of_log.histories, time_us_E=of_log.histories.time_us_E + years * year_us)
         for name in ("time_of_day", "day_of_week", "is_weekend"):
-            lacking = {k: v for k, v in moved.numbers.items() if k != name}
-            assert_same_bits(replace(of_log, histories=replace(moved, numbers=lacking)))
+            numbers, flags = ({k: v for k, v in all_.items() if k != name} for all_ in (moved.numbers, moved.flags))
+            assert_same_bits(replace(of_log, histories=replace(moved, numbers=numbers, flags=flags)))
 
 
 def test_the_last_and_first_microseconds_of_hours() -> None:

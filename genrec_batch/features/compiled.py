@@ -141,6 +141,7 @@ class Filler:
         self.at, self.slots = Fields(max_events=max_events, as_of_us=histories.as_of_us), Slots()
         nothing, no_codes, no_rows = np.zeros(0), np.zeros(0, np.int8), np.zeros((0, layout.HASHED))
         self.numbers = tuple(given(histories.numbers.get(name, nothing), np.float64) for name in COLUMNS)
+        self.flags = tuple(given(histories.flags.get(name, no_codes), np.int8) for name in COLUMNS[: self.at.flags])
         self.codes = tuple(given(histories.categories.get(name, no_codes), np.int8) for name in layout.ONE_HOTS)
         self.offsets_N1 = given(histories.offsets_N1, np.int64)
         self.time_us_E = given(histories.time_us_E, np.int64)
@@ -180,7 +181,7 @@ class Filler:
         rows_X = (dense_NF if dense_NF.dtype == np.float32 else dense_NF.view(np.uint16)).reshape(-1)
         count, fact = int(self.offsets_N1[stop] - self.offsets_N1[start]), Facts()
         kernel_columns.scan(
-            self.at, self.numbers, self.time_us_E, self.tokens_E, self.offsets_N1, start, stop,
+            self.at, self.numbers, self.flags, self.time_us_E, self.tokens_E, self.offsets_N1, start, stop,
             self.bits_W32, self.values_2M, self.keys_6M, self.bins_3M, self.logs_2M, self.padded_64,
         )  # fmt: skip
         for logs in self.logs_2M[: 2 if len(self.numbers[self.at.position]) else 1]:

@@ -155,12 +155,13 @@ def _tally(part: Part) -> Tally:
     masks: dict[str, U8] = {}
     nulls: dict[str, U8] = {}
     for name in (*layout.RATE_COLUMNS, "is_weekend", "is_holiday"):
-        raw_E = part.histories.numbers.get(name)
-        if raw_E is not None:
-            masks[name] = raw_E > 0
-            null_E = raw_E != raw_E  # noqa: PLR0124 - True for NaN alone
-            if null_E.any():
-                nulls[name] = null_E
+        flag_E, raw_E = part.histories.flags.get(name), part.histories.numbers.get(name)
+        if flag_E is not None:
+            masks[name], nulls[name] = flag_E > 0, flag_E < 0
+        elif raw_E is not None:
+            masks[name], nulls[name] = raw_E > 0, raw_E != raw_E  # noqa: PLR0124 - True for NaN alone
+        if name in nulls and not nulls[name].any():
+            del nulls[name]
     if "is_weekend" not in masks:
         masks["is_weekend"] = part.derived_weekday_E >= 5
     masks["unknown video"] = part.histories.tokens_E == UNKNOWN

@@ -32,6 +32,7 @@ NULL, NOWHERE = 16, 31  # fields of `bits_W32`: the first of nulls, and one that
 def scan(
     at: Any,
     numbers: tuple[F64, ...],
+    flags: tuple[I8, ...],
     time_us_E: I64,
     tokens_E: I32,
     offsets_N1: I64,
@@ -46,21 +47,24 @@ def scan(
 ) -> None:
     """Read the events of the users start..stop once.
 
-    In: `numbers`, the columns of `compiled.COLUMNS`, empty where the log lacks one. Out: `bits_W32`, a bit per event
-    (from the second word on) and mask; duration and percentage, 0 for null, and integers that sort as they do; hour and
-    weekday as whole numbers, -1 for null; gap in seconds and position, 0 for null, whose logarithms are taken next.
+    In: `numbers` and `flags`, the columns of `compiled.COLUMNS`, empty where the log lacks one of that type. Out:
+    `bits_W32`, a bit per event (from the second word on) and mask; duration and percentage, 0 for null, and integers
+    that sort as they do; hour and weekday as whole numbers, -1 for null; gap in seconds and position, 0 for null, whose
+    logarithms are taken next.
     """
     first, end = offsets_N1[start], offsets_N1[stop]
     bits_W32[: (end - first) // 64 + 3] = 0
     for column in range(at.flags):
-        if len(numbers[column]):
+        if len(flags[column]):
+            _mark_flags(borrowed(flags[column])[first:end], bits_W32, column, NULL + column, padded_64)
+        elif len(numbers[column]):
             _mark(borrowed(numbers[column])[first:end], bits_W32, column, NULL + column, padded_64)
     _mark_tokens(at, borrowed(tokens_E)[first:end], borrowed(bins_3M)[2], bits_W32)
     time_us = borrowed(time_us_E)[first:end]
     _gaps(at, time_us, offsets_N1, start, stop, borrowed(inner_2M)[0], borrowed(bins_3M)[2], bits_W32)
     _bins(
         at, time_us, borrowed(numbers[at.hour])[first:end], borrowed(numbers[at.weekday])[first:end],
-        len(numbers[at.weekend]) > 0, borrowed(bins_3M), bits_W32,
+        len(flags[at.weekend]) > 0, borrowed(bins_3M), bits_W32,
     )  # fmt: skip
     _position(at, borrowed(numbers[at.position])[first:end], borrowed(inner_2M)[1], bits_W32, padded_64)
     for kind in range(2):
@@ -164,6 +168,21 @@ def _mark(raw: F64, bits_W32: U64, set_field: int, null_field: int, padded_64: F
             null |= unordered(eight, eight) << np.uint64(8 * byte)
         bits_W32[np.uint64(word + 1), np.uint64(set_field)] = positive
         bits_W32[np.uint64(word + 1), np.uint64(null_field)] = null
+
+
+@kernel()
+def _mark_flags(flags: I8, bits_W32: U64, set_field: int, null_field: int, padded_64: F64) -> None:
+    """Set a bit per 1, and one per -1, which is null."""
+    words, padded = len(flags) // 64, borrowed(padded_64).view(np.int8)
+    for word in range(words + 1):
+        from_64, start = flags, 64 * word
+        if word == words:
+            padded[:64] = 0
+            padded[: len(flags) - start] = flags[start:]
+            from_64, start = padded, 0
+        these = load(from_64, start)
+        bits_W32[np.uint64(word + 1), np.uint64(set_field)] = above(these, splat(these, 0))
+        bits_W32[np.uint64(word + 1), np.uint64(null_field)] = above(splat(these, 0), these)
 
 
 @kernel()

@@ -55,7 +55,7 @@ def made(lengths_N: I64, *, full: bool, random: np.random.Generator) -> Historie
         "watch_duration": random.gamma(2, 10, events),
         "watch_percentage": random.gamma(2, 0.4, events),
     }
-    numbers |= {name: (random.random(events) < 0.1) * 1.0 for name in (FULL_FLAGS if full else PLAIN_FLAGS)}
+    flags = {name: (random.random(events) < 0.1).astype(np.int8) for name in (FULL_FLAGS if full else PLAIN_FLAGS)}
     if full:
         numbers |= {
             "rewatch_count": random.poisson(0.2, events) * 1.0,
@@ -66,6 +66,8 @@ def made(lengths_N: I64, *, full: bool, random: np.random.Generator) -> Historie
         }
         for values_E in numbers.values():
             values_E[random.random(events) < 0.05] = np.nan
+        for flags_E in flags.values():
+            flags_E[random.random(events) < 0.05] = -1
     sizes = FULL_CATEGORIES if full else PLAIN_CATEGORIES
     codes_E = np.minimum(random.zipf(1.3, events), VIDEOS).astype(np.int32) - 1
     return Histories(
@@ -76,6 +78,7 @@ def made(lengths_N: I64, *, full: bool, random: np.random.Generator) -> Historie
         video_row_E=np.where(codes_E % 10, codes_E, -1).astype(np.int32) if full else np.full(events, -1, np.int32),
         session_E=np.cumsum(random.random(events) < 0.2) if full else None,
         numbers=numbers,
+        flags=flags,
         categories={name: random.integers(-1, size, events).astype(np.int8) for name, size in sizes.items()},
         total_events_N=lengths_N * 3,
         user_row_N=np.arange(users, dtype=np.int32) if full else np.full(users, -1, np.int32),
@@ -110,7 +113,7 @@ def taken_s(calls: list[Callable[[], object]], runs: int) -> list[list[float]]:
 def must_move_bytes(histories: Histories, out: F32 | F16) -> int:
     """Bytes that a call reads once or writes once; rows of the side tables are not in it."""
     flat = [histories.time_us_E, histories.tokens_E, histories.video_code_E, histories.video_row_E]
-    flat += [*histories.numbers.values(), *histories.categories.values()]
+    flat += [*histories.numbers.values(), *histories.flags.values(), *histories.categories.values()]
     flat += [] if histories.session_E is None else [histories.session_E]
     return sum(array.nbytes for array in flat) + out.nbytes
 

@@ -16,7 +16,18 @@ import numpy as np
 
 from genrec_batch.arrays import F32, F64, I32, I64
 from genrec_batch.compiling import borrowed, kernel
-from genrec_batch.features.lanes import float_of_bits, higher, load, lower, store
+from genrec_batch.features.lanes import (
+    above,
+    equal,
+    float_of_bits,
+    higher,
+    load,
+    lower,
+    masked,
+    splat,
+    store,
+    unequal,
+)
 from genrec_batch.features.sorting import lay_16
 
 NOTHING = np.int32(2**31 - 1)  # sorts behind every float
@@ -166,14 +177,16 @@ def _newest_session(sessions: I32, start: int, n: int) -> int:
 @kernel()
 def _distinct(keys: I32, length: int, width: int, distinct_X: I32) -> None:
     """Count the distinct codes of each sorted column from those of videos on; -1 is null."""
-    several, first = width - LANES * (GAP + 1), LANES * (GAP + 1)
-    for i in range(several):
-        key = keys[U(first + i)] if length else NOTHING
-        distinct_X[U(i)] = (key >= 0) & (key != NOTHING)
-    for at in range(first + width, first + length * width, width):
-        for i in range(several):
-            key = keys[U(at + i)]
-            distinct_X[U(i)] += (key != keys[U(at - width + i)]) & (key >= 0) & (key != NOTHING)
+    first = LANES * (GAP + 1)
+    for column in range(first, width, LANES):
+        before = load(keys, column)
+        one, least, nothing = splat(before, 1), splat(before, -1), splat(before, NOTHING)
+        found = masked(one, above(before, least) & unequal(before, nothing) if length else U(0))
+        for at in range(column + width, column + length * width, width):
+            key = load(keys, at)
+            found = found + masked(one, unequal(key, before) & above(key, least) & unequal(key, nothing))
+            before = key
+        store(distinct_X, column - first, found)
 
 
 @kernel()
@@ -184,19 +197,20 @@ def _spread(
 
     `steps_X[c]` is what a code that occurs for the c-th time adds to that sum, in whole numbers: exact in any order.
     """
-    runs_L[:], events_L[:], commonest_L[:], terms_L[:] = 0, 0, 0, 0
+    terms_L[:] = 0
+    before = load(keys, width - LANES)
+    one, least, nothing = splat(before, 1), splat(before, -1), splat(before, NOTHING)
+    runs = events = commonest = splat(before, 0)
     for row in range(length):
-        place = (row + 1) * width - LANES
-        before = max(row, 1) * width - LANES
+        key = load(keys, (row + 1) * width - LANES)
+        there = above(key, least) & unequal(key, nothing)
+        runs = masked(masked(runs, equal(key, before)) + one, there)
+        events, commonest, before = events + masked(one, there), higher(commonest, runs), key
+        store(runs_L, 0, runs)
         for lane in range(LANES):
-            key = keys[U(place + lane)]
-            there = np.int32((key >= 0) & (key != NOTHING))
-            same = np.int32(key == keys[U(before + lane)])
-            run = (runs_L[U(lane)] * same + np.int32(1)) * there
-            runs_L[U(lane)] = run
-            events_L[U(lane)] += there
-            commonest_L[U(lane)] = max(commonest_L[U(lane)], run)
-            terms_L[U(lane)] += steps_X[U(run)]
+            terms_L[U(lane)] += steps_X[U(runs_L[U(lane)])]
+    store(events_L, 0, events)
+    store(commonest_L, 0, commonest)
 
 
 @kernel()

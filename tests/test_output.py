@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch import output, parquet
+from genrec_batch import existing, output, parquet
 from genrec_batch.errors import ConfigError, RetryError
 
 IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
@@ -100,7 +100,7 @@ def test_if_exists_on_a_finished_output(tmp_path, name):
     target = tmp_path / name
     write(target)
     for refused in (None, "error"):
-        with pytest.raises(ConfigError, match="exists; pass --if-exists overwrite"):
+        with pytest.raises(ConfigError, match=r"exists; --if-exists resume .* --if-exists overwrite"):
             write(target, if_exists=refused)
     assert write(target, if_exists="resume").complete
     with pytest.raises(ConfigError, match="of another run"):
@@ -151,7 +151,7 @@ def test_outputs_that_cannot_be(tmp_path, name, message):
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
-        output.check(tmp_path / name, None)
+        existing.check(tmp_path / name, None)
 
 
 def killed(*_):
@@ -242,7 +242,7 @@ def test_what_others_wrote_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize("name", [".", "..", "x" * 300])
 def test_names_that_no_output_can_have(name):
     with pytest.raises(ConfigError, match="not a name that an output can have"):
-        output.check(output.Path(name), None)
+        existing.check(output.Path(name), None)
 
 
 def test_what_a_user_put_into_an_output_is_never_replaced(tmp_path):
@@ -323,7 +323,7 @@ def test_a_kill_while_finishing_keeps_the_fingerprints(tmp_path, monkeypatch, na
         assert again.parts_done == {0, 1, 2}
         again.finish({"of": "this"})
         again.close()
-    assert len(pq.read_table(output.fingerprint_file(target))) == 3
+    assert len(pq.read_table(existing.fingerprint_file(target))) == 3
 
 
 def test_a_file_that_another_program_wrote_again_is_not_finished(tmp_path):

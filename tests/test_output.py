@@ -9,6 +9,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import duckdb
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -152,6 +155,18 @@ def test_outputs_that_cannot_be(tmp_path, name, message):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
         existing.check(tmp_path / name, None)
+
+
+def test_a_folder_that_refuses_files_is_found_before_the_work():
+    for name in ("recs.parquet", "recs"):
+        with pytest.raises(ConfigError, match=f"OUTPUT /proc/{name}: "):
+            existing.check(Path("/proc") / name, None)
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    with pytest.raises(ConfigError, match="is a mount point"):
+        existing.check(tmp_path, None)
 
 
 def killed(*_):
@@ -324,6 +339,22 @@ def test_a_kill_while_finishing_keeps_the_fingerprints(tmp_path, monkeypatch, na
         again.finish({"of": "this"})
         again.close()
     assert len(pq.read_table(existing.fingerprint_file(target))) == 3
+
+
+def test_readers_of_a_folder_see_the_parts_alone(tmp_path):
+    """`_fingerprints` is Parquet too, of other columns: no name that readers take for data."""
+    prints = pa.table({"user_id": [1], "fingerprint_0": pa.array([5], pa.uint64())})
+    out = output.open_output(tmp_path / "recs", IDENTITY, None)
+    for number in range(3):
+        out.write(number, rows(number), fingerprints=prints)
+    out.finish({"of": "this"})
+    assert (tmp_path / "recs" / "_fingerprints").exists()
+    place = str(tmp_path / "recs")
+    assert len(pq.read_table(place)) == 6
+    assert len(pd.read_parquet(place)) == 6
+    for pattern in ("*.parquet", "**/*.parquet"):
+        assert len(pl.read_parquet(f"{place}/{pattern}")) == 6
+        assert duckdb.sql(f"select count(*) from '{place}/{pattern}'").fetchall() == [(6,)]  # noqa: S608
 
 
 def test_a_file_that_another_program_wrote_again_is_not_finished(tmp_path):

@@ -61,6 +61,8 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
     if path.suffix != ".parquet" and path.is_file():
         raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
+    if path.suffix != ".parquet" and path.is_symlink():
+        raise ConfigError(f"OUTPUT {path} is a link, which a folder cannot replace; name the folder: {path.resolve()}")
     if path.is_dir() and path.is_mount():
         raise ConfigError(
             f"OUTPUT {path} is a mount point, which no rename can replace; name a folder in it: {path}/recs"

@@ -169,6 +169,13 @@ def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
         existing.check(tmp_path, None)
 
 
+def test_a_link_to_a_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ConfigError, match=f"is a link.*name the folder: {tmp_path / 'real'}"):
+        existing.check(tmp_path / "link", None)
+
+
 def killed(*_):
     raise KeyboardInterrupt
 

@@ -3,13 +3,11 @@
 `from genrec_batch import score, Scorer` is the Python API; both load on first use, so the command line starts fast.
 """
 
-from typing import Any
-
 __version__ = "0.1.0"
 __all__ = ["Scorer", "__version__", "score"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in ("score", "Scorer"):
         from genrec_batch import api
 

@@ -1,17 +1,34 @@
-"""`genrec-batch` and `python -m genrec_batch`: the command line, which Ctrl-C ends in one line from its start on."""
+"""`genrec-batch` and `python -m genrec_batch`: the command line, which Ctrl-C ends in one line from its start on.
 
+Owns: signals before a command has its own handlers, and after it is done. Must not know: the commands.
+"""
+
+import os
+import signal
 import sys
+
+
+def _before_anything(number: int, frame: object) -> None:
+    """End here and now: an exception would have to find its way out of half-imported modules, which tell of it."""
+    del number, frame
+    sys.stderr.write("interrupted before anything began\n")
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def main() -> None:
     """Run the command line."""
-    try:
-        from genrec_batch import cli
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's `&` has it ignored
+        signal.signal(signal.SIGINT, _before_anything)
+    from genrec_batch import cli
 
+    try:
         cli.main()
-    except KeyboardInterrupt:  # before a command has begun
-        sys.stderr.write("interrupted before anything began\n")
-        sys.exit(130)
+    except SystemExit as left:
+        if not left.code:  # done and said: while Python takes itself apart, a signal must not make it a failure
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 if __name__ == "__main__":

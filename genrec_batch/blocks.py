@@ -18,7 +18,7 @@ import polars as pl
 
 from genrec_batch import layout
 from genrec_batch.arrays import I32
-from genrec_batch.schema import SCORED
+from genrec_batch.contract import SCORED
 
 Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
 AT_ONCE = 4096  # records that are filled or read field by field: they stay in a core's own cache

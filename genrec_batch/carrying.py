@@ -25,7 +25,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch import output
+from genrec_batch import existing
 from genrec_batch.arrays import F32, I64, U8, Ragged
 from genrec_batch.batching import Part
 from genrec_batch.config import differences
@@ -125,9 +125,9 @@ class Previous:
             InputError: not a finished output of `score`, or one without fingerprints.
         """
         place = Path(path)
-        kept = output.fingerprint_file(place)
+        kept = existing.fingerprint_file(place)
         about = pq.read_schema(kept).metadata or {} if kept.is_file() else {}
-        if about.get(b"genrec.run_id", b"").decode() != output.finished_id(place):
+        if about.get(b"genrec.run_id", b"").decode() != existing.finished_id(place):
             raise InputError(
                 f"--previous {path}: not a finished output of genrec-batch score with its fingerprints ({kept.name}); "
                 "name one, or leave the option out to score everybody"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from genrec_batch import __version__, cli_look, config, console
+from genrec_batch import __version__, cli_look, config, console, ending
 from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
 from genrec_batch.edge import fail, options
@@ -38,7 +38,8 @@ app = typer.Typer(
     context_settings={"auto_envvar_prefix": "GENREC_BATCH"},
     help="Score a whole app's users overnight: a Parquet log of views in, ranked videos with four task scores out.",
     epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
-    "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, 99 nothing to score.",
+    "Exit codes: 0 done, 1 a fault of genrec-batch, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, "
+    "99 nothing to score, 130 interrupted, 143 terminated (the same command goes on), 141 reader went away.",
 )
 app.add_typer(model_app, name="model", rich_help_panel="Model")
 
@@ -148,6 +149,7 @@ def score(
     if output is None and not options.user:
         raise ConfigError("OUTPUT is missing; it may be left out only with --user, which prints the result")
     cli_look.check_paths(options)
+    ending.once_in_place()
     stages = Stages()
     if output is None:
         summary = pipeline.score(options, input, None, stages)
@@ -176,6 +178,7 @@ def features(
     """
     from genrec_batch import pipeline, show
 
+    ending.once_in_place()
     summary = pipeline.write_features(options, input, output)
     if not options.quiet and options.log_format == "text":
         show.summary(summary)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import typer
 from rich.markup import escape
 
-from genrec_batch import console
+from genrec_batch import console, ending
 from genrec_batch.errors import GenrecError, RetryError
 
 PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
@@ -110,6 +110,7 @@ def tell(title: str, text: str) -> None:
 
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
+    ending.nothing_yet()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -147,10 +148,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             os._exit(130)
 
     signal.signal(number, again)
-    raise KeyboardInterrupt
+    if not ending.puts_off(KeyboardInterrupt):
+        raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     del frame
     signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
-    raise Terminated
+    if not ending.puts_off(Terminated):
+        raise Terminated

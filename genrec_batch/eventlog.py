@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from genrec_batch import console, flow, schema
+from genrec_batch.contract import REQUIRED
 from genrec_batch.counting import Counted, Counter, Span, count
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
@@ -55,7 +56,7 @@ class EventLog:
             RetryError: a connection was lost.
         """
         if number not in self._kept:
-            frame = self._read(number, schema.REQUIRED)
+            frame = self._read(number, REQUIRED)
             if self.rows > KEPT_ROWS:
                 return frame
             self._kept[number] = frame
@@ -68,12 +69,12 @@ class EventLog:
             InputError, RetryError: see `required`.
         """
         if number in self._kept:
-            others = [name for name in self.contract.reading.columns if name not in schema.REQUIRED]
+            others = [name for name in self.contract.reading.columns if name not in REQUIRED]
             frame = self._kept.pop(number)
             frame = pl.concat([frame, self._read(number, others)], how="horizontal") if others else frame
         else:
             frame = self._read(number, self.contract.reading.columns)
-        return frame.filter(schema.usable()) if any(frame[n].null_count() for n in schema.REQUIRED) else frame
+        return frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame
 
     def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
         return reading(self.contract.events(self.pieces[number].frame, columns).collect, self.where)
@@ -118,7 +119,7 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = No
     """
     users, videos = Counter("user_id"), Counter("video_id")
     spans: list[Span | None] = []
-    nulls = dict.fromkeys(schema.REQUIRED, 0)
+    nulls = dict.fromkeys(REQUIRED, 0)
     usable, last_us, by_time, before_us = 0, 0, True, 0
     with console.progress("reading", log.rows, "rows") as advance:
         looks = flow.ordered(
@@ -152,7 +153,7 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = No
 
 def _look(log: EventLog, as_of_us: int | None, compiled: Any, number: int) -> Looked:
     frame = log.required(number)
-    nulls = {name: frame[name].null_count() for name in schema.REQUIRED}
+    nulls = {name: frame[name].null_count() for name in REQUIRED}
     usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
     counted = usable
     if as_of_us is not None and len(usable):

@@ -19,9 +19,9 @@ from genrec_batch import ordering
 from genrec_batch.arrays import I32, I64, Histories, Ragged
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
+from genrec_batch.contract import SCORED
 from genrec_batch.counting import Index
 from genrec_batch.errors import InputError
-from genrec_batch.schema import SCORED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from genrec_batch.arrays import HEADS
 from genrec_batch.catalog import Catalog
 from genrec_batch.durable import read_json
 from genrec_batch.errors import GateError, InputError, nearest
-from genrec_batch.output import FINGERPRINTS, MANIFEST, SUCCESS
+from genrec_batch.existing import FINGERPRINTS, MANIFEST, SUCCESS
 from genrec_batch.storage import reading
 
 LOOKS = 5  # over all rows: counts, videos, two for the scores, and the checks

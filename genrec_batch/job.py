@@ -17,7 +17,7 @@ from genrec_batch import console, eventlog, flow, histories, model, ordering, pa
 from genrec_batch.arrays import I32, I64, Histories, Ragged, SideTable
 from genrec_batch.blocks import Records, RecordType
 from genrec_batch.catalog import Catalog
-from genrec_batch.config import HistoryConfig
+from genrec_batch.config import HistoryConfig, ScoreConfig
 from genrec_batch.console import LOG
 from genrec_batch.counting import Index
 from genrec_batch.errors import ConfigError, NothingToScoreError
@@ -170,7 +170,8 @@ def prepare(
         compiled = ordering.for_job(log.rows)
         found = eventlog.survey(log, config.as_of_us(), flow.cores(), compiled)
     eventlog.check_rejects(found, config.max_rejects, log.where)
-    warnings = [] if loaded.trained else [UNTRAINED]
+    ranks = isinstance(config, ScoreConfig)
+    warnings = [UNTRAINED] if ranks and not loaded.trained else []
     types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
     with stages.time("catalog"):
         catalog = _catalog(loaded, found, path, warnings)

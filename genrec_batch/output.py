@@ -20,25 +20,19 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from genrec_batch import parquet
+from genrec_batch import ending, existing, parquet
 from genrec_batch.config import differences
 from genrec_batch.durable import full_disk as _disk
 from genrec_batch.durable import read_json as _read_json
 from genrec_batch.durable import sync as _sync
 from genrec_batch.durable import write_json as _write_json
 from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.existing import COUNTS, FINGERPRINTS, LOCK, MANIFEST, ROWS, RUN_FILE, SUCCESS
 from genrec_batch.joining import Joined
 
 Counts = Mapping[str, int]
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
-
-RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
-FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
-LONGEST_NAME = 200  # bytes, so that the names beside it fit too
-ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
-COUNTS = "genrec.counts"  # of a part: what the run's summary adds up
 
 
 def run_id(identity: Identity) -> str:
@@ -101,7 +95,7 @@ class Output:
         Returns: files, rows, bytes and counts of the finished output.
         """
         with _disk(self.path):
-            if not self.replaces and _present(self.path):
+            if not self.replaces and existing.present(self.path):
                 raise ConfigError(
                     f"OUTPUT {self.path} appeared while the run was going on; its parts stay in {self.staging}"
                 )
@@ -125,13 +119,14 @@ class Output:
 
     def _join(self, parts: int, metadata: dict[str, str]) -> dict[str, int]:
         self._whole().finish(parts, {key: value for key, value in metadata.items() if key not in self.metadata})
-        kept, beside = self.staging / FINGERPRINTS, fingerprint_file(self.path)
-        beside.unlink(missing_ok=True)  # never those of another output beside this one
-        if kept.exists():
-            kept.replace(beside)
-        (self.staging / "whole.tmp").replace(self.path)
-        _sync(self.path.parent)
-        shutil.rmtree(self.staging)
+        kept, beside = self.staging / FINGERPRINTS, existing.fingerprint_file(self.path)
+        with ending.placing():
+            beside.unlink(missing_ok=True)  # never those of another output beside this one
+            if kept.exists():
+                kept.replace(beside)
+            (self.staging / "whole.tmp").replace(self.path)
+            _sync(self.path.parent)
+            shutil.rmtree(self.staging)
         return {"files": 1, "bytes": self.path.stat().st_size}
 
     def _publish(self, parts: list[parquet.Said], metadata: dict[str, str]) -> dict[str, int]:
@@ -141,17 +136,18 @@ class Output:
         for piece in self.staging.glob("part-*.fingerprints"):
             piece.unlink()
         _sync(self.staging)
-        if self.path.exists():  # only with `overwrite`, or an empty directory
-            old = _old(self.path)
-            shutil.rmtree(old, ignore_errors=True)
-            self.path.rename(old)
-            self.staging.rename(self.path)
-            shutil.rmtree(old)
-        else:
-            self.staging.rename(self.path)
-        for name in (RUN_FILE, LOCK):  # only now: until the rename they let a killed run go on
-            (self.path / name).unlink(missing_ok=True)
-        _sync(self.path.parent)
+        with ending.placing():
+            if self.path.exists():  # only with `overwrite`, or an empty directory
+                old = existing.old(self.path)
+                shutil.rmtree(old, ignore_errors=True)
+                self.path.rename(old)
+                self.staging.rename(self.path)
+                shutil.rmtree(old)
+            else:
+                self.staging.rename(self.path)
+            for name in (RUN_FILE, LOCK):  # only now: until the rename they let a killed run go on
+                (self.path / name).unlink(missing_ok=True)
+            _sync(self.path.parent)
         return {"files": len(files), "bytes": sum(part.bytes for part in parts)}
 
     def close(self) -> None:
@@ -162,66 +158,6 @@ class Output:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-def fingerprint_file(path: Path) -> Path:
-    """Return where the fingerprints of an output's users are kept."""
-    return path.with_name(path.name + ".fingerprints") if path.suffix == ".parquet" else path / FINGERPRINTS
-
-
-def finished_id(path: Path) -> str | None:
-    """Return the run that finished the output there, None where there is none."""
-    return _finished_id(path) if path.exists() else None
-
-
-def check(path: Path, if_exists: str | None) -> None:
-    """Raise ConfigError where an output cannot be written at all, before any work is done."""
-    if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
-        raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
-    parent = path.parent
-    if not parent.is_dir():
-        raise ConfigError(f"OUTPUT {path}: the folder {parent} does not exist; make it first (mkdir -p {parent})")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"OUTPUT {path}: the folder {parent} may not be written by this user")
-    if path.suffix == ".parquet" and path.is_dir():
-        raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
-    if path.suffix != ".parquet" and path.is_file():
-        raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
-    if not _present(path):
-        return
-    if if_exists == "overwrite" and not _ours(path):
-        raise ConfigError(f"OUTPUT {path} was not written by genrec-batch, so it is not replaced; remove it yourself")
-    if if_exists == "error" or (if_exists is None and not _staging(path).exists() and not (path / RUN_FILE).exists()):
-        raise ConfigError(
-            f"OUTPUT {path} exists; pass --if-exists overwrite to replace it once the new one is whole, or name another"
-        )
-
-
-def _staging(path: Path) -> Path:
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def _ours(path: Path) -> bool:
-    """Return whether everything there was written by a run: a file with its metadata, a folder with its manifest."""
-    if path.is_file():
-        return _finished_id(path) is not None
-    manifest = _read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        return False
-    known = {entry["file"] for entry in manifest["files"]} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
-    return {file.name for file in path.iterdir()} <= known
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
-def _present(path: Path) -> bool:
-    """Return whether an output is there; an empty directory is none. Brings back one that a killed run moved aside."""
-    between_renames = not path.exists() and (_staging(path) / SUCCESS).exists()
-    if between_renames and _old(path).exists():  # an overwrite died there
-        _old(path).rename(path)
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output:
@@ -235,9 +171,9 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
         ConfigError: the output exists, or an unfinished run of other settings is there.
         RetryError: it is being written now.
     """
-    check(path, if_exists)
+    existing.check(path, if_exists)
     identifier = run_id(identity)
-    staging = _staging(path)
+    staging = existing.staging(path)
     output = Output(
         path=path,
         staging=staging,
@@ -245,13 +181,13 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
         metadata={"genrec.run_id": identifier},
         replaces=if_exists == "overwrite",
     )
-    if _present(path) and if_exists != "overwrite":
-        if _finished_id(path) != identifier:
+    if existing.present(path) and if_exists != "overwrite":
+        if existing.finished_id(path) != identifier:
             raise ConfigError(
                 f"OUTPUT {path} is of another run, so it cannot be resumed; --if-exists overwrite will replace it once "
                 "the new one is whole, or name another"
             )
-        _check_whole(path)
+        existing.check_whole(path)
         shutil.rmtree(staging, ignore_errors=True)  # what a run left that was killed after its last rename
         for name in (RUN_FILE, LOCK) if path.is_dir() else ():
             (path / name).unlink(missing_ok=True)
@@ -303,48 +239,3 @@ def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:
             output.parts_done.add(int(part.stem.removeprefix("part-")))
         else:
             part.unlink()  # it is computed again
-
-
-def _check_whole(path: Path) -> None:
-    """Raise ConfigError where a finished output has lost, gained or changed anything since it was written."""
-    if path.is_file():
-        if not parquet.is_whole(path):
-            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite makes it anew")
-        if ROWS.encode() not in (pq.read_metadata(path).metadata or {}):
-            raise ConfigError(
-                f"OUTPUT {path} was written again by another program; --if-exists overwrite makes it anew"
-            )
-        return
-    if not _ours(path):
-        raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")
-    for entry in _read_json(path / MANIFEST)["files"]:
-        part = path / entry["file"]
-        if not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != entry["sha256"]:
-            raise ConfigError(
-                f"OUTPUT {path}: {entry['file']} is missing or not what the manifest says; --if-exists overwrite makes "
-                "the output anew"
-            )
-
-
-def _finished_id(path: Path) -> str | None:
-    try:
-        if path.is_file():
-            metadata = pq.read_metadata(path).metadata or {}
-            return metadata.get(b"genrec.run_id", b"").decode() or None
-        manifest = _read_json(path / MANIFEST) if (path / SUCCESS).exists() else None
-        return manifest["metadata"]["genrec.run_id"] if manifest else None
-    except (pa.ArrowInvalid, KeyError):
-        return None
-    except OSError as error:
-        raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
-
-
-def finished_facts(path: Path) -> dict[str, Any]:
-    """Return files, rows, bytes and counts of a finished output."""
-    files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
-    if path.is_file():
-        metadata = {key.decode(): value.decode() for key, value in (pq.read_metadata(path).metadata or {}).items()}
-    else:
-        metadata = _read_json(path / MANIFEST)["metadata"]
-    counts = json.loads(metadata.get(COUNTS, "{}"))
-    return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import allocation, carrying, console, flow, layout, lineage, ordering, output, partition
+from genrec_batch import allocation, carrying, console, existing, flow, layout, lineage, ordering, output, partition
 from genrec_batch.arrays import I64, Histories
 from genrec_batch.batching import Part
 from genrec_batch.carrying import Previous
@@ -113,7 +113,7 @@ def open_job(
         GenrecError: see `job.prepare`.
     """
     if target is not None:
-        output.check(Path(target), config.if_exists)
+        existing.check(Path(target), config.if_exists)
     log, opened = read_log(source, config, stages)
     with console.busy("loading the kernels"):
         ordering.for_job(log.rows)  # an import, which another one beside it would hold up
@@ -273,7 +273,7 @@ def run(
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
-        already = {"output": str(target), "already_complete": True, **output.finished_facts(target)}
+        already = {"output": str(target), "already_complete": True, **existing.finished_facts(target)}
         return lineage.summary(command, job, stages, identity, report()) | already
     resumed = len(out.parts_done)
     if resumed:

@@ -1,7 +1,7 @@
-"""The events contract: which columns a log has, of which kind, under which names.
+"""How anybody's log becomes the events contract: its columns under their names, of their kinds.
 
-Owns: the contract's columns, other people's names for them (`--schema`, Polars SQL expressions), type checks, the unit
-of timestamps, and which rows are rejected. Must not know: where the frame came from, what the columns are used for.
+Owns: other people's names for the contract's columns (`--schema`, Polars SQL expressions), conversions, the unit of
+timestamps, and which rows are rejected. Must not know: where the frame came from, what the columns are used for.
 In: a lazy frame with anybody's columns. Out: a lazy frame with contract columns of fixed types, and a `Reading` that
 says what was found.
 """
@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
+from genrec_batch import contract
+from genrec_batch.contract import KNOWN, REQUIRED, SCORED, Kind
 from genrec_batch.errors import ConfigError, InputError, nearest
 
 if sys.version_info >= (3, 11):
@@ -26,72 +27,6 @@ else:
 
 FOLDER = resources.files("genrec_batch").joinpath("schemas")
 BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
-Kind = Literal["id", "time", "number", "flag", "category"]
-
-REQUIRED = ("user_id", "video_id", "timestamp")
-SCORED: dict[str, Kind] = {  # the columns that a score depends on
-    "user_id": "id",
-    "video_id": "id",
-    "timestamp": "time",
-    "session_id": "id",
-    "watch_duration": "number",
-    "watch_percentage": "number",
-    "watch_complete": "flag",
-    "rewatch_count": "number",
-    "skip_duration": "number",
-    "is_liked": "flag",
-    "is_favorited": "flag",
-    "is_shared": "flag",
-    "is_commented": "flag",
-    "is_followed_creator": "flag",
-    "is_blocked_creator": "flag",
-    "is_reported": "flag",
-    "time_of_day": "number",
-    "day_of_week": "number",
-    "is_weekend": "flag",
-    "is_holiday": "flag",
-    "device_type": "category",
-    "network_type": "category",
-    "recommendation_source": "category",
-    "recommendation_position": "number",
-}
-KNOWN = (  # part of the contract, read by nothing here: neither used nor reported as unknown
-    "os_type",
-    "language",
-    "timezone",
-    "screen_size",
-    "user_level",
-    "user_vip",
-    "session_duration",
-    "session_video_count",
-    "session_start_time",
-    "recommendation_algorithm",
-    "share_platform",
-    "share_method",
-    "comment_text",
-    "comment_sentiment",
-    "device_model",
-    "os_version",
-    "app_version",
-    "network_speed",
-    "location_country",
-    "location_province",
-    "location_city",
-    "screen_resolution",
-    "user_age_group",
-    "user_gender",
-    "engagement_label",
-    "retention_label",
-    "monetization_label",
-)
-
-WANTED: dict[Kind, str] = {
-    "id": "an integer or a string",
-    "time": "a datetime, or an integer of epoch seconds, ms, us or ns",
-    "number": "a number",
-    "flag": "a Boolean, or an integer that is 0 or 1",
-    "category": "a string",
-}
 
 TIME = pl.Datetime("us", "UTC")
 EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first value beyond, units per second
@@ -158,11 +93,9 @@ def _parse(text: str, name: str) -> ColumnNames:
         for column, sql in table.items()
         if not isinstance(sql, str)
     ]
-    contract = [*SCORED, *KNOWN]
+    known = [*SCORED, *KNOWN]
     faults += [
-        f"{c}: not a column of the events contract.{nearest(c, contract)}"
-        for c in tables["events"]
-        if c not in contract
+        f"{c}: not a column of the events contract.{nearest(c, known)}" for c in tables["events"] if c not in known
     ]
     if faults:
         raise ConfigError(f"--schema {name}:\n  " + "\n  ".join(faults))
@@ -200,34 +133,7 @@ def _reads(expressions: Mapping[str, str]) -> set[str]:
 
 def check(columns: Mapping[str, pl.DataType], source: str) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
-    names = list(columns)
-    faults = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]
-    if missing := bool(faults):
-        faults.append(f"the file's columns are: {', '.join(names[:40])}{', ...' if len(names) > 40 else ''}")
-    faults += [
-        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}"
-        for name, kind in SCORED.items()
-        if name in columns and not _fits(columns[name], kind)
-    ]
-    if faults:
-        like = [name for name in BUILT_IN if missing and _reads(column_names(name).events) <= set(names)]
-        way_out = f"--schema {like[0]} reads it" if like else "use --schema FILE.toml to name or convert columns"
-        raise InputError(f"{source} does not fit the events contract ({way_out}):\n  " + "\n  ".join(faults))
-
-
-def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
-    if kind_of == pl.Null:
-        return True
-    string = kind_of in (pl.String, pl.Categorical, pl.Enum)
-    if kind == "id":
-        return (kind_of.is_integer() and kind_of not in (pl.Int128, pl.UInt128)) or string
-    if kind == "time":
-        return kind_of.is_integer() or kind_of in (pl.Datetime, pl.Date)
-    if kind == "number":
-        return kind_of.is_numeric()
-    if kind == "flag":
-        return kind_of == pl.Boolean or kind_of.is_integer()
-    return string
+    contract.check(columns, source, readers={name: _reads(column_names(name).events) for name in BUILT_IN})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,15 +42,15 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
         first = job.first_shard()
     decoding = decoding_of(config, job.model)
     rows = sample_rows(first.lengths_N, most=config.sample)
-    small = rows[:: max(1, len(rows) // 32)]
+    tried = sample_rows(first.lengths_N)  # as `score` does, so that `auto` takes what it takes there
     with stages.time("engine"):
         chosen = select(
             job.model,
-            Part.of(job, first, 0, config, small).batch(np.arange(len(small))),
+            Part.of(job, first, 0, config, tried).batch(np.arange(len(tried))),
             decoding,
             name=config.engine,
             device=config.device,
-            precision=config.precision if config.precision != "auto" else "fp32",
+            precision=config.precision,
             batch_size=config.batch_size,
         )
         reference = reference_engine(job.model, name=config.against, precision=config.against_precision)
@@ -59,6 +59,7 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
         "status": "ok",
         "command": "verify",
         "engine": _said(chosen.engine),
+        "engine_why": chosen.why,
         "against": _said(reference),
         **found.as_dict(),
         "seconds": round(stages.elapsed_s, 3),

@@ -300,10 +300,14 @@ def test_bad_outputs(run, log_file, model_dir, tmp_path):
     assert (done.code, "folder nowhere does not exist" in done.err) == (2, True)
     done = run(*arguments, "/proc/recs.parquet", "--model", model_dir)
     assert (done.code, "cannot be written" in done.err or "may not be written" in done.err) == (2, True)
+    early = run("score", "no-such-log.parquet", "/proc/recs.parquet", "--model", model_dir)
+    assert (early.code, "OUTPUT /proc/recs.parquet" in early.err) == (2, True), "found before the log is opened"
     assert run(*arguments, "recs.parquet", "--model", model_dir).code == 0
     before = (tmp_path / "recs.parquet").read_bytes()
     done = run(*arguments, "recs.parquet", "--model", model_dir)
-    assert (done.code, "--if-exists overwrite" in done.err) == (2, True)
+    assert done.code == 2
+    assert "--if-exists resume" in done.err
+    assert "--if-exists overwrite" in done.err
     assert (tmp_path / "recs.parquet").read_bytes() == before
     again = run(*arguments, "recs.parquet", "--model", model_dir, "--if-exists", "resume")
     assert (again.code, again.summary["already_complete"]) == (0, True)
@@ -324,6 +328,14 @@ def test_untrained_weights_are_told_loudly(run, log_file):
     done = run("score", log_file, "--user", "101", "--top-k", "1", "--precision", "fp32")
     assert "untrained weights: the ranking means nothing" in " ".join(done.err.split())
     assert done.summary["trained"] is False
+    features = run("features", log_file, "features.parquet")
+    assert (features.code, "ranking" in features.err) == (0, False), "it ranks nothing"
+
+
+def test_help_names_every_exit_code(run):
+    text = " ".join(run("--help").out.split())
+    for code in (0, 1, 2, 3, 4, 5, 6, 75, 99, 130, 143, 141):
+        assert f"{code} " in text[text.index("Exit codes") :], code
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,14 +1,18 @@
-"""The CLI's edge under signals that come in twos."""
+"""Signals at the CLI's edge: in twos, too early, too late."""
 
 from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import pytest
 import typer
 
-from genrec_batch import console, edge
+from genrec_batch import console, edge, ending
 
 
 class Again(logging.Handler):
@@ -30,3 +34,95 @@ def test_a_second_sigterm_does_not_break_the_first():
         console.LOG.removeHandler(again)
         signal.signal(signal.SIGTERM, before)
     assert left.value.exit_code == 143
+
+
+@pytest.fixture(params=[(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def stop(request):
+    number, code = request.param
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield number, code
+    ending.nothing_yet()
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def test_a_signal_while_the_only_output_is_put_in_place_or_later_changes_nothing(stop):
+    done = []
+
+    def work():
+        ending.once_in_place()
+        with ending.placing():
+            signal.raise_signal(stop[0])
+            done.append("placed")
+        signal.raise_signal(stop[0])
+        done.append("said")
+
+    edge.guarded(work, verbose=False)
+    assert done == ["placed", "said"]
+
+
+def test_a_command_that_goes_on_ends_after_the_output_is_in_place(stop):
+    done = []
+
+    def work():
+        with ending.placing():
+            signal.raise_signal(stop[0])
+            done.append("placed")
+        done.append("went on")
+
+    with pytest.raises(typer.Exit) as left:
+        edge.guarded(work, verbose=False)
+    assert (left.value.exit_code, done) == (stop[1], ["placed"])
+
+
+def test_a_signal_after_an_output_that_could_not_be_placed_still_ends_the_run(stop, tmp_path):
+    def work():
+        ending.once_in_place()
+        with suppress(OSError), ending.placing():
+            (tmp_path / "none").rename(tmp_path / "recs")
+        signal.raise_signal(stop[0])
+
+    with pytest.raises(typer.Exit) as left:
+        edge.guarded(work, verbose=False)
+    assert left.value.exit_code == stop[1]
+
+
+@pytest.mark.parametrize("name", ["recs.parquet", "recs"])
+def test_a_run_that_is_stopped_when_its_output_is_there_is_done(stop, log_file, model_dir, tmp_path, name):
+    command = [sys.executable, "-m", "genrec_batch", "score", str(log_file), str(tmp_path / name)]
+    command += ["--model", str(model_dir), "--precision", "fp32", "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / name).exists() and process.poll() is None:
+        time.sleep(0.0005)
+    process.send_signal(stop[0])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert '"status": "ok"' in out
+
+
+def test_a_signal_while_python_ends_does_not_make_a_failure_of_what_is_done(stop):
+    code = f"""if True:
+        import atexit, os, sys
+        from genrec_batch.__main__ import main
+        atexit.register(os.kill, os.getpid(), {int(stop[0])})
+        sys.argv = ["genrec-batch", "layout"]
+        main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line():
+    """Wherever it falls: an exception in a finalizer would be told as a traceback and then forgotten."""
+    code = """if True:
+        import signal, sys
+        from genrec_batch.__main__ import main
+        class Dying:
+            def __del__(self): signal.raise_signal(signal.SIGINT)
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "genrec_batch.cli": Dying()
+        sys.meta_path.insert(0, Finder())
+        sys.argv = ["genrec-batch", "layout"]
+        main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted before anything began\n", "")

@@ -9,11 +9,14 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import duckdb
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch import output, parquet
+from genrec_batch import existing, output, parquet
 from genrec_batch.errors import ConfigError, RetryError
 
 IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
@@ -100,7 +103,7 @@ def test_if_exists_on_a_finished_output(tmp_path, name):
     target = tmp_path / name
     write(target)
     for refused in (None, "error"):
-        with pytest.raises(ConfigError, match="exists; pass --if-exists overwrite"):
+        with pytest.raises(ConfigError, match=r"exists; --if-exists resume .* --if-exists overwrite"):
             write(target, if_exists=refused)
     assert write(target, if_exists="resume").complete
     with pytest.raises(ConfigError, match="of another run"):
@@ -151,7 +154,26 @@ def test_outputs_that_cannot_be(tmp_path, name, message):
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
-        output.check(tmp_path / name, None)
+        existing.check(tmp_path / name, None)
+
+
+def test_a_folder_that_refuses_files_is_found_before_the_work():
+    for name in ("recs.parquet", "recs"):
+        with pytest.raises(ConfigError, match=f"OUTPUT /proc/{name}: "):
+            existing.check(Path("/proc") / name, None)
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    with pytest.raises(ConfigError, match="is a mount point"):
+        existing.check(tmp_path, None)
+
+
+def test_a_link_to_a_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ConfigError, match=f"is a link.*name the folder: {tmp_path / 'real'}"):
+        existing.check(tmp_path / "link", None)
 
 
 def killed(*_):
@@ -242,7 +264,7 @@ def test_what_others_wrote_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize("name", [".", "..", "x" * 300])
 def test_names_that_no_output_can_have(name):
     with pytest.raises(ConfigError, match="not a name that an output can have"):
-        output.check(output.Path(name), None)
+        existing.check(output.Path(name), None)
 
 
 def test_what_a_user_put_into_an_output_is_never_replaced(tmp_path):
@@ -323,7 +345,23 @@ def test_a_kill_while_finishing_keeps_the_fingerprints(tmp_path, monkeypatch, na
         assert again.parts_done == {0, 1, 2}
         again.finish({"of": "this"})
         again.close()
-    assert len(pq.read_table(output.fingerprint_file(target))) == 3
+    assert len(pq.read_table(existing.fingerprint_file(target))) == 3
+
+
+def test_readers_of_a_folder_see_the_parts_alone(tmp_path):
+    """`_fingerprints` is Parquet too, of other columns: no name that readers take for data."""
+    prints = pa.table({"user_id": [1], "fingerprint_0": pa.array([5], pa.uint64())})
+    out = output.open_output(tmp_path / "recs", IDENTITY, None)
+    for number in range(3):
+        out.write(number, rows(number), fingerprints=prints)
+    out.finish({"of": "this"})
+    assert (tmp_path / "recs" / "_fingerprints").exists()
+    place = str(tmp_path / "recs")
+    assert len(pq.read_table(place)) == 6
+    assert len(pd.read_parquet(place)) == 6
+    for pattern in ("*.parquet", "**/*.parquet"):
+        assert len(pl.read_parquet(f"{place}/{pattern}")) == 6
+        assert duckdb.sql(f"select count(*) from '{place}/{pattern}'").fetchall() == [(6,)]  # noqa: S608
 
 
 def test_a_file_that_another_program_wrote_again_is_not_finished(tmp_path):

@@ -47,12 +47,25 @@ def test_batches_of_different_widths_are_joined():
 @pytest.mark.parametrize("flags", [[], ["--decode", "candidates", "--num-candidates", "20"], ["--beam-width", "2"]])
 def test_verify_compares_two_engines_over_a_log(run, log_file, model_dir, flags):
     arguments = ["--model", model_dir, "--engine", "onnxruntime", "--against", "torch", "--sample", 20]
+    arguments += ["--precision", "fp32"]
     done = run("verify", log_file, *arguments, "--max-difference", "0.001", *flags)
     assert done.code == 0, done.err
     assert (done.summary["users"], done.summary["top1_match"]) == (20, 1.0)
     assert done.summary["engine"].startswith("onnxruntime in fp32")
     failed = run("verify", log_file, *arguments, "--max-difference", "0", *flags)
     assert (failed.code, failed.summary["status"], "--max-difference 0.0" in failed.err) == (6, "failed", True)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.1])
+def test_verify_holds_what_score_would_take(run, log_file, model_dir, monkeypatch, least):
+    monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(selection, "LEAST_OVERLAP", least)  # bf16 always passes, or never
+    arguments = ["--model", model_dir, "--engine", "torch", "--device", "cpu"]
+    scored = run("score", log_file, "recs.parquet", *arguments).summary
+    verified = run("verify", log_file, *arguments, "--sample", 20, "--min-topk-overlap", 0).summary
+    assert verified["engine"] == f"torch in {scored['precision']} on cpu"
+    assert scored["precision"] == ("bf16" if least == 0 else "fp32")
+    assert verified["engine_why"] == scored["engine_why"]
 
 
 def test_a_job_that_fails_its_own_check_writes_nothing(run, log_file, model_dir, tmp_path, monkeypatch):

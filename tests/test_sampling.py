@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from genrec_batch import schema
+from genrec_batch import contract, schema
 from genrec_batch.errors import ConfigError, RetryError
 from genrec_batch.sampling import SampleConfig, users_frame, videos_frame, write
 from genrec_batch.sampling.arranging import arranged
@@ -57,7 +57,7 @@ def dirty(tmp_path_factory) -> tuple[pl.DataFrame, dict[str, Any]]:
 def test_log_has_the_contract_types_and_nothing_that_is_ignored(clean):
     reading = schema.read_contract(clean.lazy(), {}, "the log").reading
     assert reading.ignored == ()
-    assert set(clean.columns) <= {*schema.SCORED, *schema.KNOWN}
+    assert set(clean.columns) <= {*contract.SCORED, *contract.KNOWN}
     assert clean.schema["user_id"] == clean.schema["video_id"] == pl.Int64
     assert clean.schema["timestamp"] == pl.Datetime("us", "UTC")
     assert clean.schema["device_type"] == clean.schema["network_type"] == pl.String

@@ -70,6 +70,23 @@ def test_all_faults_come_in_one_error_with_near_names():
     assert "--schema" in said
 
 
+def test_the_first_line_of_an_error_holds_the_fault_and_the_way_out():
+    columns = {"userid": pl.Int64(), "video_id": pl.Int64(), "timestamp": pl.Int64()}
+    with pytest.raises(InputError) as caught:
+        schema.check(columns, "INPUT log.parquet")
+    first, *others = str(caught.value).splitlines()
+    assert first == (
+        "INPUT log.parquet: column 'user_id' is missing. Did you mean 'userid'? "
+        "Use --schema FILE.toml to name or convert columns"
+    )
+    assert others == ["  the file's columns are: userid, video_id, timestamp"]
+    with pytest.raises(InputError) as caught:
+        schema.check({**columns, "is_liked": pl.String()}, "INPUT log.parquet")
+    first, second, _ = str(caught.value).splitlines()
+    assert first.endswith("(and 1 more below)")
+    assert "'is_liked' is String" in second
+
+
 def test_a_log_of_a_known_kind_is_told_by_its_columns():
     names = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "is_like", "is_forward", "is_comment")
     columns = {name: pl.Int64() for name in (*names, "is_follow", "tab", "is_click")}

@@ -121,10 +121,9 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = No
     spans: list[Span | None] = []
     nulls = dict.fromkeys(REQUIRED, 0)
     usable, last_us, by_time, before_us = 0, 0, True, 0
+    look = partial(_look, log, as_of_us, compiled, users, videos)
     with console.progress("reading", log.rows, "rows") as advance:
-        looks = flow.ordered(
-            partial(_look, log, as_of_us, compiled), range(len(log.pieces)), workers=workers, name="survey"
-        )
+        looks = flow.ordered(look, range(len(log.pieces)), workers=workers, name="survey")
         for piece, seen in zip(log.pieces, looks, strict=True):
             users.add(seen.users)
             videos.add(seen.videos)
@@ -151,7 +150,7 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = No
     )
 
 
-def _look(log: EventLog, as_of_us: int | None, compiled: Any, number: int) -> Looked:
+def _look(log: EventLog, as_of_us: int | None, compiled: Any, users: Counter, videos: Counter, number: int) -> Looked:
     frame = log.required(number)
     nulls = {name: frame[name].null_count() for name in REQUIRED}
     usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
@@ -159,8 +158,8 @@ def _look(log: EventLog, as_of_us: int | None, compiled: Any, number: int) -> Lo
     if as_of_us is not None and len(usable):
         counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
     return Looked(
-        users=count(counted["user_id"], compiled),
-        videos=count(counted["video_id"], compiled),
+        users=count(counted["user_id"], compiled, users.tallies),
+        videos=count(counted["video_id"], compiled, videos.tallies),
         nulls=nulls,
         usable=len(usable),
         times=_times(usable["timestamp"].dt.epoch("us"), compiled) if len(usable) else None,

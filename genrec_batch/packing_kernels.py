@@ -34,7 +34,7 @@ def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
 
 
 @kernel()
-def tally(value_R: I64, least: int, counts: I64) -> None:
+def tally(value_R: I64, least: int, counts: I32) -> None:
     """Add to `counts` how often each value stands there, from `least` on."""
     for row in range(len(value_R)):
         counts[U(value_R[row] - least)] += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,8 @@ TWINS = pytest.mark.parametrize("compiled", [False, True])
 def counted(pieces, kind, compiled=False):
     counter = Counter("user_id")
     for piece in pieces:
-        counter.add(counting.count(pl.Series(piece, dtype=kind), ordering.kernels() if compiled else None))
+        ids = pl.Series(piece, dtype=kind)
+        counter.add(counting.count(ids, ordering.kernels() if compiled else None, counter.tallies))
     return counter.frame()
 
 
@@ -56,6 +59,51 @@ def test_many_pieces_are_merged_while_they_come(monkeypatch):
     monkeypatch.setattr(counting, "MERGED_ROWS", 10)
     pieces = [[f"{i}-{j % 7}" for j in range(20)] for i in (1, 2) for _ in range(30)]
     assert counted(pieces, pl.String)["count"].sum() == 1200
+
+
+def pieces_of_many_users(pieces):
+    """Return pieces of a log of a million users in any order: each piece meets few of them, from end to end."""
+    random = np.random.default_rng(7)
+    return [pl.Series(random.integers(10_000, 1_010_000, 5_000)) for _ in range(pieces)]
+
+
+def test_pieces_of_a_log_of_many_users_in_any_order_bring_no_array_each():
+    pieces, counter = pieces_of_many_users(40), Counter("user_id")
+
+    def look(ids):
+        return counting.count(ids, ordering.kernels(), counter.tallies)
+
+    with ThreadPoolExecutor(4) as pool:
+        looks = list(pool.map(look, pieces))
+    assert all(looked.counts_R is None and looked.frame is None for looked in looks)
+    assert [looked.span for looked in looks] == [(ids.min(), ids.max()) for ids in pieces]
+    for looked in looks:
+        counter.add(looked)
+    tallies = counter.tallies.drain()
+    assert len(tallies) <= 4  # one a thread
+    assert sum(int(tally.counts_R.sum()) for tally in tallies) == 40 * 5_000
+
+
+def test_many_users_are_counted_as_without_shared_tallies(monkeypatch):
+    pieces, counter = pieces_of_many_users(40), Counter("user_id")
+    monkeypatch.setattr(counting, "MOST_ROWS", 30_000)  # an array is full after six pieces, the others bring their own
+    with ThreadPoolExecutor(4) as pool:
+        for looked in pool.map(lambda ids: counting.count(ids, ordering.kernels(), counter.tallies), pieces):
+            counter.add(looked)
+    plain = Counter("user_id")
+    for ids in pieces:
+        plain.add(counting.count(ids))
+    assert counter.frame().equals(plain.frame())
+
+
+def test_ids_that_rise_from_piece_to_piece_are_all_counted_in_few_arrays():
+    pieces = [pl.Series(range(first, first + 5_000_000, 100_000)) for first in range(0, 150_000_000, 5_000_000)]
+    counter, made = Counter("user_id"), []
+    for ids in pieces:
+        counter.add(counting.count(ids, ordering.kernels(), counter.tallies))
+        made.append(len(counter.tallies))
+    assert max(made) == 1  # one thread, one array
+    assert list(counter.frame().iter_rows()) == [(i, 1) for i in range(0, 150_000_000, 100_000)]
 
 
 @TWINS

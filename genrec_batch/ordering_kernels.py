@@ -32,6 +32,8 @@ __all__ = [
     "slot_of", "tally",
 ]  # fmt: skip
 
+AT_ONCE = 1024  # rows of which every field in turn is written: they stay in a core's own cache
+NEAR, FAR = 8, 16  # neighbours on each side that a key is compared with
 RUN = 32  # keys that are ranked by comparing each with each, which vectorizes
 LOW_HALF = np.uint64(0xFFFFFFFF)
 WORD, HALF, BYTE, FLOAT = range(4)  # how a field is moved: as it is, or float32 into float64
@@ -85,141 +87,148 @@ def newest(
     bits = 0
     while 1 << bits < most:
         bits += 1
-    keys, other, places = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(4 << bits, np.int32)
-    as_they_stand = np.arange(most)
-    out = 0
+    keys, order, places = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(1 << bits, np.int32)
+    near = np.full(FAR + most + FAR, -1, np.int64)  # what stands before the first key is smaller
+    chosen = np.empty(AT_ONCE + most, np.int64)  # rows whose fields are not written yet
+    waiting = written = 0
     for user in range(len(offsets_N1) - 1):
         begin, count = offsets_N1[user], offsets_N1[user + 1] - offsets_N1[user]
-        first, last, rises = _span(words_RW, time_word, begin, count)
-        order = as_they_stand
-        if not rises:
-            order = _by_time(words_RW, time_word, begin, count, first, last, bits, keys, other, places)
+        if not count:
+            continue
+        _order(words_RW, time_word, begin, count, bits, keys, order, near, places)
         if len(video_R):
             half = begin * width * 2 + video_half
             for i in range(count):
-                video_R[begin + i] = np.int32(halves[U(half + order[i] * width * 2)])
+                video_R[U(begin + i)] = np.int32(halves[U(half + order[U(i)] * width * 2)])
         kept = min(count, keep)
-        for column in range(len(kind_C)):
-            _field(
-                kind_C[column], address_C[column], words_RW, words, halves, floats, octets,
-                start_C[column], begin, order, count - kept, kept, out,
-            )  # fmt: skip
-        out += kept
+        for i in range(count - kept, count):
+            chosen[U(waiting)] = begin + order[U(i)]
+            waiting += 1
+        if waiting >= AT_ONCE:
+            _write(chosen, waiting, written, width * 8, words, halves, floats, octets, kind_C, start_C, address_C)
+            written, waiting = written + waiting, 0
+    _write(chosen, waiting, written, width * 8, words, halves, floats, octets, kind_C, start_C, address_C)
 
 
 @kernel()
-def _field(
-    kind: int, address: int, words_RW: Words, words: Words, halves: Any, floats: Any, octets: Any,
-    start: int, begin: int, order: I64, oldest: int, kept: int, out: int,
+def _write(
+    chosen: I64, rows: int, out: int, width: int, words: Words, halves: Any, floats: Any, octets: Any,
+    kind_C: I64, start_C: I64, address_C: I64,
 ) -> None:  # fmt: skip
-    """Write the field at byte `start` of rows `begin` + order[oldest : oldest + kept] to an array, from `out` on."""
-    width, pointer, oldest_out = words_RW.shape[1] * 8, pointer_to(address), U(out)
-    at = begin * width + start
-    if kind == WORD:
-        to_words = array_at(pointer, out + kept, np.uint64)
-        for i in range(kept):
-            to_words[oldest_out + U(i)] = words[U((at + order[oldest + i] * width) >> 3)]
-    elif kind == HALF:
-        to_halves = array_at(pointer, out + kept, np.uint32)
-        for i in range(kept):
-            to_halves[oldest_out + U(i)] = halves[U((at + order[oldest + i] * width) >> 2)]
-    elif kind == FLOAT:
-        to_floats = array_at(pointer, out + kept, np.float64)
-        for i in range(kept):
-            to_floats[oldest_out + U(i)] = floats[U((at + order[oldest + i] * width) >> 2)]
-    else:
-        to_octets = array_at(pointer, out + kept, np.int8)
-        for i in range(kept):
-            to_octets[oldest_out + U(i)] = octets[U(at + order[oldest + i] * width)]
+    """Write the fields of the first `rows` rows chosen, of `width` bytes each, to the columns, from `out` on."""
+    for column in range(len(kind_C)):
+        kind, start, pointer = kind_C[column], start_C[column], pointer_to(address_C[column])
+        if kind == WORD:
+            to_words = array_at(pointer, out + rows, np.uint64)
+            for i in range(rows):
+                to_words[U(out + i)] = words[U((chosen[U(i)] * width + start) >> 3)]
+        elif kind == HALF:
+            to_halves = array_at(pointer, out + rows, np.uint32)
+            for i in range(rows):
+                to_halves[U(out + i)] = halves[U((chosen[U(i)] * width + start) >> 2)]
+        elif kind == FLOAT:
+            to_floats = array_at(pointer, out + rows, np.float64)
+            for i in range(rows):
+                to_floats[U(out + i)] = floats[U((chosen[U(i)] * width + start) >> 2)]
+        else:
+            to_octets = array_at(pointer, out + rows, np.int8)
+            for i in range(rows):
+                to_octets[U(out + i)] = octets[U(chosen[U(i)] * width + start)]
 
 
-@kernel()
-def _by_time(
-    words_RW: Words, time_word: int, begin: int, count: int, first: int, last: int, bits: int, keys: I64, other: I64,
-    places: I32,
-) -> I64:  # fmt: skip
-    """Return the places of a user's `count` rows in time order, equal times as they stand, in one of the two arrays."""
-    if (last - first) >> (62 - bits) == 0:  # time and place fit one number
-        for i in range(count):
-            keys[i] = (np.int64(words_RW[begin + i, time_word]) - first) << bits | i
-        ordered = (
-            _sort(keys, other, count)
-            if count <= RUN
-            else _spread(keys, other, places, count, (last - first + 1) << bits)
-        )
-        for i in range(count):
-            ordered[i] &= (1 << bits) - 1
-        return ordered
+@kernel(inline=True)
+def _order(
+    words_RW: Words, time_word: int, begin: int, count: int, bits: int, keys: I64, order: I64, near: I64, places: I32
+) -> None:
+    """Fill `order` with the places of a user's `count` rows in time order, equal times as they stand."""
+    first = last = before = np.int64(words_RW[U(begin), U(time_word)])
+    falls = 0
     for i in range(count):
-        keys[i] = words_RW[begin + i, time_word]
-    other[:count] = np.argsort(keys[:count], kind="mergesort")
-    return other
-
-
-@kernel()
-def _span(words_RW: Words, time_word: int, start: int, count: int) -> tuple[Any, Any, bool]:
-    """Return the smallest and largest time of some rows, and whether times never fall."""
-    first = last = before = np.int64(words_RW[start, time_word]) if count else np.int64(0)
-    rises = True
-    for i in range(start + 1, start + count):
-        time = np.int64(words_RW[i, time_word])
-        if time < before:
-            rises = False
+        time = np.int64(words_RW[U(begin + i), U(time_word)])
+        keys[U(i)] = time
+        falls |= time < before
         first, last, before = min(first, time), max(last, time), time
-    return first, last, rises
+    if not falls:
+        for i in range(count):
+            order[U(i)] = i
+    elif (last - first) >> (62 - bits) == 0:  # time and place fit one number
+        for i in range(count):
+            keys[U(i)] = (keys[U(i)] - first) << bits | i
+        if not _spread(keys, order, near, places, count, (last - first + 1) << bits):
+            _sort(keys, order, count)
+        for i in range(count):
+            order[U(i)] &= (1 << bits) - 1
+    else:
+        _far_apart(keys, order, count)
 
 
 @kernel()
-def _spread(keys: I64, other: I64, places: I32, count: int, top: int) -> I64:
-    """Sort distinct keys from 0 to below `top`; the result is in one of the two arrays.
+def _far_apart(times: I64, order: I64, count: int) -> None:
+    """Fill `order` where times span more than a key holds beside a place."""
+    order[:count] = np.argsort(times[:count], kind="mergesort")
 
-    Keys are counted into 2 to 4 times as many equal spans as there are keys, which puts times that lie evenly nearly in
-    order; the rest is insertion. Where that moves more than it may, the keys are merged instead.
+
+@kernel(inline=True)
+def _spread(keys: I64, sorted_: I64, near: I64, places: I32, count: int, top: int) -> bool:
+    """Sort distinct keys from 0 to below `top`, where they lie evenly enough; False, and no key has moved, where not.
+
+    Keys are counted into equal spans, of one or two keys each if times lie evenly. A key's rank is then the places
+    before its span and how many of its neighbours are smaller, which needs no branch.
     """
-    spans, shift = 2, 0
-    while spans < 2 * count:
+    spans, shift = 1, 0
+    while 2 * spans < count:
         spans *= 2
     for step in (32, 16, 8, 4, 2, 1):
         if top >> (shift + step) >= spans:
             shift += step
     if top >> shift >= spans:
         shift += 1
-    places[:spans] = 0
-    for i in range(count):
-        places[U(keys[i] >> shift)] += 1
-    before = 0
     for span in range(spans):
-        here = places[span]
-        places[span] = before
-        before += here
+        places[U(span)] = 0
     for i in range(count):
-        mine = U(keys[i] >> shift)
-        other[U(places[mine])] = keys[i]
+        places[U(keys[U(i)] >> shift)] += 1
+    before = most = 0
+    for span in range(spans):
+        here = places[U(span)]
+        places[U(span)] = before
+        before += here
+        most = max(most, here)
+    if most > FAR:
+        return False
+    for i in range(count):
+        mine = U(keys[U(i)] >> shift)
+        near[U(places[mine] + FAR)] = keys[U(i)]
         places[mine] += 1
-    moves = 0
-    for i in range(1, count):
-        key, j = other[i], i - 1
-        while j >= 0 and other[j] > key:
-            other[j + 1] = other[j]
-            j -= 1
-        other[j + 1] = key
-        moves += i - 1 - j
-        if moves > 4 * count:
-            return _sort(keys, other, count)
-    return other
+    for i in range(FAR):
+        near[U(FAR + count + i)] = top
+    if most <= NEAR:
+        for i in range(count):
+            rank = i - NEAR
+            for j in range(2 * NEAR):
+                rank += near[U(FAR - NEAR + i + j)] < near[U(FAR + i)]
+            keys[U(i)] = rank
+    else:
+        for i in range(count):
+            rank = i - FAR
+            for j in range(2 * FAR):
+                rank += near[U(i + j)] < near[U(FAR + i)]
+            keys[U(i)] = rank
+    for i in range(count):
+        sorted_[U(keys[U(i)])] = near[U(FAR + i)]
+    return True
 
 
 @kernel()
-def _sort(keys: I64, other: I64, count: int) -> I64:
-    """Sort distinct keys; the result is in one of the two arrays. Runs are ranked, then merged, without a branch."""
+def _sort(keys: I64, sorted_: I64, count: int) -> None:
+    """Sort distinct keys. Runs are ranked, then merged, without a branch."""
     for begin in range(0, count, RUN):
         end = min(begin + RUN, count)
         for i in range(begin, end):
             smaller, own = 0, keys[i]
             for j in range(begin, end):
                 smaller += keys[j] < own
-            other[begin + smaller] = own
-    source, target, size = other, keys, RUN
+            sorted_[U(begin + smaller)] = own
+    source, target, size, swapped = sorted_, keys, RUN, False
     while size < count:
         for begin in range(0, count, 2 * size):
             middle, end = min(begin + size, count), min(begin + 2 * size, count)
@@ -237,9 +246,10 @@ def _sort(keys: I64, other: I64, count: int) -> I64:
             while right < end:
                 target[i] = source[right]
                 right, i = right + 1, i + 1
-        source, target = target, source
+        source, target, swapped = target, source, not swapped
         size *= 2
-    return source
+    if swapped:
+        sorted_[:count] = source[:count]
 
 
 @kernel()

@@ -7,7 +7,7 @@ precision of the log: Float32 where the log's type fits it, else Float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -55,35 +55,54 @@ class RecordType:
         self, frame: pl.DataFrame, user_R: I32, video_R: I32, place_R: I32 | None = None, compiled: Any = None
     ) -> Records:
         """Return the frame's rows as records: in their order, or row r at `place_R[r]`; places are each number once."""
-        arrays = {"user": user_R, "video": video_R, "time_us": frame["timestamp"].dt.epoch("us").to_numpy()}
-        arrays |= {name: _coded(frame[name], self.kind[name], compiled) for name in self.columns}
-        if compiled is not None:
-            return self._packed(arrays, place_R, len(frame), compiled)
         records = np.empty(len(frame), self.kind)
+        if compiled is not None:
+            for start, part in _parts(frame):
+                rows = slice(start, start + len(part))
+                places = np.arange(start, rows.stop, dtype=np.int32) if place_R is None else place_R[rows]
+                self._pack(self._arrays(part, user_R[rows], video_R[rows], compiled), places, records, compiled)
+            return records
+        arrays = self._arrays(frame, user_R, video_R, None)
         for start in range(0, len(frame), AT_ONCE):
-            part = records[start : start + AT_ONCE]
+            block = records[start : start + AT_ONCE]
             for name, array in arrays.items():
-                part[name] = array[start : start + AT_ONCE]
+                block[name] = array[start : start + AT_ONCE]
         if place_R is None:
             return records
         placed = np.empty_like(records)
         placed[place_R] = records
         return placed
 
-    def _packed(self, arrays: dict[str, npt.NDArray[Any]], place_R: I32 | None, rows: int, compiled: Any) -> Records:
-        """Do what `pack` does in one call that holds no lock."""
-        records = np.empty(rows, self.kind)
+    def _arrays(self, frame: pl.DataFrame, user_R: I32, video_R: I32, compiled: Any) -> dict[str, npt.NDArray[Any]]:
+        """Return what goes into each field of the frame's rows."""
+        arrays = {"user": user_R, "video": video_R, "time_us": frame["timestamp"].cast(pl.Int64).to_numpy()}
+        return arrays | {name: _coded(frame[name], self.kind[name], compiled) for name in self.columns}
+
+    def _pack(self, arrays: dict[str, npt.NDArray[Any]], place_R: I32, records: Records, compiled: Any) -> None:
+        """Put rows into their places among the records, in one call that holds no lock."""
         held = {name: np.ascontiguousarray(array, self.kind[name]) for name, array in arrays.items()}
         compiled.pack(
             np.array([address(array) for array in held.values()]),
             np.array([array.itemsize for array in held.values()]),
             np.array([field_start(self.kind, name) for name in held]),
-            np.arange(rows, dtype=np.int32) if place_R is None else place_R,
+            self.kind.itemsize,
+            place_R,
             records.view(np.uint64),
             records.view(np.uint32),
             records.view(np.uint8),
         )
-        return records
+
+
+def _parts(frame: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Yield the first row and the rows of each part of a frame whose columns lie in one array each."""
+    lengths = {tuple(column.chunk_lengths()) for column in frame}
+    if len(lengths) != 1:
+        frame = frame.rechunk()
+        lengths = {(len(frame),)}
+    start = 0
+    for rows in lengths.pop():
+        yield start, frame.slice(start, rows)
+        start += rows
 
 
 def address(array: npt.NDArray[Any]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,14 +59,16 @@ class Tallies:
     def __len__(self) -> int:
         return len(self._free)
 
-    def add(self, values: I64, low: int, high: int, compiled: Any) -> bool:
+    def add(self, parts: list[I64], low: int, high: int, compiled: Any) -> bool:
         """Count ids from `low` to `high`, which are narrow; False, and nothing is counted, where no array can."""
         with self._lock:
             tally = self._free.pop() if self._free else Tally(first=low, last=low, counts_R=np.zeros(1, np.int32))
-        fits = _make_place(tally, low, high, len(values))
+        rows = sum(map(len, parts))
+        fits = _make_place(tally, low, high, rows)
         if fits:
-            compiled.tally(values, tally.first, tally.counts_R)
-            tally.rows += len(values)
+            for part in parts:
+                compiled.tally(part, tally.first, tally.counts_R)
+            tally.rows += rows
         with self._lock:
             self._free.append(tally)
         return fits
@@ -95,20 +98,33 @@ def _grown(counts_R: npt.NDArray[Any], old: int, first: int, last: int) -> npt.N
     return grown_R
 
 
+def chunks(values: pl.Series) -> list[I64]:
+    """Return a column of 64-bit numbers without nulls as the arrays in which it lies, not copied."""
+    return [chunk.to_numpy() for chunk in values.get_chunks() if len(chunk)]
+
+
+def extent(parts: list[I64], compiled: Any) -> tuple[int, int, bool]:
+    """Return the smallest and largest of some numbers, and whether none is smaller than the one before."""
+    found = [compiled.extent(part) for part in parts]
+    rises = all(each for _, _, each in found) and all(a[-1] <= b[0] for a, b in pairwise(parts))
+    return int(min(low for low, _, _ in found)), int(max(high for _, high, _ in found)), rises
+
+
 def count(ids: pl.Series, compiled: Any = None, tallies: Tallies | None = None) -> Counted:
     """Count the ids of one piece; none of them is null. Threads may count pieces at the same time.
 
     `compiled` is what `ordering.for_job` returns; ids that lie far apart are counted in `tallies` where there are any.
     """
     if compiled is not None and ids.dtype == pl.Int64 and len(ids):
-        values = ids.to_numpy()
-        low, high, _ = map(int, compiled.extent(values))
+        parts = chunks(ids)
+        low, high, _ = extent(parts, compiled)
         if high - low < NARROW:
-            spread = (high - low) * SPREAD > len(values)
-            if spread and tallies is not None and tallies.add(values, low, high, compiled):
+            spread = (high - low) * SPREAD > len(ids)
+            if spread and tallies is not None and tallies.add(parts, low, high, compiled):
                 return Counted(kind=ids.dtype, span=(low, high))
             counts_R = np.zeros(high - low + 1, np.int32)
-            compiled.tally(values, low, counts_R)
+            for part in parts:
+                compiled.tally(part, low, counts_R)
             return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
     elif ids.dtype.is_integer() and len(ids):
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
@@ -219,7 +235,7 @@ class Index:
         """
         if compiled is not None and self._rows_R is not None and ids.dtype == self._ids.dtype == pl.Int64:
             found_R = np.empty(len(ids), np.int32)
-            if not ids.null_count() and compiled.look_up(ids.to_numpy(), self._first, self._rows_R, found_R):
+            if not ids.null_count() and self._look_up(chunks(ids), found_R, compiled):
                 return found_R
         if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
             low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
@@ -230,3 +246,12 @@ class Index:
         joined = asked.join(known, on="id", how="left", maintain_order="left")
         found: I32 = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
         return found
+
+    def _look_up(self, parts: list[I64], found_R: I32, compiled: Any) -> bool:
+        """Fill `found_R`; False where an id lies beyond the table."""
+        start = 0
+        for part in parts:
+            if not compiled.look_up(part, self._first, self._rows_R, found_R[start : start + len(part)]):
+                return False
+            start += len(part)
+        return True

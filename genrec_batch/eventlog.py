@@ -16,7 +16,7 @@ import polars as pl
 
 from genrec_batch import console, flow, schema
 from genrec_batch.contract import REQUIRED
-from genrec_batch.counting import Counted, Counter, Span, count
+from genrec_batch.counting import Counted, Counter, Span, chunks, count, extent
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
 
@@ -162,15 +162,14 @@ def _look(log: EventLog, as_of_us: int | None, compiled: Any, users: Counter, vi
         videos=count(counted["video_id"], compiled, videos.tallies),
         nulls=nulls,
         usable=len(usable),
-        times=_times(usable["timestamp"].dt.epoch("us"), compiled) if len(usable) else None,
+        times=_times(usable["timestamp"].cast(pl.Int64), compiled) if len(usable) else None,
     )
 
 
 def _times(time_us: pl.Series, compiled: Any) -> tuple[int, int, int, int, bool]:
     """Return the first and last time, the least and the largest, and whether none falls."""
     if compiled is not None:
-        least, largest, rises = compiled.extent(time_us.to_numpy())
-        return time_us[0], time_us[-1], int(least), int(largest), bool(rises)
+        return time_us[0], time_us[-1], *extent(chunks(time_us), compiled)
     return time_us[0], time_us[-1], time_us.min(), time_us.max(), time_us.is_sorted()  # type: ignore[return-value]
 
 

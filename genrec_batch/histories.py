@@ -70,13 +70,13 @@ def order(
     if not counted:
         raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
     video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
-    tokens_E = videos.token_V.take(video_E)
+    tokens_E = ordering.entries(videos.token_V, video_E, compiled)
     return Histories(
         offsets_N1=offsets_N1,
         time_us_E=arrays["time_us"],
         tokens_E=tokens_E,
         video_code_E=video_E,
-        video_row_E=videos.row_V.take(video_E),
+        video_row_E=ordering.entries(videos.row_V, video_E, compiled),
         session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
         numbers=_of("number", arrays),
         flags=_of("flag", arrays),
@@ -85,7 +85,7 @@ def order(
         user_row_N=user_row_N,
         seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
         if video_R is None
-        else _seen(video_R, total_N, videos.token_V, seen_limit),
+        else _seen(video_R, total_N, videos.token_V, seen_limit, compiled),
         as_of_us=as_of_us,
     )
 
@@ -121,10 +121,10 @@ def _offsets(lengths_N: I64) -> I64:
     return offsets_N1
 
 
-def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int) -> Ragged:
+def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int, compiled: Any) -> Ragged:
     """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
     busy = np.flatnonzero(total_N > limit)
-    values = token_V.take(video_R)
+    values = ordering.entries(token_V, video_R, compiled)
     if not len(busy):
         return Ragged(offsets_N1=_offsets(total_N), values=values)
     begins, counts = (np.cumsum(total_N) - total_N)[busy], total_N[busy]
@@ -133,12 +133,10 @@ def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int) -> Ragged:
     keys = _newest_distinct(user_R << 32 | video_R[places], limit)
     lengths_N = total_N.copy()
     lengths_N[busy] = np.bincount(keys >> 32, minlength=len(total_N))[busy]
-    left_N, kept_R = np.repeat(begins, lengths_N[busy]), np.ones(len(values), np.bool_)
-    kept_R[places] = False
-    first = left_N + np.arange(len(keys)) - np.repeat(np.cumsum(lengths_N[busy]) - lengths_N[busy], lengths_N[busy])
-    kept_R[first] = True  # as many of the user's places as are needed
-    values[first] = token_V.take(keys & 0xFFFFFFFF)
-    return Ragged(offsets_N1=_offsets(lengths_N), values=values[kept_R])
+    firsts = np.cumsum(lengths_N[busy]) - lengths_N[busy]
+    values[np.arange(len(keys)) + np.repeat(begins - firsts, lengths_N[busy])] = token_V.take(keys & 0xFFFFFFFF)
+    left = zip([0, *(begins + counts)], [*(begins + lengths_N[busy]), len(values)], strict=True)
+    return Ragged(offsets_N1=_offsets(lengths_N), values=np.concatenate([values[start:stop] for start, stop in left]))
 
 
 def _newest_distinct(key_R: I64, limit: int) -> I64:

@@ -61,6 +61,15 @@ def places_by_bucket(
     return place_R, np.bincount(bucket_R, minlength=buckets)
 
 
+def entries(table: I32, place_R: I32, compiled: Any = None) -> I32:
+    """Return the table's entries at some places, all of which it has, [R]."""
+    if compiled is None:
+        return table.take(place_R)
+    found_R = np.empty(len(place_R), np.int32)
+    compiled.take(table, place_R, found_R)
+    return found_R
+
+
 def newest(
     held: Sequence[Records],
     kind: np.dtype[Any],

@@ -24,12 +24,13 @@ from genrec_batch.packing_kernels import (
     pack,
     places_by_bucket,
     slot_of,
+    take,
     tally,
 )
 
 __all__ = [
     "SLOT_BITS", "codes", "extent", "group_by_user", "look_up", "multiply_add", "newest", "pack", "places_by_bucket",
-    "slot_of", "tally",
+    "slot_of", "take", "tally",
 ]  # fmt: skip
 
 AT_ONCE = 1024  # rows of which every field in turn is written: they stay in a core's own cache
@@ -175,30 +176,35 @@ def _spread(keys: I64, sorted_: I64, near: I64, places: I32, count: int, top: in
     Keys are counted into equal spans, of one or two keys each if times lie evenly. A key's rank is then the places
     before its span and how many of its neighbours are smaller, which needs no branch.
     """
-    spans, shift = 1, 0
-    while 2 * spans < count:
-        spans *= 2
-    for step in (32, 16, 8, 4, 2, 1):
-        if top >> (shift + step) >= spans:
-            shift += step
-    if top >> shift >= spans:
-        shift += 1
-    for span in range(spans):
-        places[U(span)] = 0
-    for i in range(count):
-        places[U(keys[U(i)] >> shift)] += 1
-    before = most = 0
-    for span in range(spans):
-        here = places[U(span)]
-        places[U(span)] = before
-        before += here
-        most = max(most, here)
-    if most > FAR:
-        return False
-    for i in range(count):
-        mine = U(keys[U(i)] >> shift)
-        near[U(places[mine] + FAR)] = keys[U(i)]
-        places[mine] += 1
+    most = count
+    if count <= FAR:
+        for i in range(count):
+            near[U(FAR + i)] = keys[U(i)]
+    else:
+        spans, shift = 1, 0
+        while 2 * spans < count:
+            spans *= 2
+        for step in (32, 16, 8, 4, 2, 1):
+            if top >> (shift + step) >= spans:
+                shift += step
+        if top >> shift >= spans:
+            shift += 1
+        for span in range(spans):
+            places[U(span)] = 0
+        for i in range(count):
+            places[U(keys[U(i)] >> shift)] += 1
+        before = most = 0
+        for span in range(spans):
+            here = places[U(span)]
+            places[U(span)] = before
+            before += here
+            most = max(most, here)
+        if most > FAR:
+            return False
+        for i in range(count):
+            mine = U(keys[U(i)] >> shift)
+            near[U(places[mine] + FAR)] = keys[U(i)]
+            places[mine] += 1
     for i in range(FAR):
         near[U(FAR + count + i)] = top
     if most <= NEAR:

@@ -26,10 +26,12 @@ def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
     """Return the smallest and largest value of at least one, and whether none is smaller than the one before."""
     least = largest = value_R[0]
     falls = 0
-    for row in range(len(value_R)):
-        least, largest = min(least, value_R[row]), max(largest, value_R[row])
-    for row in range(1, len(value_R)):
-        falls += value_R[row] < value_R[row - 1]
+    for begin in range(0, len(value_R), AT_ONCE):
+        end = min(begin + AT_ONCE, len(value_R))
+        for row in range(begin, end):
+            least, largest = min(least, value_R[U(row)]), max(largest, value_R[U(row)])
+        for row in range(max(1, begin), end):
+            falls += value_R[U(row)] < value_R[U(row - 1)]
     return least, largest, falls == 0
 
 
@@ -37,7 +39,7 @@ def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
 def tally(value_R: I64, least: int, counts: I32) -> None:
     """Add to `counts` how often each value stands there, from `least` on."""
     for row in range(len(value_R)):
-        counts[U(value_R[row] - least)] += 1
+        counts[U(value_R[U(row)] - least)] += 1
 
 
 @kernel()
@@ -45,11 +47,18 @@ def look_up(value_R: I64, least: int, table: I32, found_R: I32) -> bool:
     """Fill `found_R` with the table's entries of values; the first is that of `least`. False where a value has none."""
     outside = 0
     for row in range(len(value_R)):
-        place = U(value_R[row] - least)
+        place = U(value_R[U(row)] - least)
         inside = place < U(len(table))
         outside += not inside
-        found_R[row] = table[place if inside else U(0)]
+        found_R[U(row)] = table[place if inside else U(0)]
     return outside == 0
+
+
+@kernel()
+def take(table: I32, place_R: I32, out_R: I32) -> None:
+    """Fill `out_R` with the table's entries at some places; each of them is in the table."""
+    for row in range(len(place_R)):
+        out_R[U(row)] = table[U(place_R[U(row)])]
 
 
 @kernel()
@@ -87,15 +96,15 @@ def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], bucket
 
 
 @kernel()
-def pack(address_C: I64, size_C: I64, start_C: I64, place_R: I32, words: Words, halves: Any, octets: Any) -> None:
+def pack(
+    address_C: I64, size_C: I64, start_C: I64, width: int, place_R: I32, words: Words, halves: Any, octets: Any
+) -> None:
     """Put row r of every column into record place_R[r], at byte start_C[c] of it.
 
-    `words`, `halves` and `octets` are the records as flat arrays of 8, 4 and 1 bytes; columns have items of size_C.
+    `words`, `halves` and `octets` are the records of `width` bytes as flat arrays of 8, 4 and 1 bytes; columns have
+    items of size_C.
     """
     rows = len(place_R)
-    if not rows:
-        return
-    width = len(octets) // rows
     for begin in range(0, rows, AT_ONCE):
         end = min(begin + AT_ONCE, rows)
         for column in range(len(address_C)):

@@ -87,6 +87,7 @@ class RecordType:
             np.array([field_start(self.kind, name) for name in held]),
             self.kind.itemsize,
             place_R,
+            address(records),
             records.view(np.uint64),
             records.view(np.uint32),
             records.view(np.uint8),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -85,3 +86,22 @@ def _to_pointer(_typing: Any, address: Any) -> Any:
 
 pointer_to: Any = intrinsic(_to_pointer)
 array_at: Any = numba.carray  # type: ignore[attr-defined]
+
+
+def _will_write(_typing: Any, address: Any) -> Any:
+    """Have the line of memory at an address brought to the core before it is written."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        place = builder.inttoptr(arguments[0], cgutils.voidptr_t)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        name = "llvm.prefetch.p0" if place.type.is_opaque else "llvm.prefetch.p0i8"
+        declared: Any = cgutils.get_or_insert_function
+        function = declared(builder.module, kind, name)
+        builder.call(function, [place, *(ir.Constant(number, x) for x in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return numba.types.void(address), codegen
+
+
+will_write: Any = intrinsic(_will_write)

@@ -21,6 +21,7 @@ from genrec_batch.blocks import Records, address, columns, field_start, joined
 from genrec_batch.console import LOG
 
 COMPILED_FROM = 4_000_000  # rows of a log from which loading compiled code pays
+CELL_BYTES = 1 << 20  # of records that are put in order together: half of a core's own cache
 DIGIT = 1 << 16  # NumPy sorts 16-bit integers by counting, in one pass
 
 
@@ -70,6 +71,15 @@ def entries(table: I32, place_R: I32, compiled: Any = None) -> I32:
     return found_R
 
 
+def cells(total_N: I64, kind: np.dtype[Any]) -> I64:
+    """Cut neighbouring users with so many records each into cells that are put in order in a core's own cache.
+
+    Returns: the first user of each cell, and the end, [cells + 1].
+    """
+    cell_N = (np.cumsum(total_N) - total_N) * kind.itemsize // CELL_BYTES
+    return np.concatenate([[0], np.flatnonzero(np.diff(cell_N)) + 1, [len(total_N)]])
+
+
 def newest(
     held: Sequence[Records],
     kind: np.dtype[Any],
@@ -84,7 +94,8 @@ def newest(
     """Write each user's newest `keep` records by (time, input order), oldest first, as columns.
 
     Args:
-        held: all records of users `start`.. in input order, in blocks.
+        held: all records of users `start`.., each user's in input order, in blocks. Compiled code is faster where each
+            block stands by the users' `cells`.
         kind: what a record holds.
         start: the first user.
         total_N: records of each user.
@@ -93,7 +104,7 @@ def newest(
         video_R: is filled with `video` of every record, kept or not, in the same order.
         compiled: what `for_job` returned.
 
-    Returns: False where the records are others than so many of each user; nothing is filled then.
+    Returns: False where the records are others than so many of each user; what is filled then means nothing.
     """
     if sum(map(len, held)) != int(total_N.sum()):
         return False
@@ -120,27 +131,27 @@ def _newest_compiled(
     compiled: Any,
 ) -> bool:
     offsets_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(total_N)])
-    by_user, places = np.empty(int(offsets_N1[-1]), kind), offsets_N1[:-1].copy()
-    for block in held:
-        if not compiled.group_by_user(_words(block), _word(kind, "user"), start, offsets_N1, places, _words(by_user)):
-            return False
-    compiled.newest(
-        _words(by_user),
-        by_user.view(np.uint64),
-        by_user.view(np.uint32),
-        by_user.view(np.float32),
-        by_user.view(np.int8),
-        _word(kind, "time_us"),
-        offsets_N1,
-        int(total_N.max(initial=0)),
-        keep,
-        np.array([_way(kind[name], target.dtype, compiled) for name, target in targets.items()]),
-        np.array([field_start(kind, name) for name in targets]),
-        np.array([address(target) for target in targets.values()]),
-        field_start(kind, "video") // 4,
-        np.empty(0, np.int32) if video_R is None else video_R,
-    )
-    return True
+
+    def done(cuts: I64) -> bool:
+        written: bool = compiled.newest(
+            np.array([address(block) for block in held]),
+            np.array([len(block) for block in held]),
+            kind.itemsize // 8,
+            _word(kind, "user"),
+            _word(kind, "time_us"),
+            start,
+            offsets_N1,
+            cuts,
+            keep,
+            np.array([_way(kind[name], target.dtype, compiled) for name, target in targets.items()]),
+            np.array([field_start(kind, name) for name in targets]),
+            np.array([address(target) for target in targets.values()]),
+            field_start(kind, "video") // 4,
+            np.empty(0, np.int32) if video_R is None else video_R,
+        )
+        return written
+
+    return done(cells(total_N, kind)) or done(np.array([0, len(total_N)]))
 
 
 def _way(field: np.dtype[Any], target: np.dtype[Any], compiled: Any) -> int:
@@ -172,10 +183,6 @@ def _from_newest(lengths_N: I64) -> I64:
     ends_N = np.cumsum(lengths_N)
     distance_E: I64 = np.repeat(ends_N, lengths_N) - 1 - np.arange(int(lengths_N.sum()))
     return distance_E
-
-
-def _words(records: Records) -> npt.NDArray[np.uint64]:
-    return records.view(np.uint64).reshape(len(records), records.dtype.itemsize // 8)
 
 
 def _word(kind: np.dtype[Any], name: str) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.arrays import I32, I64
-from genrec_batch.compiling import array_at, kernel, pointer_to
+from genrec_batch.compiling import array_at, borrowed, kernel, pointer_to
 from genrec_batch.packing_kernels import (
     SLOT_BITS,
     U,
@@ -29,7 +29,7 @@ from genrec_batch.packing_kernels import (
 )
 
 __all__ = [
-    "SLOT_BITS", "codes", "extent", "group_by_user", "look_up", "multiply_add", "newest", "pack", "places_by_bucket",
+    "SLOT_BITS", "codes", "extent", "look_up", "multiply_add", "newest", "pack", "places_by_bucket",
     "slot_of", "take", "tally",
 ]  # fmt: skip
 
@@ -41,66 +41,77 @@ WORD, HALF, BYTE, FLOAT = range(4)  # how a field is moved: as it is, or float32
 
 
 @kernel()
-def group_by_user(words_RW: Words, user_word: int, start: int, offsets_N1: I64, places: I64, out_RW: Words) -> bool:
-    """Put the rows into `out_RW` by user, stable; False where a row is of no such user, or of one with more rows.
-
-    `places` is where each user's next row goes, at first as `offsets_N1`; blocks that follow each other share it.
-    """
-    rows, width = words_RW.shape
-    users = len(offsets_N1) - 1
-    for row in range(rows):
-        user = np.int64(words_RW[row, user_word] & LOW_HALF) - start
-        if user < 0 or user >= users:
-            return False
-        place = places[user]
-        if place >= offsets_N1[user + 1]:
-            return False
-        places[user] = place + 1
-        for word in range(width):
-            out_RW[place, word] = words_RW[row, word]
-    return True
-
-
-@kernel()
 def newest(
-    words_RW: Words,
-    words: Words,
-    halves: npt.NDArray[np.uint32],
-    floats: npt.NDArray[np.float32],
-    octets: npt.NDArray[np.int8],
+    address_B: I64,
+    rows_B: I64,
+    width: int,
+    user_word: int,
     time_word: int,
+    start: int,
     offsets_N1: I64,
-    most: int,
+    cuts: I64,
     keep: int,
     kind_C: I64,
     start_C: I64,
     address_C: I64,
     video_half: int,
     video_R: I32,
-) -> None:
-    """Of rows by user, write each user's newest `keep` by (time, input order), oldest first, column by column.
+) -> bool:
+    """Of the rows of blocks, write each user's newest `keep` by (time, input order), oldest first, column by column.
 
-    `words`, `halves`, `floats` and `octets` are the rows as flat arrays; no user has more than `most` of them. Column c
-    is the field at byte start_C[c], written to the array at address_C[c] in the way kind_C[c]. `video_R` is filled with
-    the field at 4 x `video_half` bytes of every row, kept or not; empty: with nothing.
+    Block b has rows_B[b] rows of `width` words at address_B[b]. Users are `start`.. with offsets_N1[1:] - offsets_N1
+    rows each, and are done from cuts[c] to cuts[c + 1] at a time: in each block, rows of an earlier c stand before rows
+    of a later one. Column c is the field at byte start_C[c], written to the array at address_C[c] in the way kind_C[c].
+    `video_R` is filled with the field at 4 x `video_half` bytes of every row, kept or not; empty: with nothing.
+    False where a row stands elsewhere, or a user has another number of rows.
     """
-    width = words_RW.shape[1]
+    most, room = _largest_step(offsets_N1), _largest_step(offsets_N1[cuts])
     bits = 0
     while 1 << bits < most:
         bits += 1
-    keys, order, places = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(1 << bits, np.int32)
+    keys, order, counts = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(1 << bits, np.int32)
     near = np.full(FAR + most + FAR, -1, np.int64)  # what stands before the first key is smaller
     chosen = np.empty(AT_ONCE + most, np.int64)  # rows whose fields are not written yet
-    waiting = written = 0
-    for user in range(len(offsets_N1) - 1):
-        begin, count = offsets_N1[user], offsets_N1[user + 1] - offsets_N1[user]
+    words = np.empty(room * width, np.uint64)  # the rows of a cell, by user
+    reached_B, places = np.zeros(len(rows_B), np.int64), offsets_N1[:-1].copy()
+    written = 0
+    for cell in range(len(cuts) - 1):
+        first, end = cuts[cell], cuts[cell + 1]
+        for block in range(len(rows_B)):
+            reached_B[block] = _group(
+                address_B[block], rows_B[block], reached_B[block], width, user_word, start, first, end,
+                offsets_N1, places, words,
+            )  # fmt: skip
+        if not np.array_equal(places[first:end], offsets_N1[first + 1 : end + 1]):
+            return False
+        written = _newest_of_cell(
+            words, words.view(np.uint32), words.view(np.float32), words.view(np.int8), width, time_word, first, end,
+            offsets_N1, keep, bits, keys, order, near, counts, chosen, written, kind_C, start_C, address_C, video_half,
+            video_R,
+        )  # fmt: skip
+    return True
+
+
+@kernel()
+def _newest_of_cell(
+    words: Words, halves: Any, floats: Any, octets: Any, width: int, time_word: int, first: int, end: int,
+    offsets_N1: I64, keep: int, bits: int, keys: I64, order: I64, near: I64, counts: I32, chosen: I64, written: int,
+    kind_C: I64, start_C: I64, address_C: I64, video_half: int, video_R: I32,
+) -> int:  # fmt: skip
+    """Write the newest rows of users `first` to `end`, in `words` by user, after those written; return how many are."""
+    base, waiting = offsets_N1[first], 0
+    for user in range(first, end):
+        begin, count = offsets_N1[U(user)] - base, offsets_N1[U(user + 1)] - offsets_N1[U(user)]
         if not count:
             continue
-        _order(words_RW, time_word, begin, count, bits, keys, order, near, places)
+        _order(
+            borrowed(words), width, time_word, begin, count, bits, borrowed(keys), borrowed(order), borrowed(near),
+            borrowed(counts),
+        )  # fmt: skip
         if len(video_R):
             half = begin * width * 2 + video_half
             for i in range(count):
-                video_R[U(begin + i)] = np.int32(halves[U(half + order[U(i)] * width * 2)])
+                video_R[U(base + begin + i)] = np.int32(halves[U(half + order[U(i)] * width * 2)])
         kept = min(count, keep)
         for i in range(count - kept, count):
             chosen[U(waiting)] = begin + order[U(i)]
@@ -109,6 +120,39 @@ def newest(
             _write(chosen, waiting, written, width * 8, words, halves, floats, octets, kind_C, start_C, address_C)
             written, waiting = written + waiting, 0
     _write(chosen, waiting, written, width * 8, words, halves, floats, octets, kind_C, start_C, address_C)
+    return written + waiting
+
+
+@kernel()
+def _largest_step(rising: I64) -> int:
+    """Return the most by which a number is larger than the one before."""
+    largest = 0
+    for i in range(1, len(rising)):
+        largest = max(largest, rising[i] - rising[i - 1])
+    return largest
+
+
+@kernel()
+def _group(
+    address: int, rows: int, reached: int, width: int, user_word: int, start: int, first: int, end: int,
+    offsets_N1: I64, places: I64, out: Words,
+) -> int:  # fmt: skip
+    """Put the rows of users `first` to `end` that stand together from `reached` on by user, stable; return their end.
+
+    `places` is where each user's next row goes; `out` begins with those of `first`.
+    """
+    base = offsets_N1[first]
+    words = array_at(pointer_to(address), rows * width, np.uint64)
+    while reached < rows:
+        user = np.int64(words[U(reached * width + user_word)] & LOW_HALF) - start
+        if user < first or user >= end or places[U(user)] >= offsets_N1[U(user + 1)]:
+            break
+        place = places[U(user)]
+        places[U(user)] = place + 1
+        for word in range(width):
+            out[U((place - base) * width + word)] = words[U(reached * width + word)]
+        reached += 1
+    return reached
 
 
 @kernel()
@@ -139,13 +183,15 @@ def _write(
 
 @kernel(inline=True)
 def _order(
-    words_RW: Words, time_word: int, begin: int, count: int, bits: int, keys: I64, order: I64, near: I64, places: I32
-) -> None:
+    words: Words, width: int, time_word: int, begin: int, count: int, bits: int, keys: I64, order: I64, near: I64,
+    places: I32,
+) -> None:  # fmt: skip
     """Fill `order` with the places of a user's `count` rows in time order, equal times as they stand."""
-    first = last = before = np.int64(words_RW[U(begin), U(time_word)])
-    falls = 0
+    at = begin * width + time_word
+    first = last = before = np.int64(words[U(at)])
+    falls: Any = 0
     for i in range(count):
-        time = np.int64(words_RW[U(begin + i), U(time_word)])
+        time = np.int64(words[U(at + i * width)])
         keys[U(i)] = time
         falls |= time < before
         first, last, before = min(first, time), max(last, time), time
@@ -155,7 +201,7 @@ def _order(
     elif (last - first) >> (62 - bits) == 0:  # time and place fit one number
         for i in range(count):
             keys[U(i)] = (keys[U(i)] - first) << bits | i
-        if not _spread(keys, order, near, places, count, (last - first + 1) << bits):
+        if not _spread(keys, order, near, places, count, int((last - first + 1) << bits)):
             _sort(keys, order, count)
         for i in range(count):
             order[U(i)] &= (1 << bits) - 1
@@ -176,38 +222,17 @@ def _spread(keys: I64, sorted_: I64, near: I64, places: I32, count: int, top: in
     Keys are counted into equal spans, of one or two keys each if times lie evenly. A key's rank is then the places
     before its span and how many of its neighbours are smaller, which needs no branch.
     """
-    most = count
-    if count <= FAR:
+    if count > FAR:
+        crowd = _by_span(keys, near, places, count, top)
+    else:
+        crowd = count
         for i in range(count):
             near[U(FAR + i)] = keys[U(i)]
-    else:
-        spans, shift = 1, 0
-        while 2 * spans < count:
-            spans *= 2
-        for step in (32, 16, 8, 4, 2, 1):
-            if top >> (shift + step) >= spans:
-                shift += step
-        if top >> shift >= spans:
-            shift += 1
-        for span in range(spans):
-            places[U(span)] = 0
-        for i in range(count):
-            places[U(keys[U(i)] >> shift)] += 1
-        before = most = 0
-        for span in range(spans):
-            here = places[U(span)]
-            places[U(span)] = before
-            before += here
-            most = max(most, here)
-        if most > FAR:
-            return False
-        for i in range(count):
-            mine = U(keys[U(i)] >> shift)
-            near[U(places[mine] + FAR)] = keys[U(i)]
-            places[mine] += 1
+    if crowd > FAR:
+        return False
     for i in range(FAR):
         near[U(FAR + count + i)] = top
-    if most <= NEAR:
+    if crowd <= NEAR:
         for i in range(count):
             rank = i - NEAR
             for j in range(2 * NEAR):
@@ -224,9 +249,38 @@ def _spread(keys: I64, sorted_: I64, near: I64, places: I32, count: int, top: in
     return True
 
 
+@kernel(inline=True)
+def _by_span(keys: I64, near: I64, places: I32, count: int, top: int) -> int:
+    """Put keys into `near`, from FAR on, by equal spans of 0 to `top`; return the most of one, undone if beyond FAR."""
+    spans, shift = 1, 0
+    while 2 * spans < count:
+        spans *= 2
+    for step in (32, 16, 8, 4, 2, 1):
+        if top >> (shift + step) >= spans:
+            shift += step
+    if top >> shift >= spans:
+        shift += 1
+    for span in range(spans):
+        places[U(span)] = 0
+    for i in range(count):
+        places[U(keys[U(i)] >> shift)] += 1
+    before = crowd = 0
+    for span in range(spans):
+        here = places[U(span)]
+        places[U(span)] = before
+        before += here
+        crowd = max(crowd, here)
+    if crowd <= FAR:
+        for i in range(count):
+            mine = U(keys[U(i)] >> shift)
+            near[U(places[mine] + FAR)] = keys[U(i)]
+            places[mine] += 1
+    return crowd
+
+
 @kernel()
 def _sort(keys: I64, sorted_: I64, count: int) -> None:
-    """Sort distinct keys. Runs are ranked, then merged, without a branch."""
+    """Sort distinct keys; `keys` is scratch then. Runs are ranked, then merged, without a branch."""
     for begin in range(0, count, RUN):
         end = min(begin + RUN, count)
         for i in range(begin, end):

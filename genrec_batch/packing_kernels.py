@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.arrays import I32, I64
-from genrec_batch.compiling import array_at, kernel, pointer_to
+from genrec_batch.compiling import array_at, kernel, pointer_to, will_write
 
 Words = npt.NDArray[np.uint64]
-AT_ONCE = 2048  # rows that every column in turn is written to: they stay in a core's own cache
+AT_ONCE = 256  # rows that every column in turn is written to: they stay in a core's nearest cache
+LOOKED_AT = 2048  # values that are looked at twice: they stay there too
+LINE = 64  # bytes that come from memory together
 SLOT_BITS = 7  # of the table of short texts: a few of them in many slots
 U = np.uint64  # of an index: signed ones are looked at for counting from the end
 
@@ -26,8 +28,8 @@ def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
     """Return the smallest and largest value of at least one, and whether none is smaller than the one before."""
     least = largest = value_R[0]
     falls = 0
-    for begin in range(0, len(value_R), AT_ONCE):
-        end = min(begin + AT_ONCE, len(value_R))
+    for begin in range(0, len(value_R), LOOKED_AT):
+        end = min(begin + LOOKED_AT, len(value_R))
         for row in range(begin, end):
             least, largest = min(least, value_R[U(row)]), max(largest, value_R[U(row)])
         for row in range(max(1, begin), end):
@@ -97,27 +99,32 @@ def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], bucket
 
 @kernel()
 def pack(
-    address_C: I64, size_C: I64, start_C: I64, width: int, place_R: I32, words: Words, halves: Any, octets: Any
-) -> None:
+    address_C: I64, size_C: I64, start_C: I64, width: int, place_R: I32, address: int, words: Words, halves: Any,
+    octets: Any,
+) -> None:  # fmt: skip
     """Put row r of every column into record place_R[r], at byte start_C[c] of it.
 
-    `words`, `halves` and `octets` are the records of `width` bytes as flat arrays of 8, 4 and 1 bytes; columns have
-    items of size_C.
+    `words`, `halves` and `octets` are the records of `width` bytes at `address`, as flat arrays of 8, 4 and 1 bytes;
+    columns have items of size_C.
     """
     rows = len(place_R)
     for begin in range(0, rows, AT_ONCE):
         end = min(begin + AT_ONCE, rows)
+        for row in range(begin, end):
+            at = address + np.int64(place_R[U(row)]) * width
+            for line in range(0, width, LINE):
+                will_write(at + line)
         for column in range(len(address_C)):
             start, size, pointer = start_C[column], size_C[column], pointer_to(address_C[column])
             if size == 8:
                 from_words = array_at(pointer, rows, np.uint64)
                 for row in range(begin, end):
-                    words[(np.int64(place_R[row]) * width + start) >> 3] = from_words[row]
+                    words[U((np.int64(place_R[U(row)]) * width + start) >> 3)] = from_words[U(row)]
             elif size == 4:
                 from_halves = array_at(pointer, rows, np.uint32)
                 for row in range(begin, end):
-                    halves[(np.int64(place_R[row]) * width + start) >> 2] = from_halves[row]
+                    halves[U((np.int64(place_R[U(row)]) * width + start) >> 2)] = from_halves[U(row)]
             else:
                 from_octets = array_at(pointer, rows, np.uint8)
                 for row in range(begin, end):
-                    octets[np.int64(place_R[row]) * width + start] = from_octets[row]
+                    octets[U(np.int64(place_R[U(row)]) * width + start)] = from_octets[U(row)]

@@ -2,7 +2,7 @@
 
 Owns: shards and buckets of users, the pass that splits a log into them, spill files, and when that pass is not needed.
 Must not know: what an event means, histories, the model. In: a log and its survey. Out: `EventStore.load`, which gives
-all records of a bucket's users in input order.
+all records of a bucket's users, each user's in input order.
 
 Users stand in id order. A shard is a fixed number of them, and one part of the output; a bucket is a run of whole
 shards whose events fit in memory together. Buckets depend on `--memory-limit`, shards do not: the output is the same
@@ -43,6 +43,7 @@ from genrec_batch.eventlog import EventLog, Survey
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
 DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
 BUCKET_EVENTS = 1 << 20  # that are ordered together, at most: measured, larger buckets leave the caches
+MOST_CELLS = 1 << 14  # into which a piece is split at once; above it, into buckets alone
 WORKING_BYTES = 600  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
 
 
@@ -151,15 +152,17 @@ class EventStore:
     pieces: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
     held: dict[int, list[Records]] = field(default_factory=dict)  # memory: of each bucket
     folder: Path | None = None  # spill: a file for each bucket
+    spilled: dict[int, list[int]] = field(default_factory=dict)  # spill: rows of each block in a bucket's file
     spilled_bytes: int = 0
 
     def load(self, bucket: Bucket) -> list[Records]:
-        """Return all records of a bucket's users, in input order, in blocks."""
+        """Return all records of a bucket's users, each user's in input order, in blocks."""
         if self.way == "memory":
             return self.held.get(bucket.number, [])
         if self.way == "spill":
             assert self.folder is not None
-            return [np.fromfile(_file(self.folder, bucket), self.split.record.kind)]
+            records = np.fromfile(_file(self.folder, bucket), self.split.record.kind)
+            return np.split(records, np.cumsum(self.spilled.get(bucket.number, []))[:-1])
         found = []
         for piece in self.pieces[bucket.number]:
             records = self.split.records(piece)
@@ -221,7 +224,7 @@ def store(
         return EventStore(split=split, buckets=made, way="direct", pieces=read)
     if fits:
         out = EventStore(split=split, buckets=made, way="memory")
-        for number, records in _parts(split, made, workers):
+        for number, records in _parts(split, users, made, workers):
             out.held.setdefault(number, []).append(records)
         return out
     with full_disk(spill_to):
@@ -229,7 +232,7 @@ def store(
     out = EventStore(split=split, buckets=made, way="spill", folder=folder)
     with ExitStack() as stack:
         stack.callback(out.close)  # whatever ends this pass, its files go
-        out.spilled_bytes = _spill(out, folder, workers)
+        out.spilled_bytes = _spill(out, users, folder, workers)
         stack.pop_all()
     return out
 
@@ -248,20 +251,17 @@ def _pieces_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, lis
     return read
 
 
-def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
-    """Yield each piece's records of each bucket, in order."""
-    starts = np.array([bucket.start for bucket in made])
-    of_user = np.repeat(np.arange(len(made), dtype=np.uint16), np.diff([*starts, made[-1].stop]))
+def _parts(split: Split, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
+    """Yield each piece's records of each bucket by `ordering.cells`, in order within each."""
+    cuts, firsts = _cells(split, users, made)
+    of_user = np.repeat(np.arange(firsts[-1], dtype=np.uint16), np.diff(cuts))
 
     def parted(piece: int) -> list[tuple[int, Records]]:
-        if len(made) == 1:
+        if firsts[-1] == 1:
             return [(0, split.records(piece))]
-        records, counts = split.by_bucket(piece, of_user, len(made))
-        ends = np.cumsum(counts)
-        return [
-            (number, records[ends[number] - counts[number] : ends[number]])
-            for number in np.flatnonzero(counts).tolist()
-        ]
+        records, counts = split.by_bucket(piece, of_user, int(firsts[-1]))
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[firsts]
+        return [(number, records[ends[number] : ends[number + 1]]) for number in np.flatnonzero(np.diff(ends)).tolist()]
 
     with console.progress("arranging by user", split.log.rows, "rows") as advance:
         numbers = range(len(split.log.pieces))
@@ -270,13 +270,24 @@ def _parts(split: Split, made: list[Bucket], workers: int) -> Iterator[tuple[int
             advance(split.log.pieces[number].rows)
 
 
-def _spill(out: EventStore, folder: Path, workers: int) -> int:
+def _cells(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
+    """Return the first user of each cell (`ordering.cells`), and the end; and each bucket's first cell, and the end."""
+    cuts = [np.array([bucket.start, bucket.stop]) for bucket in made]
+    if split.compiled is not None:
+        finer = [b.start + ordering.cells(users.events_N[b.start : b.stop], split.record.kind) for b in made]
+        cuts = finer if sum(map(len, finer)) < MOST_CELLS else cuts
+    firsts = np.cumsum([0, *(len(each) - 1 for each in cuts)])
+    return np.concatenate([*(each[:-1] for each in cuts), [made[-1].stop]]), firsts
+
+
+def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
     written = 0
     with full_disk(folder):
         for bucket in out.buckets:
             _file(folder, bucket).touch()
-        for number, records in _parts(out.split, out.buckets, workers):
+        for number, records in _parts(out.split, users, out.buckets, workers):
             with _file(folder, out.buckets[number]).open("ab", buffering=0) as file:  # one large write
                 file.write(records.view(np.uint8).data)
+            out.spilled.setdefault(number, []).append(len(records))
             written += records.nbytes
     return written

@@ -46,7 +46,7 @@ def twin(request):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("times", [0, 1, 5, 10**9, 2**62])  # 0: most of them close together
+@pytest.mark.parametrize("times", [0, 1, 5, 40, 10**9, 2**62])  # 0: most of them close together
 @pytest.mark.parametrize("most", [3, 40, 300])
 def test_newest_is_what_python_sorts(twin, kind, times, most):
     for seed in range(5):
@@ -69,6 +69,32 @@ def test_newest_is_what_python_sorts(twin, kind, times, most):
             assert video_R.tolist() == records["video"][rows].tolist(), (twin, seed)
             for name, got in (targets | wide).items():
                 np.testing.assert_array_equal(got, records[name][kept], f"{twin} {seed} {name}")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_records_that_stand_by_cells_come_out_the_same(monkeypatch, late):
+    """Cells are done one after the other; a block with a record that comes `late` is put in order as a whole."""
+    monkeypatch.setattr(ordering, "CELL_BYTES", 700)
+    total_N = np.random.default_rng(4).integers(0, 30, 60)
+    records = records_of(total_N, "wide", 10**9, 5)
+    cuts = ordering.cells(total_N, records.dtype)
+    assert len(cuts) > 10
+    cell_R = np.searchsorted(cuts, records["user"] - 7, "right")
+    blocks = []
+    for piece in np.array_split(np.arange(len(records)), 4):
+        rows = piece[np.argsort(cell_R[piece], kind="stable")]
+        blocks.append(records[np.roll(rows, -1) if late else rows])
+    found = []
+    for twin in (None, ordering.kernels()):
+        kept = int(np.minimum(total_N, 9).sum())
+        targets = {name: np.zeros(kept, records.dtype[name]) for name in ("video", "time_us", "x", "liked")}
+        video_R = np.zeros(len(records), np.int32)
+        assert ordering.newest(
+            blocks, records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=video_R, compiled=twin
+        )
+        found.append([*targets.values(), video_R])
+    for plain, compiled in zip(*found, strict=True):
+        np.testing.assert_array_equal(compiled, plain)
 
 
 def test_places_by_bucket_keep_the_input_order(twin):

@@ -30,6 +30,7 @@ class EventLog:
     pieces: tuple[Piece, ...]
     contract: schema.Contract
     where: str  # names the log in errors
+    latest_us: dict[int, int] = field(default_factory=dict, repr=False)  # of each piece that the survey has read
     _kept: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # what `required` read
 
     @staticmethod
@@ -157,12 +158,15 @@ def _look(log: EventLog, as_of_us: int | None, compiled: Any, users: Counter, vi
     counted = usable
     if as_of_us is not None and len(usable):
         counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+    times = _times(usable["timestamp"].cast(pl.Int64), compiled) if len(usable) else None
+    if times is not None:
+        log.latest_us[number] = times[3]
     return Looked(
         users=count(counted["user_id"], compiled, users.tallies),
         videos=count(counted["video_id"], compiled, videos.tallies),
         nulls=nulls,
         usable=len(usable),
-        times=_times(usable["timestamp"].cast(pl.Int64), compiled) if len(usable) else None,
+        times=times,
     )
 
 

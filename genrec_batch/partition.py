@@ -133,7 +133,7 @@ class Split:
     def _scored(self, piece: int) -> tuple[pl.DataFrame, I32]:
         """Return a piece's usable events of scored users up to as-of, and the users' rows."""
         frame = self.log.usable(piece)
-        if (newest := frame["timestamp"].cast(pl.Int64).max()) is not None and newest > self.as_of_us:  # type: ignore[operator]
+        if self.log.latest_us.get(piece, self.as_of_us + 1) > self.as_of_us:
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
         user_R = self.users.rows(frame["user_id"], self.compiled)
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored

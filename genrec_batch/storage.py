@@ -26,6 +26,7 @@ from genrec_batch.errors import InputError, RetryError, nearest
 T = TypeVar("T")
 
 PIECE_ROWS = 1 << 20  # of a log that are read at once
+HASHED_AT_ONCE = 1 << 18  # bytes: they stay in a core's own cache
 
 LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
 
@@ -48,11 +49,12 @@ class Source:
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
-    contents: Future[str]  # the fingerprint, computed beside the reading
+    contents: Future[str] | None  # the fingerprint, computed beside the reading
 
     @property
     def fingerprint(self) -> str:
         """Return a sha256 over every file's name and content; of a URI, whose content may change, unlike any other."""
+        assert self.contents is not None, "nobody was to ask for it"
         return self.contents.result()
 
     def snapshot(self) -> dict[str, object]:
@@ -66,8 +68,10 @@ class Source:
         }
 
 
-def scan(path: str, flag: str) -> Source:
+def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     """Open Parquet input; `flag` ("INPUT", "--users") names it in errors.
+
+    Its content is hashed on a thread of its own, except where `hashed` says that nobody asks for the fingerprint.
 
     Raises:
         InputError: nothing there, a file is not Parquet or is truncated, or files disagree about a column's type.
@@ -78,7 +82,7 @@ def scan(path: str, flag: str) -> Source:
     base = _base(path)
     groups = [_row_groups(_metadata(file, flag)) for file in files]
     names = [str(Path(file).relative_to(base)) for file in files]
-    contents = _begin(lambda: _fingerprint(files, names, flag))
+    contents = _begin(lambda: _fingerprint(files, names, flag)) if hashed else None
     schema = _one_schema(files, flag)
     hive = _hive(names)
     both = sorted(hive.keys() & schema.keys())
@@ -229,10 +233,10 @@ def _fingerprint(files: list[str], names: list[str], flag: str) -> str:
 
 
 def _sha256(file: str) -> str:
-    digest = hashlib.sha256()
-    with Path(file).open("rb") as opened:
-        while chunk := opened.read(1 << 22):
-            digest.update(chunk)
+    digest, room = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with Path(file).open("rb", buffering=0) as opened:
+        while count := opened.readinto(room):
+            digest.update(room[:count])
     return digest.hexdigest()
 
 

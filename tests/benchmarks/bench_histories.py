@@ -5,8 +5,9 @@
 The task: of each user the newest 50 videos by (timestamp, input order), oldest first, as tokens of a catalog by falling
 frequency, padded with 0: int32 [N, 50], and each user's length. Peers: one Polars query, pandas, DuckDB SQL, and the
 class that many start with, a Python object per user (on a part of the rows). Logs of three columns, in any order and in
-time order. Prints what scanning the three columns takes first, then medians of interleaved rounds, then the two-pass
-way through spill files. The last line is JSON.
+time order. Nobody hashes the input here, as a job does beside the reading for its lineage. Prints what scanning the three
+columns takes first, then medians of interleaved rounds, then the two-pass way through spill files. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def ours(path, memory="64GiB", way="memory"):
     from genrec_batch.config import HistoryConfig
     from genrec_batch.counting import Index
 
-    source = storage.scan(path, "INPUT")
+    source = storage.scan(path, "INPUT", hashed=False)
     log = eventlog.EventLog.of(source.frame, source.pieces, None, "INPUT")
     found = eventlog.survey(log, None, flow.cores(), ordering.kernels())
     users = partition.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))

@@ -5,9 +5,9 @@
 The task: of each user the newest 50 videos by (timestamp, input order), oldest first, as tokens of a catalog by falling
 frequency, padded with 0: int32 [N, 50], and each user's length. Peers: one Polars query, pandas, DuckDB SQL, and the
 class that many start with, a Python object per user (on a part of the rows). Logs of three columns, in any order and in
-time order. Nobody hashes the input here, as a job does beside the reading for its lineage. Prints what scanning the three
-columns takes first, then medians of interleaved rounds, then the two-pass way through spill files. The last line is
-JSON.
+time order. Nobody hashes the input here, as a job does beside the reading for its lineage. Prints what scanning the
+three columns takes first, then medians of interleaved rounds, then the two-pass way through spill files. The last line
+is JSON.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
@@ -67,18 +68,18 @@ class Ragged:
         width = max(1, longest) if width is None else width
         if not len(self.values):
             return np.zeros((len(rows_B), width), np.int32)
-        column_X = np.arange(width)
+        starts_B = self.offsets_N1[rows_B]
+        padded: I32
         if longest <= width and len(rows_B) and bool((np.diff(rows_B) == 1).all()):
-            span = self.values[self.offsets_N1[rows_B[0]] : self.offsets_N1[rows_B[-1] + 1]]
+            span = self.values[starts_B[0] : self.offsets_N1[rows_B[-1] + 1]]
             if len(span) == len(rows_B) * width:
                 return span.reshape(len(rows_B), width)
-            filled = np.zeros((len(rows_B), width), np.int32)
-            filled[column_X < lengths_B[:, None]] = span
-            return filled
-        places = self.offsets_N1[rows_B][:, None] + column_X
-        padded: I32 = self.values.take(places, mode="clip")
+            beyond = np.concatenate([span, np.zeros(width, np.int32)])
+            padded = sliding_window_view(beyond, width)[starts_B - starts_B[0]]  # rows, each with what follows it
+        else:
+            padded = self.values.take(starts_B[:, None] + np.arange(width), mode="clip")
         if int(lengths_B.min(initial=width)) < width:
-            padded *= column_X < lengths_B[:, None]
+            padded *= np.arange(width, dtype=np.int32) < lengths_B.astype(np.int32)[:, None]
         return padded
 
     def same_as(self, other: Ragged) -> bool:

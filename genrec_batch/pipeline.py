@@ -200,7 +200,7 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
             size, stop = scoring.batch_users, start + len(histories)
             return Shard.of(
                 part, number, start, stop,
-                rows=rows, prints=prints, size=size, packed=scoring.packed, top_k=config.top_k,
+                rows=rows, prints=prints, size=size, room=scoring.room, top_k=config.top_k,
             )  # fmt: skip
 
     ahead = flow.background(pieces(job, skip), ahead=1, name="shards")

@@ -22,7 +22,7 @@ from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG, busy, doing, progress
 from genrec_batch.engines import Engine, FixedRows
 from genrec_batch.errors import EngineError
-from genrec_batch.generate import Decoding, recommend
+from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.model import Model
 from genrec_batch.parity import best, top_overlap
 from genrec_batch.sizing import Size
@@ -98,8 +98,11 @@ def select(
     device: str,
     precision: str,
     batch_size: str = "auto",
+    longest: int | None = None,
 ) -> Selection:
-    """Return the engine of a run; `sample` are users of the run, read only where `auto` has something to decide.
+    """Return the engine of a run; `sample` are users of the run, read where something is decided by them.
+
+    `longest` is the most events of any user of the run, by default those of the sample.
 
     Raises:
         EngineError: nothing that was asked for is there.
@@ -107,18 +110,32 @@ def select(
     """
     with busy("opening the engine"):
         opened, why = _opened(model, name=name, device=device, precision=precision)
+    sizes: dict[str, Size] = {}
+    for engine in opened:
+        if isinstance(engine, FixedRows):  # before they are compared, so that this builds what the run needs
+            sizes[engine.precision] = _size(engine, model, sample, decoding, batch_size)
+            _fix(engine, sizes[engine.precision], sample, decoding, longest)
     chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
     engine = chosen.engine
     with busy("sizing the batches"):
-        if batch_size == "auto":
-            size = sizing.choose(engine, model, sample, decoding)
-        else:
-            size = Size(users=int(batch_size), why=f"{int(batch_size):,} users a batch, as asked", users_per_s={})
-        if isinstance(engine, FixedRows):
-            engine.resize(size.users)
+        size = sizes.get(engine.precision) or _size(engine, model, sample, decoding, batch_size)
     if engine.device.startswith("cuda"):
         LOG.info("batch: %s", size.why)
     return replace(chosen, size=size)
+
+
+def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked: str) -> Size:
+    if asked == "auto":
+        return sizing.choose(engine, model, sample, decoding)
+    return Size(users=int(asked), why=f"{int(asked):,} users a batch, as asked", users_per_s={})
+
+
+def _fix(engine: FixedRows, size: Size, sample: Batch, decoding: Decoding, longest: int | None) -> None:
+    """Tell an engine that is built for one size which one the run has."""
+    engine.resize(size.users)
+    if decoding.mode == "slate" and decoding.beam_width == 1 and sample.candidates_BC is None and len(sample):
+        longest = int(sample.lengths_B.max()) if longest is None else longest
+        engine.expect(longest=longest, mean=float(sample.lengths_B.mean()) + 1, steps=decoding.top_k)
 
 
 def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
@@ -145,7 +162,8 @@ def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selectio
         for start in range(0, len(sample), size):
             piece = sample.rows(start, start + size)
             for engine, found in zip(opened, tokens, strict=True):
-                found.append(best(recommend(engine, piece, narrow), decoding.top_k).tokens_BK)
+                answer = next(recommend_all(engine, [piece], narrow))
+                found.append(best(answer, decoding.top_k).tokens_BK)
                 advance(len(piece))
     overlap = top_overlap(*map(np.concatenate, tokens))
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"

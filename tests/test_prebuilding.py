@@ -109,7 +109,7 @@ def test_what_was_built_is_what_a_run_takes(run, gpu, model_dir):
     loaded = prebuilding._with_catalog(model_dir)
     for precision in ("fp32", "fp16"):
         engine = TensorRtEngine(loaded, precision=precision, batch_size=64, library=gpu)
-        engine.prepare(range(21), steps=3, seen=8)
+        engine.prepare(range(21) if precision == "fp16" else [20], steps=3, seen=8)  # fp32 is but compared with
         for seen in (20, 62, 63, 300, 1000):
             engine.prepare([20], steps=3, seen=seen)
     assert len(gpu.api.builds) == built

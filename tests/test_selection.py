@@ -41,9 +41,6 @@ def chosen(monkeypatch, first_of_fast, **asked):
     made = {"fp32": Pretend("fp32", 2), "bf16": Pretend("bf16", first_of_fast)}
     monkeypatch.setattr(selection, "open_engine", lambda _model, *, precision, **_: made[precision])
     monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
-    monkeypatch.setattr(
-        selection, "recommend", lambda engine, batch, decoding: next(engine.slate([batch], decoding.top_k))
-    )
     asked = {"name": "torch", "device": "cpu", "precision": "auto", **asked}
     return selection.select(TINY, SAMPLE, Decoding(top_k=10), **asked)
 

@@ -194,7 +194,7 @@ def test_progress_without_a_monitor_still_says_that_it_is_done(fake):
 def test_the_plugin_graphs_use_the_kernels_and_one_cache_per_layer(fake):
     made = network("reference", plugged=True)
     tensors = tensorrt_build.build(fake, loop.prefill(made, SHAPE), precision="fp16").tensors
-    assert tensors["cache_5"].shape == (ROWS, POSITIONS, 3 * 512)
+    assert tensors["cache_5"].shape == (ROWS * POSITIONS, 3 * 512)
     assert not any(name.startswith("keys") for name in tensors)
     with pytest.raises(EngineError, match="fp16"):
         loop.prefill(network("reference", "fp32", plugged=True), SHAPE)

@@ -13,6 +13,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 WIDTH, HEADS = 512, 16  # the model sizes the cubins are compiled for
+DEPTH = 64  # of a product's inputs that are read at a time: their number is a multiple of it
 LONGEST = 128  # positions of the longest prefill whose attention fits one block
 
 

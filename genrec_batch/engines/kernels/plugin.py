@@ -39,6 +39,8 @@ def unfit(config: ModelConfig, precision: str, architecture: str) -> str | None:
     """Return why the kernels do not serve this model, precision or GPU, or None where they do."""
     if (config.width, config.heads) != (kernels.WIDTH, kernels.HEADS):
         return f"its kernels are compiled for width {kernels.WIDTH} and {kernels.HEADS} heads"
+    if config.ffn % kernels.DEPTH:
+        return f"its kernels want an ffn in multiples of {kernels.DEPTH}, not {config.ffn}"
     if precision != "fp16":
         return "its kernels compute in fp16"
     if architecture not in kernels.architectures():

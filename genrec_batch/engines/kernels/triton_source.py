@@ -1,10 +1,12 @@
 """The plugin's kernels in Triton (Tillet et al. 2019), all fp16 in and out with fp32 arithmetic.
 
 Owns: what each kernel computes. Must not know: TensorRT. Compiled ahead of time by `compile.py`; nothing else imports
-this module. D is the width, H heads of HD floats, S positions of a prefill (prefix, then tokens, left-aligned), B rows.
+this module. D is the width, H heads of HD floats, B rows of at most S positions (prefix, then tokens), N places that
+hold the rows' positions one row after the other: `starts` [B] is each row's first place, `lengths` [B] its tokens. A
+row of length -1 holds nothing.
 """
 # Parameters are device pointers and compile-time constants, which have no Python types; Triton is untyped itself.
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 import triton
@@ -12,18 +14,56 @@ import triton.language as tl
 
 
 @triton.jit
-def embed_history(tokens, prefix, token_table, position_table, out, S, D: tl.constexpr):
-    """Position 0 is the projected features, position s the s-th token; each plus its place: [B, S, D]."""
+def linear(
+    x, weight, bias, out, M, N, K,
+    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """X [M, K] times weight [N, K] transposed plus bias [N], summed in fp32; negatives become 0 with RELU: [M, N].
+
+    One program makes ROWS x COLUMNS of the product, DEPTH of K at a time (K is a multiple of it). Programs that run at
+    the same time share GROUP tiles of rows, so that the L2 cache holds what they read.
+    """
+    pid = tl.program_id(0)
+    tiles_m, tiles_n = tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS)
+    group = pid // (GROUP * tiles_n)
+    first = group * GROUP
+    here = tl.minimum(tiles_m - first, GROUP)
+    m = (first + (pid % (GROUP * tiles_n)) % here) * ROWS + tl.arange(0, ROWS)
+    n = ((pid % (GROUP * tiles_n)) // here) * COLUMNS + tl.arange(0, COLUMNS)
+    k = tl.arange(0, DEPTH)
+    column = tl.where(n < N, n, 0)
+    x_tile = x + tl.where(m < M, m, 0)[:, None].to(tl.int64) * K + k[None, :]
+    weight_tile = weight + column[None, :] * K + k[:, None]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, K, DEPTH):
+        total = tl.dot(tl.load(x_tile + start), tl.load(weight_tile + start), total)
+    total += tl.load(bias + column)[None, :].to(tl.float32)
+    if RELU:
+        total = tl.maximum(total, 0.0)
+    target = out + m[:, None].to(tl.int64) * N + n[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+@triton.jit
+def embed_history(
+    tokens, prefix, starts, lengths, token_table, position_table, out, S, fill, D: tl.constexpr
+):  # fmt: skip
+    """Place 0 of a row is its projected features, place s its s-th token; each plus its position's vector: [N, D].
+
+    A row's places stand from `starts` on; those past its history are left alone, unless `fill`.
+    """
     s = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, D)
-    if s == 0:
-        x = tl.load(prefix + row * D + d).to(tl.float32)
-    else:
-        token = tl.load(tokens + row * (S - 1) + s - 1).to(tl.int64)
-        x = tl.load(token_table + token * D + d).to(tl.float32)
-    x += tl.load(position_table + s * D + d).to(tl.float32)
-    tl.store(out + (row * S + s) * D + d, x.to(out.dtype.element_ty))
+    if (s <= tl.load(lengths + row)) | (fill != 0):
+        if s == 0:
+            x = tl.load(prefix + row * D + d).to(tl.float32)
+        else:
+            token = tl.load(tokens + row * (S - 1) + s - 1).to(tl.int64)
+            x = tl.load(token_table + token * D + d).to(tl.float32)
+        x += tl.load(position_table + s * D + d).to(tl.float32)
+        place = tl.load(starts + row).to(tl.int64) + s
+        tl.store(out + place * D + d, x.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -54,15 +94,10 @@ def add_norm(x, y, gain, bias, out, rows, D: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def causal_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
-    """All positions of one (row, head) at once; q comes scaled. Positions past the history are left as zeros."""
-    pid = tl.program_id(0)
-    row = (pid // H).to(tl.int64)
-    head = pid % H
+def _causal_block(base, target, real_rows, stored_rows, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
     position = tl.arange(0, BLOCK)
     d = tl.arange(0, HD)
-    real = position <= tl.load(lengths + row)
-    base = qkv + row * S * (3 * H * HD) + head * HD
+    real = position < real_rows
     place = position[:, None] * (3 * H * HD) + d[None, :]
     q = tl.load(base + place, mask=real[:, None], other=0.0)
     k = tl.load(base + H * HD + place, mask=real[:, None], other=0.0)
@@ -71,12 +106,36 @@ def causal_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BL
     scores = tl.where(position[None, :] <= position[:, None], scores, -1e30)
     weight = tl.exp2(scores - tl.max(scores, 1)[:, None])
     mean = tl.dot(weight.to(v.dtype), v) / tl.sum(weight, 1)[:, None]
-    target = out + row * S * (H * HD) + head * HD + position[:, None] * (H * HD) + d[None, :]
-    tl.store(target, tl.where(real[:, None], mean, 0.0).to(out.dtype.element_ty), mask=(position < S)[:, None])
+    mean = tl.where(real[:, None], mean, 0.0)
+    place = position[:, None] * (H * HD) + d[None, :]
+    tl.store(target + place, mean.to(target.dtype.element_ty), mask=(position < stored_rows)[:, None])
 
 
 @triton.jit
-def last_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
+def causal_attention(qkv, lengths, starts, out, S, fill, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
+    """All positions of one (row, head) at once; q comes scaled: [N, D].
+
+    Places past a row's history are left alone, with `fill` zeros are written there. Short rows take smaller products.
+    """
+    pid = tl.program_id(0)
+    row = pid // H
+    start = tl.load(starts + row).to(tl.int64)
+    real_rows = tl.load(lengths + row) + 1
+    stored_rows = tl.where(fill != 0, S, real_rows)
+    base = qkv + start * (3 * H * HD) + (pid % H) * HD
+    target = out + start * (H * HD) + (pid % H) * HD
+    if stored_rows <= 16:
+        _causal_block(base, target, real_rows, stored_rows, H, HD, 16)
+    elif (stored_rows <= 32) | (BLOCK <= 32):
+        _causal_block(base, target, real_rows, stored_rows, H, HD, 32)
+    elif (stored_rows <= 64) | (BLOCK <= 64):
+        _causal_block(base, target, real_rows, stored_rows, H, HD, 64)
+    else:
+        _causal_block(base, target, real_rows, stored_rows, H, HD, BLOCK)
+
+
+@triton.jit
+def last_attention(qkv, lengths, starts, out, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
     """Only the last real position of each (row, head) asks: [B, D]."""
     pid = tl.program_id(0)
     row = (pid // H).to(tl.int64)
@@ -84,7 +143,7 @@ def last_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOC
     position = tl.arange(0, BLOCK)
     length = tl.load(lengths + row)
     real = (position <= length)[:, None]
-    base = qkv + row * S * (3 * H * HD) + (pid % H) * HD
+    base = qkv + tl.load(starts + row).to(tl.int64) * (3 * H * HD) + (pid % H) * HD
     place = position[:, None] * (3 * H * HD) + d[None, :]
     q = tl.load(base + length * (3 * H * HD) + d).to(tl.float32)
     k = tl.load(base + H * HD + place, mask=real, other=0.0).to(tl.float32)
@@ -96,42 +155,24 @@ def last_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOC
 
 
 @triton.jit
-def decode_attention(
-    fresh,
-    prefix,
-    recent,
-    lengths,
-    step,
-    out,
-    S,
-    rows,
-    H: tl.constexpr,
-    HD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """One new position per (row, head) against the prefill's keys, the items read before it, and itself.
-
-    fresh [B, 3D] is this position's q, k, v; prefix [B, S, 3D] the prefill's; recent [T, B, 3D] holds the earlier
-    steps', of which those before `step` count.
-    """
-    pid = tl.program_id(0)
-    row = (pid // H).to(tl.int64)
-    column = (pid % H) * HD + tl.arange(0, HD)
+def _one_query(
+    new, prefix, recent, out, length, step, stride,
+    H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, HD)
     position = tl.arange(0, BLOCK)
     before = tl.arange(0, STEPS)
-    real = position <= tl.load(lengths + row)
-    read = before < tl.load(step)
-    new = fresh + row * (3 * H * HD) + column
-    q = tl.load(new).to(tl.float32)
-    k_new = tl.load(new + H * HD).to(tl.float32)
-    place = (row * S + position)[:, None] * (3 * H * HD) + column[None, :]
-    earlier = (row + before.to(tl.int64) * rows)[:, None] * (3 * H * HD) + column[None, :]
+    real = position <= length
+    read = before < step
+    q = tl.load(new + d).to(tl.float32)
+    k_new = tl.load(new + H * HD + d).to(tl.float32)
+    place = position[:, None] * (3 * H * HD) + d[None, :]
+    earlier = before.to(tl.int64)[:, None] * stride + d[None, :]
     k = tl.load(prefix + H * HD + place, mask=real[:, None], other=0.0).to(tl.float32)
     k_read = tl.load(recent + H * HD + earlier, mask=read[:, None], other=0.0).to(tl.float32)
     v = tl.load(prefix + 2 * H * HD + place, mask=real[:, None], other=0.0)
     v_read = tl.load(recent + 2 * H * HD + earlier, mask=read[:, None], other=0.0)
-    v_new = tl.load(new + 2 * H * HD).to(tl.float32)
+    v_new = tl.load(new + 2 * H * HD + d).to(tl.float32)
     s = tl.where(real, tl.sum(k * q[None, :], 1), -1e30)
     s_read = tl.where(read, tl.sum(k_read * q[None, :], 1), -1e30)
     s_new = tl.sum(q * k_new, 0)
@@ -141,30 +182,47 @@ def decode_attention(
     w_new = tl.exp(s_new - highest)
     total = tl.sum(w, 0) + tl.sum(w_read, 0) + w_new
     mean = tl.sum(w[:, None] * v.to(tl.float32), 0) + tl.sum(w_read[:, None] * v_read.to(tl.float32), 0) + w_new * v_new
-    tl.store(out + row * (H * HD) + column, (mean / total).to(out.dtype.element_ty))
+    tl.store(out + d, (mean / total).to(out.dtype.element_ty))
+
+
+@triton.jit
+def decode_attention(
+    fresh, prefix, recent, lengths, starts, step, out, rows,
+    H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """One new position per (row, head) against the prefill's keys, the items read before it, and itself: [B, D].
+
+    fresh [B, 3D] is this position's q, k, v; prefix [N, 3D] the prefill's, a row's from `starts` on; recent [T, B, 3D]
+    holds the earlier steps', of which those before `step` count.
+    """
+    pid = tl.program_id(0)
+    row = (pid // H).to(tl.int64)
+    column = (pid % H) * HD
+    length, count = tl.load(lengths + row), tl.load(step)
+    new = fresh + row * (3 * H * HD) + column
+    base = prefix + tl.load(starts + row).to(tl.int64) * (3 * H * HD) + column
+    earlier = recent + row * (3 * H * HD) + column
+    stride = rows.to(tl.int64) * (3 * H * HD)
+    target = out + row * (H * HD) + column
+    if length < 16:
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, 16, STEPS)
+    elif (length < 32) | (BLOCK <= 32):
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, 32, STEPS)
+    elif (length < 64) | (BLOCK <= 64):
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, 64, STEPS)
+    else:
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, BLOCK, STEPS)
 
 
 @triton.jit
 def rank_items(
-    logits,
-    seen,
-    read,
-    step,
-    tokens,
-    log_prob,
-    heads,
-    rows,
-    seen_width,
-    V,
-    limit,
-    LD,
-    READ: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, seen, seen_width, read, step, tokens, log_prob, heads, rows, V, limit, LD,
+    READ: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Best item below `limit`, neither in `seen` [B, X] nor read so far; its log-probability over all V; the heads.
 
-    logits [B, LD] has the heads at V..V+3; banned logits are overwritten. read [T, B]: rows up to `step` count (-1:
-    none). Nothing left: token 0, -inf. Equal logits: the lower token.
+    X is the number in `seen_width` [1]. logits [B, LD] has the heads at V..V+3; banned logits are overwritten. read
+    [T, B]: rows up to `step` count (-1: none). Nothing left: token 0, -inf. Equal logits: the lower token.
     """
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * LD
@@ -177,11 +235,12 @@ def rank_items(
     tl.store(heads + row * 4 + h, 1.0 / (1.0 + tl.exp(-head)))
     tl.debug_barrier()  # every thread has read its logits before any is overwritten
     chunk = tl.arange(0, 64)
+    width = tl.load(seen_width)
     start = 0
-    while start < seen_width:
+    while start < width:
         j = start + chunk
-        gone = tl.load(seen + row * seen_width + j, mask=j < seen_width, other=0)
-        tl.store(base + gone, float("-inf"), mask=j < seen_width)
+        gone = tl.load(seen + row * width + j, mask=j < width, other=0)
+        tl.store(base + gone, float("-inf"), mask=j < width)
         start += 64
     t = tl.arange(0, READ)
     done = t <= tl.load(step)

@@ -564,3 +564,7 @@ def test_on_a_gpu_the_plugin_agrees_with_the_network(real):
     assert engine.plugin, engine.variant
     batch = batch_of(model.config, 5, width=16)
     check(model, batch, greedy(engine, batch), tolerance=3e-2)
+    engine.expect(longest=16, mean=9.0, steps=STEPS)
+    batches = [batch_of(model.config, rows, rows, width=16, side=True) for rows in (5, 64, 1)]
+    for batch, ranked in zip(batches, engine.slate(batches, STEPS), strict=True):
+        check(model, batch, ranked, tolerance=3e-2)

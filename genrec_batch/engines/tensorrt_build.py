@@ -81,12 +81,23 @@ def load_library(name: str | None = None) -> Library:
 
 
 def wrap(name: str, api: Any) -> Library:
-    """Return a Library for an imported module."""
-    return Library(name=name, version=str(api.__version__), api=api, log=Log())
+    """Return a Library for an imported module; all of one module share a log."""
+    log = _kept(api, "genrec_batch_log", Log)
+    return Library(name=name, version=str(api.__version__), api=api, log=log)
+
+
+def _kept(api: Any, name: str, make: Callable[[], Any]) -> Any:
+    """Return what is kept with a module, for as long as that lives."""
+    if not hasattr(api, name):
+        setattr(api, name, make())
+    return getattr(api, name)
 
 
 def logger(library: Library) -> Any:
-    """Return a logger object for the library's constructors; it must outlive what it is given to."""
+    """Return the logger object for the library's constructors: one for each module, which lives as long as that.
+
+    TensorRT keeps the first logger of a process for good, and writes to it when its engine is long gone.
+    """
     base: Any = library.api.ILogger
     log = library.log
 
@@ -98,7 +109,7 @@ def logger(library: Library) -> Any:
             if severity in (base.ERROR, base.INTERNAL_ERROR):
                 log.errors.append(message[:500])
 
-    return Collector()
+    return _kept(library.api, "genrec_batch_logger", Collector)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,9 @@ from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_store as store
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.tensorrt_network import Network, Shape
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, PLAIN_ROWS, ShapeRule
 from genrec_batch.errors import EngineError, ModelError
 from genrec_batch.model import Model, weights_fingerprint
-from genrec_batch.sizing import GPU_USERS
 
 SAMPLE_PRECISIONS = ("fp32", "fp16")  # what `score --precision auto` opens on a GPU
 
@@ -50,7 +49,7 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
     started = time.monotonic()
     loaded = _with_catalog(directory)
     cache = EngineCache()
-    size = GPU_USERS if config.batch_size == "auto" else int(config.batch_size)
+    size = None if config.batch_size == "auto" else int(config.batch_size)
     precisions = SAMPLE_PRECISIONS if config.precision == "auto" else (config.precision,)
     targets = [_target(config, loaded, precision, cache, size) for precision in precisions]
     LOG.info("%s, %s", targets[-1].label, targets[-1].variant)
@@ -94,7 +93,7 @@ def _with_catalog(directory: Path) -> Model:
     return loaded.with_catalog(len(Catalog.read(file, vocabulary=loaded.config.vocabulary)))
 
 
-def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int) -> Target:
+def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None) -> Target:
     library = building.load_library(None if config.library == "auto" else config.library)
     building.check_precision(library, precision)
     if config.compute_capability is None:
@@ -127,12 +126,12 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
         network=network,
         label=label,
         variant="plain ONNX engines: a plugin is built where it runs",
-        rule=ShapeRule(loaded.config, size, BUCKETS),
+        rule=ShapeRule(loaded.config, size or PLAIN_ROWS, BUCKETS),
     )
 
 
 def _here(
-    config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int, library: building.Library
+    config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None, library: building.Library
 ) -> Target:
     from genrec_batch.engines.tensorrt_engine import TensorRtEngine
 

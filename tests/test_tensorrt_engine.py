@@ -440,15 +440,6 @@ def test_engines_are_built_once_and_loaded_from_the_cache_afterwards(build):
     assert build.library.api.builds == ["prefill", "decode"] * 2
 
 
-def test_prepare_builds_what_a_batch_then_finds(build):
-    engine = build()
-    engine.prepare([8, 5, 16], steps=STEPS, seen=10)
-    builds = list(build.library.api.builds)
-    assert builds == ["prefill", "decode"] * 2
-    greedy(engine, batch_of(preset("tiny"), 2))
-    assert build.library.api.builds == builds
-
-
 def test_a_history_beyond_the_position_table_is_refused(build):
     model = tiny(ModelConfig(vocabulary=50, width=64, ffn=32, layers=2, positions=10))
     with pytest.raises(EngineError, match="max-events"):

@@ -66,6 +66,16 @@ def test_linear_where_tiles_do_not_fit(rows, columns, depth, relu):
     close(found, twin("linear", *arguments, relu=relu)[0])
 
 
+@pytest.mark.parametrize("programs", [1, 3, 7])
+def test_a_linear_layer_whose_programs_make_many_tiles(programs):
+    rows, columns, depth = 70, 144, 128
+    arguments = (halves(rows, depth), halves(columns, depth, seed=1) / np.float16(8), halves(columns, seed=2))
+    sizes = {"RELU": True, "ROWS": 16, "COLUMNS": 64, "DEPTH": 64, "GROUP": 2}
+    out = halves(rows, columns, seed=3)
+    (found,) = run(source.linear_persistent, (programs,), *arguments, out, rows, columns, depth, out=[3], **sizes)
+    close(found, twin("linear", *arguments, relu=1)[0])
+
+
 def alone(found, expected):
     """Where the twin says that nothing is written, what stood there is left."""
     there = ~np.isnan(expected.astype(np.float32)).any(-1)
@@ -175,7 +185,7 @@ def test_rank_items(step):
     arguments = (logits, seen, np.array([70], np.int32), read, np.array([step], np.int32))
     outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
     sizes = (B, V, 90, LD)
-    found = run(source.rank_items, (B,), *arguments, *outputs, *sizes, out=[5, 6, 7], READ=16, BLOCK=128)
+    found = run(source.rank_items, (B,), *arguments, *outputs, *sizes, out=[5, 6, 7], READ=16, CHUNK=32)
     expected = twin("rank_items", *arguments, items=V, limit=90)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[0][1] == (5 if step == 1 else 3)
@@ -188,19 +198,20 @@ def test_nothing_left_is_token_0():
     width, nothing = np.array([V], np.int32), np.array([-1], np.int32)
     arguments = (halves(B, LD), seen, width, np.zeros((1, B), np.int32), nothing)
     outputs = (np.full(B, 9, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
-    found = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[5, 6], READ=16, BLOCK=128)
+    found = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[5, 6], READ=16, CHUNK=32)
     assert found[0].tolist() == [0, 0, 0]
     assert np.isneginf(found[1]).all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, under the interpreter
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 def test_what_is_not_a_number_is_not_passed_off_as_nothing_left():
     logits, width = np.full((B, LD), np.nan, np.float16), np.ones(1, np.int32)
     arguments = (logits, np.zeros((B, 1), np.int32), width, np.zeros((1, B), np.int32))
     outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
     sizes = (B, V, V, LD)
     found = run(
-        source.rank_items, (B,), *arguments, np.array([-1], np.int32), *outputs, *sizes, out=[6], READ=16, BLOCK=128
+        source.rank_items, (B,), *arguments, np.array([-1], np.int32), *outputs, *sizes, out=[6], READ=16, CHUNK=32
     )
     assert np.isnan(found[0]).all()
 

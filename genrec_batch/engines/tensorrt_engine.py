@@ -23,7 +23,15 @@ from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import LONGEST, plugin
 from genrec_batch.engines.tensorrt_network import Network, Shape
 from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State, padded
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, Packing, ShapeRule, rounded
+from genrec_batch.engines.tensorrt_shapes import (
+    BUCKETS,
+    PLAIN_LAYERS,
+    PLAIN_ROWS,
+    PLUGIN_ROWS,
+    Packing,
+    ShapeRule,
+    rounded,
+)
 from genrec_batch.engines.tensorrt_slate import SlateLoop
 from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
 from genrec_batch.engines.tensorrt_store import PlanStore
@@ -46,7 +54,7 @@ class TensorRtEngine:
         *,
         device: str = "cuda",
         precision: str = "fp16",
-        batch_size: int = 2048,
+        batch_size: int | None = None,
         buckets: Sequence[int] = BUCKETS,
         cache: EngineCache | None = None,
         progress: building.Progress | None = None,
@@ -58,8 +66,8 @@ class TensorRtEngine:
             model: sizes and weights.
             device: "cuda" or "cuda:<number>".
             precision: "fp32", "fp16" or "bf16".
-            batch_size: rows of every engine, rounded up to a multiple of 64. Keep batch_size times heads at or below
-                65,535: above, TensorRT 8.6 takes a slow path.
+            batch_size: rows of every engine, rounded up to a multiple of 64; by default 4,096 with the plugin's
+                kernels, 2,048 without.
             buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
             cache: where built engines are kept; the user's own cache by default.
             progress: told what is being built, and how much of it is done.
@@ -75,7 +83,7 @@ class TensorRtEngine:
         self._buckets = tuple(buckets)
         self._packing: Packing | None = None
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
-        self.resize(batch_size)
+        self.resize(batch_size or PLAIN_ROWS)
         self._cache = cache or EngineCache()
         self._progress, self._making = progress, ""  # which engine is at work
         self.store = PlanStore(
@@ -89,6 +97,8 @@ class TensorRtEngine:
         self._log = building.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
         self.plugin, self.variant = self._load_plugin()
+        if batch_size is None and self.plugin:
+            self.resize(PLUGIN_ROWS)
         self._compute = Stream(self._gpu)
         self._exchange = Exchange(self._gpu, self._compute)
         self._programs: dict[Shape, Program] = {}
@@ -155,28 +165,6 @@ class TensorRtEngine:
         """Return the GPU's architecture and memory, the library's version, and whether the plugin runs."""
         plugged = ", plugin" if self.plugin else ""
         return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
-
-    def prepare(
-        self, lengths: Sequence[int], *, steps: int, seen: int = 0, profile: bool = False, video: bool = False
-    ) -> None:
-        """Build, or load, the engines for histories of the given lengths, so that no batch waits for it.
-
-        Args:
-            lengths: histories' lengths in tokens.
-            steps: items to decode.
-            seen: most seen items of a row.
-            profile: the run has user profiles.
-            video: the run has video vectors.
-
-        Raises:
-            EngineError: an engine cannot be built.
-            DeviceMemoryError: it does not fit.
-        """
-        for length in sorted(set(lengths)):
-            shape = self.shapes.shape(
-                rows=self.shapes.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video
-            )
-            self._program(shape).load()
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
         """Read the features and histories; see the protocol.

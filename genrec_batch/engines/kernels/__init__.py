@@ -25,6 +25,7 @@ class Cubin:
     function: str
     warps: int
     shared_bytes: int
+    scratch_bytes: int  # of global memory, for each program
     code: bytes
 
 
@@ -47,6 +48,7 @@ def read(architecture: str) -> list[Cubin]:
             function=entry["function"],
             warps=entry["warps"],
             shared_bytes=entry["shared_bytes"],
+            scratch_bytes=entry["scratch_bytes"],
             code=(folder / f"{name}.cubin").read_bytes(),
         )
         for name, entry in sorted(entries.items())

@@ -20,8 +20,13 @@ from genrec_batch.engines.kernels import DEPTH, FOLDER, HEADS, LONGEST, WIDTH, t
 
 HALF, INT, FLOAT = "*fp16", "*i32", "*fp32"
 SIZES = {"H": HEADS, "HD": WIDTH // HEADS}
-# Tiles of a linear layer: rows x columns x depth, warps, stages. Of six, fastest on an H200 for many rows and for few.
-TILES = {"large": ((128, 256, DEPTH), 8, 3), "small": ((64, 128, DEPTH), 4, 4)}
+# Linear layers: kernel, rows x columns x depth of a tile, warps, stages; of ten, fastest on an H200 for many or few.
+TILES = {
+    "large": (triton_source.linear_persistent, (128, 256, DEPTH), 8, 3),
+    "small": (triton_source.linear, (64, 128, DEPTH), 4, 4),
+    "any": (triton_source.linear, (64, 128, DEPTH), 4, 4),
+}
+DEPTHS = (512, 1024)  # K that products are compiled for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +54,13 @@ def variants() -> dict[str, Variant]:
     decode = dict.fromkeys(("fresh", "prefix", "recent", "out"), HALF) | rows | {"step": INT, "rows": "i32"}
     rank = dict.fromkeys(("seen", "seen_width", "read", "step", "tokens"), INT) | {"logits": HALF}
     rank |= {"log_prob": FLOAT, "heads": FLOAT, **dict.fromkeys(("rows", "V", "limit", "LD"), "i32")}
-    product = dict.fromkeys(("x", "weight", "bias", "out"), HALF) | dict.fromkeys("MNK", "i32")
     found = {
         "embed_history": Variant(kernel=source.embed_history, types=embed, constants={"D": WIDTH}, warps=1),
         "embed_item": Variant(kernel=source.embed_item, types=item, constants={"D": WIDTH}, warps=1),
         "add_norm": Variant(kernel=source.add_norm, types=norm, constants={"D": WIDTH, "R": 4}, warps=4),
-        "rank_items": Variant(kernel=source.rank_items, types=rank, constants={"READ": 128, "BLOCK": 16384}, warps=8),
+        "rank_items": Variant(kernel=source.rank_items, types=rank, constants={"READ": 128, "CHUNK": 2048}, warps=4),
     }
-    for name, (tile, warps, stages) in TILES.items():
-        for relu, ending in enumerate(("", "_relu")):
-            constants = dict(zip(("ROWS", "COLUMNS", "DEPTH"), tile, strict=True)) | {"GROUP": 8, "RELU": relu}
-            found[f"linear{ending}_{name}"] = Variant(
-                kernel=source.linear,
-                types=product,
-                constants=constants,
-                warps=warps,
-                stages=stages,
-                multiples=("N", "K"),
-            )
+    found |= _products()
     block = 32
     while block <= LONGEST:
         sizes = SIZES | {"BLOCK": block}
@@ -85,11 +79,32 @@ def variants() -> dict[str, Variant]:
     return found
 
 
+def _products() -> dict[str, Variant]:
+    """Return the linear layers: with a depth known when they are compiled, for many tiles and for few, and with any."""
+    found = {}
+    types = dict.fromkeys(("x", "weight", "bias", "out"), HALF) | dict.fromkeys("MNK", "i32")
+    for relu, ending in enumerate(("", "_relu")):
+        for name, (kernel, tile, warps, stages) in TILES.items():
+            constants = dict(zip(("ROWS", "COLUMNS", "DEPTH"), tile, strict=True)) | {"GROUP": 8, "RELU": relu}
+            for depth in DEPTHS if name != "any" else (None,):
+                fixed = {} if depth is None else {"K": depth}
+                found[f"linear{ending}_{name}" + (f"_{depth}" if depth else "")] = Variant(
+                    kernel=kernel,
+                    types={argument: kind for argument, kind in types.items() if argument not in fixed},
+                    constants=constants | fixed,
+                    warps=warps,
+                    stages=stages,
+                    multiples=("N", "K"),
+                )
+    return found
+
+
 def compile_one(variant: Variant, capability: int) -> Any:
     """Return Triton's compiled kernel for `sm_<capability>`; pointers are taken as 16-byte aligned."""
     names, types = variant.kernel.arg_names, variant.types
     assert types.keys() | variant.constants.keys() == set(names), f"{variant.kernel}: {names}"
-    sixteens = {(i,) for i, name in enumerate(names) if types.get(name, "")[:1] == "*" or name in variant.multiples}
+    wide = {name for name in types if types[name].startswith("*") or name in variant.multiples}
+    sixteens = {(i,) for i, name in enumerate(names) if name in wide}
     source = ASTSource(
         fn=variant.kernel,
         signature={name: types.get(name, "constexpr") for name in names},
@@ -113,12 +128,12 @@ def main() -> None:
             stale.unlink()
         for name, variant in variants().items():
             compiled = compile_one(variant, capability)
-            assert compiled.metadata.global_scratch_size == 0, "the plugin passes no scratch memory"
             (folder / f"{name}.cubin").write_bytes(compiled.asm["cubin"])
             entries[name] = {
                 "function": compiled.metadata.name,
                 "warps": compiled.metadata.num_warps,
                 "shared_bytes": compiled.metadata.shared,
+                "scratch_bytes": compiled.metadata.global_scratch_size,
             }
         Path(folder / "kernels.json").write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "NvInfer.h"
-#include "cubins.h"  // struct Cubin { name, function, warps, shared_bytes, code }; Cubin const kCubins[]; int kCubinCount
+#include "cubins.h"  // struct Cubin { name, function, warps, shared_bytes, scratch_bytes, code }; Cubin const kCubins[]; int kCubinCount
 
 using namespace nvinfer1;
 
@@ -25,19 +25,23 @@ namespace {
 constexpr int kWidth = 512, kHeads = 16;
 constexpr int kShared = 48 << 10;     // bytes of shared memory that a kernel may have without asking
 constexpr int kMaxSharedAttribute = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-constexpr int kProcessors = 132;      // below so many large tiles, small ones keep more of the GPU busy
+constexpr int kProcessorCount = 16;   // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 
 // The driver calls this needs; the driver is already in the process.
 struct Driver {
     int (*load)(void**, void const*);
     int (*find)(void**, void*, char const*);
     int (*set)(void*, int, int);
+    int (*device)(int*);
+    int (*attribute)(int*, int, int);
     int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
     Driver() {
         void* library = dlopen("libcuda.so.1", RTLD_NOW);
         load = reinterpret_cast<decltype(load)>(library ? dlsym(library, "cuModuleLoadData") : nullptr);
         find = reinterpret_cast<decltype(find)>(library ? dlsym(library, "cuModuleGetFunction") : nullptr);
         set = reinterpret_cast<decltype(set)>(library ? dlsym(library, "cuFuncSetAttribute") : nullptr);
+        device = reinterpret_cast<decltype(device)>(library ? dlsym(library, "cuCtxGetDevice") : nullptr);
+        attribute = reinterpret_cast<decltype(attribute)>(library ? dlsym(library, "cuDeviceGetAttribute") : nullptr);
         launch = reinterpret_cast<decltype(launch)>(library ? dlsym(library, "cuLaunchKernel") : nullptr);
     }
 };
@@ -71,14 +75,33 @@ Kernel kernel(std::string const& name) {
     return {nullptr, nullptr};
 }
 
-int launch(std::string const& name, unsigned x, unsigned y, std::vector<void*> arguments, cudaStream_t stream) {
+// The multiprocessors of the GPU at hand, 0 where there is none.
+int processors() {
+    static int const count = [] {
+        int device = 0, found = 0;
+        bool const known = driver().device && driver().attribute && !driver().device(&device) &&
+                           !driver().attribute(&found, kProcessorCount, device);
+        return known ? found : 0;
+    }();
+    return count;
+}
+
+int launch(std::string const& name, unsigned x, unsigned y, std::vector<void*> arguments, cudaStream_t stream,
+           void* scratch = nullptr) {
     Kernel found = kernel(name);
     if (!found.function) return 1;
-    void* none = nullptr;  // Triton's scratch arguments: global, then profile; unused by these kernels
-    arguments.push_back(&none);
+    void* none = nullptr;  // Triton's scratch arguments: global, then profile
+    arguments.push_back(&scratch);
     arguments.push_back(&none);
     return driver().launch(found.function, x, y, 1, 32 * found.cubin->warps, 1, 1, found.cubin->shared_bytes, stream,
                          arguments.data(), nullptr);
+}
+
+bool compiled(std::string const& name) {
+    for (auto const& cubin : kCubins) {
+        if (name == cubin.name) return true;
+    }
+    return false;
 }
 
 // The smallest compiled block that holds so many positions.
@@ -159,7 +182,7 @@ public:
     }
 
     int32_t enqueue(PluginTensorDesc const* desc, PluginTensorDesc const*, void const* const* in, void* const* out,
-                    void*, cudaStream_t stream) noexcept override {
+                    void* workspace, cudaStream_t stream) noexcept override {
         // Kernels take addresses of their arguments: tensors first, in order, then numbers.
         std::vector<void*> tensors;
         auto add = [&](void const* place) { tensors.push_back(const_cast<void*>(place)); };
@@ -197,10 +220,16 @@ public:
             }
             case Kind::kLinear: {
                 int32_t columns = desc[1].dims.d[0], depth = desc[1].dims.d[1];
-                bool const large = tiles(rows, 128) * tiles(columns, 256) >= kProcessors;
-                int const programs = large ? tiles(rows, 128) * tiles(columns, 256) : tiles(rows, 64) * tiles(columns, 128);
-                return launch(std::string(state_.relu ? "linear_relu" : "linear") + (large ? "_large" : "_small"), programs,
-                              1, with({&rows, &columns, &depth}), stream);
+                std::string name = state_.relu ? "linear_relu" : "linear";
+                int const large = tiles(rows, 128) * tiles(columns, 256), small = tiles(rows, 64) * tiles(columns, 128);
+                if (!compiled(name + "_large_" + std::to_string(depth))) {
+                    return launch(name + "_any", small, 1, with({&rows, &columns, &depth}), stream);
+                }
+                if (large < processors()) {  // small tiles then keep more of the GPU busy
+                    return launch(name + "_small_" + std::to_string(depth), small, 1, with({&rows, &columns}), stream);
+                }
+                return launch(name + "_large_" + std::to_string(depth), processors(), 1, with({&rows, &columns}), stream,
+                              workspace);
             }
         }
         return 1;
@@ -214,7 +243,10 @@ public:
                          int32_t) noexcept override {}
     size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*,
                             int32_t) const noexcept override {
-        return 0;
+        if (state_.kind != Kind::kLinear) return 0;
+        size_t most = 0;
+        for (auto const& cubin : kCubins) most = cubin.scratch_bytes > most ? cubin.scratch_bytes : most;
+        return most * processors();
     }
     char const* getPluginType() const noexcept override { return "GenrecKernel"; }
     char const* getPluginVersion() const noexcept override { return "2"; }

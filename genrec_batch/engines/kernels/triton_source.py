@@ -14,23 +14,25 @@ import triton.language as tl
 
 
 @triton.jit
+def _tile(number, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """First row and column of a product's tile; GROUP tiles of rows run side by side, so L2 holds what they read."""
+    across = GROUP * tl.cdiv(N, COLUMNS)
+    first = number // across * GROUP
+    here = tl.minimum(tl.cdiv(M, ROWS) - first, GROUP)
+    return (first + number % across % here) * ROWS, number % across // here * COLUMNS
+
+
+@triton.jit
 def linear(
     x, weight, bias, out, M, N, K,
     RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """X [M, K] times weight [N, K] transposed plus bias [N], summed in fp32; negatives become 0 with RELU: [M, N].
+    """Multiply x [M, K] by weight [N, K] transposed, plus bias [N], in fp32; with RELU negatives become 0: [M, N].
 
-    One program makes ROWS x COLUMNS of the product, DEPTH of K at a time (K is a multiple of it). Programs that run at
-    the same time share GROUP tiles of rows, so that the L2 cache holds what they read.
+    One program makes ROWS x COLUMNS of the product, DEPTH of K at a time (K is a multiple of it).
     """
-    pid = tl.program_id(0)
-    tiles_m, tiles_n = tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS)
-    group = pid // (GROUP * tiles_n)
-    first = group * GROUP
-    here = tl.minimum(tiles_m - first, GROUP)
-    m = (first + (pid % (GROUP * tiles_n)) % here) * ROWS + tl.arange(0, ROWS)
-    n = ((pid % (GROUP * tiles_n)) // here) * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
+    first_row, first_column = _tile(tl.program_id(0), M, N, ROWS, COLUMNS, GROUP)
+    m, n, k = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     column = tl.where(n < N, n, 0)
     x_tile = x + tl.where(m < M, m, 0)[:, None].to(tl.int64) * K + k[None, :]
     weight_tile = weight + column[None, :] * K + k[:, None]
@@ -42,6 +44,34 @@ def linear(
         total = tl.maximum(total, 0.0)
     target = out + m[:, None].to(tl.int64) * N + n[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+@triton.jit
+def linear_persistent(
+    x, weight, bias, out, M, N, K,
+    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """What `linear` does where there are many tiles: a program makes one after the other and reads ahead of itself.
+
+    The Tensor Memory Accelerator copies tiles; their descriptors stand in scratch memory.
+    """
+    half: tl.constexpr = COLUMNS // 2
+    x_tiles = tl.make_tensor_descriptor(x, [M, K], [K, 1], [ROWS, DEPTH])
+    weight_tiles = tl.make_tensor_descriptor(weight, [N, K], [K, 1], [COLUMNS, DEPTH])
+    out_tiles = tl.make_tensor_descriptor(out, [M, N], [N, 1], [ROWS, half])
+    tiles = tl.cdiv(M, ROWS) * tl.cdiv(N, COLUMNS)
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row, column = _tile(number, M, N, ROWS, COLUMNS, GROUP)
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, K, DEPTH):
+            total = tl.dot(x_tiles.load([row, start]), weight_tiles.load([column, start]).T, total)
+        n = column + tl.arange(0, COLUMNS)
+        total += tl.load(bias + n, mask=n < N, other=0.0)[None, :].to(tl.float32)
+        if RELU:
+            total = tl.maximum(total, 0.0)
+        left, right = tl.split(tl.permute(tl.reshape(total, [ROWS, 2, half]), [0, 2, 1]))
+        out_tiles.store([row, column], left.to(out.dtype.element_ty))
+        out_tiles.store([row, column + half], right.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -217,7 +247,7 @@ def decode_attention(
 @triton.jit
 def rank_items(
     logits, seen, seen_width, read, step, tokens, log_prob, heads, rows, V, limit, LD,
-    READ: tl.constexpr, BLOCK: tl.constexpr,
+    READ: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Best item below `limit`, neither in `seen` [B, X] nor read so far; its log-probability over all V; the heads.
 
@@ -226,19 +256,26 @@ def rank_items(
     """
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * LD
-    item = tl.arange(0, BLOCK)
-    x = tl.load(base + item, mask=item < V, other=float("-inf")).to(tl.float32)
-    top = tl.max(x, 0)
-    log_sum = tl.log(tl.sum(tl.exp(x - top), 0)) + top
+    item = tl.arange(0, CHUNK)
+    top = tl.full([CHUNK], float("-inf"), tl.float32)
+    for start in range(0, V, CHUNK):
+        x = tl.load(base + start + item, mask=start + item < V, other=float("-inf")).to(tl.float32)
+        top = tl.maximum(top, x)
+    peak = tl.max(top, 0)
+    total = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, V, CHUNK):
+        x = tl.load(base + start + item, mask=start + item < V, other=float("-inf")).to(tl.float32)
+        total += tl.exp(x - peak)
+    log_sum = tl.log(tl.sum(total, 0)) + peak
     h = tl.arange(0, 4)
     head = tl.load(base + V + h).to(tl.float32)
     tl.store(heads + row * 4 + h, 1.0 / (1.0 + tl.exp(-head)))
     tl.debug_barrier()  # every thread has read its logits before any is overwritten
-    chunk = tl.arange(0, 64)
+    some = tl.arange(0, 64)
     width = tl.load(seen_width)
     start = 0
     while start < width:
-        j = start + chunk
+        j = start + some
         gone = tl.load(seen + row * width + j, mask=j < width, other=0)
         tl.store(base + gone, float("-inf"), mask=j < width)
         start += 64
@@ -247,9 +284,16 @@ def rank_items(
     gone = tl.load(read + t.to(tl.int64) * rows + row, mask=done, other=0)
     tl.store(base + gone, float("-inf"), mask=done)
     tl.debug_barrier()  # the bans are visible before the second pass
-    left = tl.load(base + item, mask=item < limit, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
-    best, index = tl.max(left, 0, return_indices=True)
-    found = best > float("-inf")
+    best = tl.full([CHUNK], float("-inf"), tl.float32)
+    place = tl.zeros([CHUNK], tl.int32)
+    for start in range(0, limit, CHUNK):
+        at = start + item
+        x = tl.load(base + at, mask=at < limit, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
+        place = tl.where(x > best, at, place)
+        best = tl.maximum(best, x)
+    most = tl.max(best, 0)
+    index = tl.min(tl.where(best == most, place, 2147483647), 0)
+    found = most > float("-inf")
     tl.store(tokens + row, tl.where(found, index, 0).to(tl.int32))
     nothing = tl.where(log_sum == log_sum, float("-inf"), log_sum)  # noqa: PLR0124 (not a number: stays so)
-    tl.store(log_prob + row, tl.where(found, best - log_sum, nothing))
+    tl.store(log_prob + row, tl.where(found, most - log_sum, nothing))

@@ -101,7 +101,7 @@ def reference(arguments):
 def agreement(ranked, path):
     """Top-1 agreement per step among rows whose earlier items all agree, and the largest differences there."""
     stored = np.load(path)
-    rows = len(stored["tokens"])
+    rows = min(len(stored["tokens"]), len(ranked))
     mine = {"tokens": ranked.tokens_BK[:rows], "log_prob": ranked.log_prob_BK[:rows], "heads": ranked.heads_BKH[:rows]}
     same = np.ones(rows, bool)
     agreed = asked = 0
@@ -109,16 +109,17 @@ def agreement(ranked, path):
     for step in range(STEPS):
         asked += int(same.sum())
         gap["log_prob"] = max(
-            gap["log_prob"], float(np.abs(mine["log_prob"][same, step] - stored["log_prob"][same, step]).max(initial=0))
+            gap["log_prob"],
+            float(np.abs(mine["log_prob"][same, step] - stored["log_prob"][:rows][same, step]).max(initial=0)),
         )
-        same &= mine["tokens"][:, step] == stored["tokens"][:, step]
+        same &= mine["tokens"][:, step] == stored["tokens"][:rows, step]
         agreed += int(same.sum())
-        difference = np.abs(mine["heads"][same, step] - stored["heads"][same, step])
+        difference = np.abs(mine["heads"][same, step] - stored["heads"][:rows][same, step])
         gap["heads"] = max(gap["heads"], float(difference.max(initial=0)))
-    overlap = [len(set(a) & set(b)) / STEPS for a, b in zip(mine["tokens"], stored["tokens"], strict=True)]
+    overlap = [len(set(a) & set(b)) / STEPS for a, b in zip(mine["tokens"], stored["tokens"][:rows], strict=True)]
     return {
         "rows": rows,
-        "first_item": round(float((mine["tokens"][:, 0] == stored["tokens"][:, 0]).mean()), 4),
+        "first_item": round(float((mine["tokens"][:, 0] == stored["tokens"][:rows, 0]).mean()), 4),
         "per_step": round(agreed / asked, 4),
         "overlap_at_10": round(float(np.mean(overlap)), 4),
         "max_log_prob_difference": round(gap["log_prob"], 5),

@@ -21,7 +21,7 @@ from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_store as store
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.tensorrt_network import Network, Shape
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, PLAIN_ROWS, ShapeRule
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_ROWS, ShapeRule
 from genrec_batch.errors import EngineError, ModelError
 from genrec_batch.model import Model, weights_fingerprint
 
@@ -117,7 +117,7 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
             tokens=loaded.tokens,
             precision=precision,
             plugin=False,
-            piece=PLAIN_LAYERS,
+            piece=library.piece,
         )
 
     label = f"{library.label} for {architecture}"

@@ -12,7 +12,7 @@ from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
 from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.engines import Slates, cuda, tensorrt_build, tensorrt_engine
+from genrec_batch.engines import Slates, cuda, tensorrt_build
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_engine import TensorRtEngine
@@ -153,7 +153,7 @@ def test_greedy_decode_is_the_network_without_a_cache(build, side):
 
 def test_a_network_in_pieces_is_the_same_network(build, monkeypatch):
     """One layer an engine: each takes what the one before left, and rows are still copied whole."""
-    monkeypatch.setattr(tensorrt_engine, "PLAIN_LAYERS", 1)
+    monkeypatch.setattr(tensorrt_build, "PLAIN_LAYERS", 1)
     engine, model = build(), tiny()
     batch = batch_of(model.config, 5, side=True)
     check(model, batch, greedy(engine, batch))

@@ -25,7 +25,6 @@ from genrec_batch.engines.tensorrt_network import Network, Shape
 from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State, padded
 from genrec_batch.engines.tensorrt_shapes import (
     BUCKETS,
-    PLAIN_LAYERS,
     PLAIN_ROWS,
     PLUGIN_ROWS,
     Packing,
@@ -292,7 +291,7 @@ class TensorRtEngine:
             tokens=self._tokens,
             precision=self.precision,
             plugin=plugged,
-            piece=0 if plugged else PLAIN_LAYERS,
+            piece=0 if plugged else self.library.piece,
         )
 
     def _program(self, shape: Shape) -> Program:

@@ -18,7 +18,6 @@ BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 15
 ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
 LADDER = 1.12  # from one size of packed batches to the next
 PLAIN_ROWS, PLUGIN_ROWS = 2048, 4096  # of a batch: the plain engines' attention slows down beyond 65,535 rows x heads
-PLAIN_LAYERS = 0  # of one engine without the plugin; 0: all
 SEEN_SIZES = (64, 256, 1024)  # columns of the banned list; beyond, powers of two
 
 

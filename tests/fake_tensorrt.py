@@ -87,6 +87,13 @@ class GenrecKernel(OpRun):
         return tokens, (best - log_sum).astype(np.float32), heads.astype(np.float32)
 
 
+class GatherElements(OpRun):
+    """The reference's own takes one column too few where an index has more than one."""
+
+    def _run(self, data, indices, axis=0):
+        return (np.take_along_axis(data, indices, axis),)
+
+
 def laid(rows, starts, lengths, places, *, fill):
     """Rows [B, S, D] end to end, [N, D]: real positions, or all with `fill`; what is left alone is not a number."""
     out = np.full((places, rows.shape[-1]), np.nan, np.float32)
@@ -217,7 +224,7 @@ class FakeEngine:
         self.outputs = {value.name: api.tensor(value) for value in model.graph.output}
         self.all = {**self.inputs, **self.outputs}
         if any(node.domain == "genrec" for node in model.graph.node):
-            evaluator = ReferenceEvaluator(model, new_ops=[GenrecKernel])
+            evaluator = ReferenceEvaluator(model, new_ops=[GenrecKernel, GatherElements])
             self.run = lambda feeds: evaluator.run(list(self.outputs), feeds)
         else:
             options = onnxruntime.SessionOptions()

@@ -40,7 +40,7 @@ def build(gpu, tmp_path):
         options = {"precision": "fp32", "batch_size": 4, "buckets": (8, 16), **options}
         return TensorRtEngine(model or tiny(), cache=EngineCache(tmp_path / "cache"), library=library, **options)
 
-    make.library = library
+    make.library, make.gpu = library, gpu
     return make
 
 

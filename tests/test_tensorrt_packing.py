@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from test_tensorrt_engine import PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 
-from genrec_batch.engines import FixedRows, PacksRows
+from genrec_batch.engines import FixedRows, PacksRows, cuda
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_shapes import BUCKETS, Packing, ShapeRule
+from genrec_batch.generate import Decoding, recommend
 from genrec_batch.model import preset
 
 __all__ = ["build", "gpu"]  # fixtures
@@ -82,6 +83,25 @@ def test_other_ways_of_decoding_keep_rows_apart(plugged):
     for _ in range(STEPS):
         engine.decode(state)
     check(model, batch, engine.collect(state), tolerance=2e-2)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(top_k=3, beam_width=3), Decoding(mode="candidates", num_candidates=20), Decoding(top_k=STEPS)],
+    ids=["beam", "candidates", "slate"],
+)
+def test_every_way_of_decoding_gives_what_plain_engines_give(plugged, build, monkeypatch, decoding):
+    model = tiny(PLUGIN_SIZES).with_catalog(80)
+    batch = batch_of(model.config, 5, side=True)
+    mine = recommend(plugged(model), batch, decoding)
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda, "load_runtime", lambda: build.gpu)
+    plain = build(model, precision="fp32")
+    theirs = recommend(plain, batch, decoding)
+    assert (mine.tokens_BK == theirs.tokens_BK).mean() > 0.9
+    same = mine.tokens_BK == theirs.tokens_BK
+    np.testing.assert_allclose(mine.log_prob_BK[same], theirs.log_prob_BK[same], atol=2e-2)
+    np.testing.assert_allclose(mine.heads_BKH[same], theirs.heads_BKH[same], atol=2e-2)
 
 
 def test_without_the_kernels_or_with_histories_beyond_them_rows_are_padded(build, plugged):

@@ -26,7 +26,7 @@ from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
 from genrec_batch.profiling import Stages
 from genrec_batch.recommendations import Ranking
-from genrec_batch.selection import Selection, decoding_of, device_of, reference_engine, sample_rows, select
+from genrec_batch.selection import Opening, Selection, decoding_of, device_of, reference_engine, sample_rows, select
 from genrec_batch.verifying import measured
 
 
@@ -112,8 +112,14 @@ class Scoring:
     _empty: deque[Scored] = field(default_factory=deque)
 
     @staticmethod
-    def of(config: ScoreConfig, job: Job, stages: Stages, selection: Selection | None = None) -> Scoring:
-        """Open the engine of a run, or go on with one that is open.
+    def of(
+        config: ScoreConfig,
+        job: Job,
+        stages: Stages,
+        selection: Selection | None = None,
+        ahead: Opening | None = None,
+    ) -> Scoring:
+        """Open the engine of a run, or go on with one that is open; `ahead` has made a start with that.
 
         Raises:
             ConfigError: the history and the decoded items do not fit the model's positions.
@@ -145,6 +151,7 @@ class Scoring:
                 precision=config.precision,
                 batch_size=config.batch_size,
                 longest=config.max_events,
+                ahead=ahead,
             )
         LOG.info("engine: %s", selection.why)
         if config.verify_sample:

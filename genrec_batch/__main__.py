@@ -25,10 +25,14 @@ def main() -> None:
     try:
         cli.main()
     except SystemExit as left:
-        if not left.code:  # done and said: while Python takes itself apart, a signal must not make it a failure
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise
+        if left.code:
+            raise
+        # Done and said: a signal must not make it a failure, and nobody waits for gigabytes to be freed one by one.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

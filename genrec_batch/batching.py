@@ -60,10 +60,13 @@ class Part:
             include_seen=self.include_seen,
         )
 
-    def spans(self, size: int, *, packed: bool = False) -> list[I64]:
-        """Return the rows of each batch, at most `size` users: of like length, longest first, or as they come."""
-        if packed:
-            pairs = mixed(self.histories.lengths_N, size)
+    def spans(self, size: int, *, room: int = 0) -> list[I64]:
+        """Return the rows of each batch, at most `size` users: of like length, longest first, or as they come.
+
+        They come as they are for an engine that packs rows, up to `room` positions.
+        """
+        if room:
+            pairs = mixed(self.histories.lengths_N, size, room)
             return [np.arange(start, stop) for start, stop in pairs]
         order_N = np.argsort(-self.histories.lengths_N, kind="stable")
         return [order_N[start:stop] for start, stop in cuts(self.histories.lengths_N[order_N], size)]
@@ -107,16 +110,16 @@ class Part:
         return np.full(users, top_k) if self.candidates is None else np.minimum(top_k, self.candidates.lengths_N)
 
 
-def mixed(lengths_N: I64, size: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of batches as the users come: at most `size`, with LONG positions each on average.
+def mixed(lengths_N: I64, size: int, room: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of batches as the users come: at most `size` users, and `room` positions.
 
-    Neighbours are of all lengths, so one batch has about as many positions as the next.
+    A user with more stands alone. Neighbours are of all lengths, so one batch has about as many positions as the next.
     """
     ends_N = np.cumsum(lengths_N + 1)
     batches, start = [], 0
     while start < len(ends_N):
         before = int(ends_N[start - 1]) if start else 0
-        fit = int(np.searchsorted(ends_N, before + size * LONG, side="right"))
+        fit = int(np.searchsorted(ends_N, before + room, side="right"))
         stop = min(len(ends_N), start + size, max(fit, start + 1))
         batches.append((start, stop))
         start = stop

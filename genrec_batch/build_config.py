@@ -19,6 +19,11 @@ class BuildConfig(LogConfig):
 
     max_events: int = option("Newest events kept of each user.", 50, panel="Input")
     seen_limit: int = option("Newest distinct videos of each user that count as seen.", 1000, panel="Input")
+    mean_events: float | None = option(
+        "Events kept of a user on average; engines whose rows stand end to end are built for it, by default for full "
+        "histories.",
+        panel="Input",
+    )
     profile_vectors: bool = option(
         "The run has profile_vector in --users.", default=False, panel="Input", flags="--profile-vectors"
     )
@@ -50,6 +55,8 @@ class BuildConfig(LogConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, max_events=1, seen_limit=0, top_k=1, num_candidates=1, beam_width=1)
+        if self.mean_events is not None and not 0 <= self.mean_events <= self.max_events:
+            raise ConfigError(f"--mean-events {self.mean_events:g}: a number from 0 to --max-events {self.max_events}")
         if self.decode == "candidates" and self.beam_width > 1:
             raise ConfigError("--beam-width goes with --decode slate, not with --decode candidates")
         check_batch_size(self.batch_size)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -141,6 +142,8 @@ def busy(title: str) -> Iterator[None]:
 
 def doing(what: str) -> None:
     """Say beside the title of the step that is shown what it is at, such as "engine 2 of 4, 30%"; "" for nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # what is done ahead is not what is shown
     for bar, title in _SHOWN:
         for task in bar.task_ids:
             bar.update(task, description=f"{title}: {what}" if what else title)

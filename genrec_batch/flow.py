@@ -70,17 +70,6 @@ def background(items: Iterator[A], *, ahead: int, name: str) -> Iterator[A]:
             close()
 
 
-@contextmanager
-def beside(work: Callable[[], None], *, name: str) -> Iterator[None]:
-    """Let work that is only a head start run on a thread of its own; what it raises is met by who needs it."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-    pool.submit(work)
-    try:
-        yield
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 class Behind:
     """Work given away in order; see `behind`."""
 

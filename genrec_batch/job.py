@@ -7,6 +7,7 @@ engines, decoding, the output. In: options and a log. Out: a `Job`, which loads 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,6 +148,7 @@ def prepare(
     spill_to: Path,
     candidates: str | None = None,
     loaded_model: Model | None = None,
+    known: Callable[[Model], None] | None = None,
 ) -> Job:
     """Find out who is scored and bring the log into an order by user.
 
@@ -159,6 +161,7 @@ def prepare(
         spill_to: the folder for spill files, where the log does not fit in memory.
         candidates: the table of given candidates.
         loaded_model: a model that is open already.
+        known: told the model as soon as its catalog is known, before the log is arranged.
 
     Raises:
         ConfigError, InputError, GateError, ModelError, NothingToScoreError: see DESIGN of each input.
@@ -176,6 +179,8 @@ def prepare(
     with stages.time("catalog"):
         catalog = _catalog(loaded, found, path, warnings)
         loaded = loaded.with_catalog(len(catalog))
+    if known is not None:
+        known(loaded)
     with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
         names = schema.column_names(config.schema)
         users = sides.table(config.users, "--users", "user_id", names.users, types["user_id"], inputs)

@@ -17,7 +17,6 @@ import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from genrec_batch.job import Job, prepare, read_log
 from genrec_batch.partition import Bucket
 from genrec_batch.profiling import Stages
 from genrec_batch.scoring import Scored, Scoring, Shard
-from genrec_batch.selection import preload
+from genrec_batch.selection import Opening
 
 MANY_CORES = 8  # from which a shard takes so short that its memory is better kept for the next one
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
@@ -76,9 +75,9 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     """
     stages = stages or Stages()
     with ExitStack() as stack:
-        ahead = partial(preload, config.engine, config.device)
+        ahead = Opening(config)
         job = open_job(config, source, target, stages, stack, candidates=config.candidates, ahead=ahead)
-        scoring = Scoring.of(config, job, stages)
+        scoring = Scoring.of(config, job, stages, ahead=ahead)
         identity = lineage.of(config, job, engine=scoring.selection.engine)
         if target is None:
             done = [finished(scoring, scored, None) for scored in scoring.rank(shards(scoring, set(), None))]
@@ -103,11 +102,11 @@ def open_job(
     stack: ExitStack,
     *,
     candidates: str | None = None,
-    ahead: Callable[[], None] | None = None,
+    ahead: Opening | None = None,
 ) -> Job:
     """Check the output, open the log, and prepare a job whose spilled files go when `stack` closes.
 
-    `ahead` is done meanwhile: work that is only a head start.
+    `ahead` opens the engine meanwhile.
 
     Raises:
         GenrecError: see `job.prepare`.
@@ -118,7 +117,8 @@ def open_job(
     with console.busy("loading the kernels"):
         ordering.for_job(log.rows)  # an import, which another one beside it would hold up
     if ahead is not None:
-        stack.enter_context(flow.beside(ahead, name="preload"))
+        ahead.start()
+        stack.callback(ahead.close)
     job = prepare(
         config,
         log,
@@ -127,6 +127,7 @@ def open_job(
         inputs={"events": opened},
         spill_to=partition.spill_folder(config.spill_dir, target),
         candidates=candidates,
+        known=None if ahead is None else ahead.know,
     )
     stack.callback(job.store.close)
     _not_an_input(target, job)
@@ -200,7 +201,7 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
             size, stop = scoring.batch_users, start + len(histories)
             return Shard.of(
                 part, number, start, stop,
-                rows=rows, prints=prints, size=size, packed=scoring.packed, top_k=config.top_k,
+                rows=rows, prints=prints, size=size, room=scoring.room, top_k=config.top_k,
             )  # fmt: skip
 
     ahead = flow.background(pieces(job, skip), ahead=1, name="shards")

@@ -20,11 +20,10 @@ from genrec_batch.console import LOG
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_store as store
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.tensorrt_graphs import Network, Shape
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule
+from genrec_batch.engines.tensorrt_network import Network, Shape
+from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_ROWS, ShapeRule
 from genrec_batch.errors import EngineError, ModelError
 from genrec_batch.model import Model, weights_fingerprint
-from genrec_batch.sizing import GPU_USERS
 
 SAMPLE_PRECISIONS = ("fp32", "fp16")  # what `score --precision auto` opens on a GPU
 
@@ -37,6 +36,7 @@ class Target:
     network: Callable[[Shape], Network]
     label: str  # library and GPU
     variant: str  # with or without the plugin, and why
+    rule: ShapeRule  # which static shapes
 
 
 def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
@@ -49,15 +49,14 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
     started = time.monotonic()
     loaded = _with_catalog(directory)
     cache = EngineCache()
-    size = GPU_USERS if config.batch_size == "auto" else int(config.batch_size)
-    rule = ShapeRule(loaded.config, size, BUCKETS)
+    size = None if config.batch_size == "auto" else int(config.batch_size)
     precisions = SAMPLE_PRECISIONS if config.precision == "auto" else (config.precision,)
     targets = [_target(config, loaded, precision, cache, size) for precision in precisions]
     LOG.info("%s, %s", targets[-1].label, targets[-1].variant)
     jobs = [
         (precision, target, engine)
         for precision, target in zip(precisions, targets, strict=True)
-        for engine in _engines(config, loaded, rule, target)
+        for engine in _engines(config, loaded, target, compared=len(targets) > 1 and target is targets[0])
     ]
     engines = []
     with console.progress("engines", len(jobs), "built") as advance:
@@ -76,7 +75,7 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
         "library": targets[-1].label,
         "variant": targets[-1].variant,
         "cache": str(cache.directory),
-        "batch_users": rule.batch_size,
+        "batch_users": targets[-1].rule.batch_size,
         "built": built,
         "already_built": len(engines) - built,
         "seconds": round(seconds, 3),
@@ -94,7 +93,7 @@ def _with_catalog(directory: Path) -> Model:
     return loaded.with_catalog(len(Catalog.read(file, vocabulary=loaded.config.vocabulary)))
 
 
-def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int) -> Target:
+def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None) -> Target:
     library = building.load_library(None if config.library == "auto" else config.library)
     building.check_precision(library, precision)
     if config.compute_capability is None:
@@ -118,17 +117,21 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
             tokens=loaded.tokens,
             precision=precision,
             plugin=False,
-            piece=PLAIN_LAYERS,
+            piece=library.piece,
         )
 
     label = f"{library.label} for {architecture}"
     return Target(
-        plans=plans, network=network, label=label, variant="plain ONNX engines: a plugin is built where it runs"
+        plans=plans,
+        network=network,
+        label=label,
+        variant="plain ONNX engines: a plugin is built where it runs",
+        rule=ShapeRule(loaded.config, size or PLAIN_ROWS, BUCKETS),
     )
 
 
 def _here(
-    config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int, library: building.Library
+    config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None, library: building.Library
 ) -> Target:
     from genrec_batch.engines.tensorrt_engine import TensorRtEngine
 
@@ -147,19 +150,30 @@ def _here(
         raise EngineError(
             f"{error}. Engines for the GPU of another machine are built by tensorrt_rtx: --compute-capability 8.9"
         ) from error
-    return Target(plans=engine.store, network=engine.network, label=engine.hardware(), variant=engine.variant)
-
-
-def _engines(config: BuildConfig, loaded: Model, rule: ShapeRule, target: Target) -> Iterator[store.Wanted]:
-    """Yield what a run needs, longest histories first."""
-    choices = min(config.num_candidates, loaded.tokens) if config.decode == "candidates" else 0
-    shapes = rule.all(
-        max_events=config.max_events,
-        steps=1 if choices else config.top_k,
-        seen_limit=config.seen_limit,
-        profile=config.profile_vectors,
-        video=config.video_vectors,
+    if config.decode == "slate" and config.beam_width == 1:
+        mean = config.max_events if config.mean_events is None else config.mean_events
+        engine.expect(longest=config.max_events, mean=mean + 1, steps=config.top_k)
+    return Target(
+        plans=engine.store,
+        network=engine.network,
+        label=engine.hardware(),
+        variant=engine.variant,
+        rule=engine.shapes,
     )
+
+
+def _engines(config: BuildConfig, loaded: Model, target: Target, *, compared: bool) -> Iterator[store.Wanted]:
+    """Yield what a run needs, longest histories first; only these where the precision is but `compared` with."""
+    choices = min(config.num_candidates, loaded.tokens) if config.decode == "candidates" else 0
+    steps, vectors = 1 if choices else config.top_k, {"profile": config.profile_vectors, "video": config.video_vectors}
+    if target.rule.packing is not None:
+        shapes = list(
+            dict.fromkeys(target.rule.run(steps=steps, seen=seen, **vectors) for seen in (0, config.seen_limit))
+        )
+    else:
+        shapes = target.rule.all(
+            max_events=config.max_events, steps=steps, seen_limit=config.seen_limit, **vectors, shorter=not compared
+        )
     for shape in shapes:
         network = target.network(shape)
         yield from store.wanted(network, shape, choices=choices, beam_width=min(config.beam_width, loaded.tokens))

@@ -26,7 +26,7 @@ from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
 from genrec_batch.profiling import Stages
 from genrec_batch.recommendations import Ranking
-from genrec_batch.selection import Selection, decoding_of, device_of, reference_engine, sample_rows, select
+from genrec_batch.selection import Opening, Selection, decoding_of, device_of, reference_engine, sample_rows, select
 from genrec_batch.verifying import measured
 
 
@@ -63,17 +63,17 @@ class Shard:
         rows: I64 | None,
         prints: carrying.U64,
         size: int,
-        packed: bool,
+        room: int,
         top_k: int,
     ) -> Shard:
-        """Cut a part into batches of at most `size` users; nothing of the part is held beside them."""
+        """Cut a part into batches as `Part.spans` does; nothing of the part is held beside them."""
         return Shard(
             number=number,
             start=start,
             stop=stop,
             rows=rows,
             prints=prints,
-            batches=deque((rows_B, part.batch(rows_B)) for rows_B in part.spans(size, packed=packed)),
+            batches=deque((rows_B, part.batch(rows_B)) for rows_B in part.spans(size, room=room)),
             lengths_S=part.histories.lengths_N,
             cold_S=part.histories.cold_start_N(),
             wanted_S=part.wanted_N(top_k),
@@ -112,8 +112,14 @@ class Scoring:
     _empty: deque[Scored] = field(default_factory=deque)
 
     @staticmethod
-    def of(config: ScoreConfig, job: Job, stages: Stages, selection: Selection | None = None) -> Scoring:
-        """Open the engine of a run, or go on with one that is open.
+    def of(
+        config: ScoreConfig,
+        job: Job,
+        stages: Stages,
+        selection: Selection | None = None,
+        ahead: Opening | None = None,
+    ) -> Scoring:
+        """Open the engine of a run, or go on with one that is open; `ahead` has made a start with that.
 
         Raises:
             ConfigError: the history and the decoded items do not fit the model's positions.
@@ -144,6 +150,8 @@ class Scoring:
                 device=config.device,
                 precision=config.precision,
                 batch_size=config.batch_size,
+                longest=config.max_events,
+                ahead=ahead,
             )
         LOG.info("engine: %s", selection.why)
         if config.verify_sample:
@@ -160,9 +168,10 @@ class Scoring:
         self.batch_users = self.selection.batch_users if asked == "auto" else int(asked)
 
     @property
-    def packed(self) -> bool:
-        """Whether the engine lays rows end to end."""
-        return isinstance(self.selection.engine, PacksRows)
+    def room(self) -> int:
+        """Positions of a batch whose rows the engine lays end to end, 0 where it does not."""
+        engine = self.selection.engine
+        return engine.room(self.batch_users) if isinstance(engine, PacksRows) else 0
 
     def rank(self, shards: Iterator[Shard], advance: console.Advance = console.nowhere) -> Iterator[Scored]:
         """Yield each shard, in order, with what the engine recommends to its users.
@@ -238,10 +247,12 @@ class Scoring:
         lengths_B = scored.shard.lengths_S[rows_B]
         scored.answers.append((rows_B, ranked))
         scored.left -= len(rows_B)
-        self.padding[0] += int(lengths_B.sum()) + len(rows_B)
-        self.padding[1] += (
-            int(lengths_B.sum()) + len(rows_B) if self.packed else (int(lengths_B.max()) + 1) * len(rows_B)
-        )
+        real, room, engine = int(lengths_B.sum()) + len(rows_B), self.room, self.selection.engine
+        computed = real if room else (int(lengths_B.max()) + 1) * len(rows_B)
+        if isinstance(engine, FixedRows):
+            computed = max(real, engine.computed(int(lengths_B.max())))
+        self.padding[0] += real
+        self.padding[1] += computed
         self.scored_users += len(rows_B)
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from genrec_batch import sizing
-from genrec_batch.arrays import I32, I64, Batch
+from genrec_batch.arrays import FIRST_ITEM, I32, I64, Batch
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG, busy, doing, progress
-from genrec_batch.engines import Engine, FixedRows
+from genrec_batch.engines import Engine, FixedRows, PacksRows
 from genrec_batch.errors import EngineError
-from genrec_batch.generate import Decoding, recommend
+from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.model import Model
 from genrec_batch.parity import best, top_overlap
 from genrec_batch.sizing import Size
@@ -35,6 +36,7 @@ NEEDS = {  # modules of which one must be there, and the extra that brings it
 COMPARED_USERS = 64  # at a time on a CPU, so that a terminal sees them pass
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
+WOKEN_USERS = 64  # of a batch that only wakes a device
 COMPARED_BEAMS = 4  # of a user of the sample: more of them tell no more of a precision, and cost as much as a run
 WHY = "the fastest engine installed for"
 
@@ -98,27 +100,46 @@ def select(
     device: str,
     precision: str,
     batch_size: str = "auto",
+    longest: int | None = None,
+    ahead: Opening | None = None,
 ) -> Selection:
-    """Return the engine of a run; `sample` are users of the run, read only where `auto` has something to decide.
+    """Return the engine of a run; `sample` are users of the run, read where something is decided by them.
+
+    `longest` is the most events of any user of the run, by default those of the sample; `ahead` what is opened already.
 
     Raises:
         EngineError: nothing that was asked for is there.
         DeviceMemoryError: the device has no room for the smallest batch.
     """
     with busy("opening the engine"):
-        opened, why = _opened(model, name=name, device=device, precision=precision)
+        ready = ahead.engines() if ahead is not None else None
+        opened, why = ready or _opened(model, name=name, device=device, precision=precision)
+    sizes: dict[str, Size] = {}
+    for engine in opened:
+        if isinstance(engine, FixedRows):  # before they are compared, so that this builds what the run needs
+            sizes[engine.precision] = _size(engine, model, sample, decoding, batch_size)
+            _fix(engine, sizes[engine.precision], sample, decoding, longest)
     chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
     engine = chosen.engine
     with busy("sizing the batches"):
-        if batch_size == "auto":
-            size = sizing.choose(engine, model, sample, decoding)
-        else:
-            size = Size(users=int(batch_size), why=f"{int(batch_size):,} users a batch, as asked", users_per_s={})
-        if isinstance(engine, FixedRows):
-            engine.resize(size.users)
+        size = sizes.get(engine.precision) or _size(engine, model, sample, decoding, batch_size)
     if engine.device.startswith("cuda"):
         LOG.info("batch: %s", size.why)
     return replace(chosen, size=size)
+
+
+def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked: str) -> Size:
+    if asked == "auto":
+        return sizing.choose(engine, model, sample, decoding)
+    return Size(users=int(asked), why=f"{int(asked):,} users a batch, as asked", users_per_s={})
+
+
+def _fix(engine: FixedRows, size: Size, sample: Batch, decoding: Decoding, longest: int | None) -> None:
+    """Tell an engine that is built for one size which one the run has."""
+    engine.resize(size.users)
+    if decoding.mode == "slate" and decoding.beam_width == 1 and sample.candidates_BC is None and len(sample):
+        longest = int(sample.lengths_B.max()) if longest is None else longest
+        engine.expect(longest=longest, mean=float(sample.lengths_B.mean()) + 1, steps=decoding.top_k)
 
 
 def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
@@ -145,7 +166,8 @@ def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selectio
         for start in range(0, len(sample), size):
             piece = sample.rows(start, start + size)
             for engine, found in zip(opened, tokens, strict=True):
-                found.append(best(recommend(engine, piece, narrow), decoding.top_k).tokens_BK)
+                answer = next(recommend_all(engine, [piece], narrow))
+                found.append(best(answer, decoding.top_k).tokens_BK)
                 advance(len(piece))
     overlap = top_overlap(*map(np.concatenate, tokens))
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
@@ -153,6 +175,57 @@ def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selectio
         return Selection(engine=faster, why=f"{faster.name} in {fast}: {measured}")
     why = f"{plain.name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
     return Selection(engine=plain, why=why)
+
+
+class Opening:
+    """The engine of a run, made ready while the log is read and arranged: only a head start, for who waits for it then.
+
+    What goes wrong here goes wrong again, and is told, where the engine is asked for.
+    """
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self._config = config
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="opening")
+        self._opened: Future[tuple[list[Engine], str]] | None = None
+
+    def start(self) -> None:
+        """Import the engine's package, and wake its GPU."""
+        self._pool.submit(preload, self._config.engine, self._config.device)
+
+    def close(self) -> None:
+        """Wait for what has begun."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def know(self, model: Model) -> None:
+        """Open the engine of a model, on a GPU: a CPU has enough to do."""
+        if device_of(self._config.device, self._config.engine) != "cpu":
+            self._opened = self._pool.submit(self._open, model)
+
+    def _open(self, model: Model) -> tuple[list[Engine], str]:
+        config = self._config
+        opened = _opened(model, name=config.engine, device=config.device, precision=config.precision)
+        decoding = decoding_of(config, model)
+        for engine in opened[0]:
+            if isinstance(engine, PacksRows) and not isinstance(engine, FixedRows):  # no engine is built for this
+                next(recommend_all(engine, [_anybody(model, config.max_events)], decoding))
+        return opened
+
+    def engines(self) -> tuple[list[Engine], str] | None:
+        """Return the engines that `select` wants and why these, None where they are not open."""
+        if self._opened is None or self._opened.exception() is not None:
+            return None
+        return self._opened.result()
+
+
+def _anybody(model: Model, events: int) -> Batch:
+    """Return users whom nobody asks for: a batch of them has a device load what it needs."""
+    tokens_BS = np.full((WOKEN_USERS, events), FIRST_ITEM, np.int32)
+    return Batch(
+        dense_BF=np.zeros((WOKEN_USERS, model.config.features), np.float32),
+        tokens_BS=tokens_BS,
+        lengths_B=np.full(WOKEN_USERS, events, np.int32),
+        seen_BX=np.zeros((WOKEN_USERS, 1), np.int32),
+    )
 
 
 def preload(name: str, device: str) -> None:

@@ -52,6 +52,7 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
             device=config.device,
             precision=config.precision,
             batch_size=config.batch_size,
+            longest=config.max_events,
         )
         reference = reference_engine(job.model, name=config.against, precision=config.against_precision)
     found = measured(config, job, decoding, rows, chosen.engine, reference)

@@ -20,39 +20,50 @@ class GenrecKernel(OpRun):
 
     op_domain = "genrec"
 
-    def _run(self, *inputs, items=0, kind="", limit=0, plugin_namespace="", plugin_version=""):
+    def _run(self, *inputs, kind="", plugin_namespace="", plugin_version="", **numbers):
         wide = [x.astype(np.float32) if x.dtype.kind == "f" else x for x in inputs]
-        found = getattr(self, kind)(wide, (items, limit))
+        found = getattr(self, kind)(wide, types.SimpleNamespace(**numbers))
         return found if isinstance(found, tuple) else (found.astype(np.float16),)
 
-    def embed_history(self, x, items):
-        tokens, prefix, table, places = x
-        return np.concatenate([prefix[:, None], table[tokens]], 1) + places[None, : tokens.shape[1] + 1]
+    def linear(self, x, sizes):
+        product = x[0] @ x[1].T + x[2]
+        return np.maximum(product, 0) if sizes.relu else product
 
-    def embed_item(self, x, items):
+    def embed_history(self, x, sizes):
+        tokens, prefix, starts, lengths, table, places = x
+        rows = np.concatenate([prefix[:, None], table[tokens]], 1) + places[None, : tokens.shape[1] + 1]
+        return laid(rows, starts, lengths, sizes.places, fill=sizes.fill)
+
+    def embed_item(self, x, sizes):
         tokens, lengths, step, table, places = x
         return table[tokens] + places[lengths + step + 1]
 
-    def add_norm(self, x, items):
+    def add_norm(self, x, sizes):
         total = x[0] + x[1]
         centred = total - total.mean(-1, keepdims=True)
         return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-5) * x[2] + x[3]
 
-    def causal_attention(self, x, items):
-        q, k, v = (part.reshape(*part.shape[:2], 16, 32) for part in np.split(x[0], 3, -1))
+    def causal_attention(self, x, sizes):
+        qkv, lengths, starts = x
+        means = self.attended(qkv, lengths, starts, sizes.positions)
+        means[np.arange(sizes.positions)[None] > lengths[:, None]] = 0
+        return laid(means, starts, lengths, len(qkv), fill=sizes.fill)
+
+    def last_attention(self, x, sizes):
+        return self.attended(*x, sizes.positions)[np.arange(len(x[1])), np.maximum(x[1], 0)]
+
+    def attended(self, qkv, lengths, starts, positions):
+        rows = rows_of(qkv, lengths, starts, positions)
+        q, k, v = (part.reshape(*part.shape[:2], 16, 32) for part in np.split(rows, 3, -1))
         scores = np.einsum("bqhd,bkhd->bhqk", q, k)
         scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
-        mean = np.einsum("bhqk,bkhd->bqhd", softmax(scores), v).reshape(*x[0].shape[:2], 512)
-        return np.where(np.arange(mean.shape[1])[None, :, None] <= x[1][:, None, None], mean, 0)
+        return np.einsum("bhqk,bkhd->bqhd", softmax(scores), v).reshape(*rows.shape[:2], 512)
 
-    def last_attention(self, x, items):
-        return self.causal_attention(x, items)[np.arange(len(x[1])), x[1]]
-
-    def decode_attention(self, x, items):
-        fresh, prefix, recent, lengths, step = x
-        rows, positions = prefix.shape[:2]
-        earlier = recent.transpose(1, 0, 2)
-        every = np.concatenate([prefix, earlier, fresh[:, None]], 1).reshape(rows, -1, 3, 16, 32)
+    def decode_attention(self, x, sizes):
+        fresh, prefix, recent, lengths, starts, step = x
+        rows, positions = len(fresh), sizes.positions
+        before, earlier = rows_of(prefix, lengths, starts, positions), recent.transpose(1, 0, 2)
+        every = np.concatenate([before, earlier, fresh[:, None]], 1).reshape(rows, -1, 3, 16, 32)
         number = np.arange(every.shape[1])[None]
         seen = np.where(number < positions, number <= lengths[:, None], number - positions < step[0])
         seen[:, -1] = True
@@ -60,9 +71,10 @@ class GenrecKernel(OpRun):
         share = softmax(np.where(seen[:, None], scores, -np.inf))
         return np.einsum("bhk,bkhd->bhd", share, np.where(seen[:, :, None, None], every[:, :, 2], 0)).reshape(rows, 512)
 
-    def rank_items(self, x, items):
-        logits, seen, read, step = x
-        items, limit = items
+    def rank_items(self, x, sizes):
+        logits, seen, seen_width, read, step = x
+        items, limit, rows = sizes.items, sizes.limit, len(logits)
+        seen = seen.reshape(-1)[: rows * seen_width[0]].reshape(rows, -1)  # so many columns, one row after the other
         log_sum = np.log(np.exp(logits[:, :items]).sum(1))
         heads = 1 / (1 + np.exp(-logits[:, items : items + 4]))
         left = logits[:, :items].copy()
@@ -73,6 +85,30 @@ class GenrecKernel(OpRun):
         best = left.max(1)
         tokens = np.where(best > -np.inf, left.argmax(1), 0).astype(np.int32)
         return tokens, (best - log_sum).astype(np.float32), heads.astype(np.float32)
+
+
+class GatherElements(OpRun):
+    """The reference's own takes one column too few where an index has more than one."""
+
+    def _run(self, data, indices, axis=0):
+        return (np.take_along_axis(data, indices, axis),)
+
+
+def laid(rows, starts, lengths, places, *, fill):
+    """Rows [B, S, D] end to end, [N, D]: real positions, or all with `fill`; what is left alone is not a number."""
+    out = np.full((places, rows.shape[-1]), np.nan, np.float32)
+    for row, start, length in zip(rows, starts, lengths, strict=True):
+        count = len(row) if fill else length + 1
+        out[start : start + count] = row[:count]
+    return out
+
+
+def rows_of(places, lengths, starts, positions):
+    """The inverse of `laid`: [B, S, D], zeros past each history."""
+    rows = np.zeros((len(lengths), positions, places.shape[-1]), np.float32)
+    for row, start, length in zip(rows, starts, lengths, strict=True):
+        row[: length + 1] = places[start : start + length + 1]
+    return rows
 
 
 def softmax(scores):
@@ -188,7 +224,7 @@ class FakeEngine:
         self.outputs = {value.name: api.tensor(value) for value in model.graph.output}
         self.all = {**self.inputs, **self.outputs}
         if any(node.domain == "genrec" for node in model.graph.node):
-            evaluator = ReferenceEvaluator(model, new_ops=[GenrecKernel])
+            evaluator = ReferenceEvaluator(model, new_ops=[GenrecKernel, GatherElements])
             self.run = lambda feeds: evaluator.run(list(self.outputs), feeds)
         else:
             options = onnxruntime.SessionOptions()

@@ -43,14 +43,14 @@ def test_long_histories_come_in_small_batches():
 
 def test_batches_of_a_packing_engine_are_alike_and_hold_everybody_once():
     lengths = np.random.default_rng(1).integers(5, 51, 16_384 * 4)
-    batches = mixed(lengths, 4096)
+    batches = mixed(lengths, 4096, 4096 * 128)
     assert batches == [(start, start + 4096) for start in range(0, len(lengths), 4096)]
     positions = [int(lengths[start:stop].sum()) + stop - start for start, stop in batches]
     assert len({grid(count) for count in positions}) <= 6, "few sizes of work to capture"
-    long = mixed(np.full(600, 2000), 256)
+    long = mixed(np.full(600, 2000), 256, 256 * 128)
     assert [row for start, stop in long for row in range(start, stop)] == list(range(600))
     assert max(stop - start for start, stop in long) == 256 * 128 // 2001
 
 
 def test_nobody_makes_no_batch():
-    assert cuts(np.zeros(0, np.int64), 256) == mixed(np.zeros(0, np.int64), 256) == []
+    assert cuts(np.zeros(0, np.int64), 256) == mixed(np.zeros(0, np.int64), 256, 999) == []

@@ -109,9 +109,9 @@ def test_what_was_built_is_what_a_run_takes(run, gpu, model_dir):
     loaded = prebuilding._with_catalog(model_dir)
     for precision in ("fp32", "fp16"):
         engine = TensorRtEngine(loaded, precision=precision, batch_size=64, library=gpu)
-        engine.prepare(range(21), steps=3, seen=8)
-        for seen in (20, 62, 63, 300, 1000):
-            engine.prepare([20], steps=3, seen=seen)
+        lengths = range(21) if precision == "fp16" else [20]  # fp32 is but compared with
+        for length, seen in [*((length, 8) for length in lengths), *((20, seen) for seen in (20, 62, 63, 300, 1000))]:
+            engine._program(engine.shapes.shape(rows=64, length=length, steps=3, seen=seen)).load()
     assert len(gpu.api.builds) == built
 
 

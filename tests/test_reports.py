@@ -231,6 +231,12 @@ class Fixed(Weak):
     def resize(self, rows):
         self.rows = rows
 
+    def computed(self, longest):
+        return self.rows * (longest + 1)
+
+    def expect(self, **run):
+        self.run = run
+
 
 def measured(monkeypatch, engines, *, sizes=(1, 8, 64), must=False):
     """What `profile` tells of engines that are opened by name."""

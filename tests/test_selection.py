@@ -9,6 +9,7 @@ import pytest
 
 from genrec_batch import model, selection
 from genrec_batch.arrays import Batch, Ranked
+from genrec_batch.config import ScoreConfig
 from genrec_batch.errors import EngineError
 from genrec_batch.generate import Decoding
 from genrec_batch.parity import top_overlap
@@ -41,9 +42,6 @@ def chosen(monkeypatch, first_of_fast, **asked):
     made = {"fp32": Pretend("fp32", 2), "bf16": Pretend("bf16", first_of_fast)}
     monkeypatch.setattr(selection, "open_engine", lambda _model, *, precision, **_: made[precision])
     monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
-    monkeypatch.setattr(
-        selection, "recommend", lambda engine, batch, decoding: next(engine.slate([batch], decoding.top_k))
-    )
     asked = {"name": "torch", "device": "cpu", "precision": "auto", **asked}
     return selection.select(TINY, SAMPLE, Decoding(top_k=10), **asked)
 
@@ -124,3 +122,66 @@ def test_the_fast_precision_is_the_one_measured_on_such_a_processor(monkeypatch,
     monkeypatch.setattr(selection.Path, "exists", lambda _: True)
     assert selection._fast_precision("torch", "cpu") == taken
     assert selection._fast_precision("onnxruntime", "cpu") is None
+
+
+class Woken(Pretend):
+    """An engine on a GPU that packs rows and says what it was woken with."""
+
+    device = "cuda:0"
+
+    def __init__(self, precision):
+        super().__init__(precision, 2)
+        self.batches = []
+
+    def room(self, users):
+        return users
+
+    def slate(self, batches, steps, _record=None):
+        for batch in batches:
+            self.batches.append(len(batch))
+            yield from super().slate([batch], steps)
+
+
+def opening(monkeypatch, make, **asked):
+    """Open an engine ahead; return what `select` then takes and what was opened."""
+    made = []
+
+    def opened(_model, *, precision, **_):
+        made.append(make(precision))
+        return made[-1]
+
+    monkeypatch.setattr(selection, "preload", lambda *_: None)
+    monkeypatch.setattr(selection, "open_engine", opened)
+    ahead = selection.Opening(ScoreConfig(engine="torch", **asked))
+    ahead.start()
+    ahead.know(TINY)
+    given = {"name": "torch", "batch_size": "64", "ahead": ahead, **asked}
+    try:
+        return selection.select(TINY, SAMPLE, Decoding(top_k=10), **given), made
+    finally:
+        ahead.close()
+
+
+def test_an_engine_opened_ahead_is_the_one_that_is_taken(monkeypatch):
+    found, made = opening(monkeypatch, Woken, device="cuda", precision="fp16")
+    assert [found.engine] == made
+    assert found.engine.batches == [selection.WOKEN_USERS]
+
+
+def test_auto_compares_the_engines_opened_ahead(monkeypatch):
+    found, made = opening(monkeypatch, Woken, device="cuda", precision="auto")
+    assert [engine.precision for engine in made] == ["fp32", "fp16"]
+    assert found.engine is made[1]
+
+
+def test_nothing_is_opened_ahead_on_a_cpu(monkeypatch):
+    found, made = opening(monkeypatch, lambda precision: Pretend(precision, 2), device="cpu", precision="fp32")
+    assert [found.engine] == made
+
+
+def test_what_fails_ahead_is_told_where_the_engine_is_asked_for(monkeypatch):
+    def broken(_precision):
+        raise EngineError("no such GPU")
+
+    with pytest.raises(EngineError, match="no such GPU"):
+        opening(monkeypatch, broken, device="cuda", precision="fp16")

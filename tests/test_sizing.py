@@ -170,6 +170,12 @@ class OneSize(Gpu):
     def resize(self, rows):
         self.rows = rows
 
+    def computed(self, longest):
+        return self.rows * (longest + 1)
+
+    def expect(self, **run):
+        self.run = run
+
 
 def test_an_engine_for_one_size_takes_it_or_what_fits(cache):
     engine = OneSize()
@@ -188,3 +194,5 @@ def test_a_run_gets_the_size_and_so_does_the_engine(monkeypatch, asked, users):
     given = {"name": "tensorrt", "device": "cuda:0", "precision": "fp16", "batch_size": asked}
     found = selection.select(TINY, sample(20), DECODING, **given)
     assert (found.batch_users, engine.rows) == (users, users)
+    lengths = sample(20).lengths_B
+    assert engine.run == {"longest": lengths.max(), "mean": lengths.mean() + 1, "steps": DECODING.top_k}

@@ -194,7 +194,7 @@ def test_progress_without_a_monitor_still_says_that_it_is_done(fake):
 def test_the_plugin_graphs_use_the_kernels_and_one_cache_per_layer(fake):
     made = network("reference", plugged=True)
     tensors = tensorrt_build.build(fake, loop.prefill(made, SHAPE), precision="fp16").tensors
-    assert tensors["cache_5"].shape == (ROWS, POSITIONS, 3 * 512)
+    assert tensors["cache_5"].shape == (ROWS * POSITIONS, 3 * 512)
     assert not any(name.startswith("keys") for name in tensors)
     with pytest.raises(EngineError, match="fp16"):
         loop.prefill(network("reference", "fp32", plugged=True), SHAPE)
@@ -242,3 +242,12 @@ def test_constants_in_bf16_are_rounded_to_nearest_even():
 
     values = np.array([1.0, -2.5, 1.00390625, 1.01171875, 3e38], np.float32)  # two of them halfway between neighbours
     assert [hex(bits) for bits in bfloat16_bits(values)] == ["0x3f80", "0xc020", "0x3f80", "0x3f82", "0x7f62"]
+
+
+def test_one_logger_serves_a_library_for_as_long_as_it_is_loaded(fake):
+    """TensorRT writes to the first logger of a process when the engine that brought it is long gone."""
+    again = tensorrt_build.wrap("tensorrt", fake.api)
+    first = tensorrt_build.logger(fake)
+    assert tensorrt_build.logger(again) is first
+    first.log(fake.api.ILogger.ERROR, "no room")
+    assert again.log.last() == "no room"

@@ -12,7 +12,7 @@ from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
 from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.engines import Slates, cuda, tensorrt_build, tensorrt_engine
+from genrec_batch.engines import Slates, cuda, tensorrt_build
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_engine import TensorRtEngine
@@ -40,7 +40,7 @@ def build(gpu, tmp_path):
         options = {"precision": "fp32", "batch_size": 4, "buckets": (8, 16), **options}
         return TensorRtEngine(model or tiny(), cache=EngineCache(tmp_path / "cache"), library=library, **options)
 
-    make.library = library
+    make.library, make.gpu = library, gpu
     return make
 
 
@@ -153,7 +153,7 @@ def test_greedy_decode_is_the_network_without_a_cache(build, side):
 
 def test_a_network_in_pieces_is_the_same_network(build, monkeypatch):
     """One layer an engine: each takes what the one before left, and rows are still copied whole."""
-    monkeypatch.setattr(tensorrt_engine, "PLAIN_LAYERS", 1)
+    monkeypatch.setattr(tensorrt_build, "PLAIN_LAYERS", 1)
     engine, model = build(), tiny()
     batch = batch_of(model.config, 5, side=True)
     check(model, batch, greedy(engine, batch))
@@ -440,15 +440,6 @@ def test_engines_are_built_once_and_loaded_from_the_cache_afterwards(build):
     assert build.library.api.builds == ["prefill", "decode"] * 2
 
 
-def test_prepare_builds_what_a_batch_then_finds(build):
-    engine = build()
-    engine.prepare([8, 5, 16], steps=STEPS, seen=10)
-    builds = list(build.library.api.builds)
-    assert builds == ["prefill", "decode"] * 2
-    greedy(engine, batch_of(preset("tiny"), 2))
-    assert build.library.api.builds == builds
-
-
 def test_a_history_beyond_the_position_table_is_refused(build):
     model = tiny(ModelConfig(vocabulary=50, width=64, ffn=32, layers=2, positions=10))
     with pytest.raises(EngineError, match="max-events"):
@@ -564,3 +555,7 @@ def test_on_a_gpu_the_plugin_agrees_with_the_network(real):
     assert engine.plugin, engine.variant
     batch = batch_of(model.config, 5, width=16)
     check(model, batch, greedy(engine, batch), tolerance=3e-2)
+    engine.expect(longest=16, mean=9.0, steps=STEPS)
+    batches = [batch_of(model.config, rows, rows, width=16, side=True) for rows in (5, 64, 1)]
+    for batch, ranked in zip(batches, engine.slate(batches, STEPS), strict=True):
+        check(model, batch, ranked, tolerance=3e-2)

@@ -87,13 +87,16 @@ class OnDevice(Protocol):
 
 @runtime_checkable
 class PacksRows(Protocol):
-    """What marks an engine that lays rows end to end, so that lengths may be mixed: a batch has no padding.
+    """What an engine offers that can lay rows end to end, so that lengths may be mixed: a row takes no padding.
 
-    It wants batches that are alike, since each size of its work is captured once and kept.
+    It wants batches that are alike, since each size of its work is captured, or built, once and kept.
     """
 
-    def packs_rows(self) -> None:
-        """Say so; nothing else."""
+    def room(self, users: int) -> int:
+        """Return how many positions (tokens, and one prefix a user) a batch of so many users should have at most.
+
+        0: in this run it wants rows of like length.
+        """
         ...
 
 
@@ -115,6 +118,14 @@ class FixedRows(Protocol):
 
     def resize(self, rows: int) -> None:
         """Make the batches from now on so large."""
+        ...
+
+    def computed(self, longest: int) -> int:
+        """Return the positions that a batch computes whose longest history has so many tokens, padding with them."""
+        ...
+
+    def expect(self, *, longest: int, mean: float, steps: int) -> None:
+        """Prepare for a run of slates: tokens of its longest history, positions of a mean one, items of a slate."""
         ...
 
 

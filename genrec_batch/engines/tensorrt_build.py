@@ -21,7 +21,8 @@ Progress = Callable[[str, float], None]  # what the builder does, and which part
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 PLUGIN_LEVEL = 2  # of 0 to 5: on an H200 as fast as level 3, built in 51 s instead of 81
-WAY = 3  # rises whenever the builder is told something else, so that engines built the old way are not taken
+PLAIN_LAYERS = 2  # of one engine: on an H200 the whole loop took 33.7 ms with it and 57.2 ms without
+WAY = 4  # rises whenever the builder is told something else, so that engines built the old way are not taken
 WORKSPACE_BYTES = 24 << 30
 RTX_INSTALL = "pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
 
@@ -39,6 +40,11 @@ class Library:
     def strongly_typed(self) -> bool:
         """Whether precision is what the ONNX graph says, rather than a flag of the builder."""
         return hasattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    @property
+    def piece(self) -> int:
+        """Layers of one plain engine, 0 for all: TensorRT 8 computes six in one node slower than three times two."""
+        return 0 if self.strongly_typed else PLAIN_LAYERS
 
     @property
     def label(self) -> str:
@@ -81,12 +87,23 @@ def load_library(name: str | None = None) -> Library:
 
 
 def wrap(name: str, api: Any) -> Library:
-    """Return a Library for an imported module."""
-    return Library(name=name, version=str(api.__version__), api=api, log=Log())
+    """Return a Library for an imported module; all of one module share a log."""
+    log = _kept(api, "genrec_batch_log", Log)
+    return Library(name=name, version=str(api.__version__), api=api, log=log)
+
+
+def _kept(api: Any, name: str, make: Callable[[], Any]) -> Any:
+    """Return what is kept with a module, for as long as that lives."""
+    if not hasattr(api, name):
+        setattr(api, name, make())
+    return getattr(api, name)
 
 
 def logger(library: Library) -> Any:
-    """Return a logger object for the library's constructors; it must outlive what it is given to."""
+    """Return the logger object for the library's constructors: one for each module, which lives as long as that.
+
+    TensorRT keeps the first logger of a process for good, and writes to it when its engine is long gone.
+    """
     base: Any = library.api.ILogger
     log = library.log
 
@@ -98,7 +115,7 @@ def logger(library: Library) -> Any:
             if severity in (base.ERROR, base.INTERNAL_ERROR):
                 log.errors.append(message[:500])
 
-    return Collector()
+    return _kept(library.api, "genrec_batch_logger", Collector)
 
 
 @dataclass(frozen=True, kw_only=True)

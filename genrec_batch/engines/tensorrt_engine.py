@@ -21,10 +21,16 @@ from genrec_batch.engines import tensorrt_side_graphs as side
 from genrec_batch.engines.cuda import Device, Stream
 from genrec_batch.engines.engine_cache import EngineCache
 from genrec_batch.engines.kernels import LONGEST, plugin
-from genrec_batch.engines.tensorrt_graphs import Network, Shape
-from genrec_batch.engines.tensorrt_nodes import BANNED
-from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, PLAIN_LAYERS, ShapeRule, rounded
+from genrec_batch.engines.tensorrt_network import Network, Shape
+from genrec_batch.engines.tensorrt_program import Exchange, Executable, Program, State, padded
+from genrec_batch.engines.tensorrt_shapes import (
+    BUCKETS,
+    PLAIN_ROWS,
+    PLUGIN_ROWS,
+    Packing,
+    ShapeRule,
+    rounded,
+)
 from genrec_batch.engines.tensorrt_slate import SlateLoop
 from genrec_batch.engines.tensorrt_slot import Slot, SlotPool
 from genrec_batch.engines.tensorrt_store import PlanStore
@@ -47,7 +53,7 @@ class TensorRtEngine:
         *,
         device: str = "cuda",
         precision: str = "fp16",
-        batch_size: int = 2048,
+        batch_size: int | None = None,
         buckets: Sequence[int] = BUCKETS,
         cache: EngineCache | None = None,
         progress: building.Progress | None = None,
@@ -59,8 +65,8 @@ class TensorRtEngine:
             model: sizes and weights.
             device: "cuda" or "cuda:<number>".
             precision: "fp32", "fp16" or "bf16".
-            batch_size: rows of every engine, rounded up to a multiple of 64. Keep batch_size times heads at or below
-                65,535: above, TensorRT 8.6 takes a slow path.
+            batch_size: rows of every engine, rounded up to a multiple of 64; by default 4,096 with the plugin's
+                kernels, 2,048 without.
             buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
             cache: where built engines are kept; the user's own cache by default.
             progress: told what is being built, and how much of it is done.
@@ -74,8 +80,9 @@ class TensorRtEngine:
         self._gpu = Device(device)
         self.device, self.precision = self._gpu.name, precision
         self._buckets = tuple(buckets)
+        self._packing: Packing | None = None
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
-        self.resize(batch_size)
+        self.resize(batch_size or PLAIN_ROWS)
         self._cache = cache or EngineCache()
         self._progress, self._making = progress, ""  # which engine is at work
         self.store = PlanStore(
@@ -89,6 +96,8 @@ class TensorRtEngine:
         self._log = building.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
         self.plugin, self.variant = self._load_plugin()
+        if batch_size is None and self.plugin:
+            self.resize(PLUGIN_ROWS)
         self._compute = Stream(self._gpu)
         self._exchange = Exchange(self._gpu, self._compute)
         self._programs: dict[Shape, Program] = {}
@@ -126,7 +135,21 @@ class TensorRtEngine:
 
     def resize(self, rows: int) -> None:
         """Take engines of so many rows from now on, rounded up to a multiple of 64."""
-        self.shapes = ShapeRule(self._config, rows, self._buckets)
+        self.shapes = ShapeRule(self._config, rows, self._buckets, self._packing)
+
+    def expect(self, *, longest: int, mean: float, steps: int) -> None:
+        """Prepare for a run of slates; with the plugin's kernels, rows then stand end to end. See `FixedRows`."""
+        fits = self.plugin and min(b for b in self.shapes.buckets if b >= longest) < LONGEST and steps <= PLUGIN_STEPS
+        self._packing = Packing(longest=longest, mean=mean) if fits else None
+        self.resize(self.rows)
+
+    def computed(self, longest: int) -> int:
+        """Return the positions that a batch computes, spare rows with them; see `FixedRows`."""
+        return self.shapes.places or self.rows * (self.shapes.bucket(longest) + 1)
+
+    def room(self, users: int) -> int:  # noqa: ARG002 (the engines' rows decide)
+        """Return the positions that a batch has room for, 0 where rows are padded; see `PacksRows`."""
+        return self.shapes.places
 
     @contextmanager
     def _smaller_when_full(self) -> Iterator[None]:
@@ -141,28 +164,6 @@ class TensorRtEngine:
         """Return the GPU's architecture and memory, the library's version, and whether the plugin runs."""
         plugged = ", plugin" if self.plugin else ""
         return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
-
-    def prepare(
-        self, lengths: Sequence[int], *, steps: int, seen: int = 0, profile: bool = False, video: bool = False
-    ) -> None:
-        """Build, or load, the engines for histories of the given lengths, so that no batch waits for it.
-
-        Args:
-            lengths: histories' lengths in tokens.
-            steps: items to decode.
-            seen: most seen items of a row.
-            profile: the run has user profiles.
-            video: the run has video vectors.
-
-        Raises:
-            EngineError: an engine cannot be built.
-            DeviceMemoryError: it does not fit.
-        """
-        for length in sorted(set(lengths)):
-            shape = self.shapes.shape(
-                rows=self.shapes.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video
-            )
-            self._program(shape).load()
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
         """Read the features and histories; see the protocol.
@@ -181,7 +182,7 @@ class TensorRtEngine:
             slot = self._pool.acquire(program.network, shape)
         state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
         slot.fill(batch)
-        self._compute.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
+        self._compute.copy_in(slot.device_in.address, slot.host_in, slot.filled)
         self._compute.record(slot.arrived)
         self.arrived()
         program.prefill(slot, self._compute)
@@ -214,14 +215,7 @@ class TensorRtEngine:
         addresses = slot.state() | {"hidden": slot.address(state.hidden), "step": slot.step_address(state.step - 1)}
         sizes = {"tokens": ((rows, count), np.int32), "values": ((rows, count), np.float32)}
         found = self._exchange.run(engine, addresses, sizes | {"log_sum": ((rows, 1), np.float32)})
-        tokens, values = found["tokens"][: state.rows], found["values"][: state.rows]
-        order = np.lexsort((tokens, -values), axis=1)  # equal logits: the lower token first
-        tokens, values = np.take_along_axis(tokens, order, 1), np.take_along_axis(values, order, 1)
-        gone = values <= BANNED / 2
-        log_prob = np.where(gone, np.float32(-np.inf), values - found["log_sum"][: state.rows])
-        spare = ((0, 0), (0, state.choices - count))  # more choices than items: nothing is left there
-        tokens = np.pad(np.where(gone, 0, tokens), spare).astype(np.int32)
-        return tokens, np.pad(log_prob, spare, constant_values=-np.inf).astype(np.float32)
+        return side.best_first({name: array[: state.rows] for name, array in found.items()}, state.choices)
 
     def log_probs(self, state: State, tokens_BC: I32) -> F32:
         """Return the log-probability of given items right after the history, [B, C]."""
@@ -230,7 +224,7 @@ class TensorRtEngine:
     def _lookup(self, state: State, hidden: str, tokens_BC: I32) -> F32:
         count = side.padded_count(tokens_BC.shape[1])
         engine = self._side(state, f"lookup_{count}", lambda n, s: side.lookup(n, s, count))
-        block = self._exchange.upload(_padded(tokens_BC, state.slot.shape.rows, count))
+        block = self._exchange.upload(padded(tokens_BC, state.slot.shape.rows, count))
         addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
         found = self._exchange.run(engine, addresses, {"log_prob": ((state.slot.shape.rows, count), np.float32)})
         return np.ascontiguousarray(found["log_prob"][: state.rows, : tokens_BC.shape[1]])
@@ -239,7 +233,7 @@ class TensorRtEngine:
         """Return the heads [B, C, H] of C items, each read alone right after the history."""
         rows, count = state.slot.shape.rows, side.padded_count(tokens_BC.shape[1])
         engine = self._side(state, f"score_{count}", lambda n, s: side.score(n, s, count))
-        block = self._exchange.upload(_padded(tokens_BC, rows, count))
+        block = self._exchange.upload(padded(tokens_BC, rows, count))
         sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
         heads = self._exchange.run(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
         heads = heads[: state.rows, : tokens_BC.shape[1]]
@@ -281,7 +275,8 @@ class TensorRtEngine:
     def _ready(self, batch: Batch, steps: int) -> tuple[Program, Slot]:
         """Return the engines and the memory of a whole slate."""
         self._gpu.use()
-        program = self._program(shape := self.shapes.of(batch, steps))
+        packs = self._packing is not None
+        program = self._program(shape := (self.shapes.packed if packs else self.shapes.of)(batch, steps))
         with self._smaller_when_full():
             program.load()
             slot = self._pool.acquire(program.network, shape)
@@ -296,7 +291,7 @@ class TensorRtEngine:
             tokens=self._tokens,
             precision=self.precision,
             plugin=plugged,
-            piece=0 if plugged else PLAIN_LAYERS,
+            piece=0 if plugged else self.library.piece,
         )
 
     def _program(self, shape: Shape) -> Program:
@@ -339,9 +334,3 @@ class TensorRtEngine:
     def _copy_results(self, slot: Slot) -> None:
         self._compute.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
         self._compute.synchronize()
-
-
-def _padded(tokens_BC: I32, rows: int, count: int) -> I32:
-    padded = np.zeros((rows, count), np.int32)
-    padded[: tokens_BC.shape[0], : tokens_BC.shape[1]] = tokens_BC
-    return padded

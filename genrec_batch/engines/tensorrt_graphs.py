@@ -12,93 +12,23 @@ writes `fresh_<layer>`, which the caller binds to the right row of `recent_<laye
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from genrec_batch.arrays import F32, HEADS
 from genrec_batch.engines import tensorrt_nodes as nodes
+from genrec_batch.engines.tensorrt_network import Network, Shape, cache_shapes, feature_columns, prefix_product
 from genrec_batch.engines.tensorrt_nodes import FLOAT, INT32, Graph, linear, residual_norm
-from genrec_batch.model import ModelConfig, Weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The static sizes of one set of engines."""
-
-    rows: int  # B, users
-    positions: int  # S, prefix and tokens
-    seen: int  # X, banned items per user; padding and unknown take two
-    steps: int  # T, items that can be read
-    profile: bool = False  # the run has user profiles
-    video: bool = False  # the run has video vectors
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """What every graph is made from."""
-
-    config: ModelConfig
-    weights: Weights
-    tokens: int  # items from here on are in no catalog: they count in log_prob and are never chosen
-    precision: str
-    plugin: bool
-    piece: int = 0  # layers of one engine; 0: all of them
-
-    def pieces(self) -> list[range]:
-        """Return the layers of each engine, first to last; what one leaves, the next takes."""
-        size, layers = self.piece or self.config.layers, self.config.layers
-        return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
-
-    def titles(self, name: str) -> list[str]:
-        """Return what the engines are called that prefill or decode consists of."""
-        count = len(self.pieces())
-        return [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
-
-    def layer(self, index: int, name: str) -> F32:
-        """Return a weight of an encoder layer."""
-        return self.weights[f"encoder.layers.{index}.{name}"]
-
-    def attention_input(self, index: int) -> tuple[F32, F32]:
-        """Return the stacked q, k, v product [3D, D] and bias, with 1 / sqrt(head size) folded into q's part."""
-        weight, bias = (self.layer(index, f"self_attn.in_proj_{name}") for name in ("weight", "bias"))
-        scale = np.ones(len(bias), np.float32)
-        scale[: self.config.width] = 1 / math.sqrt(self.config.head_size)
-        return weight * scale[:, None], bias * scale
-
-    def graph(self) -> Graph:
-        """Return an empty graph of this precision."""
-        return Graph(precision=self.precision)
-
-
-def feature_columns(config: ModelConfig, shape: Shape) -> int:
-    """Return the width of the `features` input: features | profile, has | video, has, padded to a multiple of 16."""
-    count = config.features + (config.profile + 1) * shape.profile + (config.video + 1) * shape.video
-    return -(-count // 16) * 16
-
-
-def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
-    """Return weight [D, columns] and bias [D] of position 0: a row without a profile gets neither product nor bias.
-
-    The biases of the optional projections are columns of the weight, multiplied by the input's 0 or 1.
-    """
-    parts = [network.weights["feature_projection.weight"]]
-    for wanted, name in ((shape.profile, "user_profile_projection"), (shape.video, "video_feature_projection")):
-        if wanted:
-            parts += [network.weights[f"{name}.weight"], network.weights[f"{name}.bias"][:, None]]
-    weight = np.concatenate(parts, axis=1)
-    spare = feature_columns(network.config, shape) - weight.shape[1]
-    return np.pad(weight, ((0, 0), (0, spare))), network.weights["feature_projection.bias"]
 
 
 def prefill(network: Network, shape: Shape, piece: int = 0) -> bytes:
     """Read features and histories.
 
-    Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]. Outputs: hidden [B, D],
-    next_token [B], next_log_prob [B, 1], and the caches: cache_<layer> [B, S, 3D] with the plugin, else keys_<layer>
-    and values_<layer> [B, H, S, HD]. Between pieces: left_<piece> [B·S, D].
+    Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]; with the plugin also starts [B],
+    where each row's positions begin, and seen_width [1], the columns of `seen`. Outputs: hidden [B, D], next_token [B],
+    next_log_prob [B, 1], and the caches: cache_<layer> [N, 3D] with the plugin, else keys_<layer> and values_<layer>
+    [B, H, S, HD]. Between pieces: left_<piece> [N, D].
     """
     config, graph, layers = network.config, network.graph(), network.pieces()[piece]
     rows, positions = shape.rows, shape.positions
@@ -106,20 +36,20 @@ def prefill(network: Network, shape: Shape, piece: int = 0) -> bytes:
         columns = feature_columns(config, shape)
         features = graph.cast(graph.input("features", [rows, columns], FLOAT), graph.element)
         tokens = graph.input("tokens", [rows, positions - 1], INT32)
-        x = _embed_history(network, graph, shape, features, tokens)
-    else:
-        x = graph.input(f"left_{piece - 1}", [rows * positions, config.width])
     final = layers[-1] == config.layers - 1
-    lengths = graph.input("lengths", [rows], INT32) if final or network.plugin else ""
+    where = _where(network, graph, shape) if final or network.plugin else []
+    if piece == 0:
+        x = _embed_history(network, graph, shape, features, tokens, where)
+    else:
+        x = graph.input(f"left_{piece - 1}", [shape.places, config.width])
     for index in layers[:-1] if final else layers:
-        x = _full_layer(network, graph, shape, index, x, lengths)
+        x = _full_layer(network, graph, shape, index, x, where)
     if not final:
-        graph.output(graph.add("Identity", x, name=f"left_{piece}"), [rows * positions, config.width])
+        graph.output(graph.add("Identity", x, name=f"left_{piece}"), [shape.places, config.width])
         return graph.serialize("prefill")
-    seen = graph.input("seen", [rows, shape.seen], INT32)
-    x = _last_layer(network, graph, shape, x, lengths)
+    x = _last_layer(network, graph, shape, x, where)
     graph.output(graph.add("Identity", x, name="hidden"), [rows, config.width])
-    _choose_item(network, graph, shape, x, seen, None)
+    _choose_item(network, graph, shape, x, None)
     return graph.serialize("prefill")
 
 
@@ -132,19 +62,22 @@ def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
     """
     config, graph, layers = network.config, network.graph(), network.pieces()[piece]
     rows, width = shape.rows, config.width
-    lengths, step = graph.input("lengths", [rows], INT32), graph.input("step", [1], INT32)
+    where, step = _where(network, graph, shape), graph.input("step", [1], INT32)
     if piece == 0:
-        x = _embed_item(network, graph, graph.input("token", [rows], INT32), lengths, step)
+        x = _embed_item(network, graph, graph.input("token", [rows], INT32), where[0], step)
     else:
         x = graph.input(f"passed_{piece - 1}", [rows, width])
-    masks = [] if network.plugin else _decode_masks(graph, shape, lengths, step)
+    masks = [] if network.plugin else _decode_masks(graph, shape, where[0], step)
     for index in layers:
-        fresh = linear(graph, x, *network.attention_input(index), name=f"fresh_{index}")
+        fresh = linear(graph, x, *network.attention_input(index), name=f"fresh_{index}", plugin=network.plugin)
         graph.output(fresh, [rows, 3 * width])
         caches = cache_inputs(network, graph, shape, index)
         recent = graph.input(f"recent_{index}", [shape.steps, rows, 3 * width])
         if network.plugin:
-            context = graph.kernel("decode_attention", fresh, *caches, recent, lengths, step)[0]
+            read_so_far = (*where, step)
+            context = graph.kernel("decode_attention", fresh, *caches, recent, *read_so_far, positions=shape.positions)[
+                0
+            ]
         else:
             context = _cached_attention(network, graph, shape, fresh, caches, recent, masks)
         x = after_attention(network, graph, index, x, context)
@@ -152,25 +85,37 @@ def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
         graph.output(graph.add("Identity", x, name=f"passed_{piece}"), [rows, width])
         return graph.serialize("decode")
     read = graph.input("read", [shape.steps + 1, rows], INT32)
-    seen = graph.input("seen", [rows, shape.seen], INT32)
     graph.output(graph.add("Identity", x, name="hidden"), [rows, width])
-    _choose_item(network, graph, shape, x, seen, (read, step))
+    _choose_item(network, graph, shape, x, (read, step))
     return graph.serialize("decode")
 
 
-def _embed_history(network: Network, graph: Graph, shape: Shape, features: str, tokens: str) -> str:
+def _where(network: Network, graph: Graph, shape: Shape) -> list[str]:
+    """Declare where rows end and, for the kernels, begin: lengths [B], starts [B]."""
+    names = ("lengths", "starts") if network.plugin else ("lengths",)
+    return [graph.input(name, [shape.rows], INT32) for name in names]
+
+
+def _embed_history(
+    network: Network, graph: Graph, shape: Shape, features: str, tokens: str, where: Sequence[str]
+) -> str:
     weight, bias = prefix_product(network, shape)
     places = network.weights["position_embedding.weight"][: shape.positions]
     table = graph.constant(network.weights["token_embedding.weight"], "token_table")
     rows, width = shape.rows, network.config.width
     if network.plugin:
-        prefix = linear(graph, features, weight, bias)
-        x = graph.kernel("embed_history", tokens, prefix, table, graph.constant(places))[0]
-    else:
-        prefix = graph.reshape(linear(graph, features, weight, bias + places[0]), rows, 1, width)
-        items = graph.add("Add", graph.add("Gather", table, tokens, axis=0), graph.constant(places[None, 1:]))
-        x = graph.add("Concat", prefix, items, axis=1)
-    return graph.reshape(x, rows * shape.positions, width)
+        lengths, starts = where
+        inputs = (tokens, linear(graph, features, weight, bias, plugin=True), starts, lengths, table)
+        positions = graph.constant(places)
+        return graph.kernel("embed_history", *inputs, positions, places=shape.places, fill=_fill(shape))[0]
+    prefix = graph.reshape(linear(graph, features, weight, bias + places[0], plugin=False), rows, 1, width)
+    items = graph.add("Add", graph.add("Gather", table, tokens, axis=0), graph.constant(places[None, 1:]))
+    return graph.reshape(graph.add("Concat", prefix, items, axis=1), rows * shape.positions, width)
+
+
+def _fill(shape: Shape) -> int:
+    """Whether places past a history hold numbers: side graphs mask them, which does not take away what is none."""
+    return int(not shape.packed)
 
 
 def _embed_item(network: Network, graph: Graph, token: str, lengths: str, step: str) -> str:
@@ -189,20 +134,27 @@ def after_attention(network: Network, graph: Graph, index: int, x: str, context:
     def weight(name: str) -> tuple[F32, F32]:
         return network.layer(index, f"{name}.weight"), network.layer(index, f"{name}.bias")
 
-    y = linear(graph, context, *weight("self_attn.out_proj"))
-    x = residual_norm(graph, x, y, *weight("norm1"), plugin=network.plugin)
-    inner = graph.add("Relu", linear(graph, x, *weight("linear1")))
-    return residual_norm(graph, x, linear(graph, inner, *weight("linear2")), *weight("norm2"), plugin=network.plugin)
+    plugin = network.plugin
+    y = linear(graph, context, *weight("self_attn.out_proj"), plugin=plugin)
+    x = residual_norm(graph, x, y, *weight("norm1"), plugin=plugin)
+    inner = linear(graph, x, *weight("linear1"), plugin=plugin, relu=True)
+    y = linear(graph, inner, *weight("linear2"), plugin=plugin)
+    return residual_norm(graph, x, y, *weight("norm2"), plugin=plugin)
 
 
-def _full_layer(network: Network, graph: Graph, shape: Shape, index: int, x: str, lengths: str) -> str:
+def _cache(network: Network, graph: Graph, shape: Shape, index: int, x: str) -> str:
+    """Write the product of q, k and v of every place, which is the layer's cache: [N, 3D]."""
+    weight, bias = network.attention_input(index)
+    return graph.output(linear(graph, x, weight, bias, name=f"cache_{index}", plugin=True), [shape.places, len(weight)])
+
+
+def _full_layer(network: Network, graph: Graph, shape: Shape, index: int, x: str, where: Sequence[str]) -> str:
     config, (rows, positions) = network.config, (shape.rows, shape.positions)
-    qkv = linear(graph, x, *network.attention_input(index))
     if network.plugin:
-        packed = graph.reshape(qkv, rows, positions, 3 * config.width, name=f"cache_{index}")
-        graph.output(packed, [rows, positions, 3 * config.width])
-        context = graph.reshape(graph.kernel("causal_attention", packed, lengths)[0], rows * positions, config.width)
+        cache = _cache(network, graph, shape, index, x)
+        context = graph.kernel("causal_attention", cache, *where, positions=positions, fill=_fill(shape))[0]
     else:
+        qkv = linear(graph, x, *network.attention_input(index), plugin=False)
         parts = [by_head(network, graph, shape, part) for part in graph.split(qkv, 3, config.width)]
         _output_caches(network, graph, shape, index, parts[1:])
         context = nodes.causal_attention(graph, parts, [rows, config.heads, positions, config.head_size])
@@ -223,35 +175,26 @@ def _output_caches(network: Network, graph: Graph, shape: Shape, index: int, par
     ]
 
 
-def cache_shapes(network: Network, shape: Shape) -> dict[str, list[int]]:
-    """Return the caches that prefill writes: per layer one [B, S, 3D] with the plugin, else two of [B, H, S, HD]."""
-    config, layers = network.config, range(network.config.layers)
-    if network.plugin:
-        return {f"cache_{index}": [shape.rows, shape.positions, 3 * config.width] for index in layers}
-    by_head = [shape.rows, config.heads, shape.positions, config.head_size]
-    return {f"{name}_{index}": by_head for index in layers for name in ("keys", "values")}
-
-
 def cache_inputs(network: Network, graph: Graph, shape: Shape, index: int) -> list[str]:
     """Declare a layer's caches as inputs."""
     mine = [entry for entry in cache_shapes(network, shape).items() if entry[0].endswith(f"_{index}")]
     return [graph.input(name, sizes) for name, sizes in mine]
 
 
-def _last_layer(network: Network, graph: Graph, shape: Shape, x: str, lengths: str) -> str:
+def _last_layer(network: Network, graph: Graph, shape: Shape, x: str, where: Sequence[str]) -> str:
     """The last layer needs keys and values of every position, and all else of the last real one only: [B, D]."""
     config, (rows, positions), index = network.config, (shape.rows, shape.positions), network.config.layers - 1
-    starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
+    lengths = where[0]
+    starts = where[1] if network.plugin else graph.constant((np.arange(rows) * positions).astype(np.int32))
     last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
-    weight, bias = network.attention_input(index)
     if network.plugin:
-        packed = graph.reshape(linear(graph, x, weight, bias), rows, positions, 3 * config.width, name=f"cache_{index}")
-        graph.output(packed, [rows, positions, 3 * config.width])
-        context = graph.kernel("last_attention", packed, lengths)[0]
+        cache = _cache(network, graph, shape, index, x)
+        context = graph.kernel("last_attention", cache, *where, positions=positions)[0]
     else:
+        weight, bias = network.attention_input(index)
         width = config.width
-        query = linear(graph, last, weight[:width], bias[:width])
-        parts = graph.split(linear(graph, x, weight[width:], bias[width:]), 2, width)
+        query = linear(graph, last, weight[:width], bias[:width], plugin=False)
+        parts = graph.split(linear(graph, x, weight[width:], bias[width:], plugin=False), 2, width)
         caches = [by_head(network, graph, shape, part) for part in parts]
         keys, values = _output_caches(network, graph, shape, index, caches)
         limit = graph.reshape(lengths, rows, 1)
@@ -295,7 +238,8 @@ def _logits(network: Network, graph: Graph, hidden: str) -> str:
     weight = np.concatenate([weights["output_projection.weight"], *(weights[f"{head}_head.weight"] for head in HEADS)])
     bias = np.concatenate([weights["output_projection.bias"], *(weights[f"{head}_head.bias"] for head in HEADS)])
     spare = -count % 16
-    return linear(graph, hidden, np.pad(weight, ((0, spare), (0, 0))), np.pad(bias, (0, spare)))
+    weight, bias = np.pad(weight, ((0, spare), (0, 0))), np.pad(bias, (0, spare))
+    return linear(graph, hidden, weight, bias, plugin=network.plugin)
 
 
 def item_logits(network: Network, graph: Graph, hidden: str) -> str:
@@ -303,16 +247,16 @@ def item_logits(network: Network, graph: Graph, hidden: str) -> str:
     return graph.columns(_logits(network, graph, hidden), 0, network.config.vocabulary)
 
 
-def _choose_item(
-    network: Network, graph: Graph, shape: Shape, hidden: str, seen: str, read: tuple[str, str] | None
-) -> None:
+def _choose_item(network: Network, graph: Graph, shape: Shape, hidden: str, read: tuple[str, str] | None) -> None:
     """Write heads (decode only), next_token and next_log_prob."""
     rows, vocabulary = shape.rows, network.config.vocabulary
+    seen = graph.input("seen", [rows, shape.seen], INT32)
     every = _logits(network, graph, hidden)
     if network.plugin:
+        banned = (seen, graph.input("seen_width", [1], INT32))
         nothing = (graph.constant(np.zeros((1, rows), np.int32)), graph.constant(np.full(1, -1, np.int32)))
         token, log_prob, heads = graph.kernel(
-            "rank_items", every, seen, *(read or nothing), outputs=3, items=vocabulary, limit=network.tokens
+            "rank_items", every, *banned, *(read or nothing), outputs=3, items=vocabulary, limit=network.tokens
         )
         graph.output(graph.add("Identity", token, name="next_token"), [rows], INT32)
         graph.output(graph.reshape(log_prob, rows, 1, name="next_log_prob"), [rows, 1], FLOAT)

@@ -136,19 +136,36 @@ class Graph:
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=domains, ir_version=8, producer_name="genrec")
         return bytes(model.SerializeToString())
 
-    def kernel(self, kind: str, *inputs: str, outputs: int = 1, **attributes: int) -> Sequence[str]:
-        """Add one of the plugin's kernels."""
+    def kernel(
+        self, kind: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: int
+    ) -> Sequence[str]:
+        """Add one of the plugin's kernels; `name` is that of a single output."""
         if self.precision != "fp16":
             raise EngineError(f"the TensorRT plugin computes in fp16, not {self.precision}")
-        names = [f"{self._fresh(kind)}_{i}" for i in range(outputs)]
-        meta = {"plugin_version": "1", "plugin_namespace": "", "kind": kind, "items": 0, "limit": 0}
-        return self.add_many("GenrecKernel", *inputs, names=names, domain=PLUGIN_DOMAIN, **(meta | attributes))
+        names = [name] if name else [f"{self._fresh(kind)}_{i}" for i in range(outputs)]
+        meta: dict[str, Any] = {"plugin_version": "2", "plugin_namespace": "", "kind": kind}
+        meta |= dict.fromkeys(("items", "limit", "positions", "places", "fill", "relu"), 0)
+        meta |= attributes
+        return self.add_many("GenrecKernel", *inputs, names=names, domain=PLUGIN_DOMAIN, **meta)
 
 
-def linear(graph: Graph, x: str, weight: Array, bias: Array, *, name: str | None = None) -> str:
-    """Multiply x [R, in] by weight [out, in] transposed, plus bias: [R, out]."""
+def linear(
+    graph: Graph,
+    x: str,
+    weight: Array,
+    bias: Array,
+    *,
+    plugin: bool,
+    name: str | None = None,
+    relu: bool = False,
+) -> str:
+    """Multiply x [R, in] by weight [out, in] transposed, plus bias: [R, out]; with `relu` negatives become 0."""
+    if plugin:
+        given = (graph.constant(np.ascontiguousarray(weight)), graph.constant(bias))
+        return graph.kernel("linear", x, *given, name=name, relu=int(relu))[0]
     product = graph.add("MatMul", x, graph.constant(np.ascontiguousarray(weight.T)))
-    return graph.add("Add", product, graph.constant(bias), name=name)
+    total = graph.add("Add", product, graph.constant(bias), name=None if relu else name)
+    return graph.add("Relu", total, name=name) if relu else total
 
 
 def residual_norm(graph: Graph, x: str, y: str, gain: Array, bias: Array, *, plugin: bool) -> str:

@@ -19,7 +19,7 @@ from genrec_batch.arrays import F32, I32
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines.cuda import Buffer, Device, Graph, PinnedBuffer, Stream
-from genrec_batch.engines.tensorrt_graphs import Network, Shape
+from genrec_batch.engines.tensorrt_network import Network, Shape
 from genrec_batch.engines.tensorrt_slot import Slot
 from genrec_batch.errors import DeviceMemoryError, EngineError
 from genrec_batch.model import BYTES
@@ -175,3 +175,9 @@ class Exchange:
             self._stream.synchronize()
             found[name] = host.view(0, shape, np.dtype(kind)).copy()
         return found
+
+
+def padded(tokens_BC: I32, rows: int, count: int) -> I32:
+    """Return tokens as [rows, count], with 0 where there are none."""
+    spare_rows, spare_columns = rows - tokens_BC.shape[0], count - tokens_BC.shape[1]
+    return np.pad(tokens_BC, ((0, spare_rows), (0, spare_columns))).astype(np.int32)

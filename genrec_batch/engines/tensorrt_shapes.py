@@ -5,27 +5,103 @@ Owns: rounding rows, lengths and seen items up to the sizes that engines are bui
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from genrec_batch.arrays import Batch
-from genrec_batch.engines.tensorrt_graphs import Shape
+from genrec_batch.engines.tensorrt_network import Shape
 from genrec_batch.errors import EngineError
 from genrec_batch.model import ModelConfig
 
 BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
 ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
-PLAIN_LAYERS = 0  # of one engine without the plugin; 0: all
+LADDER = 1.12  # from one size of packed batches to the next
+PLAIN_ROWS, PLUGIN_ROWS = 2048, 4096  # of a batch: the plain engines' attention slows down beyond 65,535 rows x heads
 SEEN_SIZES = (64, 256, 1024)  # columns of the banned list; beyond, powers of two
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What a run whose rows stand end to end says of its histories."""
+
+    longest: int  # tokens
+    mean: float  # positions: tokens and the prefix
 
 
 class ShapeRule:
     """Batch sizes and history lengths of one model's engines."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, buckets: Sequence[int]) -> None:
+    def __init__(
+        self, config: ModelConfig, batch_size: int, buckets: Sequence[int], packing: Packing | None = None
+    ) -> None:
+        """Round sizes up.
+
+        Args:
+            config: the model's sizes.
+            batch_size: rows of every engine.
+            buckets: lengths in tokens.
+            packing: lay rows end to end; None: each row takes its bucket's positions.
+        """
         longest = config.positions - 1
+        self.packing = packing
         self._positions = config.positions
         self.batch_size = rounded(batch_size, ROWS_MULTIPLE)
         self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
+
+    @property
+    def places(self) -> int:
+        """Return the positions that packed batches have room for; 0 where rows are not packed."""
+        if self.packing is None:
+            return 0
+        positions = self.bucket(self.packing.longest) + 1
+        below = math.ceil(math.log(positions / min(self.packing.mean, positions)) / math.log(LADDER) - 1e-9)
+        room = int(self.batch_size * positions / LADDER**below) // ROWS_MULTIPLE * ROWS_MULTIPLE
+        return max(rounded(positions, ROWS_MULTIPLE), room)  # one full row always fits
+
+    def bucket(self, length: int) -> int:
+        """Return the tokens that a row of so many takes where rows are padded."""
+        return next(bucket for bucket in self.buckets if bucket >= length)
+
+    def run(self, *, steps: int, seen: int = 0, profile: bool = False, video: bool = False) -> Shape:
+        """Return the one shape of a run whose rows stand end to end.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        assert self.packing is not None
+        shape = self.shape(
+            rows=self.batch_size,
+            length=self.packing.longest,
+            steps=steps,
+            seen=max(seen, SEEN_SIZES[-1] - 2),  # of which a batch takes as many columns as it needs
+            profile=profile,
+            video=video,
+        )
+        return replace(shape, packed=self.places)
+
+    def packed(self, batch: Batch, steps: int) -> Shape:
+        """Return the shape that serves a batch whose rows stand end to end: the run's one, larger if it must be.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        shape = self.run(
+            steps=steps,
+            seen=batch.seen_BX.shape[1],
+            profile=batch.profile_BP is not None,
+            video=batch.video_BV is not None,
+        )
+        longest, needed = int(batch.lengths_B.max(initial=0)), int(batch.lengths_B.sum()) + len(batch)
+        shape = replace(
+            shape,
+            rows=rounded(max(len(batch), 1), self.batch_size),
+            positions=max(shape.positions, self.bucket(longest) + 1),
+        )
+        room = shape.packed
+        while room < needed:
+            room = rounded(int(room * LADDER), ROWS_MULTIPLE)
+        return replace(shape, packed=room)
 
     def of(self, batch: Batch, steps: int) -> Shape:
         """Return the shape that serves a batch whose rows read `steps` items.
@@ -55,7 +131,7 @@ class ShapeRule:
                 f"{length} events and {steps} items need {length + steps + 1} positions, the model has "
                 f"{self._positions}; lower --max-events or --top-k"
             )
-        bucket = next(bucket for bucket in self.buckets if bucket >= length)
+        bucket = self.bucket(length)
         return Shape(
             rows=rounded(max(rows, 1), self.batch_size),
             positions=bucket + 1,
@@ -66,9 +142,16 @@ class ShapeRule:
         )
 
     def all(
-        self, *, max_events: int, steps: int, seen_limit: int, profile: bool = False, video: bool = False
+        self,
+        *,
+        max_events: int,
+        steps: int,
+        seen_limit: int,
+        profile: bool = False,
+        video: bool = False,
+        shorter: bool = True,
     ) -> list[Shape]:
-        """Return the shapes that a run may need, longest histories first.
+        """Return the shapes that a run may need, longest histories first; `shorter` ones only if asked for.
 
         Only users with `max_events` kept events can have seen more videos than they have events; fewer seen videos
         than a history's bucket take that bucket's size.
@@ -76,7 +159,7 @@ class ShapeRule:
         Raises:
             EngineError: see `shape`.
         """
-        lengths = [bucket for bucket in self.buckets if bucket < max_events]
+        lengths = [bucket for bucket in self.buckets if bucket < max_events and shorter]
 
         def of(length: int, seen: int) -> Shape:
             return self.shape(rows=self.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video)

@@ -6,15 +6,17 @@ names, shapes and variants as `tensorrt_graphs.py`, whose caches they read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from genrec_batch.arrays import HEADS
+from genrec_batch.arrays import F32, HEADS, I32
 from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines import tensorrt_nodes as nodes
-from genrec_batch.engines.tensorrt_graphs import Network, Shape
-from genrec_batch.engines.tensorrt_nodes import FLOAT, INT32, Graph, linear
+from genrec_batch.engines.tensorrt_network import Network, Shape, cache_shapes
+from genrec_batch.engines.tensorrt_nodes import BANNED, FLOAT, INT32, Graph, linear
 
 
 def padded_count(count: int) -> int:
@@ -43,6 +45,17 @@ def choose(network: Network, shape: Shape, count: int) -> bytes:
     return graph.serialize("choose")
 
 
+def best_first(found: Mapping[str, npt.NDArray[Any]], choices: int) -> tuple[I32, F32]:
+    """Return tokens and log-probabilities [B, choices] from the outputs of `choose`; token 0 and -inf fill the rest."""
+    order = np.lexsort((found["tokens"], -found["values"]), axis=1)  # equal logits: the lower token first
+    tokens, values = (np.take_along_axis(found[name], order, 1) for name in ("tokens", "values"))
+    gone = values <= BANNED / 2
+    log_prob = np.where(gone, np.float32(-np.inf), values - found["log_sum"])
+    spare = ((0, 0), (0, choices - tokens.shape[1]))  # more choices than items
+    tokens = np.pad(np.where(gone, 0, tokens), spare).astype(np.int32)
+    return tokens, np.pad(log_prob, spare, constant_values=-np.inf).astype(np.float32)
+
+
 def lookup(network: Network, shape: Shape, count: int) -> bytes:
     """Log-probabilities of given items: hidden [B, D], tokens [B, count] -> log_prob [B, count]."""
     graph, rows = network.graph(), shape.rows
@@ -68,7 +81,8 @@ def score(network: Network, shape: Shape, count: int) -> bytes:
     limit = graph.reshape(lengths, rows, 1)
     mask = nodes.visible(graph, limit, shape.positions, [rows, 1, 1, shape.positions], inclusive=True)
     for index in range(config.layers):
-        fresh = graph.split(linear(graph, x, *network.attention_input(index)), 3, config.width)
+        product = linear(graph, x, *network.attention_input(index), plugin=network.plugin)
+        fresh = graph.split(product, 3, config.width)
         caches = loop.cache_inputs(network, graph, shape, index)
         if network.plugin:
             caches = [loop.by_head(network, graph, shape, part) for part in graph.split(caches[0], 3, config.width)[1:]]
@@ -76,7 +90,7 @@ def score(network: Network, shape: Shape, count: int) -> bytes:
         x = loop.after_attention(network, graph, index, x, context)
     weight = np.concatenate([network.weights[f"{head}_head.weight"] for head in HEADS])
     bias = np.concatenate([network.weights[f"{head}_head.bias"] for head in HEADS])
-    logits = graph.cast(linear(graph, x, weight, bias), FLOAT, name="fp32_heads")
+    logits = graph.cast(linear(graph, x, weight, bias, plugin=False), FLOAT, name="fp32_heads")
     heads = graph.reshape(graph.add("Sigmoid", logits), rows, count, len(HEADS), name="heads")
     graph.output(heads, [rows, count, len(HEADS)], FLOAT)
     return graph.serialize("score")
@@ -112,7 +126,9 @@ def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], 
         "hidden": ([rows, config.width], None, 0),
         "first_hidden": ([rows, config.width], None, 0),
     }
-    found |= {name: (sizes, None, 0) for name, sizes in loop.cache_shapes(network, shape).items()}
+    for name, sizes in cache_shapes(network, shape).items():
+        by_row = [rows, shape.positions, sizes[-1]] if network.plugin and not shape.packed else sizes
+        found[name] = (by_row, None, 0)
     found |= {f"recent_{index}": ([steps, rows, 3 * config.width], None, 1) for index in range(config.layers)}
     return found
 
@@ -121,7 +137,7 @@ def between(network: Network, shape: Shape) -> dict[str, list[int]]:
     """Return what the engines of consecutive pieces hand on: name -> sizes."""
     found = {}
     for piece in range(len(network.pieces()) - 1):
-        found[f"left_{piece}"] = [shape.rows * shape.positions, network.config.width]
+        found[f"left_{piece}"] = [shape.places, network.config.width]
         found[f"passed_{piece}"] = [shape.rows, network.config.width]
     return found
 

@@ -80,7 +80,7 @@ class SlateLoop:
         mark(self._in)
         slot.fill(batch)
         self._in.wait(slot.computed)  # whoever had this memory before is done with it
-        self._in.copy_in(slot.device_in.address, slot.host_in, slot.device_in.count)
+        self._in.copy_in(slot.device_in.address, slot.host_in, slot.filled)
         mark(self._in)
         self._in.record(slot.arrived)
         self._compute.wait(slot.arrived)
@@ -100,7 +100,7 @@ class SlateLoop:
                 marks,
                 users=len(batch),
                 items=len(batch) * steps,
-                bytes_in=slot.device_in.count,
+                bytes_in=slot.filled,
                 bytes_out=slot.device_out.count,
             )
         return slot, len(batch), laps

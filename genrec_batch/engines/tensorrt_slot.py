@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch.arrays import F32, HEADS, Batch, Ranked
-from genrec_batch.engines import tensorrt_graphs as loop
+from genrec_batch.arrays import F32, HEADS, I32, Batch, Ranked
 from genrec_batch.engines.cuda import Buffer, Device, Event, Graph, PinnedBuffer, Stream, aligned
-from genrec_batch.engines.tensorrt_graphs import Network, Shape
+from genrec_batch.engines.tensorrt_network import Network, Shape, feature_columns
 from genrec_batch.engines.tensorrt_nodes import NOTHING
 from genrec_batch.engines.tensorrt_side_graphs import between, state_tensors
 from genrec_batch.errors import DeviceMemoryError, EngineError
@@ -57,12 +56,15 @@ class Slot:
         rows, steps = shape.rows, shape.steps
         self.inputs, input_bytes = pack_places(
             {
-                "features": ((rows, loop.feature_columns(network.config, shape)), np.float32),
-                "tokens": ((rows, shape.positions - 1), np.int32),
+                "starts": ((rows,), np.int32),
+                "seen_width": ((1,), np.int32),
                 "lengths": ((rows,), np.int32),
-                "seen": ((rows, shape.seen), np.int32),
+                "tokens": ((rows, shape.positions - 1), np.int32),
+                "features": ((rows, feature_columns(network.config, shape)), np.float32),
+                "seen": ((rows, shape.seen), np.int32),  # last: of packed rows only as many columns as are used go over
             }
         )
+        self.filled = input_bytes  # bytes that a batch sends to the device
         self.results, result_bytes = pack_places(
             {
                 "read": ((steps + 1, rows), np.int32),
@@ -89,6 +91,9 @@ class Slot:
         for block in (self.device_in, self.device_out):  # the run before a capture finds valid tokens
             setup.clear(block)
         setup.copy_in(self.steps.address, self.host_steps, self.host_steps.bytes.size)
+        self._host("starts")[:] = np.arange(rows) * (0 if shape.packed else shape.positions)
+        self._host("seen_width")[:] = shape.seen
+        setup.copy_in(self.device_in.address, self.host_in, self.inputs["lengths"].start)
         setup.synchronize()
         device.look()
 
@@ -110,7 +115,8 @@ class Slot:
 
     def addresses(self) -> dict[str, int]:
         """Return the addresses of the state and of what engines hand on to each other."""
-        return self.state() | {name: self.memory[name].address for name in between(self.network, self.shape)}
+        others = {name: self.address(name) for name in ("starts", "seen_width")}
+        return self.state() | others | {name: self.memory[name].address for name in between(self.network, self.shape)}
 
     def fill(self, batch: Batch) -> None:
         """Write a batch into pinned memory; rows beyond it have no history, and nobody reads what they decode."""
@@ -118,14 +124,31 @@ class Slot:
         rows, view = len(batch), {name: self._host(name) for name in self.inputs}
         width = min(batch.tokens_BS.shape[1], self.shape.positions - 1)
         view["tokens"][:rows, :width], view["tokens"][:rows, width:] = batch.tokens_BS[:, :width], 0
-        view["lengths"][:rows], view["lengths"][rows:] = batch.lengths_B, 0
-        view["seen"][:, :2], view["seen"][:rows, 2:] = (1, 0), 0  # unknown and padding; the latter fills the rest
+        view["lengths"][:rows], view["lengths"][rows:] = batch.lengths_B, self._spare_length
+        if self.shape.packed:
+            view["starts"][:rows], view["starts"][rows:] = np.cumsum(batch.lengths_B + 1) - batch.lengths_B - 1, 1
         known = np.where(batch.seen_BX < self.network.tokens, batch.seen_BX, 0)
-        view["seen"][:rows, 2 : 2 + known.shape[1]] = known
+        seen_BX = self._seen(view, known.shape[1] + 2)
+        seen_BX[:, :2], seen_BX[:rows, 2:] = (1, 0), 0  # unknown and padding; the latter fills the rest
+        seen_BX[:rows, 2 : 2 + known.shape[1]] = known
         column = 0
         for values_BF in self._features(batch):
             view["features"][:rows, column : column + values_BF.shape[1]] = values_BF
             column += values_BF.shape[1]
+
+    @property
+    def _spare_length(self) -> int:
+        """Length of a row beyond the batch: nothing is computed for it where rows are packed."""
+        return -1 if self.shape.packed else 0
+
+    def _seen(self, view: Mapping[str, Any], used: int) -> I32:
+        """Return where the banned list is written, [B, columns]; packed rows take no more columns than are used."""
+        place = self.inputs["seen"]
+        rows, width = self.shape.rows, used if self.shape.packed else self.shape.seen
+        view["seen_width"][:] = width
+        self.filled = place.start + 4 * rows * width
+        found: I32 = view["seen"].reshape(-1)[: rows * width].reshape(rows, width)
+        return found
 
     def _features(self, batch: Batch) -> list[F32]:
         parts = [batch.dense_BF]

@@ -17,7 +17,7 @@ from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines import tensorrt_side_graphs as side
 from genrec_batch.engines.engine_cache import EngineCache, EngineKey
-from genrec_batch.engines.tensorrt_graphs import Network, Shape
+from genrec_batch.engines.tensorrt_network import Network, Shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from genrec_batch.model import Model, ModelConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SCORED_ROWS = 16_384  # candidates read in one go
+USER_POSITIONS = 128  # of a batch, for each user it may have: longer histories mean fewer users
 
 
 def why_not(config: ModelConfig, device: str, precision: str) -> str:
@@ -118,8 +119,9 @@ class TorchCudaEngine:
         """Return the most GPU memory that PyTorch held for this process."""
         return torch.cuda.max_memory_reserved(self._device)
 
-    def packs_rows(self) -> None:
-        """Mark that lengths may be mixed in a batch; see `engines.PacksRows`."""
+    def room(self, users: int) -> int:
+        """Return the positions of a batch of so many users; see `engines.PacksRows`."""
+        return users * USER_POSITIONS
 
     def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.

@@ -139,6 +139,8 @@ def measure(
     for engine in engines.values():
         if isinstance(engine, FixedRows):
             engine.resize(min(GPU_USERS, max(sizes)))
+            if decoding.mode == "slate" and decoding.beam_width == 1:
+                engine.expect(longest=events, mean=events + 1.0, steps=decoding.top_k)
     prefill = model_facts.prefill_flops(model.config, events)
     gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9
     points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}

@@ -91,7 +91,7 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     from genrec_batch import model
     from genrec_batch.arrays import Batch
     from genrec_batch.batching import cuts, mixed
-    from genrec_batch.engines import PacksRows
+    from genrec_batch.engines import FixedRows, PacksRows
     from genrec_batch.generate import Decoding, recommend_all
     from genrec_batch.selection import open_engine
 
@@ -99,12 +99,17 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     device = "cuda:0" if asked.device == "cuda" else asked.device
     engine = open_engine(loaded, name=asked.engine, device=device, precision=asked.precision)
     random = np.random.default_rng(1)
+    if isinstance(engine, FixedRows):
+        mean = 1 + float(np.minimum(lengths_of(kind, 16_384, random), 50).mean())
+        engine.resize(size)
+        engine.expect(longest=50, mean=mean, steps=10)
+    room = engine.room(size) if isinstance(engine, PacksRows) else 0
     made = []
     while len(made) < batches:
         lengths = np.minimum(lengths_of(kind, 16_384, random), 50).astype(np.int32)
-        packed = isinstance(engine, PacksRows)
-        lengths = lengths if packed else np.sort(lengths)[::-1]
-        for start, stop in (mixed if packed else cuts)(lengths.astype(np.int64), size):
+        lengths = lengths if room else np.sort(lengths)[::-1]
+        wide = lengths.astype(np.int64)
+        for start, stop in mixed(wide, size, room) if room else cuts(wide, size):
             rows = lengths[start:stop]
             tokens = random.integers(2, 9_002, (len(rows), int(rows.max()))).astype(np.int32)
             tokens[np.arange(tokens.shape[1])[None] >= rows[:, None]] = 0

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from bench_tensorrt import agreement, inputs
+from bench_tensorrt import WIDTH, agreement, inputs
 
 from genrec_batch.generate import Decoding, recommend_all
 from genrec_batch.model import load
@@ -60,6 +60,7 @@ def main():
     engine = open_engine(model, name=arguments.engine, device=arguments.device, precision=arguments.precision)
     if hasattr(engine, "resize"):
         engine.resize(arguments.users)
+        engine.expect(longest=WIDTH, mean=float(batch.lengths_B.mean()) + 1, steps=arguments.steps)
     mark("engine_s", now)
     decoding = Decoding(top_k=arguments.steps)
     now = time.perf_counter()

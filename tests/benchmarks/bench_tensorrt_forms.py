@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_tensorrt as bench
 
 from genrec_batch.engines import tensorrt_build as building
-from genrec_batch.engines import tensorrt_engine
 from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines import tensorrt_nodes as nodes
 
@@ -99,10 +98,10 @@ def natural():
         sizes = [shape.rows, shape.positions, network.config.width]
         return {f"{name}_{i}": sizes for i in range(network.config.layers) for name in ("keys", "values")}
 
-    def full_layer(network, graph, shape, index, x, lengths):
-        del lengths
+    def full_layer(network, graph, shape, index, x, where):
+        del where
         config, sizes = network.config, [shape.rows, shape.positions, network.config.width]
-        qkv = nodes.linear(graph, x, *network.attention_input(index))
+        qkv = nodes.linear(graph, x, *network.attention_input(index), plugin=False)
         parts = graph.split(qkv, 3, config.width)
         for name, part in zip(("keys", "values"), parts[1:], strict=True):
             graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
@@ -110,14 +109,15 @@ def natural():
         context = nodes.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
         return loop.after_attention(network, graph, index, x, context)
 
-    def last_layer(network, graph, shape, x, lengths):
-        config, (rows, positions), index = network.config, (shape.rows, shape.positions), network.config.layers - 1
+    def last_layer(network, graph, shape, x, where):
+        config, lengths = network.config, where[0]
+        rows, positions, index = shape.rows, shape.positions, config.layers - 1
         starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
         last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
         weight, bias = network.attention_input(index)
         width, sizes = config.width, [rows, positions, config.width]
-        query = nodes.linear(graph, last, weight[:width], bias[:width])
-        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:]), 2, width)
+        query = nodes.linear(graph, last, weight[:width], bias[:width], plugin=False)
+        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:], plugin=False), 2, width)
         for name, part in zip(("keys", "values"), parts, strict=True):
             graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
         keys, values = (loop.by_head(network, graph, shape, part) for part in parts)
@@ -232,19 +232,19 @@ def transposed():
     loop.cache_shapes, loop._output_caches, loop._cached_attention = shapes, outputs, cached
 
 
-def pairs():
-    """Two layers an engine: TensorRT 8.6 computes 6 layers in one node slower than three times 2."""
-    tensorrt_engine.PLAIN_LAYERS = 2
+def whole():
+    """All layers in one engine: TensorRT 8.6 computes 6 layers in one node slower than three times 2."""
+    building.PLAIN_LAYERS = 0
 
 
 def triples():
     """Three layers an engine."""
-    tensorrt_engine.PLAIN_LAYERS = 3
+    building.PLAIN_LAYERS = 3
 
 
 def single():
     """One layer an engine."""
-    tensorrt_engine.PLAIN_LAYERS = 1
+    building.PLAIN_LAYERS = 1
 
 
 def alone():
@@ -271,7 +271,7 @@ FORMS = {
         alike,
         one,
         transposed,
-        pairs,
+        whole,
         triples,
         single,
         alone,
@@ -280,10 +280,9 @@ FORMS = {
 
 
 PATCHED = {
-    building: ("_configure", "_pin_fp32"),
+    building: ("_configure", "_pin_fp32", "PLAIN_LAYERS"),
     loop: ("cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
     nodes: ("over_cache",),
-    tensorrt_engine: ("PLAIN_LAYERS",),
 }
 
 

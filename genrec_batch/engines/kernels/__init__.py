@@ -13,6 +13,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 WIDTH, HEADS = 512, 16  # the model sizes the cubins are compiled for
+DEPTH = 64  # of a product's inputs that are read at a time: their number is a multiple of it
 LONGEST = 128  # positions of the longest prefill whose attention fits one block
 
 
@@ -24,6 +25,7 @@ class Cubin:
     function: str
     warps: int
     shared_bytes: int
+    scratch_bytes: int  # of global memory, for each program
     code: bytes
 
 
@@ -46,6 +48,7 @@ def read(architecture: str) -> list[Cubin]:
             function=entry["function"],
             warps=entry["warps"],
             shared_bytes=entry["shared_bytes"],
+            scratch_bytes=entry["scratch_bytes"],
             code=(folder / f"{name}.cubin").read_bytes(),
         )
         for name, entry in sorted(entries.items())

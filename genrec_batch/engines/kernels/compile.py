@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +16,103 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from genrec_batch.engines.kernels import FOLDER, HEADS, LONGEST, WIDTH, triton_source
+from genrec_batch.engines.kernels import DEPTH, FOLDER, HEADS, LONGEST, WIDTH, triton_source
 
 HALF, INT, FLOAT = "*fp16", "*i32", "*fp32"
 SIZES = {"H": HEADS, "HD": WIDTH // HEADS}
+# Linear layers: kernel, rows x columns x depth of a tile, warps, stages; of ten, fastest on an H200 for many or few.
+TILES = {
+    "large": (triton_source.linear_persistent, (128, 256, DEPTH), 8, 3),
+    "small": (triton_source.linear, (64, 128, DEPTH), 4, 4),
+    "any": (triton_source.linear, (64, 128, DEPTH), 4, 4),
+}
+DEPTHS = (512, 1024)  # K that products are compiled for
 
 
-def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, int], int]]:
-    """Return each cubin's kernel, argument types, constants and warps."""
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One cubin: a kernel, the types of its arguments, its compile-time constants, and how it is compiled."""
+
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, int]
+    warps: int
+    stages: int = 1
+    multiples: tuple[str, ...] = ()  # numbers that are multiples of 16
+
+
+def variants() -> dict[str, Variant]:
+    """Return each cubin's variant by name."""
     source = triton_source
-    attention = {"qkv": HALF, "lengths": INT, "out": HALF, "S": "i32"}
-    embed = {"tokens": INT, "prefix": HALF, "token_table": HALF, "position_table": HALF, "out": HALF, "S": "i32"}
-    item = {"tokens": INT, "lengths": INT, "step": INT, "token_table": HALF, "position_table": HALF, "out": HALF}
+    rows = {"lengths": INT, "starts": INT}
+    attention = {"qkv": HALF, **rows, "out": HALF}
+    causal = {**attention, "S": "i32", "fill": "i32"}
+    tables = {"token_table": HALF, "position_table": HALF, "out": HALF}
+    embed = {"tokens": INT, "prefix": HALF, **rows, **tables, "S": "i32", "fill": "i32"}
+    item = {"tokens": INT, "lengths": INT, "step": INT, **tables}
     norm = {"x": HALF, "y": HALF, "gain": HALF, "bias": HALF, "out": HALF, "rows": "i32"}
-    decode = dict.fromkeys(("fresh", "prefix", "recent"), HALF) | {"lengths": INT, "step": INT, "out": HALF}
-    decode |= {"S": "i32", "rows": "i32"}
-    rank = {"logits": HALF, "seen": INT, "read": INT, "step": INT, "tokens": INT, "log_prob": FLOAT, "heads": FLOAT}
-    rank |= dict.fromkeys(("rows", "seen_width", "V", "limit", "LD"), "i32")
-    found: dict[str, tuple[Any, dict[str, str], dict[str, int], int]] = {
-        "embed_history": (source.embed_history, embed, {"D": WIDTH}, 1),
-        "embed_item": (source.embed_item, item, {"D": WIDTH}, 1),
-        "add_norm": (source.add_norm, norm, {"D": WIDTH, "R": 4}, 4),
-        "rank_items": (source.rank_items, rank, {"READ": 128, "BLOCK": 16384}, 8),
+    decode = dict.fromkeys(("fresh", "prefix", "recent", "out"), HALF) | rows | {"step": INT, "rows": "i32"}
+    rank = dict.fromkeys(("seen", "seen_width", "read", "step", "tokens"), INT) | {"logits": HALF}
+    rank |= {"log_prob": FLOAT, "heads": FLOAT, **dict.fromkeys(("rows", "V", "limit", "LD"), "i32")}
+    found = {
+        "embed_history": Variant(kernel=source.embed_history, types=embed, constants={"D": WIDTH}, warps=1),
+        "embed_item": Variant(kernel=source.embed_item, types=item, constants={"D": WIDTH}, warps=1),
+        "add_norm": Variant(kernel=source.add_norm, types=norm, constants={"D": WIDTH, "R": 4}, warps=4),
+        "rank_items": Variant(kernel=source.rank_items, types=rank, constants={"READ": 128, "CHUNK": 2048}, warps=4),
     }
-    block = 16
+    found |= _products()
+    block = 32
     while block <= LONGEST:
         sizes = SIZES | {"BLOCK": block}
-        found[f"causal_attention_{block}"] = (source.causal_attention, attention, sizes, 4 if block > 64 else 2)
-        found[f"last_attention_{block}"] = (source.last_attention, attention, sizes, 1)
+        wide = 4 if block > 64 else 2
+        found[f"causal_attention_{block}"] = Variant(
+            kernel=source.causal_attention, types=causal, constants=sizes, warps=wide
+        )
+        found[f"last_attention_{block}"] = Variant(
+            kernel=source.last_attention, types=attention, constants=sizes, warps=1
+        )
         for steps in (16, 64):
-            found[f"decode_attention_{block}_{steps}"] = (source.decode_attention, decode, sizes | {"STEPS": steps}, 1)
+            found[f"decode_attention_{block}_{steps}"] = Variant(
+                kernel=source.decode_attention, types=decode, constants=sizes | {"STEPS": steps}, warps=1
+            )
         block *= 2
     return found
 
 
-def compile_one(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, int], warps: int, capability: int
-) -> Any:
+def _products() -> dict[str, Variant]:
+    """Return the linear layers: with a depth known when they are compiled, for many tiles and for few, and with any."""
+    found = {}
+    types = dict.fromkeys(("x", "weight", "bias", "out"), HALF) | dict.fromkeys("MNK", "i32")
+    for relu, ending in enumerate(("", "_relu")):
+        for name, (kernel, tile, warps, stages) in TILES.items():
+            constants = dict(zip(("ROWS", "COLUMNS", "DEPTH"), tile, strict=True)) | {"GROUP": 8, "RELU": relu}
+            for depth in DEPTHS if name != "any" else (None,):
+                fixed = {} if depth is None else {"K": depth}
+                found[f"linear{ending}_{name}" + (f"_{depth}" if depth else "")] = Variant(
+                    kernel=kernel,
+                    types={argument: kind for argument, kind in types.items() if argument not in fixed},
+                    constants=constants | fixed,
+                    warps=warps,
+                    stages=stages,
+                    multiples=("N", "K"),
+                )
+    return found
+
+
+def compile_one(variant: Variant, capability: int) -> Any:
     """Return Triton's compiled kernel for `sm_<capability>`; pointers are taken as 16-byte aligned."""
-    names = kernel.arg_names
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types.get(name, "").startswith("*")}
+    names, types = variant.kernel.arg_names, variant.types
+    assert types.keys() | variant.constants.keys() == set(names), f"{variant.kernel}: {names}"
+    wide = {name for name in types if types[name].startswith("*") or name in variant.multiples}
+    sixteens = {(i,) for i, name in enumerate(names) if name in wide}
     source = ASTSource(
-        fn=kernel,
+        fn=variant.kernel,
         signature={name: types.get(name, "constexpr") for name in names},
-        constexprs=dict(constants),
-        attrs=aligned,
+        constexprs=dict(variant.constants),
+        attrs={place: [["tt.divisibility", 16]] for place in sixteens},
     )
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
+    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def main() -> None:
@@ -75,14 +124,16 @@ def main() -> None:
         folder = FOLDER / f"sm_{capability}"
         folder.mkdir(exist_ok=True)
         entries: dict[str, dict[str, Any]] = {}
-        for name, (kernel, types, constants, warps) in variants().items():
-            compiled = compile_one(kernel, types, constants, warps, capability)
-            assert compiled.metadata.global_scratch_size == 0, "the plugin passes no scratch memory"
+        for stale in folder.glob("*.cubin"):
+            stale.unlink()
+        for name, variant in variants().items():
+            compiled = compile_one(variant, capability)
             (folder / f"{name}.cubin").write_bytes(compiled.asm["cubin"])
             entries[name] = {
                 "function": compiled.metadata.name,
                 "warps": compiled.metadata.num_warps,
                 "shared_bytes": compiled.metadata.shared,
+                "scratch_bytes": compiled.metadata.global_scratch_size,
             }
         Path(folder / "kernels.json").write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 

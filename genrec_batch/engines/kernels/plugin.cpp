@@ -1,7 +1,8 @@
 // A TensorRT plugin, "GenrecKernel", whose layers launch the cubins of this folder through the CUDA driver.
 //
-// One class serves every kernel: the attribute `kind` names it, `items` says how many logits are items, `limit` below
-// which an item may be chosen. Compiled on the user's machine against their TensorRT's headers (IPluginV2DynamicExt,
+// One class serves every kernel: the attribute `kind` names it. `items` says how many logits are items, `limit` below
+// which an item may be chosen, `positions` and `places` the S and N of triton_source.py, `fill` and `relu` what they say
+// there. Compiled on the user's machine against their TensorRT's headers (IPluginV2DynamicExt,
 // 8.6 to 10), with the cubins inside: `cubins.h` is generated beside the library. Nothing is linked: the registry is
 // found in the libnvinfer that Python has loaded.
 #include <cuda_runtime_api.h>
@@ -15,23 +16,32 @@
 #include <vector>
 
 #include "NvInfer.h"
-#include "cubins.h"  // struct Cubin { name, function, warps, shared_bytes, code }; Cubin const kCubins[]; int kCubinCount
+#include "cubins.h"  // struct Cubin { name, function, warps, shared_bytes, scratch_bytes, code }; Cubin const kCubins[]; int kCubinCount
 
 using namespace nvinfer1;
 
 namespace {
 
 constexpr int kWidth = 512, kHeads = 16;
+constexpr int kShared = 48 << 10;     // bytes of shared memory that a kernel may have without asking
+constexpr int kMaxSharedAttribute = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kProcessorCount = 16;   // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 
-// The five driver calls this needs; the driver is already in the process.
+// The driver calls this needs; the driver is already in the process.
 struct Driver {
     int (*load)(void**, void const*);
     int (*find)(void**, void*, char const*);
+    int (*set)(void*, int, int);
+    int (*device)(int*);
+    int (*attribute)(int*, int, int);
     int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
     Driver() {
         void* library = dlopen("libcuda.so.1", RTLD_NOW);
         load = reinterpret_cast<decltype(load)>(library ? dlsym(library, "cuModuleLoadData") : nullptr);
         find = reinterpret_cast<decltype(find)>(library ? dlsym(library, "cuModuleGetFunction") : nullptr);
+        set = reinterpret_cast<decltype(set)>(library ? dlsym(library, "cuFuncSetAttribute") : nullptr);
+        device = reinterpret_cast<decltype(device)>(library ? dlsym(library, "cuCtxGetDevice") : nullptr);
+        attribute = reinterpret_cast<decltype(attribute)>(library ? dlsym(library, "cuDeviceGetAttribute") : nullptr);
         launch = reinterpret_cast<decltype(launch)>(library ? dlsym(library, "cuLaunchKernel") : nullptr);
     }
 };
@@ -58,35 +68,61 @@ Kernel kernel(std::string const& name) {
         void *module = nullptr, *function = nullptr;
         if (!driver().load || driver().load(&module, kCubins[i].code)) return {nullptr, nullptr};
         if (driver().find(&function, module, kCubins[i].function)) return {nullptr, nullptr};
+        int const shared = static_cast<int>(kCubins[i].shared_bytes);
+        if (shared > kShared && driver().set(function, kMaxSharedAttribute, shared)) return {nullptr, nullptr};
         return loaded[name] = Kernel{function, &kCubins[i]};
     }
     return {nullptr, nullptr};
 }
 
-int launch(std::string const& name, unsigned x, unsigned y, std::vector<void*> arguments, cudaStream_t stream) {
+// The multiprocessors of the GPU at hand, 0 where there is none.
+int processors() {
+    static int const count = [] {
+        int device = 0, found = 0;
+        bool const known = driver().device && driver().attribute && !driver().device(&device) &&
+                           !driver().attribute(&found, kProcessorCount, device);
+        return known ? found : 0;
+    }();
+    return count;
+}
+
+int launch(std::string const& name, unsigned x, unsigned y, std::vector<void*> arguments, cudaStream_t stream,
+           void* scratch = nullptr) {
     Kernel found = kernel(name);
     if (!found.function) return 1;
-    void* none = nullptr;  // Triton's scratch arguments: global, then profile; unused by these kernels
-    arguments.push_back(&none);
+    void* none = nullptr;  // Triton's scratch arguments: global, then profile
+    arguments.push_back(&scratch);
     arguments.push_back(&none);
     return driver().launch(found.function, x, y, 1, 32 * found.cubin->warps, 1, 1, found.cubin->shared_bytes, stream,
                          arguments.data(), nullptr);
 }
 
+bool compiled(std::string const& name) {
+    for (auto const& cubin : kCubins) {
+        if (name == cubin.name) return true;
+    }
+    return false;
+}
+
+// The smallest compiled block that holds so many positions.
 int block(int positions) {
-    int size = 16;
+    int size = 32;
     while (size < positions) size *= 2;
     return size;
 }
 
-enum class Kind { kEmbedHistory, kEmbedItem, kAddNorm, kCausalAttention, kLastAttention, kDecodeAttention, kRankItems };
+int tiles(int size, int tile) { return (size + tile - 1) / tile; }
+
+enum class Kind {
+    kEmbedHistory, kEmbedItem, kAddNorm, kCausalAttention, kLastAttention, kDecodeAttention, kRankItems, kLinear
+};
 
 bool parse(std::string const& name, Kind& kind) {
     static std::map<std::string, Kind> const kinds{
         {"embed_history", Kind::kEmbedHistory},       {"embed_item", Kind::kEmbedItem},
         {"add_norm", Kind::kAddNorm},                 {"causal_attention", Kind::kCausalAttention},
         {"last_attention", Kind::kLastAttention},     {"decode_attention", Kind::kDecodeAttention},
-        {"rank_items", Kind::kRankItems},
+        {"rank_items", Kind::kRankItems},             {"linear", Kind::kLinear},
     };
     auto found = kinds.find(name);
     if (found != kinds.end()) kind = found->second;
@@ -94,20 +130,30 @@ bool parse(std::string const& name, Kind& kind) {
 }
 
 class GenrecKernel final : public IPluginV2DynamicExt {
+public:
     struct State {
         Kind kind;
-        int32_t items, limit;
-    } state_;
+        int32_t items, limit, positions, places, fill, relu;
+    };
+
+private:
+    State state_;
     std::string namespace_;
 
 public:
-    GenrecKernel(Kind kind, int32_t items, int32_t limit) : state_{kind, items, limit} {}
+    explicit GenrecKernel(State const& state) : state_(state) {}
     explicit GenrecKernel(void const* data) { std::memcpy(&state_, data, sizeof state_); }
 
     IPluginV2DynamicExt* clone() const noexcept override {
-        auto* copy = new GenrecKernel(state_.kind, state_.items, state_.limit);
+        auto* copy = new GenrecKernel(state_);
         copy->namespace_ = namespace_;
         return copy;
+    }
+
+    // One letter per input, then per output: h fp16, i int32, f fp32.
+    char const* types() const {
+        static char const* const all[] = {"ihiihhh", "iiihhh", "hhhhh", "hiih", "hiih", "hhhiiih", "hiiiiiff", "hhhh"};
+        return all[static_cast<int>(state_.kind)];
     }
 
     DimsExprs getOutputDimensions(int32_t output, DimsExprs const* in, int32_t, IExprBuilder& build) noexcept override {
@@ -117,12 +163,9 @@ public:
         };
         switch (state_.kind) {
             case Kind::kAddNorm: return in[0];
-            case Kind::kEmbedHistory: {
-                auto* positions = build.operation(DimensionOperation::kSUM, *in[0].d[1], *build.constant(1));
-                set({in[0].d[0], positions, build.constant(kWidth)});
-                break;
-            }
-            case Kind::kCausalAttention: set({in[0].d[0], in[0].d[1], build.constant(kWidth)}); break;
+            case Kind::kEmbedHistory: set({build.constant(state_.places), build.constant(kWidth)}); break;
+            case Kind::kLastAttention: set({in[1].d[0], build.constant(kWidth)}); break;
+            case Kind::kLinear: set({in[0].d[0], in[1].d[0]}); break;
             case Kind::kRankItems:
                 if (output < 2) set({in[0].d[0]});
                 else set({in[0].d[0], build.constant(4)});
@@ -133,50 +176,60 @@ public:
     }
 
     bool supportsFormatCombination(int32_t place, PluginTensorDesc const* io, int32_t, int32_t) noexcept override {
-        // One letter per input, then per output: h fp16, i int32, f fp32.
-        static char const* const types[] = {"ihhhh", "iiihhh", "hhhhh", "hih", "hih", "hhhiih", "hiiiiff"};
-        char const wanted = types[static_cast<int>(state_.kind)][place];
+        char const wanted = types()[place];
         DataType const type = wanted == 'h' ? DataType::kHALF : wanted == 'i' ? DataType::kINT32 : DataType::kFLOAT;
         return io[place].format == TensorFormat::kLINEAR && io[place].type == type;
     }
 
     int32_t enqueue(PluginTensorDesc const* desc, PluginTensorDesc const*, void const* const* in, void* const* out,
-                    void*, cudaStream_t stream) noexcept override {
-        void const *a = in[0], *b = in[1], *c, *d, *e;
-        void *o = out[0], *o1, *o2;
-        Dims const& first = desc[0].dims;
-        int rows = first.d[0], positions, pitch, seen_width;
+                    void* workspace, cudaStream_t stream) noexcept override {
+        // Kernels take addresses of their arguments: tensors first, in order, then numbers.
+        std::vector<void*> tensors;
+        auto add = [&](void const* place) { tensors.push_back(const_cast<void*>(place)); };
+        int const count = static_cast<int>(std::strlen(types())), outputs = getNbOutputs();
+        for (int i = 0; i < count - outputs; i++) add(&in[i]);
+        for (int i = 0; i < outputs; i++) add(&out[i]);
+        auto with = [&](std::initializer_list<int32_t*> numbers) {
+            std::vector<void*> arguments(tensors);
+            arguments.insert(arguments.end(), numbers.begin(), numbers.end());
+            return arguments;
+        };
+        Dims const first = desc[0].dims;
+        int32_t rows = first.d[0];
         switch (state_.kind) {
-            case Kind::kEmbedHistory:
-                c = in[2], d = in[3], positions = first.d[1] + 1;
-                return launch("embed_history", positions, rows, {&a, &b, &c, &d, &o, &positions}, stream);
-            case Kind::kEmbedItem:
-                c = in[2], d = in[3], e = in[4];
-                return launch("embed_item", rows, 1, {&a, &b, &c, &d, &e, &o}, stream);
-            case Kind::kAddNorm:
-                c = in[2], d = in[3];
-                for (int i = 1; i + 1 < first.nbDims; i++) rows *= first.d[i];
-                return launch("add_norm", (rows + 3) / 4, 1, {&a, &b, &c, &d, &o, &rows}, stream);
-            case Kind::kCausalAttention:
-            case Kind::kLastAttention: {
-                positions = first.d[1];
-                char const* name = state_.kind == Kind::kLastAttention ? "last_attention_" : "causal_attention_";
-                return launch(name + std::to_string(block(positions)), rows * kHeads, 1, {&a, &b, &o, &positions}, stream);
+            case Kind::kEmbedHistory: {
+                int32_t positions = first.d[1] + 1;
+                return launch("embed_history", positions, rows, with({&positions, &state_.fill}), stream);
             }
+            case Kind::kEmbedItem: return launch("embed_item", rows, 1, with({}), stream);
+            case Kind::kAddNorm: return launch("add_norm", tiles(rows, 4), 1, with({&rows}), stream);
+            case Kind::kCausalAttention:
+                return launch("causal_attention_" + std::to_string(block(state_.positions)), desc[1].dims.d[0] * kHeads, 1,
+                              with({&state_.positions, &state_.fill}), stream);
+            case Kind::kLastAttention:
+                return launch("last_attention_" + std::to_string(block(state_.positions)), desc[1].dims.d[0] * kHeads, 1,
+                              with({}), stream);
             case Kind::kDecodeAttention: {
-                // fresh [B, 3D], prefix [B, S, 3D], recent [T, B, 3D], lengths [B], step [1]
-                c = in[2], d = in[3], e = in[4], positions = desc[1].dims.d[1];
                 std::string const steps = desc[2].dims.d[0] <= 16 ? "_16" : "_64";
-                return launch("decode_attention_" + std::to_string(block(positions)) + steps, rows * kHeads, 1,
-                              {&a, &b, &c, &d, &e, &o, &positions, &rows}, stream);
+                return launch("decode_attention_" + std::to_string(block(state_.positions)) + steps, rows * kHeads, 1,
+                              with({&rows}), stream);
             }
             case Kind::kRankItems: {
-                // logits [B, LD], seen [B, X], read [T, B], step [1]
-                c = in[2], d = in[3], o1 = out[1], o2 = out[2], pitch = first.d[1], seen_width = desc[1].dims.d[1];
-                int items = state_.items, limit = state_.limit;
-                return launch("rank_items", rows, 1,
-                              {const_cast<void const**>(&a), &b, &c, &d, &o, &o1, &o2, &rows, &seen_width, &items, &limit, &pitch},
-                              stream);
+                int32_t pitch = first.d[1];
+                return launch("rank_items", rows, 1, with({&rows, &state_.items, &state_.limit, &pitch}), stream);
+            }
+            case Kind::kLinear: {
+                int32_t columns = desc[1].dims.d[0], depth = desc[1].dims.d[1];
+                std::string name = state_.relu ? "linear_relu" : "linear";
+                int const large = tiles(rows, 128) * tiles(columns, 256), small = tiles(rows, 64) * tiles(columns, 128);
+                if (!compiled(name + "_large_" + std::to_string(depth))) {
+                    return launch(name + "_any", small, 1, with({&rows, &columns, &depth}), stream);
+                }
+                if (large < processors()) {  // small tiles then keep more of the GPU busy
+                    return launch(name + "_small_" + std::to_string(depth), small, 1, with({&rows, &columns}), stream);
+                }
+                return launch(name + "_large_" + std::to_string(depth), processors(), 1, with({&rows, &columns}), stream,
+                              workspace);
             }
         }
         return 1;
@@ -190,10 +243,13 @@ public:
                          int32_t) noexcept override {}
     size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*,
                             int32_t) const noexcept override {
-        return 0;
+        if (state_.kind != Kind::kLinear) return 0;
+        size_t most = 0;
+        for (auto const& cubin : kCubins) most = cubin.scratch_bytes > most ? cubin.scratch_bytes : most;
+        return most * processors();
     }
     char const* getPluginType() const noexcept override { return "GenrecKernel"; }
-    char const* getPluginVersion() const noexcept override { return "1"; }
+    char const* getPluginVersion() const noexcept override { return "2"; }
     int32_t getNbOutputs() const noexcept override { return state_.kind == Kind::kRankItems ? 3 : 1; }
     int32_t initialize() noexcept override { return 0; }
     void terminate() noexcept override {}
@@ -205,28 +261,41 @@ public:
 };
 
 class Creator final : public IPluginCreator {
-    std::vector<PluginField> fields_{{"kind", nullptr, PluginFieldType::kCHAR, 1},
-                                     {"items", nullptr, PluginFieldType::kINT32, 1},
-                                     {"limit", nullptr, PluginFieldType::kINT32, 1}};
-    PluginFieldCollection collection_{3, fields_.data()};
+    std::vector<PluginField> fields_{{"kind", nullptr, PluginFieldType::kCHAR, 1}};
+    PluginFieldCollection collection_{};
     std::string namespace_;
 
+    // The numbers of a layer, by the name of their attribute.
+    static std::map<std::string, int32_t GenrecKernel::State::*> const& numbers() {
+        using State = GenrecKernel::State;
+        static std::map<std::string, int32_t State::*> const all{
+            {"items", &State::items},   {"limit", &State::limit}, {"positions", &State::positions},
+            {"places", &State::places}, {"fill", &State::fill},   {"relu", &State::relu},
+        };
+        return all;
+    }
+
 public:
+    Creator() {
+        for (auto const& number : numbers()) {
+            fields_.push_back({number.first.c_str(), nullptr, PluginFieldType::kINT32, 1});
+        }
+        collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+    }
     char const* getPluginName() const noexcept override { return "GenrecKernel"; }
-    char const* getPluginVersion() const noexcept override { return "1"; }
+    char const* getPluginVersion() const noexcept override { return "2"; }
     PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
     IPluginV2* createPlugin(char const*, PluginFieldCollection const* given) noexcept override {
         std::string name;
-        int32_t items = 0, limit = 0;
+        GenrecKernel::State state{};
         for (int i = 0; i < given->nbFields; i++) {
             PluginField const& field = given->fields[i];
             if (!std::strcmp(field.name, "kind")) name.assign(static_cast<char const*>(field.data), field.length);
-            if (!std::strcmp(field.name, "limit")) limit = *static_cast<int32_t const*>(field.data);
-            if (!std::strcmp(field.name, "items")) items = *static_cast<int32_t const*>(field.data);
+            auto number = numbers().find(field.name);
+            if (number != numbers().end()) state.*number->second = *static_cast<int32_t const*>(field.data);
         }
         while (!name.empty() && name.back() == '\0') name.pop_back();
-        Kind kind;
-        return parse(name, kind) ? new GenrecKernel(kind, items, limit) : nullptr;
+        return parse(name, state.kind) ? new GenrecKernel(state) : nullptr;
     }
     IPluginV2* deserializePlugin(char const*, void const* data, size_t) noexcept override {
         return new GenrecKernel(data);

@@ -39,6 +39,8 @@ def unfit(config: ModelConfig, precision: str, architecture: str) -> str | None:
     """Return why the kernels do not serve this model, precision or GPU, or None where they do."""
     if (config.width, config.heads) != (kernels.WIDTH, kernels.HEADS):
         return f"its kernels are compiled for width {kernels.WIDTH} and {kernels.HEADS} heads"
+    if config.ffn % kernels.DEPTH:
+        return f"its kernels want an ffn in multiples of {kernels.DEPTH}, not {config.ffn}"
     if precision != "fp16":
         return "its kernels compute in fp16"
     if architecture not in kernels.architectures():
@@ -110,14 +112,14 @@ def _major_minor(version: str) -> int:
 
 def cubin_header(cubins: Sequence[kernels.Cubin]) -> str:
     """Return C++ that holds the cubins: an array of bytes for each, and a table of them all."""
-    lines = ["struct Cubin { char const* name; char const* function; unsigned warps, shared_bytes; "]
+    lines = ["struct Cubin { char const* name; char const* function; unsigned warps, shared_bytes, scratch_bytes; "]
     lines[0] += "unsigned char const* code; };"
     for number, cubin in enumerate(cubins):
         lines.append(f"alignas(16) static unsigned char const kCode{number}[] = {{{','.join(map(str, cubin.code))}}};")
-    rows = [
-        f'{{"{cubin.name}", "{cubin.function}", {cubin.warps}, {cubin.shared_bytes}, kCode{number}}}'
-        for number, cubin in enumerate(cubins)
-    ]
+    rows = []
+    for number, cubin in enumerate(cubins):
+        sizes = f"{cubin.warps}, {cubin.shared_bytes}, {cubin.scratch_bytes}"
+        rows.append(f'{{"{cubin.name}", "{cubin.function}", {sizes}, kCode{number}}}')
     return "\n".join([*lines, f"static Cubin const kCubins[] = {{{', '.join(rows)}}};", _count(len(cubins))])
 
 

@@ -1,10 +1,12 @@
 """The plugin's kernels in Triton (Tillet et al. 2019), all fp16 in and out with fp32 arithmetic.
 
 Owns: what each kernel computes. Must not know: TensorRT. Compiled ahead of time by `compile.py`; nothing else imports
-this module. D is the width, H heads of HD floats, S positions of a prefill (prefix, then tokens, left-aligned), B rows.
+this module. D is the width, H heads of HD floats, B rows of at most S positions (prefix, then tokens), N places that
+hold the rows' positions one row after the other: `starts` [B] is each row's first place, `lengths` [B] its tokens. A
+row of length -1 holds nothing.
 """
 # Parameters are device pointers and compile-time constants, which have no Python types; Triton is untyped itself.
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 import triton
@@ -12,18 +14,86 @@ import triton.language as tl
 
 
 @triton.jit
-def embed_history(tokens, prefix, token_table, position_table, out, S, D: tl.constexpr):
-    """Position 0 is the projected features, position s the s-th token; each plus its place: [B, S, D]."""
+def _tile(number, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """First row and column of a product's tile; GROUP tiles of rows run side by side, so L2 holds what they read."""
+    across = GROUP * tl.cdiv(N, COLUMNS)
+    first = number // across * GROUP
+    here = tl.minimum(tl.cdiv(M, ROWS) - first, GROUP)
+    return (first + number % across % here) * ROWS, number % across // here * COLUMNS
+
+
+@triton.jit
+def linear(
+    x, weight, bias, out, M, N, K,
+    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Multiply x [M, K] by weight [N, K] transposed, plus bias [N], in fp32; with RELU negatives become 0: [M, N].
+
+    One program makes ROWS x COLUMNS of the product, DEPTH of K at a time (K is a multiple of it).
+    """
+    first_row, first_column = _tile(tl.program_id(0), M, N, ROWS, COLUMNS, GROUP)
+    m, n, k = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
+    column = tl.where(n < N, n, 0)
+    x_tile = x + tl.where(m < M, m, 0)[:, None].to(tl.int64) * K + k[None, :]
+    weight_tile = weight + column[None, :] * K + k[:, None]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, K, DEPTH):
+        total = tl.dot(tl.load(x_tile + start), tl.load(weight_tile + start), total)
+    total += tl.load(bias + column)[None, :].to(tl.float32)
+    if RELU:
+        total = tl.maximum(total, 0.0)
+    target = out + m[:, None].to(tl.int64) * N + n[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+@triton.jit
+def linear_persistent(
+    x, weight, bias, out, M, N, K,
+    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """What `linear` does where there are many tiles: a program makes one after the other and reads ahead of itself.
+
+    The Tensor Memory Accelerator copies tiles; their descriptors stand in scratch memory.
+    """
+    half: tl.constexpr = COLUMNS // 2
+    x_tiles = tl.make_tensor_descriptor(x, [M, K], [K, 1], [ROWS, DEPTH])
+    weight_tiles = tl.make_tensor_descriptor(weight, [N, K], [K, 1], [COLUMNS, DEPTH])
+    out_tiles = tl.make_tensor_descriptor(out, [M, N], [N, 1], [ROWS, half])
+    tiles = tl.cdiv(M, ROWS) * tl.cdiv(N, COLUMNS)
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row, column = _tile(number, M, N, ROWS, COLUMNS, GROUP)
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, K, DEPTH):
+            total = tl.dot(x_tiles.load([row, start]), weight_tiles.load([column, start]).T, total)
+        n = column + tl.arange(0, COLUMNS)
+        total += tl.load(bias + n, mask=n < N, other=0.0)[None, :].to(tl.float32)
+        if RELU:
+            total = tl.maximum(total, 0.0)
+        left, right = tl.split(tl.permute(tl.reshape(total, [ROWS, 2, half]), [0, 2, 1]))
+        out_tiles.store([row, column], left.to(out.dtype.element_ty))
+        out_tiles.store([row, column + half], right.to(out.dtype.element_ty))
+
+
+@triton.jit
+def embed_history(
+    tokens, prefix, starts, lengths, token_table, position_table, out, S, fill, D: tl.constexpr
+):  # fmt: skip
+    """Place 0 of a row is its projected features, place s its s-th token; each plus its position's vector: [N, D].
+
+    A row's places stand from `starts` on; those past its history are left alone, unless `fill`.
+    """
     s = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, D)
-    if s == 0:
-        x = tl.load(prefix + row * D + d).to(tl.float32)
-    else:
-        token = tl.load(tokens + row * (S - 1) + s - 1).to(tl.int64)
-        x = tl.load(token_table + token * D + d).to(tl.float32)
-    x += tl.load(position_table + s * D + d).to(tl.float32)
-    tl.store(out + (row * S + s) * D + d, x.to(out.dtype.element_ty))
+    if (s <= tl.load(lengths + row)) | (fill != 0):
+        if s == 0:
+            x = tl.load(prefix + row * D + d).to(tl.float32)
+        else:
+            token = tl.load(tokens + row * (S - 1) + s - 1).to(tl.int64)
+            x = tl.load(token_table + token * D + d).to(tl.float32)
+        x += tl.load(position_table + s * D + d).to(tl.float32)
+        place = tl.load(starts + row).to(tl.int64) + s
+        tl.store(out + place * D + d, x.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -54,15 +124,10 @@ def add_norm(x, y, gain, bias, out, rows, D: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def causal_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
-    """All positions of one (row, head) at once; q comes scaled. Positions past the history are left as zeros."""
-    pid = tl.program_id(0)
-    row = (pid // H).to(tl.int64)
-    head = pid % H
+def _causal_block(base, target, real_rows, stored_rows, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
     position = tl.arange(0, BLOCK)
     d = tl.arange(0, HD)
-    real = position <= tl.load(lengths + row)
-    base = qkv + row * S * (3 * H * HD) + head * HD
+    real = position < real_rows
     place = position[:, None] * (3 * H * HD) + d[None, :]
     q = tl.load(base + place, mask=real[:, None], other=0.0)
     k = tl.load(base + H * HD + place, mask=real[:, None], other=0.0)
@@ -71,12 +136,36 @@ def causal_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BL
     scores = tl.where(position[None, :] <= position[:, None], scores, -1e30)
     weight = tl.exp2(scores - tl.max(scores, 1)[:, None])
     mean = tl.dot(weight.to(v.dtype), v) / tl.sum(weight, 1)[:, None]
-    target = out + row * S * (H * HD) + head * HD + position[:, None] * (H * HD) + d[None, :]
-    tl.store(target, tl.where(real[:, None], mean, 0.0).to(out.dtype.element_ty), mask=(position < S)[:, None])
+    mean = tl.where(real[:, None], mean, 0.0)
+    place = position[:, None] * (H * HD) + d[None, :]
+    tl.store(target + place, mean.to(target.dtype.element_ty), mask=(position < stored_rows)[:, None])
 
 
 @triton.jit
-def last_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
+def causal_attention(qkv, lengths, starts, out, S, fill, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
+    """All positions of one (row, head) at once; q comes scaled: [N, D].
+
+    Places past a row's history are left alone, with `fill` zeros are written there. Short rows take smaller products.
+    """
+    pid = tl.program_id(0)
+    row = pid // H
+    start = tl.load(starts + row).to(tl.int64)
+    real_rows = tl.load(lengths + row) + 1
+    stored_rows = tl.where(fill != 0, S, real_rows)
+    base = qkv + start * (3 * H * HD) + (pid % H) * HD
+    target = out + start * (H * HD) + (pid % H) * HD
+    if stored_rows <= 16:
+        _causal_block(base, target, real_rows, stored_rows, H, HD, 16)
+    elif (stored_rows <= 32) | (BLOCK <= 32):
+        _causal_block(base, target, real_rows, stored_rows, H, HD, 32)
+    elif (stored_rows <= 64) | (BLOCK <= 64):
+        _causal_block(base, target, real_rows, stored_rows, H, HD, 64)
+    else:
+        _causal_block(base, target, real_rows, stored_rows, H, HD, BLOCK)
+
+
+@triton.jit
+def last_attention(qkv, lengths, starts, out, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
     """Only the last real position of each (row, head) asks: [B, D]."""
     pid = tl.program_id(0)
     row = (pid // H).to(tl.int64)
@@ -84,7 +173,7 @@ def last_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOC
     position = tl.arange(0, BLOCK)
     length = tl.load(lengths + row)
     real = (position <= length)[:, None]
-    base = qkv + row * S * (3 * H * HD) + (pid % H) * HD
+    base = qkv + tl.load(starts + row).to(tl.int64) * (3 * H * HD) + (pid % H) * HD
     place = position[:, None] * (3 * H * HD) + d[None, :]
     q = tl.load(base + length * (3 * H * HD) + d).to(tl.float32)
     k = tl.load(base + H * HD + place, mask=real, other=0.0).to(tl.float32)
@@ -96,42 +185,24 @@ def last_attention(qkv, lengths, out, S, H: tl.constexpr, HD: tl.constexpr, BLOC
 
 
 @triton.jit
-def decode_attention(
-    fresh,
-    prefix,
-    recent,
-    lengths,
-    step,
-    out,
-    S,
-    rows,
-    H: tl.constexpr,
-    HD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """One new position per (row, head) against the prefill's keys, the items read before it, and itself.
-
-    fresh [B, 3D] is this position's q, k, v; prefix [B, S, 3D] the prefill's; recent [T, B, 3D] holds the earlier
-    steps', of which those before `step` count.
-    """
-    pid = tl.program_id(0)
-    row = (pid // H).to(tl.int64)
-    column = (pid % H) * HD + tl.arange(0, HD)
+def _one_query(
+    new, prefix, recent, out, length, step, stride,
+    H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, HD)
     position = tl.arange(0, BLOCK)
     before = tl.arange(0, STEPS)
-    real = position <= tl.load(lengths + row)
-    read = before < tl.load(step)
-    new = fresh + row * (3 * H * HD) + column
-    q = tl.load(new).to(tl.float32)
-    k_new = tl.load(new + H * HD).to(tl.float32)
-    place = (row * S + position)[:, None] * (3 * H * HD) + column[None, :]
-    earlier = (row + before.to(tl.int64) * rows)[:, None] * (3 * H * HD) + column[None, :]
+    real = position <= length
+    read = before < step
+    q = tl.load(new + d).to(tl.float32)
+    k_new = tl.load(new + H * HD + d).to(tl.float32)
+    place = position[:, None] * (3 * H * HD) + d[None, :]
+    earlier = before.to(tl.int64)[:, None] * stride + d[None, :]
     k = tl.load(prefix + H * HD + place, mask=real[:, None], other=0.0).to(tl.float32)
     k_read = tl.load(recent + H * HD + earlier, mask=read[:, None], other=0.0).to(tl.float32)
     v = tl.load(prefix + 2 * H * HD + place, mask=real[:, None], other=0.0)
     v_read = tl.load(recent + 2 * H * HD + earlier, mask=read[:, None], other=0.0)
-    v_new = tl.load(new + 2 * H * HD).to(tl.float32)
+    v_new = tl.load(new + 2 * H * HD + d).to(tl.float32)
     s = tl.where(real, tl.sum(k * q[None, :], 1), -1e30)
     s_read = tl.where(read, tl.sum(k_read * q[None, :], 1), -1e30)
     s_new = tl.sum(q * k_new, 0)
@@ -141,56 +212,88 @@ def decode_attention(
     w_new = tl.exp(s_new - highest)
     total = tl.sum(w, 0) + tl.sum(w_read, 0) + w_new
     mean = tl.sum(w[:, None] * v.to(tl.float32), 0) + tl.sum(w_read[:, None] * v_read.to(tl.float32), 0) + w_new * v_new
-    tl.store(out + row * (H * HD) + column, (mean / total).to(out.dtype.element_ty))
+    tl.store(out + d, (mean / total).to(out.dtype.element_ty))
+
+
+@triton.jit
+def decode_attention(
+    fresh, prefix, recent, lengths, starts, step, out, rows,
+    H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """One new position per (row, head) against the prefill's keys, the items read before it, and itself: [B, D].
+
+    fresh [B, 3D] is this position's q, k, v; prefix [N, 3D] the prefill's, a row's from `starts` on; recent [T, B, 3D]
+    holds the earlier steps', of which those before `step` count.
+    """
+    pid = tl.program_id(0)
+    row = (pid // H).to(tl.int64)
+    column = (pid % H) * HD
+    length, count = tl.load(lengths + row), tl.load(step)
+    new = fresh + row * (3 * H * HD) + column
+    base = prefix + tl.load(starts + row).to(tl.int64) * (3 * H * HD) + column
+    earlier = recent + row * (3 * H * HD) + column
+    stride = rows.to(tl.int64) * (3 * H * HD)
+    target = out + row * (H * HD) + column
+    if length < 16:
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, 16, STEPS)
+    elif (length < 32) | (BLOCK <= 32):
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, 32, STEPS)
+    elif (length < 64) | (BLOCK <= 64):
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, 64, STEPS)
+    else:
+        _one_query(new, base, earlier, target, length, count, stride, H, HD, BLOCK, STEPS)
 
 
 @triton.jit
 def rank_items(
-    logits,
-    seen,
-    read,
-    step,
-    tokens,
-    log_prob,
-    heads,
-    rows,
-    seen_width,
-    V,
-    limit,
-    LD,
-    READ: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, seen, seen_width, read, step, tokens, log_prob, heads, rows, V, limit, LD,
+    READ: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """Best item below `limit`, neither in `seen` [B, X] nor read so far; its log-probability over all V; the heads.
 
-    logits [B, LD] has the heads at V..V+3; banned logits are overwritten. read [T, B]: rows up to `step` count (-1:
-    none). Nothing left: token 0, -inf. Equal logits: the lower token.
+    X is the number in `seen_width` [1]. logits [B, LD] has the heads at V..V+3; banned logits are overwritten. read
+    [T, B]: rows up to `step` count (-1: none). Nothing left: token 0, -inf. Equal logits: the lower token.
     """
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * LD
-    item = tl.arange(0, BLOCK)
-    x = tl.load(base + item, mask=item < V, other=float("-inf")).to(tl.float32)
-    top = tl.max(x, 0)
-    log_sum = tl.log(tl.sum(tl.exp(x - top), 0)) + top
+    item = tl.arange(0, CHUNK)
+    top = tl.full([CHUNK], float("-inf"), tl.float32)
+    for start in range(0, V, CHUNK):
+        x = tl.load(base + start + item, mask=start + item < V, other=float("-inf")).to(tl.float32)
+        top = tl.maximum(top, x)
+    peak = tl.max(top, 0)
+    total = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, V, CHUNK):
+        x = tl.load(base + start + item, mask=start + item < V, other=float("-inf")).to(tl.float32)
+        total += tl.exp(x - peak)
+    log_sum = tl.log(tl.sum(total, 0)) + peak
     h = tl.arange(0, 4)
     head = tl.load(base + V + h).to(tl.float32)
     tl.store(heads + row * 4 + h, 1.0 / (1.0 + tl.exp(-head)))
     tl.debug_barrier()  # every thread has read its logits before any is overwritten
-    chunk = tl.arange(0, 64)
+    some = tl.arange(0, 64)
+    width = tl.load(seen_width)
     start = 0
-    while start < seen_width:
-        j = start + chunk
-        gone = tl.load(seen + row * seen_width + j, mask=j < seen_width, other=0)
-        tl.store(base + gone, float("-inf"), mask=j < seen_width)
+    while start < width:
+        j = start + some
+        gone = tl.load(seen + row * width + j, mask=j < width, other=0)
+        tl.store(base + gone, float("-inf"), mask=j < width)
         start += 64
     t = tl.arange(0, READ)
     done = t <= tl.load(step)
     gone = tl.load(read + t.to(tl.int64) * rows + row, mask=done, other=0)
     tl.store(base + gone, float("-inf"), mask=done)
     tl.debug_barrier()  # the bans are visible before the second pass
-    left = tl.load(base + item, mask=item < limit, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
-    best, index = tl.max(left, 0, return_indices=True)
-    found = best > float("-inf")
+    best = tl.full([CHUNK], float("-inf"), tl.float32)
+    place = tl.zeros([CHUNK], tl.int32)
+    for start in range(0, limit, CHUNK):
+        at = start + item
+        x = tl.load(base + at, mask=at < limit, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
+        place = tl.where(x > best, at, place)
+        best = tl.maximum(best, x)
+    most = tl.max(best, 0)
+    index = tl.min(tl.where(best == most, place, 2147483647), 0)
+    found = most > float("-inf")
     tl.store(tokens + row, tl.where(found, index, 0).to(tl.int32))
     nothing = tl.where(log_sum == log_sum, float("-inf"), log_sum)  # noqa: PLR0124 (not a number: stays so)
-    tl.store(log_prob + row, tl.where(found, best - log_sum, nothing))
+    tl.store(log_prob + row, tl.where(found, most - log_sum, nothing))

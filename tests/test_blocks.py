@@ -42,6 +42,29 @@ def test_both_twins_pack_the_same_records(rows, cut, seed):
             np.testing.assert_array_equal(compiled[name], plain[name], name)
 
 
+@EXAMPLES
+@given(rows=st.lists(ROW, min_size=3), cuts=st.data())
+def test_columns_in_several_arrays_are_packed_like_those_in_one(rows, cuts):
+    """As a log of many row groups is read; its columns need not be cut alike."""
+    whole = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    alike = cuts.draw(st.booleans())
+    places = st.integers(0, len(whole))
+    common = cuts.draw(places)
+    frame = pl.DataFrame([in_two(column, common if alike else cuts.draw(places)) for column in whole])
+    record = RecordType.of(tuple(whole.columns[2:]), whole.schema)
+    ids = [whole[name].to_numpy() for name in ("user", "video")]
+    place_R = np.random.default_rng(1).permutation(len(whole)).astype(np.int32)
+    expected = record.pack(whole, *ids, place_R)
+    got = record.pack(frame, *ids, place_R, ordering.kernels())
+    for name in ("user", "video", "time_us", *record.columns):
+        np.testing.assert_array_equal(got[name], expected[name], name)
+
+
+def in_two(column, cut):
+    """Return a column that lies in two arrays."""
+    return pl.concat([column[:cut].rechunk(), column[cut:].rechunk()], rechunk=False)
+
+
 @pytest.mark.parametrize("kernels", [None, ordering.kernels()])
 def test_values_beyond_the_list_are_unlike_those_in_it(kernels):
     devices = pl.Series("device_type", ["tv", None, "phone", "a television set", "unknown", "mobile"])

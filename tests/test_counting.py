@@ -118,3 +118,26 @@ def test_rows_of_integers(ids, asked, compiled):
 
 def test_rows_of_strings():
     assert Index(pl.Series(["a", "b"])).rows(pl.Series(["b", "z", "a"])).tolist() == [1, -1, 0]
+
+
+@EXAMPLES
+@given(parts=st.lists(st.lists(WHOLE), min_size=2), near=st.booleans())
+def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, near):
+    ids = [[i % 1000 for i in part] if near else part for part in parts]
+    series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in ids], rechunk=False)
+    counter = Counter("user_id")
+    counter.add(counting.count(series, ordering.kernels(), counter.tallies))
+    flat = [i for part in ids for i in part]
+    assert list(counter.frame().iter_rows()) == sorted(collections.Counter(flat).items())
+    known = sorted(set(flat))
+    assert Index(pl.Series(known, dtype=pl.Int64)).rows(series, ordering.kernels()).tolist() == [
+        known.index(i) for i in flat
+    ]
+
+
+@EXAMPLES
+@given(parts=st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1))
+def test_extent_says_whether_numbers_never_fall(parts):
+    flat = [i for part in parts for i in part]
+    found = counting.extent([np.array(part) for part in parts], ordering.kernels())
+    assert found == (min(flat), max(flat), flat == sorted(flat))

@@ -68,9 +68,12 @@ def test_compiled_sorts_give_the_rows_of_the_plain_ones(written, big, monkeypatc
     for number, columns in enumerate((odd, odd[:4], big.columns)):
         big.select(columns).write_parquet(f"log{number}.parquet")
         _, expected = written(f"log{number}.parquet", *flags)
-        with monkeypatch.context() as patched:
-            patched.setattr(ordering, "COMPILED_FROM", 0)
-            assert written(f"log{number}.parquet", *flags)[1].equals(expected)
+        for cell_bytes, most_cells in ((1 << 20, 1 << 14), (2000, 1 << 14), (2000, 1)):
+            with monkeypatch.context() as patched:
+                patched.setattr(ordering, "COMPILED_FROM", 0)
+                patched.setattr(ordering, "CELL_BYTES", cell_bytes)
+                patched.setattr(partition, "MOST_CELLS", most_cells)
+                assert written(f"log{number}.parquet", *flags)[1].equals(expected), (cell_bytes, most_cells)
 
 
 def test_time_order_is_seen_and_said(written, big):

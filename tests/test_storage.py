@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import polars as pl
 import pytest
 
@@ -62,6 +64,12 @@ def test_fingerprint_follows_content_and_not_the_clock(tmp_path):
         str(write(tmp_path / "c" / "x.parquet", ROWS.reverse().with_columns(x=9.0))), "INPUT"
     ).fingerprint
     assert one == same != other
+
+
+def test_a_file_is_hashed_to_its_last_byte(tmp_path):
+    content = bytes(range(256)) * 3000 + b"end"
+    (tmp_path / "x").write_bytes(content)
+    assert storage._sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
 
 
 def test_missing_file_shows_near_names(tmp_path):

@@ -69,9 +69,9 @@ class EventLog:
         Raises:
             InputError, RetryError: see `required`.
         """
-        if number in self._kept:
+        frame = self._kept.pop(number, None)
+        if frame is not None:
             others = [name for name in self.contract.reading.columns if name not in REQUIRED]
-            frame = self._kept.pop(number)
             frame = pl.concat([frame, self._read(number, others)], how="horizontal") if others else frame
         else:
             frame = self._read(number, self.contract.reading.columns)

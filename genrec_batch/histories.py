@@ -67,9 +67,9 @@ def order(
         video_R=video_R,
         compiled=compiled,
     )
-    if not counted:
-        raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
     video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
+    if not counted or any(len(rows) and rows.min() < 0 for rows in (video_E, video_R) if rows is not None):
+        raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
     tokens_E = ordering.entries(videos.token_V, video_E, compiled)
     return Histories(
         offsets_N1=offsets_N1,

@@ -134,8 +134,8 @@ def _newest_compiled(
 
     def done(cuts: I64) -> bool:
         written: bool = compiled.newest(
-            np.array([address(block) for block in held]),
-            np.array([len(block) for block in held]),
+            np.array([address(block) for block in held], np.int64),
+            np.array([len(block) for block in held], np.int64),
             kind.itemsize // 8,
             _word(kind, "user"),
             _word(kind, "time_us"),

@@ -167,9 +167,7 @@ def _engines(config: BuildConfig, loaded: Model, target: Target, *, compared: bo
     choices = min(config.num_candidates, loaded.tokens) if config.decode == "candidates" else 0
     steps, vectors = 1 if choices else config.top_k, {"profile": config.profile_vectors, "video": config.video_vectors}
     if target.rule.packing is not None:
-        shapes = list(
-            dict.fromkeys(target.rule.run(steps=steps, seen=seen, **vectors) for seen in (0, config.seen_limit))
-        )
+        shapes = target.rule.runs(steps=steps, seen_limit=config.seen_limit, **vectors)
     else:
         shapes = target.rule.all(
             max_events=config.max_events, steps=steps, seen_limit=config.seen_limit, **vectors, shorter=not compared

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genrec_batch import carrying, console, features, recommendations, sizing
+from genrec_batch import carrying, console, features, partition, recommendations, sizing
 from genrec_batch.arrays import F32, FIRST_ITEM, I64, U8, Batch, Ranked
-from genrec_batch.batching import Part
+from genrec_batch.batching import Part, mixed
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
 from genrec_batch.engines import CountsMemory, Engine, FixedRows, PacksRows
@@ -26,7 +26,16 @@ from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
 from genrec_batch.profiling import Stages
 from genrec_batch.recommendations import Ranking
-from genrec_batch.selection import Opening, Selection, decoding_of, device_of, reference_engine, sample_rows, select
+from genrec_batch.selection import (
+    Opening,
+    Selection,
+    decoding_of,
+    device_of,
+    reference_engine,
+    sample_rows,
+    select,
+    tell,
+)
 from genrec_batch.verifying import measured
 
 
@@ -135,6 +144,8 @@ class Scoring:
             )
         decoding = decoding_of(config, job.model)
         if selection is not None:
+            if not config.candidates:
+                tell(selection.engine, decoding, longest=config.max_events, mean=_mean(job))
             return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
         if decoding.beam_width > 1:
             _check_beams(config, job, decoding)
@@ -151,6 +162,7 @@ class Scoring:
                 precision=config.precision,
                 batch_size=config.batch_size,
                 longest=config.max_events,
+                mean=_mean(job),
                 ahead=ahead,
             )
         LOG.info("engine: %s", selection.why)
@@ -209,7 +221,7 @@ class Scoring:
                 self._empty.append(scored)
             while shard.batches:
                 rows_B, batch = shard.batches.popleft()
-                yield from _pieces(scored, rows_B, batch, self.batch_users)
+                yield from _pieces(scored, rows_B, batch, self.batch_users, self.room)
 
     def _handed(self, batches: Iterator[Handed]) -> Iterator[Batch]:
         waiting = iter(batches)
@@ -240,7 +252,7 @@ class Scoring:
         if isinstance(self.selection.engine, FixedRows):
             self.selection.engine.resize(self.batch_users)
         LOG.warning("out of memory with %d users in a batch, going on with %d (%s)", size, size // 2, error)
-        again = [piece for handed in lost for piece in _pieces(*handed, self.batch_users)]
+        again = [piece for handed in lost for piece in _pieces(*handed, self.batch_users, self.room)]
         return itertools.chain(again, batches)
 
     def _put(self, scored: Scored, rows_B: I64, ranked: Ranked) -> None:
@@ -316,10 +328,17 @@ def _device_peak(engine: Engine) -> dict[str, float]:
     return {}
 
 
-def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int) -> Iterator[Handed]:
-    """Yield a batch in pieces of at most `most` users; one that is no larger as it is."""
-    if len(batch) <= most:
+def _mean(job: Job) -> float:
+    """Return the mean of the users' kept events."""
+    return float(job.lengths_N.mean())
+
+
+def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int, room: int) -> Iterator[Handed]:
+    """Yield a batch in pieces of at most `most` users, and `room` positions if it is not 0; one no larger as it is."""
+    lengths_B = batch.lengths_B.astype(np.int64)
+    if len(batch) <= most and (not room or int(lengths_B.sum()) + len(batch) <= room):
         yield scored, rows_B, batch
         return
-    for start in range(0, len(batch), most):
-        yield scored, rows_B[start : start + most], batch.rows(start, start + most)
+    pairs = mixed(lengths_B, most, room) if room else partition.shards(len(batch), most)
+    for start, stop in pairs:
+        yield scored, rows_B[start:stop], batch.rows(start, stop)

@@ -101,11 +101,13 @@ def select(
     precision: str,
     batch_size: str = "auto",
     longest: int | None = None,
+    mean: float | None = None,
     ahead: Opening | None = None,
 ) -> Selection:
     """Return the engine of a run; `sample` are users of the run, read where something is decided by them.
 
-    `longest` is the most events of any user of the run, by default those of the sample; `ahead` what is opened already.
+    `longest` and `mean` are the most and the mean of the users' kept events, by default those of the sample; `ahead` is
+    what is opened already.
 
     Raises:
         EngineError: nothing that was asked for is there.
@@ -118,7 +120,11 @@ def select(
     for engine in opened:
         if isinstance(engine, FixedRows):  # before they are compared, so that this builds what the run needs
             sizes[engine.precision] = _size(engine, model, sample, decoding, batch_size)
-            _fix(engine, sizes[engine.precision], sample, decoding, longest)
+            engine.resize(sizes[engine.precision].users)
+            if sample.candidates_BC is None and len(sample):
+                lengths_B = sample.lengths_B
+                most = int(lengths_B.max()) if longest is None else longest
+                tell(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
     chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
     engine = chosen.engine
     with busy("sizing the batches"):
@@ -134,12 +140,10 @@ def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked
     return Size(users=int(asked), why=f"{int(asked):,} users a batch, as asked", users_per_s={})
 
 
-def _fix(engine: FixedRows, size: Size, sample: Batch, decoding: Decoding, longest: int | None) -> None:
-    """Tell an engine that is built for one size which one the run has."""
-    engine.resize(size.users)
-    if decoding.mode == "slate" and decoding.beam_width == 1 and sample.candidates_BC is None and len(sample):
-        longest = int(sample.lengths_B.max()) if longest is None else longest
-        engine.expect(longest=longest, mean=float(sample.lengths_B.mean()) + 1, steps=decoding.top_k)
+def tell(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
+    """Tell an engine that is built for one size what a run's histories are like: most and mean of the kept events."""
+    if isinstance(engine, FixedRows) and decoding.mode == "slate" and decoding.beam_width == 1:
+        engine.expect(longest=longest, mean=mean + 1, steps=decoding.top_k)
 
 
 def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
@@ -212,9 +216,10 @@ class Opening:
 
     def engines(self) -> tuple[list[Engine], str] | None:
         """Return the engines that `select` wants and why these, None where they are not open."""
-        if self._opened is None or self._opened.exception() is not None:
+        opened, self._opened = self._opened, None  # what is not taken must be free to go
+        if opened is None or opened.exception() is not None:
             return None
-        return self._opened.result()
+        return opened.result()
 
 
 def _anybody(model: Model, events: int) -> Batch:

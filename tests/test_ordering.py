@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec_batch import ordering
+from genrec_batch import histories, ordering
+from genrec_batch.blocks import RecordType
+from genrec_batch.errors import InputError
 
 KINDS = {
     "narrow": [("time_us", "<i8"), ("user", "<i4"), ("video", "<i4")],
@@ -122,3 +124,23 @@ def test_records_that_were_not_counted_are_noticed(twin, change):
     assert not ordering.newest(
         [records], records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=None, compiled=twin
     ), twin
+
+
+def test_users_without_any_record(twin):
+    """A bucket of users that only `--users` names."""
+    kind = np.dtype(KINDS["narrow"])
+    none = {"video": np.empty(0, np.int32)}
+    given = {"start": 0, "total_N": np.zeros(5, np.int64), "keep": 3, "targets": none, "video_R": np.empty(0, np.int32)}
+    assert ordering.newest([], kind, **given, compiled=twin)
+
+
+def test_a_video_that_the_first_look_did_not_see_is_a_changed_input(twin):
+    record = RecordType.of(("user_id", "video_id", "timestamp"), {})
+    records = np.zeros(4, record.kind)
+    records["video"], records["time_us"] = [0, -1, 1, 0], range(4)
+    videos = histories.Videos(token_V=np.array([5, 6], np.int32), row_V=np.array([-1, -1], np.int32))
+    with pytest.raises(InputError, match="INPUT has changed"):
+        histories.order(
+            [records], record, start=0, total_N=np.array([4]), videos=videos, user_row_N=np.array([-1], np.int32),
+            as_of_us=9, max_events=50, seen_limit=9, compiled=twin,
+        )  # fmt: skip

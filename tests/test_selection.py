@@ -159,6 +159,7 @@ def opening(monkeypatch, make, **asked):
     try:
         return selection.select(TINY, SAMPLE, Decoding(top_k=10), **given), made
     finally:
+        assert ahead.engines() is None, "an engine that is not taken must be free to go"
         ahead.close()
 
 

@@ -196,3 +196,5 @@ def test_a_run_gets_the_size_and_so_does_the_engine(monkeypatch, asked, users):
     assert (found.batch_users, engine.rows) == (users, users)
     lengths = sample(20).lengths_B
     assert engine.run == {"longest": lengths.max(), "mean": lengths.mean() + 1, "steps": DECODING.top_k}
+    selection.select(TINY, sample(20), DECODING, **given, longest=50, mean=7.5)
+    assert engine.run == {"longest": 50, "mean": 8.5, "steps": DECODING.top_k}, "of the run, not of its sample"

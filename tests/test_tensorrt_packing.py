@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_tensorrt_engine import PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 
+from genrec_batch import scoring
 from genrec_batch.engines import FixedRows, PacksRows, cuda
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_shapes import BUCKETS, Packing, ShapeRule
@@ -113,8 +114,9 @@ def test_without_the_kernels_or_with_histories_beyond_them_rows_are_padded(build
     assert engine.computed(3) == engine.rows * 9
     long = plugged(tiny(dataclasses.replace(PLUGIN_SIZES, positions=300)), buckets=(8, 250))
     assert long.computed(3) == long.room(64) > 0
-    long.expect(longest=200, mean=5.0, steps=STEPS)
-    assert long.room(64) == 0
+    for longest in (200, 5000):
+        long.expect(longest=longest, mean=5.0, steps=STEPS)
+        assert long.room(64) == 0
 
 
 @pytest.mark.parametrize("mean", [1.0, 5.5, 12.0, 27.5, 50.0, 51.0])
@@ -128,6 +130,31 @@ def test_a_mean_that_wanders_a_little_mostly_keeps_the_engine():
     means = np.linspace(20, 30, 101)
     rooms = [ShapeRule(preset("reference"), 2048, BUCKETS, Packing(longest=50, mean=mean)).places for mean in means]
     assert len(set(rooms)) <= 5
+
+
+def test_a_shape_is_built_for_every_number_of_seen_videos():
+    rule = ShapeRule(preset("reference"), 64, BUCKETS, Packing(longest=50, mean=9.0))
+    assert [shape.seen for shape in rule.runs(steps=10, seen_limit=3000)] == [1024, 2048, 4096]
+    assert [shape.seen for shape in rule.runs(steps=10, seen_limit=1000)] == [1024]
+
+
+def test_a_batch_too_large_after_the_device_was_full_is_cut_by_users_and_positions():
+    batch = batch_of(preset("tiny"), 9, width=8)
+    pieces = list(scoring._pieces(None, np.arange(9), batch, 4, 20))
+    assert [row for _, rows, _ in pieces for row in rows] == list(range(9))
+    for _, rows, piece in pieces:
+        assert len(rows) == len(piece) <= 4
+        assert int(piece.lengths_B.sum()) + len(piece) <= 20
+    assert len(list(scoring._pieces(None, np.arange(9), batch, 9, 0))) == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_memory_of_the_engines_own_gpu_is_read_on_any_thread():
+    device, used = cuda.Device("cuda"), []
+    device.use = lambda: used.append(1)
+    device.free_bytes()
+    device.total_bytes()
+    assert used == [1, 1]
 
 
 def test_one_user_always_fits():

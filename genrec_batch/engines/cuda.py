@@ -198,6 +198,7 @@ class Device:
 
     def free_bytes(self) -> int:
         """Return the device memory that is free now."""
+        self.use()  # the current device is a thread's own
         return int(self.call("cudaMemGetInfo")[0])
 
     def look(self) -> None:
@@ -210,6 +211,7 @@ class Device:
 
     def total_bytes(self) -> int:
         """Return all of the device's memory."""
+        self.use()
         return int(self.call("cudaMemGetInfo")[1])
 
     def call(self, name: str, *arguments: Any) -> Any:

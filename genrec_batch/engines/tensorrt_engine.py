@@ -139,7 +139,8 @@ class TensorRtEngine:
 
     def expect(self, *, longest: int, mean: float, steps: int) -> None:
         """Prepare for a run of slates; with the plugin's kernels, rows then stand end to end. See `FixedRows`."""
-        fits = self.plugin and min(b for b in self.shapes.buckets if b >= longest) < LONGEST and steps <= PLUGIN_STEPS
+        short = any(longest <= bucket < LONGEST for bucket in self.shapes.buckets)
+        fits = self.plugin and short and steps <= PLUGIN_STEPS
         self._packing = Packing(longest=longest, mean=mean) if fits else None
         self.resize(self.rows)
 

@@ -80,6 +80,13 @@ class ShapeRule:
         )
         return replace(shape, packed=self.places)
 
+    def runs(self, *, steps: int, seen_limit: int, profile: bool = False, video: bool = False) -> list[Shape]:
+        """Return the shapes of `run` for every number of seen items up to a limit."""
+        sizes = [SEEN_SIZES[-1]]
+        while sizes[-1] < seen_limit + 2:
+            sizes.append(2 * sizes[-1])
+        return [self.run(steps=steps, seen=size - 2, profile=profile, video=video) for size in sizes]
+
     def packed(self, batch: Batch, steps: int) -> Shape:
         """Return the shape that serves a batch whose rows stand end to end: the run's one, larger if it must be.
 

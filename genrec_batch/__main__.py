@@ -18,6 +18,10 @@ def _before_anything(number: int, frame: object) -> None:
 
 def main() -> None:
     """Run the command line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: nobody listens
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (open as long as the process lives)
+            setattr(sys, name, stream)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's `&` has it ignored
         signal.signal(signal.SIGINT, _before_anything)
     from genrec_batch import cli

@@ -126,3 +126,12 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
         main()"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted before anything began\n", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_nobody_who_listens(closed):
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m genrec_batch layout {closed}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,15 +3,18 @@
 import dataclasses
 
 import numpy as np
+import polars as pl
 import pytest
+from fake_tensorrt import FakeTensorRt
 from test_tensorrt_engine import PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 
-from genrec_batch import scoring
-from genrec_batch.engines import FixedRows, PacksRows, cuda
+from genrec_batch import model, scoring, selection
+from genrec_batch.catalog import Catalog
+from genrec_batch.engines import FixedRows, PacksRows, cuda, tensorrt_build
 from genrec_batch.engines.kernels import plugin
 from genrec_batch.engines.tensorrt_shapes import BUCKETS, Packing, ShapeRule
 from genrec_batch.generate import Decoding, recommend
-from genrec_batch.model import preset
+from genrec_batch.model import ModelConfig, preset
 
 __all__ = ["build", "gpu"]  # fixtures
 
@@ -159,3 +162,29 @@ def test_the_memory_of_the_engines_own_gpu_is_read_on_any_thread():
 
 def test_one_user_always_fits():
     assert ShapeRule(preset("reference"), 64, BUCKETS, Packing(longest=127, mean=1.0)).places >= 128
+
+
+def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log_file, gpu, monkeypatch, tmp_path):
+    """`score --engine tensorrt`: batches cut by positions, one prefill and one decode for the run, padding told."""
+    library = tensorrt_build.wrap("tensorrt", FakeTensorRt(gpu))
+    monkeypatch.setattr(tensorrt_build, "load_library", lambda _name=None: library)
+    monkeypatch.setattr(plugin, "toolchain", lambda: plugin.Toolchain(compiler="g++", include=()))
+    monkeypatch.setattr(plugin, "load", lambda *_, **__: None)
+    monkeypatch.setattr(selection, "_need", lambda _name: None)
+    monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
+    config = ModelConfig(vocabulary=1_000, width=512, ffn=64, layers=2, positions=64)
+    model.save(tmp_path / "m", config, model.initial_weights(config, 3), trained=True, card="for tests\n")
+    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    given = ("--model", tmp_path / "m", "--max-events", "20", "--top-k", "3")
+    asked = ("--engine", "tensorrt", "--precision", "fp16", "--batch-size", "64")
+    mine = run("score", log_file, tmp_path / "mine.parquet", *given, *asked)
+    assert mine.code == 0, mine.err
+    assert library.api.builds == ["prefill", "decode"]
+    theirs = run(
+        "score", log_file, tmp_path / "theirs.parquet", *given, "--engine", "onnxruntime", "--precision", "fp32"
+    )
+    left, right = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("mine", "theirs"))
+    assert left["user_id"].equals(right["user_id"])
+    assert (left["video_id"] == right["video_id"]).mean() > 0.95
+    assert mine.summary["scored_users"] == theirs.summary["scored_users"]
+    assert 0 < mine.summary["padding_share"] < 0.5

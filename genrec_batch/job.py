@@ -60,6 +60,11 @@ class Job:
         """Kept events of each user, [N]."""
         return np.minimum(self.users.events_N, self.config.max_events)
 
+    @property
+    def mean_events(self) -> float:
+        """Kept events of a user on average."""
+        return float(self.lengths_N.mean())
+
     def histories(self, bucket: Bucket, *, keep: bool = False) -> Histories:
         """Load the histories of a bucket's users; `keep` holds them for the next call.
 

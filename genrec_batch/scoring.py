@@ -145,7 +145,7 @@ class Scoring:
         decoding = decoding_of(config, job.model)
         if selection is not None:
             if not config.candidates:
-                tell(selection.engine, decoding, longest=config.max_events, mean=_mean(job))
+                tell(selection.engine, decoding, longest=config.max_events, mean=job.mean_events)
             return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
         if decoding.beam_width > 1:
             _check_beams(config, job, decoding)
@@ -162,7 +162,7 @@ class Scoring:
                 precision=config.precision,
                 batch_size=config.batch_size,
                 longest=config.max_events,
-                mean=_mean(job),
+                mean=job.mean_events,
                 ahead=ahead,
             )
         LOG.info("engine: %s", selection.why)
@@ -326,11 +326,6 @@ def _device_peak(engine: Engine) -> dict[str, float]:
     if engine.device.startswith("cuda") and isinstance(engine, CountsMemory):
         return {"device_peak_mib": round(engine.peak_bytes() / 2**20, 1)}
     return {}
-
-
-def _mean(job: Job) -> float:
-    """Return the mean of the users' kept events."""
-    return float(job.lengths_N.mean())
 
 
 def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int, room: int) -> Iterator[Handed]:

@@ -53,7 +53,7 @@ def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
             precision=config.precision,
             batch_size=config.batch_size,
             longest=config.max_events,
-            mean=float(job.lengths_N.mean()),
+            mean=job.mean_events,
         )
         reference = reference_engine(job.model, name=config.against, precision=config.against_precision)
     found = measured(config, job, decoding, rows, chosen.engine, reference)

@@ -81,10 +81,10 @@ def direct():
 def untrimmed():
     """The last layer computes every position, then the last real one is gathered."""
 
-    def last_layer(network, graph, shape, x, lengths):
-        x = loop._full_layer(network, graph, shape, network.config.layers - 1, x, lengths)
+    def last_layer(network, graph, shape, x, where):
+        x = loop._full_layer(network, graph, shape, network.config.layers - 1, x, where)
         starts = graph.constant((np.arange(shape.rows) * shape.positions).astype(np.int32))
-        return graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
+        return graph.add("Gather", x, graph.add("Add", starts, where[0]), axis=0)
 
     loop._last_layer = last_layer
 

@@ -33,6 +33,12 @@ HEADS = ("recommendation", "engagement", "retention", "monetization")
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
 
 
+def address(array: npt.NDArray[Any]) -> int:
+    """Return where an array's first item lies in memory."""
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
     """Rows of different lengths in one flat array: row i is `values[offsets_N1[i]:offsets_N1[i + 1]]`."""

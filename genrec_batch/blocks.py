@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from genrec_batch import layout
-from genrec_batch.arrays import I32
+from genrec_batch.arrays import I32, address
 from genrec_batch.contract import SCORED
 
 Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
@@ -56,13 +56,15 @@ class RecordType:
     ) -> Records:
         """Return the frame's rows as records: in their order, or row r at `place_R[r]`; places are each number once."""
         records = np.empty(len(frame), self.kind)
+        coded = frame.select(pl.col("timestamp").cast(pl.Int64).alias("time_us"), *self._codes(frame.schema, compiled))
         if compiled is not None:
-            for start, part in _parts(frame):
+            for start, part in _parts(coded):
                 rows = slice(start, start + len(part))
                 places = np.arange(start, rows.stop, dtype=np.int32) if place_R is None else place_R[rows]
-                self._pack(self._arrays(part, user_R[rows], video_R[rows], compiled), places, records, compiled)
+                arrays = {"user": user_R[rows], "video": video_R[rows]} | {c.name: _array(c, compiled) for c in part}
+                self._pack(arrays, places, records, compiled)
             return records
-        arrays = self._arrays(frame, user_R, video_R, None)
+        arrays = {"user": user_R, "video": video_R} | {c.name: c.to_numpy() for c in coded}
         for start in range(0, len(frame), AT_ONCE):
             block = records[start : start + AT_ONCE]
             for name, array in arrays.items():
@@ -73,10 +75,14 @@ class RecordType:
         placed[place_R] = records
         return placed
 
-    def _arrays(self, frame: pl.DataFrame, user_R: I32, video_R: I32, compiled: Any) -> dict[str, npt.NDArray[Any]]:
-        """Return what goes into each field of the frame's rows."""
-        arrays = {"user": user_R, "video": video_R, "time_us": frame["timestamp"].cast(pl.Int64).to_numpy()}
-        return arrays | {name: _coded(frame[name], self.kind[name], compiled) for name in self.columns}
+    def _codes(self, types: Mapping[str, pl.DataType], compiled: Any) -> list[pl.Expr]:
+        """Return what goes into the records of each column; of short texts, with `compiled`, the texts themselves.
+
+        Together they are one query: sixteen threads that ask for a column at a time wait for Python's lock.
+        """
+        texts = [n for n in self.columns if compiled is not None and SCORED[n] == "category" and types[n] == pl.String]
+        codes = {name: _code(name, types[name], self.kind[name]) for name in self.columns if name not in texts}
+        return [codes.get(name, pl.col(name)).alias(name) for name in self.columns]
 
     def _pack(self, arrays: dict[str, npt.NDArray[Any]], place_R: I32, records: Records, compiled: Any) -> None:
         """Put rows into their places among the records, in one call that holds no lock."""
@@ -106,12 +112,6 @@ def _parts(frame: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
         start += rows
 
 
-def address(array: npt.NDArray[Any]) -> int:
-    """Return where an array's first item lies."""
-    start: int = array.__array_interface__["data"][0]
-    return start
-
-
 def field_start(kind: np.dtype[Any], name: str) -> int:
     """Return the byte of a record at which a field begins."""
     start: int = kind.fields[name][1]  # type: ignore[index]
@@ -133,31 +133,40 @@ def columns(records: Records, targets: Mapping[str, npt.NDArray[Any]]) -> None:
             target[start : start + AT_ONCE] = part[name]
 
 
-def _coded(column: pl.Series, kind: np.dtype[Any], compiled: Any) -> npt.NDArray[Any]:
-    wanted = SCORED[column.name]
+def _code(name: str, type_: pl.DataType, kind: np.dtype[Any]) -> pl.Expr:
+    column, wanted = pl.col(name), SCORED[name]
     if wanted == "flag":
-        return column.cast(pl.Int8).fill_null(-1).to_numpy()
-    if wanted == "category":
-        return _categories(column, layout.CATEGORIES[column.name][1:], compiled)
+        return column.cast(pl.Int8).fill_null(-1)
+    if wanted == "category":  # the place among those known, from 1; 0 for any other, -1 for null
+        known = pl.Enum(layout.CATEGORIES[name][1:])
+        place = column.cast(known, strict=False).to_physical().cast(pl.Int8) + 1
+        return pl.when(column.is_null()).then(pl.lit(-1, pl.Int8)).otherwise(place.fill_null(0))
     if wanted == "id":
-        return _sessions(column)
-    number: npt.NDArray[Any] = (
-        column.cast(pl.Float32 if kind == np.float32 else pl.Float64).fill_null(np.nan).to_numpy()
-    )
-    return number
+        return _session(column, type_)
+    return column.cast(pl.Float32 if kind == np.float32 else pl.Float64).fill_null(np.nan)
 
 
-def _categories(column: pl.Series, known: Sequence[str], compiled: Any) -> npt.NDArray[np.int8]:
-    """Return the place of each value among those known, from 1; 0 for any other, -1 for null."""
-    if compiled is not None and column.dtype == pl.String:
-        coded = np.empty(len(column), np.int8)
-        compiled.codes(_views(column), *_table(tuple(known), compiled), coded)
-        if column.null_count():
-            coded[column.is_null().to_numpy()] = -1
-        return coded
-    place = column.cast(pl.Enum(known), strict=False).to_physical().cast(pl.Int8)
-    plain = (place + 1).fill_null(0)
-    return (plain.set(column.is_null(), -1) if column.null_count() else plain).to_numpy()
+def _session(column: pl.Expr, type_: pl.DataType) -> pl.Expr:
+    """Return a number from 0 for each id, equal where ids are, -1 for null.
+
+    A number below 2^63 stands for itself, any other id for 63 bits of its hash.
+    """
+    number = (column.hash(0) // 2).cast(pl.Int64)
+    if type_.is_integer():
+        own = column.cast(pl.Int64, strict=False)
+        number = pl.when(own >= 0).then(own).otherwise(number)
+    return pl.when(column.is_null()).then(pl.lit(-1, pl.Int64)).otherwise(number)
+
+
+def _array(column: pl.Series, compiled: Any) -> npt.NDArray[Any]:
+    """Return a column of codes as it lies, and texts as the codes that `_code` gives."""
+    if column.dtype != pl.String:
+        return column.to_numpy()
+    coded = np.empty(len(column), np.int8)
+    compiled.codes(_views(column), *_table(tuple(layout.CATEGORIES[column.name][1:]), compiled), coded)
+    if column.null_count():
+        coded[column.is_null().to_numpy()] = -1
+    return coded
 
 
 @lru_cache(maxsize=16)
@@ -181,16 +190,3 @@ def _views(texts: pl.Series) -> npt.NDArray[np.uint64]:
     array: Any = texts.to_arrow(compat_level=pl.CompatLevel.newest())
     words = np.frombuffer(array.buffers()[1], np.uint64) if len(texts) else np.empty(0, np.uint64)
     return words[2 * array.offset : 2 * (array.offset + len(texts))]
-
-
-def _sessions(column: pl.Series) -> npt.NDArray[Any]:
-    """Return a number from 0 for each id, equal where ids are, -1 for null.
-
-    A number below 2^63 stands for itself, any other id for 63 bits of its hash.
-    """
-    hashed = (column.hash(0) // 2).cast(pl.Int64)
-    if column.dtype.is_integer():
-        own = column.cast(pl.Int64, strict=False)
-        hashed = pl.select(pl.when(own >= 0).then(own).otherwise(hashed)).to_series()
-    value: npt.NDArray[Any] = hashed.set(column.is_null(), -1).to_numpy()
-    return value

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch.arrays import I32, I64
+from genrec_batch.arrays import I32, I64, address
 
 NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
 Span = tuple[int | str, int | str]  # smallest and largest id
@@ -49,6 +48,21 @@ class Tally:
     rows: int = 0
 
 
+class Chunks:
+    """A column of 64-bit numbers without nulls as the arrays in which it lies, not copied.
+
+    Compiled code takes all of them in one call: threads that call for each wait for Python's lock.
+    """
+
+    def __init__(self, values: pl.Series) -> None:
+        self._held = [chunk.to_numpy() for chunk in values.get_chunks() if len(chunk)]
+        addresses = np.array([address(array) for array in self._held], np.int64)
+        self.places: tuple[I64, I64] = (addresses, np.array([len(array) for array in self._held], np.int64))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held))
+
+
 class Tallies:
     """Arrays into which threads count the ids of pieces; one is made when no other is free."""
 
@@ -59,16 +73,14 @@ class Tallies:
     def __len__(self) -> int:
         return len(self._free)
 
-    def add(self, parts: list[I64], low: int, high: int, compiled: Any) -> bool:
+    def add(self, chunks: Chunks, low: int, high: int, compiled: Any) -> bool:
         """Count ids from `low` to `high`, which are narrow; False, and nothing is counted, where no array can."""
         with self._lock:
             tally = self._free.pop() if self._free else Tally(first=low, last=low, counts_R=np.zeros(1, np.int32))
-        rows = sum(map(len, parts))
-        fits = _make_place(tally, low, high, rows)
+        fits = _make_place(tally, low, high, len(chunks))
         if fits:
-            for part in parts:
-                compiled.tally(part, tally.first, tally.counts_R)
-            tally.rows += rows
+            compiled.tally(*chunks.places, tally.first, tally.counts_R)
+            tally.rows += len(chunks)
         with self._lock:
             self._free.append(tally)
         return fits
@@ -98,16 +110,10 @@ def _grown(counts_R: npt.NDArray[Any], old: int, first: int, last: int) -> npt.N
     return grown_R
 
 
-def chunks(values: pl.Series) -> list[I64]:
-    """Return a column of 64-bit numbers without nulls as the arrays in which it lies, not copied."""
-    return [chunk.to_numpy() for chunk in values.get_chunks() if len(chunk)]
-
-
-def extent(parts: list[I64], compiled: Any) -> tuple[int, int, bool]:
+def extent(chunks: Chunks, compiled: Any) -> tuple[int, int, bool]:
     """Return the smallest and largest of some numbers, and whether none is smaller than the one before."""
-    found = [compiled.extent(part) for part in parts]
-    rises = all(each for _, _, each in found) and all(a[-1] <= b[0] for a, b in pairwise(parts))
-    return int(min(low for low, _, _ in found)), int(max(high for _, high, _ in found)), rises
+    low, high, rises = compiled.extent(*chunks.places)
+    return int(low), int(high), bool(rises)
 
 
 def count(ids: pl.Series, compiled: Any = None, tallies: Tallies | None = None) -> Counted:
@@ -116,15 +122,14 @@ def count(ids: pl.Series, compiled: Any = None, tallies: Tallies | None = None) 
     `compiled` is what `ordering.for_job` returns; ids that lie far apart are counted in `tallies` where there are any.
     """
     if compiled is not None and ids.dtype == pl.Int64 and len(ids):
-        parts = chunks(ids)
-        low, high, _ = extent(parts, compiled)
+        chunks = Chunks(ids)
+        low, high, _ = extent(chunks, compiled)
         if high - low < NARROW:
             spread = (high - low) * SPREAD > len(ids)
-            if spread and tallies is not None and tallies.add(parts, low, high, compiled):
+            if spread and tallies is not None and tallies.add(chunks, low, high, compiled):
                 return Counted(kind=ids.dtype, span=(low, high))
             counts_R = np.zeros(high - low + 1, np.int32)
-            for part in parts:
-                compiled.tally(part, low, counts_R)
+            compiled.tally(*chunks.places, low, counts_R)
             return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
     elif ids.dtype.is_integer() and len(ids):
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
@@ -235,7 +240,7 @@ class Index:
         """
         if compiled is not None and self._rows_R is not None and ids.dtype == self._ids.dtype == pl.Int64:
             found_R = np.empty(len(ids), np.int32)
-            if not ids.null_count() and self._look_up(chunks(ids), found_R, compiled):
+            if not ids.null_count() and compiled.look_up(*Chunks(ids).places, self._first, self._rows_R, found_R):
                 return found_R
         if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
             low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
@@ -246,12 +251,3 @@ class Index:
         joined = asked.join(known, on="id", how="left", maintain_order="left")
         found: I32 = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
         return found
-
-    def _look_up(self, parts: list[I64], found_R: I32, compiled: Any) -> bool:
-        """Fill `found_R`; False where an id lies beyond the table."""
-        start = 0
-        for part in parts:
-            if not compiled.look_up(part, self._first, self._rows_R, found_R[start : start + len(part)]):
-                return False
-            start += len(part)
-        return True

@@ -16,7 +16,7 @@ import polars as pl
 
 from genrec_batch import console, flow, schema
 from genrec_batch.contract import REQUIRED
-from genrec_batch.counting import Counted, Counter, Span, chunks, count, extent
+from genrec_batch.counting import Chunks, Counted, Counter, Span, count, extent
 from genrec_batch.errors import GateError, InputError
 from genrec_batch.storage import Piece, reading
 
@@ -173,7 +173,7 @@ def _look(log: EventLog, as_of_us: int | None, compiled: Any, users: Counter, vi
 def _times(time_us: pl.Series, compiled: Any) -> tuple[int, int, int, int, bool]:
     """Return the first and last time, the least and the largest, and whether none falls."""
     if compiled is not None:
-        return time_us[0], time_us[-1], *extent(chunks(time_us), compiled)
+        return time_us[0], time_us[-1], *extent(Chunks(time_us), compiled)
     return time_us[0], time_us[-1], time_us.min(), time_us.max(), time_us.is_sorted()  # type: ignore[return-value]
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.arrays import I32, I64
-from genrec_batch.blocks import Records, address, columns, field_start, joined
+from genrec_batch.arrays import I32, I64, address
+from genrec_batch.blocks import Records, columns, field_start, joined
 from genrec_batch.console import LOG
 
 COMPILED_FROM = 4_000_000  # rows of a log from which loading compiled code pays

@@ -24,8 +24,8 @@ U = np.uint64  # of an index: signed ones are looked at for counting from the en
 
 
 @kernel()
-def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
-    """Return the smallest and largest value of at least one, and whether none is smaller than the one before."""
+def extent_of(value_R: I64) -> tuple[np.int64, np.int64, int]:
+    """Return the smallest and largest value of at least one, and how many are smaller than the one before."""
     least = largest = value_R[0]
     falls = 0
     for begin in range(0, len(value_R), LOOKED_AT):
@@ -34,25 +34,50 @@ def extent(value_R: I64) -> tuple[np.int64, np.int64, bool]:
             least, largest = min(least, value_R[U(row)]), max(largest, value_R[U(row)])
         for row in range(max(1, begin), end):
             falls += value_R[U(row)] < value_R[U(row - 1)]
+    return least, largest, falls
+
+
+@kernel()
+def extent(address_C: I64, rows_C: I64) -> tuple[np.int64, np.int64, bool]:
+    """Return the smallest and largest of int64 values, and whether none is smaller than the one before.
+
+    They lie in chunks of at least one value, rows_C[c] of them at address_C[c].
+    """
+    values = array_at(pointer_to(address_C[0]), rows_C[0], np.int64)
+    least, largest, falls = extent_of(values)
+    for chunk in range(1, len(rows_C)):
+        last = values[-1]
+        values = array_at(pointer_to(address_C[chunk]), rows_C[chunk], np.int64)
+        low, high, fallen = extent_of(values)
+        least, largest = min(least, low), max(largest, high)
+        falls += fallen + (values[0] < last)
     return least, largest, falls == 0
 
 
 @kernel()
-def tally(value_R: I64, least: int, counts: I32) -> None:
-    """Add to `counts` how often each value stands there, from `least` on."""
-    for row in range(len(value_R)):
-        counts[U(value_R[U(row)] - least)] += 1
+def tally(address_C: I64, rows_C: I64, least: int, counts: I32) -> None:
+    """Add to `counts` how often each int64 value stands in such chunks, from `least` on."""
+    for chunk in range(len(rows_C)):
+        values = array_at(pointer_to(address_C[chunk]), rows_C[chunk], np.int64)
+        for row in range(len(values)):
+            counts[U(values[U(row)] - least)] += 1
 
 
 @kernel()
-def look_up(value_R: I64, least: int, table: I32, found_R: I32) -> bool:
-    """Fill `found_R` with the table's entries of values; the first is that of `least`. False where a value has none."""
-    outside = 0
-    for row in range(len(value_R)):
-        place = U(value_R[U(row)] - least)
-        inside = place < U(len(table))
-        outside += not inside
-        found_R[U(row)] = table[place if inside else U(0)]
+def look_up(address_C: I64, rows_C: I64, least: int, table: I32, found_R: I32) -> bool:
+    """Fill `found_R` with the table's entries of int64 values in such chunks; the first entry is that of `least`.
+
+    False where a value has none.
+    """
+    outside, found = 0, 0
+    for chunk in range(len(rows_C)):
+        values = array_at(pointer_to(address_C[chunk]), rows_C[chunk], np.int64)
+        for row in range(len(values)):
+            place = U(values[U(row)] - least)
+            inside = place < U(len(table))
+            outside += not inside
+            found_R[U(found + row)] = table[place if inside else U(0)]
+        found += len(values)
     return outside == 0
 
 

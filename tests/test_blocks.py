@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch import blocks, ordering
+from genrec_batch import ordering
 from genrec_batch.blocks import RecordType
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
@@ -68,4 +68,7 @@ def in_two(column, cut):
 @pytest.mark.parametrize("kernels", [None, ordering.kernels()])
 def test_values_beyond_the_list_are_unlike_those_in_it(kernels):
     devices = pl.Series("device_type", ["tv", None, "phone", "a television set", "unknown", "mobile"])
-    assert blocks._coded(devices, np.dtype(np.int8), kernels).tolist() == [4, -1, 0, 0, 0, 1]
+    frame = pl.DataFrame([devices, pl.Series("timestamp", [0] * 6).cast(pl.Datetime("us"))])
+    rows_R = np.zeros(6, np.int32)
+    record = RecordType.of(("device_type",), frame.schema)
+    assert record.pack(frame, rows_R, rows_R, compiled=kernels)["device_type"].tolist() == [4, -1, 0, 0, 0, 1]

@@ -139,5 +139,6 @@ def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, nea
 @given(parts=st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1))
 def test_extent_says_whether_numbers_never_fall(parts):
     flat = [i for part in parts for i in part]
-    found = counting.extent([np.array(part) for part in parts], ordering.kernels())
+    series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in parts], rechunk=False)
+    found = counting.extent(counting.Chunks(series), ordering.kernels())
     assert found == (min(flat), max(flat), flat == sorted(flat))

@@ -7,7 +7,7 @@ precision of the log: Float32 where the log's type fits it, else Float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from genrec_batch import layout
-from genrec_batch.arrays import I32, address
+from genrec_batch.arrays import I32, I64, address
 from genrec_batch.contract import SCORED
 
 Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
 AT_ONCE = 4096  # records that are filled or read field by field: they stay in a core's own cache
+VIEW = 16  # bytes of an Arrow string view
 CODED = {"flag", "category"}  # int8: -1 for null
 EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
 
@@ -58,11 +60,8 @@ class RecordType:
         records = np.empty(len(frame), self.kind)
         coded = frame.select(pl.col("timestamp").cast(pl.Int64).alias("time_us"), *self._codes(frame.schema, compiled))
         if compiled is not None:
-            for start, part in _parts(coded):
-                rows = slice(start, start + len(part))
-                places = np.arange(start, rows.stop, dtype=np.int32) if place_R is None else place_R[rows]
-                arrays = {"user": user_R[rows], "video": video_R[rows]} | {c.name: _array(c, compiled) for c in part}
-                self._pack(arrays, places, records, compiled)
+            places = np.arange(len(frame), dtype=np.int32) if place_R is None else place_R
+            self._pack({"user": user_R, "video": video_R}, coded, places, records, compiled)
             return records
         arrays = {"user": user_R, "video": video_R} | {c.name: c.to_numpy() for c in coded}
         for start in range(0, len(frame), AT_ONCE):
@@ -78,19 +77,26 @@ class RecordType:
     def _codes(self, types: Mapping[str, pl.DataType], compiled: Any) -> list[pl.Expr]:
         """Return what goes into the records of each column; of short texts, with `compiled`, the texts themselves.
 
-        Together they are one query: sixteen threads that ask for a column at a time wait for Python's lock.
+        Together they are one query: sixteen threads that ask for a column at a time wait for the interpreter's lock.
         """
         texts = [n for n in self.columns if compiled is not None and SCORED[n] == "category" and types[n] == pl.String]
         codes = {name: _code(name, types[name], self.kind[name]) for name in self.columns if name not in texts}
         return [codes.get(name, pl.col(name)).alias(name) for name in self.columns]
 
-    def _pack(self, arrays: dict[str, npt.NDArray[Any]], place_R: I32, records: Records, compiled: Any) -> None:
-        """Put rows into their places among the records, in one call that holds no lock."""
-        held = {name: np.ascontiguousarray(array, self.kind[name]) for name, array in arrays.items()}
+    def _pack(self, rows: dict[str, I32], coded: pl.DataFrame, place_R: I32, records: Records, compiled: Any) -> None:
+        """Put `rows` and codes into their places among the records, chunks as they lie, in one call."""
+        chunks = Chunks.of(coded)
+        whole = {name: np.ascontiguousarray(array, self.kind[name]) for name, array in rows.items()}
+        whole |= {name: _text_codes(chunks, name, coded[name], compiled) for name in chunks.texts}
+        starts_K = np.cumsum(chunks.rows_K) - chunks.rows_K
+        names = [*whole, *(name for name in chunks.address_K if name not in whole)]
+        sizes = [self.kind[name].itemsize for name in names]
+        addresses = {name: address(array) + starts_K * array.itemsize for name, array in whole.items()}
         compiled.pack(
-            np.array([address(array) for array in held.values()]),
-            np.array([array.itemsize for array in held.values()]),
-            np.array([field_start(self.kind, name) for name in held]),
+            np.array([addresses.get(name, chunks.address_K.get(name)) for name in names]),
+            np.array(sizes),
+            np.array([field_start(self.kind, name) for name in names]),
+            chunks.rows_K,
             self.kind.itemsize,
             place_R,
             address(records),
@@ -100,16 +106,32 @@ class RecordType:
         )
 
 
-def _parts(frame: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the first row and the rows of each part of a frame whose columns lie in one array each."""
-    lengths = {tuple(column.chunk_lengths()) for column in frame}
-    if len(lengths) != 1:
-        frame = frame.rechunk()
-        lengths = {(len(frame),)}
-    start = 0
-    for rows in lengths.pop():
-        yield start, frame.slice(start, rows)
-        start += rows
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """Where a frame's columns lie: rows_K[k] rows of each at address_K[name][k], while `held` lives."""
+
+    rows_K: I64
+    address_K: dict[str, I64]
+    texts: list[str]  # columns of Arrow string views
+    held: pa.Table
+
+    @staticmethod
+    def of(frame: pl.DataFrame) -> Chunks:
+        """Look at a frame of numbers and texts."""
+        table = frame.to_arrow(compat_level=pl.CompatLevel.newest())
+        parts = {name: [chunk for chunk in table[name].chunks if len(chunk)] for name in table.column_names}
+        return Chunks(
+            rows_K=np.array([len(chunk) for chunk in next(iter(parts.values()))], np.int64),
+            address_K={name: np.array([_first_item(c) for c in chunks], np.int64) for name, chunks in parts.items()},
+            texts=[field.name for field in table.schema if field.type == pa.string_view()],
+            held=table,
+        )
+
+
+def _first_item(chunk: pa.Array) -> int:
+    values = chunk.buffers()[1]
+    start: int = values.address + chunk.offset * (VIEW if chunk.type == pa.string_view() else chunk.type.bit_width // 8)
+    return start
 
 
 def field_start(kind: np.dtype[Any], name: str) -> int:
@@ -158,12 +180,11 @@ def _session(column: pl.Expr, type_: pl.DataType) -> pl.Expr:
     return pl.when(column.is_null()).then(pl.lit(-1, pl.Int64)).otherwise(number)
 
 
-def _array(column: pl.Series, compiled: Any) -> npt.NDArray[Any]:
-    """Return a column of codes as it lies, and texts as the codes that `_code` gives."""
-    if column.dtype != pl.String:
-        return column.to_numpy()
+def _text_codes(chunks: Chunks, name: str, column: pl.Series, compiled: Any) -> npt.NDArray[np.int8]:
+    """Return a column of texts as the codes that `_code` gives; one of at most 12 bytes is its own view."""
     coded = np.empty(len(column), np.int8)
-    compiled.codes(_views(column), *_table(tuple(layout.CATEGORIES[column.name][1:]), compiled), coded)
+    table = _table(tuple(layout.CATEGORIES[name][1:]), compiled)
+    compiled.codes(chunks.address_K[name], chunks.rows_K, *table, coded)
     if column.null_count():
         coded[column.is_null().to_numpy()] = -1
     return coded
@@ -172,7 +193,8 @@ def _array(column: pl.Series, compiled: Any) -> npt.NDArray[Any]:
 @lru_cache(maxsize=16)
 def _table(known: tuple[str, ...], compiled: Any) -> tuple[Any, ...]:
     """Return a table with a slot of its own for each known text, and the odd number that makes it so."""
-    views = _views(pl.Series(known)).reshape(-1, 2)
+    texts: Any = pl.Series(known).to_arrow(compat_level=pl.CompatLevel.newest())
+    views = np.frombuffer(texts.buffers()[1], np.uint64).reshape(-1, 2)[: len(known)]
     odd = np.uint64(0x9E3779B97F4A7C15)
     while True:
         slots = [int(compiled.slot_of(head, tail, odd)) for head, tail in views]
@@ -183,10 +205,3 @@ def _table(known: tuple[str, ...], compiled: Any) -> tuple[Any, ...]:
     code_S = np.zeros(1 << compiled.SLOT_BITS, np.int8)
     head_S[slots], tail_S[slots], code_S[slots] = views[:, 0], views[:, 1], np.arange(1, len(known) + 1)
     return odd, head_S, tail_S, code_S
-
-
-def _views(texts: pl.Series) -> npt.NDArray[np.uint64]:
-    """Return the Arrow string views of some texts, two words each; one of at most 12 bytes is its own view."""
-    array: Any = texts.to_arrow(compat_level=pl.CompatLevel.newest())
-    words = np.frombuffer(array.buffers()[1], np.uint64) if len(texts) else np.empty(0, np.uint64)
-    return words[2 * array.offset : 2 * (array.offset + len(texts))]

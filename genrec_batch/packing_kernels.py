@@ -95,15 +95,20 @@ def slot_of(head: Any, tail: Any, odd: Any) -> Any:
 
 
 @kernel()
-def codes(views: Words, odd: Any, head_S: Words, tail_S: Words, code_S: Any, code_R: Any) -> None:
+def codes(address_K: I64, rows_K: I64, odd: Any, head_S: Words, tail_S: Words, code_S: Any, code_R: Any) -> None:
     """Fill `code_R` with the code of each short text, 0 for one that does not stand in its slot of the table.
 
-    Texts are Arrow string views of two words: length and first 4 bytes, then the next 8; of at most 12 bytes.
+    Texts are Arrow string views of two words: length and first 4 bytes, then the next 8; of at most 12 bytes. They lie
+    in chunks, rows_K[k] of them at address_K[k].
     """
-    for row in range(len(code_R)):
-        head, tail = views[U(2 * row)], views[U(2 * row + 1)]
-        slot = slot_of(head, tail, odd)
-        code_R[U(row)] = code_S[slot] if (head == head_S[slot]) & (tail == tail_S[slot]) else 0
+    first = 0
+    for chunk in range(len(rows_K)):
+        views = array_at(pointer_to(address_K[chunk]), 2 * rows_K[chunk], np.uint64)
+        for row in range(rows_K[chunk]):
+            head, tail = views[U(2 * row)], views[U(2 * row + 1)]
+            slot = slot_of(head, tail, odd)
+            code_R[U(first + row)] = code_S[slot] if (head == head_S[slot]) & (tail == tail_S[slot]) else 0
+        first += rows_K[chunk]
 
 
 @kernel()
@@ -124,14 +129,27 @@ def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], bucket
 
 @kernel()
 def pack(
-    address_C: I64, size_C: I64, start_C: I64, width: int, place_R: I32, address: int, words: Words, halves: Any,
-    octets: Any,
+    address_CK: Any, size_C: I64, start_C: I64, rows_K: I64, width: int, place_R: I32, address: int, words: Words,
+    halves: Any, octets: Any,
 ) -> None:  # fmt: skip
     """Put row r of every column into record place_R[r], at byte start_C[c] of it.
 
     `words`, `halves` and `octets` are the records of `width` bytes at `address`, as flat arrays of 8, 4 and 1 bytes;
-    columns have items of size_C.
+    columns have items of size_C bytes and lie in chunks, rows_K[k] of them at address_CK[c, k].
     """
+    first = 0
+    for chunk in range(len(rows_K)):
+        place = place_R[first : first + rows_K[chunk]]
+        pack_chunk(address_CK[:, chunk], size_C, start_C, width, place, address, words, halves, octets)
+        first += rows_K[chunk]
+
+
+@kernel()
+def pack_chunk(
+    address_C: Any, size_C: I64, start_C: I64, width: int, place_R: I32, address: int, words: Words, halves: Any,
+    octets: Any,
+) -> None:  # fmt: skip
+    """Do what `pack` does with columns that lie in one chunk each."""
     rows = len(place_R)
     for begin in range(0, rows, AT_ONCE):
         end = min(begin + AT_ONCE, rows)

@@ -181,8 +181,9 @@ def _scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
 class Cache:
     """Keys and values of R rows, [layers, R, G, T, Z]: first `prefix` slots of context, then one slot for each read.
 
-    A row shorter than the others has leftovers of padding in its last context slots: `bias_RT` is -inf there, else 0.
-    Slots are not positions: the k-th read of every row stands in slot prefix + k, whatever its position is.
+    A row shorter than the others has leftovers of padding in its last context slots: `bias_RT` is -inf there and, until
+    they are read, in the slots of reads, where zeros stand; else it is 0. Slots are not positions: the k-th read of
+    every row stands in slot prefix + k, whatever its position is.
     """
 
     keys: Tensor
@@ -196,13 +197,16 @@ class Cache:
         slots = prefix + reads
         shape = (config.layers, len(lengths_R), config.heads, slots, config.head_size)
         at = torch.arange(slots, device=lengths_R.device)
-        padding = (at >= lengths_R[:, None]) & (at < prefix)
-        return Cache(
+        nothing = at >= lengths_R[:, None]
+        cache = Cache(
             keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
             values=torch.empty(shape, dtype=dtype, device=lengths_R.device),
-            bias_RT=torch.zeros(padding.shape, device=lengths_R.device).masked_fill_(padding, -torch.inf),
+            bias_RT=torch.zeros(nothing.shape, device=lengths_R.device).masked_fill_(nothing, -torch.inf),
             prefix=prefix,
         )
+        cache.keys[:, :, :, prefix:] = 0.0
+        cache.values[:, :, :, prefix:] = 0.0
+        return cache
 
     def clear(self, first: int) -> None:
         """Put zeros into the context slots from `first` on: no row looks at them, but what is not a number spreads."""
@@ -279,6 +283,8 @@ def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: i
     sizes = [len(cache.bias_RT) for cache in caches]
     heads, size, dtype = caches[0].keys.shape[2], caches[0].keys.shape[4], caches[0].keys.dtype
     x = x_BD
+    for cache in caches:
+        cache.bias_RT[:, cache.prefix + step] = 0.0
     for i, layer in enumerate(layers):
         triples = torch.split(layer.qkv(x).view(len(x), 3, heads, size).to(dtype), sizes)
         mixed = [_attend_once(triple, cache, i, step) for triple, cache in zip(triples, caches, strict=True)]
@@ -287,14 +293,19 @@ def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: i
 
 
 def _attend_once(triple_R3GZ: Tensor, cache: Cache, layer: int, step: int) -> Tensor:
-    """Put a position's key and value into the cache and mix what its query sees there: [R, G * Z]."""
+    """Put a position's key and value into the cache and mix what its query sees there: [R, G * Z].
+
+    PyTorch's products of 16 bits on a CPU copy what is not dense: there the slots of later reads are looked at, too.
+    """
     slot = cache.prefix + step
     query, key, value = triple_R3GZ.unbind(1)
     cache.keys[layer, :, :, slot] = key
     cache.values[layer, :, :, slot] = value
-    looks = torch.matmul(query[:, :, None], cache.keys[layer, :, :, : slot + 1].transpose(2, 3)).float()
-    looks += cache.bias_RT[:, None, None, : slot + 1]
-    mixed = torch.matmul(torch.softmax(looks, -1).to(key.dtype), cache.values[layer, :, :, : slot + 1])
+    whole = key.device.type == "cpu" and key.dtype != torch.float32
+    seen = slice(0, cache.keys.shape[3] if whole else slot + 1)
+    looks = torch.matmul(query[:, :, None], cache.keys[layer, :, :, seen].transpose(2, 3)).float()
+    looks += cache.bias_RT[:, None, None, seen]
+    mixed = torch.matmul(torch.softmax(looks, -1).to(key.dtype), cache.values[layer, :, :, seen])
     return mixed.flatten(1)
 
 

@@ -274,6 +274,6 @@ def test_shellcheck_finds_nothing():
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("shellcheck is not installed; `make test` installs it")
-    scripts = [*sorted((ROOT / "jobs").rglob("*.sh")), ROOT / "jobs/cron/nightly.env"]
+    scripts = [*sorted((ROOT / "jobs").rglob("*.sh")), ROOT / "jobs/cron/nightly.env", ROOT / "tests/gpu.sh"]
     done = subprocess.run([program, *map(str, scripts)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

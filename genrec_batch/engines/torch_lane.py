@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from genrec_batch.arrays import FIRST_ITEM, HEADS, PADDING
+from genrec_batch.engines.torch_cache import Cache, lanes
 from genrec_batch.engines.torch_choice import Choice, choose, log_probs
 from genrec_batch.engines.torch_linear import Linear
 from genrec_batch.engines.torch_network import (
-    Cache,
     ContextLayers,
     Layer,
     Network,
@@ -37,8 +37,11 @@ class Program:
     network: Network
     context: ContextLayers  # reads what stands before the newest event
     reading: Sequence[Layer]  # reads the newest event and decoded items
+    sources: Mapping[
+        str, tuple[Linear, str]
+    ]  # of position 0: by an input's name, its product and the flag of who has it
     output: Linear
-    heads: Linear
+    heads: Linear  # four, then as many zeros as fill a vector: a product of few outputs depends on how many rows it has
     tokens: int  # tokens from here on are never chosen
     cache_dtype: torch.dtype
     group_rows: int  # rows that share a cache
@@ -56,25 +59,44 @@ class Program:
         context_positions: int,
         aside_positions: int,
     ) -> Program:
-        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits and heads in fp32.
+        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, the others in fp32.
 
         The cache is in `dtype` too, but for int8, whose sums are fp32.
         """
         reading = prepare_layers(network, reading_dtype)
         layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
         heads = [getattr(network, f"{head}_head") for head in HEADS]
+        spare = heads[0].weight.new_zeros(lanes(len(heads)) - len(heads), heads[0].in_features)
+        sources = {
+            "dense_BF": (network.feature_projection, ""),
+            "profile_BP": (network.user_profile_projection, "has_profile_B"),
+            "video_BV": (network.video_feature_projection, "has_video_B"),
+        }
         return Program(
             network=network,
+            sources={n: (Linear(p.weight, p.bias, torch.float32), flag) for n, (p, flag) in sources.items()},
             context=prepare_context(network, layers, dtype),
             reading=reading,
             output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
-            heads=Linear(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), torch.float32),
+            heads=Linear(
+                torch.cat([*(head.weight for head in heads), spare]),
+                torch.cat([*(head.bias for head in heads), spare[:, 0]]),
+                torch.float32,
+            ),
             tokens=tokens,
             cache_dtype=torch.float32 if dtype == torch.int8 else dtype,
             group_rows=group_rows,
             context_positions=context_positions,
             aside_positions=aside_positions,
         )
+
+    def prefix(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return position 0, [B, D], as `Network.prefix` does, whatever the number of rows."""
+        x = self.network.position_embedding.weight[0]
+        for name, (product, flag) in self.sources.items():
+            if name in inputs:
+                x = x + (product(inputs[name]) * inputs[flag][:, None] if flag else product(inputs[name]))
+        return x
 
     def items(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return what the network reads for items at positions, [..., D]."""
@@ -83,7 +105,8 @@ class Program:
 
     def scores(self, hidden: Tensor, items: Tensor) -> Tensor:
         """Return the heads of read items, [..., H]; 0 for token 0."""
-        return torch.sigmoid(self.heads(hidden.flatten(0, -2)).view(*items.shape, -1)) * (items != PADDING)[..., None]
+        raw = self.heads(hidden.flatten(0, -2))[:, : len(HEADS)].view(*items.shape, len(HEADS))
+        return torch.sigmoid(raw) * (items != PADDING)[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +140,7 @@ def prefill(program: Program, inputs: Mapping[str, Tensor], *, steps: int, choic
     `inputs` has dense_BF, tokens_BS, lengths_B (rising), seen_BX and, where the run has them, profile_BP,
     has_profile_B, video_BV, has_video_B.
     """
-    vectors = {
-        name: inputs[name] for name in ("profile_BP", "has_profile_B", "video_BV", "has_video_B") if name in inputs
-    }
-    prefix_BD = program.network.prefix(inputs["dense_BF"], **vectors)
+    prefix_BD = program.prefix(inputs)
     tokens_BS, lengths_B = inputs["tokens_BS"], inputs["lengths_B"]
     groups = []
     for first in range(0, len(lengths_B), program.group_rows):
@@ -150,7 +170,6 @@ def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Te
             older_RS = tokens_RS[part, : count - 1]
             items_RSD = program.items(older_RS, torch.arange(1, count, device=lengths_R.device))
             context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), older_RS, filled)
-        filled.clear(count)
     return Group(rows=rows, lengths_R=lengths_R, cache=cache)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_batch.arrays import HEADS
+from genrec_batch.engines.torch_cache import Cache, Read, lanes
 from genrec_batch.engines.torch_linear import Int8Linear, Linear
 from genrec_batch.model import EPSILON, ModelConfig, Weights
 
@@ -177,58 +178,6 @@ def _scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
     return attention.in_proj_weight * scale[:, None], attention.in_proj_bias * scale
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Keys and values of R rows, [layers, R, G, T, Z]: first `prefix` slots of context, then one slot for each read.
-
-    A row shorter than the others has leftovers of padding in its last context slots: `bias_RT` is -inf there and, until
-    they are read, in the slots of reads, where zeros stand; else it is 0. Slots are not positions: the k-th read of
-    every row stands in slot prefix + k, whatever its position is.
-    """
-
-    keys: Tensor
-    values: Tensor
-    bias_RT: Tensor
-    prefix: int
-
-    @staticmethod
-    def empty(config: ModelConfig, lengths_R: Tensor, prefix: int, reads: int, dtype: torch.dtype) -> Cache:
-        """Return a cache for rows with `lengths_R` positions of context, at most `prefix`, and for `reads` reads."""
-        slots = prefix + reads
-        shape = (config.layers, len(lengths_R), config.heads, slots, config.head_size)
-        at = torch.arange(slots, device=lengths_R.device)
-        nothing = at >= lengths_R[:, None]
-        cache = Cache(
-            keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
-            values=torch.empty(shape, dtype=dtype, device=lengths_R.device),
-            bias_RT=torch.zeros(nothing.shape, device=lengths_R.device).masked_fill_(nothing, -torch.inf),
-            prefix=prefix,
-        )
-        cache.keys[:, :, :, prefix:] = 0.0
-        cache.values[:, :, :, prefix:] = 0.0
-        return cache
-
-    def clear(self, first: int) -> None:
-        """Put zeros into the context slots from `first` on: no row looks at them, but what is not a number spreads."""
-        self.keys[:, :, :, first : self.prefix] = 0.0
-        self.values[:, :, :, first : self.prefix] = 0.0
-
-    def part(self, rows: slice) -> Cache:
-        """Return a view of some rows."""
-        return Cache(
-            keys=self.keys[:, rows], values=self.values[:, rows], bias_RT=self.bias_RT[rows], prefix=self.prefix
-        )
-
-    def take(self, rows: Tensor) -> Cache:
-        """Return a copy that holds these rows; a row may be taken many times."""
-        return Cache(
-            keys=self.keys.index_select(1, rows),
-            values=self.values.index_select(1, rows),
-            bias_RT=self.bias_RT.index_select(0, rows),
-            prefix=self.prefix,
-        )
-
-
 def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
     """Fill a cache's context slots from positions 0..S; the last layer's queries are never read, so never made.
 
@@ -236,14 +185,15 @@ def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache
     """
     rows, count, width = x_RSD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
-    causal = x_RSD.new_full((count, count), -torch.inf).triu_(1)
+    seen = lanes(count) if count <= FUSED_FROM else count
+    causal = x_RSD.new_full((count, seen), -torch.inf).triu_(1)
     x = x_RSD.reshape(rows * count, width)
     for i, layer in enumerate(stack.layers):
         product = layer.qkv(x) if i else _first(stack, x_RSD[:, 0], tokens_RS)
         query, key, value = product.view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
-        keys, values = cache.keys[i, :, :, :count], cache.values[i, :, :, :count]
-        keys[:] = key
-        values[:] = value
+        keys, values = cache.keys[i, :, :, :seen], cache.values[i, :, :, :seen]
+        keys[:, :, :count] = key
+        values[:, :, :count] = value
         mixed = _attend_causally(query.to(keys.dtype).contiguous(), keys, values, causal)
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
     key, value = stack.last(x).view(rows, count, 2, heads, size).permute(2, 0, 3, 1, 4)
@@ -263,49 +213,45 @@ def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor
     return product.flatten(0, 1)
 
 
-def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_SS: Tensor) -> Tensor:
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tensor) -> Tensor:
     """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories.
 
-    Softmax is fp32 for any type.
+    There may be more keys [R, G, T, Z] than queries; nobody sees the last ones. Softmax is fp32 for any type.
     """
-    if query.device.type != "cpu" or query.shape[2] > FUSED_FROM:
+    count = query.shape[2]
+    if query.device.type != "cpu" or count > FUSED_FROM:
+        key, value = key[:, :, :count], value[:, :, :count]
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
     looks = torch.matmul(query, key.transpose(2, 3)).float()
-    looks += causal_SS
+    looks += causal_ST
     return torch.matmul(torch.softmax(looks, -1).to(value.dtype), value)
 
 
 def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
-    """Read one position a row, [B, D] -> hidden state [B, D]; its keys and values take slot `step` of the reads.
+    """Read one position a row, [B, D] -> hidden state [B, D], the `step`-th that is read, and keep its keys and values.
 
     The rows of `caches`, one cache after another, are the rows of x.
     """
-    sizes = [len(cache.bias_RT) for cache in caches]
+    sizes = [len(cache.lengths_R) for cache in caches]
     heads, size, dtype = caches[0].keys.shape[2], caches[0].keys.shape[4], caches[0].keys.dtype
     x = x_BD
-    for cache in caches:
-        cache.bias_RT[:, cache.prefix + step] = 0.0
+    reads = [cache.at(step) for cache in caches]
     for i, layer in enumerate(layers):
         triples = torch.split(layer.qkv(x).view(len(x), 3, heads, size).to(dtype), sizes)
-        mixed = [_attend_once(triple, cache, i, step) for triple, cache in zip(triples, caches, strict=True)]
+        mixed = [_attend_once(*each, i) for each in zip(triples, caches, reads, strict=True)]
         x = _finish(layer, x, torch.cat(mixed))
     return x
 
 
-def _attend_once(triple_R3GZ: Tensor, cache: Cache, layer: int, step: int) -> Tensor:
-    """Put a position's key and value into the cache and mix what its query sees there: [R, G * Z].
-
-    PyTorch's products of 16 bits on a CPU copy what is not dense: there the slots of later reads are looked at, too.
-    """
-    slot = cache.prefix + step
+def _attend_once(triple_R3GZ: Tensor, cache: Cache, at: Read, layer: int) -> Tensor:
+    """Put a position's key and value into the cache and mix what its query sees there: [R, G * Z]."""
     query, key, value = triple_R3GZ.unbind(1)
-    cache.keys[layer, :, :, slot] = key
-    cache.values[layer, :, :, slot] = value
-    whole = key.device.type == "cpu" and key.dtype != torch.float32
-    seen = slice(0, cache.keys.shape[3] if whole else slot + 1)
-    looks = torch.matmul(query[:, :, None], cache.keys[layer, :, :, seen].transpose(2, 3)).float()
-    looks += cache.bias_RT[:, None, None, seen]
-    mixed = torch.matmul(torch.softmax(looks, -1).to(key.dtype), cache.values[layer, :, :, seen])
+    keys, values, seen = cache.keys[layer], cache.values[layer], at.bias.shape[3]
+    keys[at.rows_R, :, at.slot_R] = key
+    values[at.rows_R, :, at.slot_R] = value
+    looks = torch.matmul(query[:, :, None], keys[:, :, :seen].transpose(2, 3)).float()
+    looks += at.bias
+    mixed = torch.matmul(torch.softmax(looks, -1).to(key.dtype), values[:, :, :seen])
     return mixed.flatten(1)
 
 
@@ -316,16 +262,17 @@ def read_aside(layers: Sequence[Layer], x_RCD: Tensor, cache: Cache) -> Tensor:
     """
     rows, count, width = x_RCD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
-    slots = cache.prefix + 1
+    bias = cache.bias(0)
+    slots = bias.shape[3]
     x = x_RCD.reshape(rows * count, width)
     for i, layer in enumerate(layers):
         triple = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4).to(cache.keys.dtype)
         query, key, value = triple.unbind(0)
         looks = torch.matmul(query, cache.keys[i, :, :, :slots].transpose(2, 3)).float()
-        looks += cache.bias_RT[:, None, None, :slots]
+        looks += bias
         own = (query * key).sum(-1, keepdim=True).float()
-        shares = torch.softmax(torch.cat([looks, own], -1), -1).to(key.dtype)
-        mixed = torch.matmul(shares[..., :-1], cache.values[i, :, :, :slots]) + shares[..., -1:] * value
+        shares = torch.softmax(torch.cat([own, looks], -1), -1).to(key.dtype)
+        mixed = torch.matmul(shares[..., 1:], cache.values[i, :, :, :slots]) + shares[..., :1] * value
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
     return x.view(rows, count, width)
 

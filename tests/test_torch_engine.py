@@ -12,6 +12,7 @@ from genrec_batch import model  # noqa: E402 (only where torch is)
 from genrec_batch.arrays import Batch, Ranked  # noqa: E402
 from genrec_batch.engines import torch_choice, torch_device, torch_engine, torch_network  # noqa: E402
 from genrec_batch.engines.torch_engine import TorchEngine  # noqa: E402
+from genrec_batch.engines.torch_linear import Linear  # noqa: E402
 from genrec_batch.errors import EngineError, ModelError, RetryError  # noqa: E402
 
 CONFIG = model.ModelConfig(vocabulary=80, width=32, ffn=48, layers=3, positions=40, heads=4)
@@ -217,6 +218,46 @@ def test_a_row_does_not_depend_on_its_company_or_padding(precision):
         seen_BX=np.pad(batch.seen_BX, ((0, 0), (2, 3))),
     )
     assert_alike(slate(engine, wider), together, tolerance)
+
+
+def library_adds_up_alike():
+    """Whether this processor's products give a row the same bits, whatever rows and zeros stand beside it."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 32, generator=random)
+    for outputs in (16, 32, 48, 80, 96):
+        product = Linear(torch.randn(outputs, 32, generator=random), torch.zeros(outputs), torch.float32)
+        if not all(torch.equal(product(x[:n]), product(x)[:n]) for n in (1, 2, 7, 33, 89)):
+            return False
+    left, right = torch.randn(40, 4, 19, 8, generator=random), torch.randn(40, 4, 8, 32, generator=random)
+    shares = torch.rand(40, 4, 19, 32, generator=random)
+    shares[..., 9:] = 0
+    values, few = right.transpose(2, 3).contiguous(), 16  # a vector of fp32
+    for n in (1, 2, 7, 33):
+        for last in (1, 5, 9, 19):
+            a, b = left[:, :, :last].contiguous(), shares[:, :, :last].contiguous()
+            whole = left[:, :, :2] if last > 1 else a
+            if not (
+                torch.equal(torch.matmul(a[:n], right[:n, ..., :few]), torch.matmul(a, right)[:n, ..., :few])
+                and torch.equal(torch.matmul(b[:n, ..., :few], values[:n, :, :few]), torch.matmul(b, values)[:n])
+                and torch.equal(torch.matmul(whole, right)[:, :, 0], torch.matmul(a, right)[:, :, 0])
+            ):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
+def test_a_row_has_the_same_bits_whoever_is_scored_beside_it(precision):
+    if not library_adds_up_alike():
+        pytest.skip("the products of this processor depend on how many rows they have")
+    engine = TorchEngine(MODEL, precision=precision)
+    batch = make_batch(np.random.default_rng(2).integers(0, 20, 90))
+    together = slate(engine, batch)
+    for seed, count in enumerate((1, 2, 5, 31, 60, 89)):
+        rows = np.random.default_rng(seed).choice(90, count, replace=False)
+        some = slate(engine, take(batch, rows))
+        np.testing.assert_array_equal(some.tokens_BK, together.tokens_BK[rows])
+        np.testing.assert_array_equal(some.log_prob_BK, together.log_prob_BK[rows])
+        np.testing.assert_array_equal(some.heads_BKH, together.heads_BKH[rows])
 
 
 def test_the_groups_that_rows_fall_into_do_not_matter(engine, monkeypatch):

@@ -24,6 +24,7 @@ from genrec_batch.engines.torch_cache import Cache, Read, lanes
 from genrec_batch.engines.torch_linear import Int8Linear, Linear
 from genrec_batch.model import EPSILON, ModelConfig, Weights
 
+LEAST_QUERIES = 4  # that a processor multiplies in the way in which it multiplies more
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
 
 Norm = tuple[Tensor, Tensor]  # weight and bias, [D] each
@@ -186,7 +187,7 @@ def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache
     rows, count, width = x_RSD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
     seen = lanes(count) if count <= FUSED_FROM else count
-    causal = x_RSD.new_full((count, seen), -torch.inf).triu_(1)
+    causal = x_RSD.new_full((max(count, LEAST_QUERIES), seen), -torch.inf).triu_(1)
     x = x_RSD.reshape(rows * count, width)
     for i, layer in enumerate(stack.layers):
         product = layer.qkv(x) if i else _first(stack, x_RSD[:, 0], tokens_RS)
@@ -216,15 +217,18 @@ def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tensor) -> Tensor:
     """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories.
 
-    There may be more keys [R, G, T, Z] than queries; nobody sees the last ones. Softmax is fp32 for any type.
+    There may be more keys [R, G, T, Z] than queries, which nobody sees, and rows of the mask for queries that are not
+    there. Softmax is fp32 for any type.
     """
     count = query.shape[2]
     if query.device.type != "cpu" or count > FUSED_FROM:
         key, value = key[:, :, :count], value[:, :, :count]
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+    if spare := len(causal_ST) - count:
+        query = functional.pad(query, (0, 0, 0, spare))
     looks = torch.matmul(query, key.transpose(2, 3)).float()
     looks += causal_ST
-    return torch.matmul(torch.softmax(looks, -1).to(value.dtype), value)
+    return torch.matmul(torch.softmax(looks, -1).to(value.dtype), value)[:, :, :count]
 
 
 def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:

@@ -24,7 +24,7 @@ from genrec_batch.engines.torch_cache import Cache, Read, lanes
 from genrec_batch.engines.torch_linear import Int8Linear, Linear
 from genrec_batch.model import EPSILON, ModelConfig, Weights
 
-LEAST_QUERIES = 4  # that a processor multiplies in the way in which it multiplies more
+LEAST_QUERIES = 8  # a processor multiplies fewer in another way
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
 
 Norm = tuple[Tensor, Tensor]  # weight and bias, [D] each

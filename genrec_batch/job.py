@@ -223,6 +223,10 @@ def prepare(
             spill_to=spill_to,
             workers=flow.cores(),
         )
+    if empty := split.empty_columns():
+        warnings.append(
+            f"{', '.join(empty)}: no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
+        )
     for warning in warnings:
         LOG.warning(warning)
     return Job(

@@ -114,6 +114,11 @@ class Split:
     videos: Index
     as_of_us: int
     compiled: Any  # what sorts records: see `ordering.for_job`
+    seen: list[dict[str, int]] = field(default_factory=list, repr=False)  # of each piece read: values that are there
+
+    def empty_columns(self) -> list[str]:
+        """Return the columns without any value in what was read so far; none where nothing was read."""
+        return [name for name in self.record.columns if self.seen and not any(piece[name] for piece in self.seen)]
 
     def records(self, piece: int) -> Records:
         """Return a piece's usable records of scored users, in order."""
@@ -135,6 +140,8 @@ class Split:
         frame = self.log.usable(piece)
         if self.log.latest_us.get(piece, self.as_of_us + 1) > self.as_of_us:
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
+        if len(frame):
+            self.seen.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
         user_R = self.users.rows(frame["user_id"], self.compiled)
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
             frame = frame.filter(pl.Series(user_R >= 0))

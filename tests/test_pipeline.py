@@ -54,6 +54,18 @@ def test_many_beams_are_told_what_they_cost(run, log_file, model_dir, monkeypatc
     assert (done.code, "--beam-width 20 needs about" in done.err) == (2, True)
 
 
+def test_a_column_without_any_value_is_told(run, log, model_dir):
+    bad = log.with_columns(watch_duration=pl.lit(float("nan")), is_liked=pl.lit(7))
+    bad.write_parquet("bad.parquet")
+    arguments = ["--model", model_dir, "--limit", 3]
+    done = run("score", "bad.parquet", "a.parquet", *arguments)
+    assert done.code == 0, done.err
+    assert "watch_duration, is_liked: no value in the whole log" in " ".join(done.err.split())
+    one = log.with_columns(watch_duration=pl.when(pl.col("user_id") > 110).then("watch_duration"))
+    one.write_parquet("one.parquet")
+    assert "no value" not in run("score", "one.parquet", *arguments[:2], "--user", 105).err
+
+
 @pytest.mark.parametrize(
     ("users", "size", "expected"), [(5, 2, [(0, 2), (2, 4), (4, 5)]), (2, 9, [(0, 2)]), (0, 9, [])]
 )

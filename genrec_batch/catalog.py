@@ -7,6 +7,7 @@ way from token back to id. Must not know: users, histories, models.
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from genrec_batch.arrays import FIRST_ITEM
-from genrec_batch.errors import InputError, ModelError
+from genrec_batch.errors import InputError, ModelError, refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +86,18 @@ class Catalog:
 
         Raises:
             ModelError: it cannot be written.
+            RetryError: the disk is full.
         """
         tokens = pl.col("token").cast(pl.Int32)
-        scratch = path.with_name(path.name + ".tmp")
+        scratch, content = path.with_name(path.name + ".tmp"), io.BytesIO()
+        self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(tokens).write_parquet(content)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(tokens).write_parquet(scratch)
+            scratch.write_bytes(content.getbuffer())
             scratch.replace(path)
         except OSError as error:
-            raise ModelError(f"{path}: cannot be written ({error.strerror or error})") from error
+            scratch.unlink(missing_ok=True)
+            raise refused(error, str(path), ModelError) from error
 
     def fingerprint(self) -> str:
         """Return the sha256 of the ids in token order with their type, as 64 hex digits."""

@@ -27,6 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from genrec_batch.errors import ConfigError, refused
+
 LOG = logging.getLogger("genrec_batch")
 
 
@@ -161,6 +163,18 @@ def _shown(bar: Progress, title: str) -> Iterator[Progress]:
 
 
 def last_line(summary: Mapping[str, Any]) -> None:
-    """Print the run's summary as one JSON object: the last line of stdout."""
-    sys.stdout.write(json.dumps(summary) + "\n")
-    sys.stdout.flush()
+    """Print the run's summary as one JSON object: the last line of stdout.
+
+    Raises:
+        RetryError: stdout goes to a full disk.
+    """
+    try:
+        sys.stdout.write(json.dumps(summary) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (what is held back goes nowhere)
+        raise refused(
+            error, "stdout (all else is done, and what was to be written is in place)", ConfigError
+        ) from error

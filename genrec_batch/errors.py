@@ -7,6 +7,7 @@ column, the row or the flag at fault, and the way out.
 from __future__ import annotations
 
 import difflib
+import errno
 from typing import ClassVar
 
 
@@ -54,6 +55,13 @@ class RetryError(GenrecError):
 
 class DeviceMemoryError(RetryError):
     """The device has too little free memory for what was asked (exit 75): a smaller batch may do."""
+
+
+def refused(error: OSError, what: str, otherwise: type[GenrecError]) -> GenrecError:
+    """Return what a disk's refusal of `what` is to a user: RetryError where it is full, else `otherwise`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RetryError(f"{what}: the disk is full; free space and run the same command again")
+    return otherwise(f"{what}: cannot be written ({error.strerror or error})")
 
 
 class NothingToScoreError(GenrecError):

@@ -141,6 +141,16 @@ def _finished_id(path: Path) -> str | None:
         raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
 
 
+def metadata_of(path: Path) -> dict[str, str] | None:
+    """Return what a finished output's files say of the run that wrote it, None where it is none."""
+    if path.is_file():
+        in_file = {k.decode(): v.decode() for k, v in (pq.read_metadata(path).metadata or {}).items()}
+        return in_file if "genrec.run_id" in in_file else None
+    manifest = read_json(path / MANIFEST) if (path / SUCCESS).exists() else None
+    found = manifest.get("metadata") if isinstance(manifest, dict) else None
+    return found if isinstance(found, dict) else None
+
+
 def finished_facts(path: Path) -> dict[str, Any]:
     """Return files, rows, bytes and counts of a finished output."""
     files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))

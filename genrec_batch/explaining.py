@@ -94,8 +94,15 @@ def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
 
 
 def _seen(job: Job, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
+    """Return the seen videos that the catalog has, and how many it has not: those cannot be recommended anyway."""
     ids = job.catalog.ids(pl.Series(histories.seen.values)).to_list()
-    return {"removed": not config.include_seen, "seen_limit": config.seen_limit, "videos": ids}
+    known = [video for video in ids if video is not None]
+    return {
+        "removed": not config.include_seen,
+        "seen_limit": config.seen_limit,
+        "videos": known,
+        "not_in_catalog": len(ids) - len(known),
+    }
 
 
 def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, Any]]:

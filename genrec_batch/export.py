@@ -17,7 +17,7 @@ from types import ModuleType
 
 from genrec_batch import console
 from genrec_batch.engines import exported
-from genrec_batch.errors import ConfigError, EngineError, ModelError
+from genrec_batch.errors import ConfigError, EngineError, ModelError, refused
 from genrec_batch.model import Model
 
 PRECISIONS = ("fp32", "fp16")
@@ -77,7 +77,7 @@ def export(model: Model, directory: Path, *, precision: str, sizes: Mapping[str,
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        raise ModelError(f"{directory}: cannot write the export ({error.strerror or error})") from error
+        raise refused(error, f"{directory}: the export", ModelError) from error
     return [directory / exported.FOLDER / name for name in (*sha256, exported.INDEX)]
 
 

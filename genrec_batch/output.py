@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from genrec_batch.existing import COUNTS, FINGERPRINTS, LOCK, MANIFEST, ROWS, RU
 from genrec_batch.joining import Joined
 
 Counts = Mapping[str, int]
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 Identity = Mapping[str, Any]  # what decides the bytes of a run: JSON-able, no clock, no machine
 
 
@@ -184,8 +186,8 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
     if existing.present(path) and if_exists != "overwrite":
         if existing.finished_id(path) != identifier:
             raise ConfigError(
-                f"OUTPUT {path} is of another run, so it cannot be resumed; --if-exists overwrite will replace it once "
-                "the new one is whole, or name another"
+                f"OUTPUT {path} cannot be resumed: {_unlike(path, identity)}; --if-exists overwrite replaces it once the "
+                "new one is whole, or name another"
             )
         existing.check_whole(path)
         shutil.rmtree(staging, ignore_errors=True)  # what a run left that was killed after its last rename
@@ -196,6 +198,28 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
     with _disk(path):
         _claim(output, identity, if_exists)
     return output
+
+
+def _unlike(path: Path, identity: Identity) -> str:
+    """Return what a run differs in from the one that an output says it is of, in words."""
+    said = existing.metadata_of(path)
+    if said is None:
+        return "it has no _SUCCESS, or was not written by genrec-batch, so nobody can say that it is whole"
+    began = {key: _value(said[f"genrec.{key}"]) for key in identity if f"genrec.{key}" in said}
+    now = {key: json.loads(json.dumps(identity[key])) for key in began}
+    if "config" in began:  # with paths, which do not count
+        began["config"] = {name: value for name, value in began["config"].items() if name in now["config"]}
+    if "input" in began:
+        began["input"] = {name: {**source, "path": ""} for name, source in began["input"].items()}
+    differ = ", ".join(differences(began, now)) or "what its files do not tell"
+    return "it is of another run, which differs in " + DIGEST.sub(r"\1...", differ)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _claim(output: Output, begins: Identity, if_exists: str | None) -> None:

@@ -83,8 +83,10 @@ def explanation(facts: Facts) -> list[Section]:
         else "Every kept video is in the catalog."
     )
     verb = "are never recommended to this user" if seen["removed"] else "may be recommended again (--include-seen)"
-    count = f"{len(seen['videos']):,} known videos seen (--seen-limit {seen['seen_limit']})"
-    lead.append(f"{count} {verb}: {_some(seen['videos'])}.")
+    count = f"{len(seen['videos']):,} seen videos of the catalog (--seen-limit {seen['seen_limit']})"
+    lead.append(f"{count} {verb}: {_some(seen['videos'])}." if seen["videos"] else f"{count}.")
+    if seen["not_in_catalog"]:
+        lead.append(f"{seen['not_in_catalog']:,} other seen videos are not in the catalog.")
     return [
         Section(
             name="user",

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.errors import ConfigError
+from genrec_batch.errors import ConfigError, refused
 from genrec_batch.profiling import Stages
 
 
@@ -55,6 +55,7 @@ def whole_file(path: Path, flag: str, text: str) -> None:
 
     Raises:
         ConfigError: it cannot be written; the message names the flag.
+        RetryError: the disk is full.
     """
     scratch = path.with_name(f".{path.name}.tmp")
     try:
@@ -63,4 +64,4 @@ def whole_file(path: Path, flag: str, text: str) -> None:
     except OSError as error:
         if scratch.is_file():
             scratch.unlink()
-        raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror or error})") from error
+        raise refused(error, f"{flag} {path}", ConfigError) from error

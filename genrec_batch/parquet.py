@@ -48,6 +48,23 @@ def is_whole(part: Path) -> bool:
     return True
 
 
+def whole_groups(part: Path) -> list[bool]:
+    """Return of each row group whether every page is what its checksum says; nothing if the file has no sound end."""
+    whole = []
+    try:
+        with pq.ParquetFile(part, page_checksum_verification=True) as opened:
+            for group in range(opened.num_row_groups):
+                try:
+                    opened.read_row_group(group)
+                except (pa.ArrowException, OSError):
+                    whole.append(False)
+                else:
+                    whole.append(True)
+    except (pa.ArrowException, OSError):
+        return []
+    return whole
+
+
 @dataclass(frozen=True, kw_only=True)
 class Said:
     """What a manifest says of a part, and its counts."""

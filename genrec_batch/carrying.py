@@ -130,6 +130,15 @@ class Previous:
             InputError: not a finished output of `score`, one without fingerprints, or not as the run left it; the
                 message names the file.
         """
+        try:
+            return Previous._open(path)
+        except InputError:
+            raise
+        except (ValueError, KeyError, pl.exceptions.PolarsError, *parquet.UNREADABLE) as error:  # where no page is
+            raise _damaged(path, f"it is damaged ({error})") from error
+
+    @staticmethod
+    def _open(path: str) -> Previous:
         place = Path(path)
         kept = existing.fingerprint_file(place)
         run_id = _checked_files(path, place)
@@ -137,12 +146,13 @@ class Previous:
             raise _not_one(path, kept)
         if not parquet.is_whole(kept):
             raise _damaged(path, f"{kept.name} is damaged")
-        about = pq.read_schema(kept).metadata or {}
+        about = pq.read_metadata(kept).metadata or {}
         if about.get(b"genrec.run_id") != run_id.encode() or SCOPE not in about:
             raise _not_one(path, kept)
-        frame = _read(path, lambda: pl.DataFrame(pq.read_table(kept)))
-        if frame.columns != ["user_id", *WORD_NAMES] or not frame["user_id"].is_sorted():
-            raise _damaged(path, f"{kept.name} is not what genrec-batch writes")
+        table = pq.read_table(kept).replace_schema_metadata(None)
+        frame = pl.DataFrame(table) if table.column_names == ["user_id", *WORD_NAMES] else pl.DataFrame()
+        if not frame.width or not frame["user_id"].is_sorted():
+            raise _damaged(path, f"{kept.name} is damaged")
         files, metadata = existing.files_of(place)
         stored = _read(path, lambda: sum(pq.read_metadata(file).num_rows for file in files))
         for what, count, said in (

@@ -47,9 +47,10 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
         return None
     entries = found.get("files")
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and {"file", "sha256"} <= set(e) for e in entries):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return None
-    return found
+    named = all(isinstance(entry.get(name), str) for entry in entries for name in ("file", "sha256"))
+    return found if named else None
 
 
 def check(path: Path, if_exists: str | None) -> None:
@@ -155,7 +156,7 @@ def _finished_id(path: Path) -> str | None:
             return metadata.get(b"genrec.run_id", b"").decode(errors="replace") or None
         manifest = manifest_of(path) if (path / SUCCESS).exists() else None
         return manifest["metadata"]["genrec.run_id"] if manifest else None
-    except (pa.ArrowInvalid, KeyError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, KeyError):
         return None
     except OSError as error:
         raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,10 @@ class Finished:
         return int(self.metadata.get("rows", 0))
 
     def rows(self) -> pl.LazyFrame:
-        """Return user_id, rank, video_id, score, heads, history_length, cold_start; a row per recommendation.
-
-        Row groups that are damaged are left out.
-        """
+        """Return user_id, rank, video_id, score, heads, history_length, cold_start; a row per recommendation."""
         whole = [str(file) for file in self.files if file not in self.damaged]
         frames = [pl.scan_parquet(whole, glob=False)] if whole else []
-        for file, start, rows in self.groups():
+        for file, start, rows in self.groups():  # damaged ones are left out
             if file in self.damaged:
                 frames.append(pl.scan_parquet(str(file), glob=False).slice(start, rows))
         if not frames:
@@ -142,10 +139,17 @@ def _open(path: Path) -> Finished:
         stored, entries = manifest["metadata"], tuple(manifest["files"])
         files = tuple(path / entry["file"] for entry in entries if (path / entry["file"]).is_file())
     else:
-        stored, entries, files = _file_metadata(path), (), (path,)
+        try:
+            stored, entries, files = existing.files_of(path)[1], (), (path,)
+        except parquet.UNREADABLE as error:
+            raise InputError(f"OUT {path}: not a whole Parquet file ({error})") from error
     metadata = {key.removeprefix("genrec."): value for key, value in stored.items() if key.startswith("genrec.")}
     if "run_id" not in metadata:
         raise InputError(f"OUT {path}: not written by genrec-batch: its metadata names no run (genrec.run_id)")
+    try:
+        said = {name: json.loads(metadata.get(name, "{}")) for name in ("config", "input", "rows", "users")}
+    except ValueError as error:
+        raise InputError(f"OUT {path}: its metadata is damaged ({error}); `score` makes the output anew") from error
     with console.busy("checking the files"):
         altered = tuple(reading(lambda: list(existing.altered(path, entries)), f"OUT {path}"))
         schema = _schema([*(f for f in files if f.name not in altered), *(f for f in files if f.name in altered)])
@@ -155,18 +159,17 @@ def _open(path: Path) -> Finished:
             )
         suspects = [file for file in files if not entries or file.name in altered]
         damaged = {file: whole for file in suspects if not (whole := _whole(file, schema)) or not all(whole)}
-    if schema is None:  # no file can be opened: the options are known
-        nested = json.loads(metadata.get("config", "{}")).get("layout") == "nested"
-    else:
+    nested = said["config"].get("layout") == "nested"
+    if schema is not None:
         nested = pa.types.is_list(schema.field("score").type) or pa.types.is_large_list(schema.field("score").type)
-    about = {"metadata": metadata, "manifest": entries, "nested": nested}
-    return Finished(path=path, files=files, altered=altered, damaged=damaged, **about)
+    found = Finished(path=path, files=files, metadata=metadata, manifest=entries, nested=nested, altered=altered)
+    return replace(found, damaged=damaged)
 
 
 def _schema(files: list[Path]) -> pa.Schema | None:
     """Return the columns of the first file that can be opened."""
     for file in files:
-        with suppress(pa.ArrowException, OSError):
+        with suppress(*parquet.UNREADABLE):
             return pq.read_schema(file)
     return None
 
@@ -174,15 +177,13 @@ def _schema(files: list[Path]) -> pa.Schema | None:
 def _whole(file: Path, schema: pa.Schema | None) -> list[bool]:
     """Return of each row group whether it can be read; nothing for a file that has other columns or no sound end."""
     whole = parquet.whole_groups(file)
-    return whole if whole and schema is not None and pq.read_schema(file).equals(schema) else []
-
-
-def _file_metadata(path: Path) -> dict[str, str]:
+    if not whole or schema is None or not pq.read_schema(file).equals(schema):
+        return []
     try:
-        stored = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"OUT {path}: not a whole Parquet file ({error})") from error
-    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored.items()}
+        pl.scan_parquet(str(file), glob=False).select(pl.all().null_count()).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        return [] if all(whole) else whole  # what one reader takes and the other does not
+    return whole
 
 
 def _counts(rows: pl.LazyFrame, users: int) -> dict[str, Any]:

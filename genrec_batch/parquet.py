@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from genrec_batch.durable import sha256, sync
 
 COMPRESSED: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)  # what damage comes out as
 QUICK: dict[str, Any] = {
     "compression": "lz4",
     "write_page_checksum": True,
@@ -43,7 +44,7 @@ def is_whole(part: Path) -> bool:
         with pq.ParquetFile(part, page_checksum_verification=True) as opened:
             for group in range(opened.num_row_groups):
                 opened.read_row_group(group)
-    except (pa.ArrowException, OSError):
+    except UNREADABLE:
         return False
     return True
 
@@ -56,11 +57,11 @@ def whole_groups(part: Path) -> list[bool]:
             for group in range(opened.num_row_groups):
                 try:
                     opened.read_row_group(group)
-                except (pa.ArrowException, OSError):
+                except UNREADABLE:
                     whole.append(False)
                 else:
                     whole.append(True)
-    except (pa.ArrowException, OSError):
+    except UNREADABLE:
         return []
     return whole
 

@@ -122,6 +122,13 @@ def flip(path, place=0.4):
     path.write_bytes(whole)
 
 
+def reword(path, old, new):
+    """Damage the metadata at a file's end, which no checksum covers."""
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-50])
 
@@ -155,6 +162,10 @@ def without(folder, name):
         (lambda folder: truncate(folder / PART), f"{PART} is missing or not what"),
         (lambda folder: flip(folder / "_fingerprints"), "_fingerprints is damaged"),
         (lambda folder: truncate(folder / "_fingerprints"), "_fingerprints is damaged"),
+        (
+            lambda folder: reword(folder / "_fingerprints", b'{"catalog"', b'x"catalog"'),
+            "it is damaged (Expecting value",
+        ),
         (lambda folder: (folder / "_manifest.json").write_text("{}"), "not a finished output"),
         (lambda folder: without(folder, PART), "rows where its metadata says"),
     ],
@@ -229,6 +240,13 @@ def test_rows_that_did_not_come_back_are_noticed(nights, layout):
     without_one = replace(previous, rows=previous.rows.filter(pl.col("user_id") != 105))
     with pytest.raises(InputError, match="the rows of user 105 are not all there"):
         without_one.rows_of(previous.ids[3:9])
+
+
+@pytest.mark.parametrize("name", ["a", "a.parquet"])
+def test_an_output_can_take_the_place_of_the_one_it_carries_from(nights, name):
+    nights(1, name)
+    summary = nights(2, name, "--previous", name, "--if-exists", "overwrite").summary
+    assert (summary["carried_users"], summary["scored_users"], summary["rows"]) == (38, 3, 410)
 
 
 def test_videos_of_another_type_are_scored_again(nights, log):

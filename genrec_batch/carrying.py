@@ -134,7 +134,12 @@ class Previous:
             return Previous._open(path)
         except InputError:
             raise
-        except (ValueError, KeyError, pl.exceptions.PolarsError, *parquet.UNREADABLE) as error:  # where no page is
+        except (
+            ValueError,
+            KeyError,
+            pl.exceptions.PolarsError,
+            *parquet.UNREADABLE,
+        ) as error:  # in what no checksum covers
             raise _damaged(path, f"it is damaged ({error})") from error
 
     @staticmethod

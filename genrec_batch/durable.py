@@ -6,6 +6,7 @@ Owns: syncing, small JSON files, and what a disk's refusal means. Must not know:
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ def read_json(path: Path) -> Any:
     """Return a JSON file's value, None where it is missing or not whole."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
@@ -39,6 +40,15 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits, a piece of it in memory at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -6,10 +6,10 @@ know: how an output is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch import parquet
-from genrec_batch.durable import full_disk, read_json
+from genrec_batch.durable import full_disk, read_json, sha256
 from genrec_batch.errors import ConfigError
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
@@ -39,6 +39,18 @@ def finished_id(path: Path) -> str | None:
         ConfigError: what is there cannot be read.
     """
     return _finished_id(path) if path.exists() else None
+
+
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a directory of parts, None where there is none or it is not one."""
+    found = read_json(path / MANIFEST)
+    if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
+        return None
+    entries = found.get("files")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return None
+    named = all(isinstance(entry.get(name), str) for entry in entries for name in ("file", "sha256"))
+    return found if named else None
 
 
 def check(path: Path, if_exists: str | None) -> None:
@@ -72,6 +84,8 @@ def check(path: Path, if_exists: str | None) -> None:
     if if_exists == "overwrite" and not ours(path):
         raise ConfigError(f"OUTPUT {path} was not written by genrec-batch, so it is not replaced; remove it yourself")
     if if_exists == "error" or (if_exists is None and not staging(path).exists() and not (path / RUN_FILE).exists()):
+        if not ours(path):
+            raise ConfigError(f"OUTPUT {path} exists and was not written by genrec-batch; remove it, or name another")
         raise ConfigError(
             f"OUTPUT {path} exists; --if-exists resume accepts it where the same run finished it, "
             "--if-exists overwrite replaces it once the new one is whole, or name another"
@@ -87,11 +101,22 @@ def ours(path: Path) -> bool:
     """Return whether everything there was written by a run: a file with its metadata, a folder with its manifest."""
     if path.is_file():
         return _finished_id(path) is not None
-    manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        return False
-    known = {entry["file"] for entry in manifest["files"]} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
-    return {file.name for file in path.iterdir()} <= known
+    manifest = manifest_of(path)
+    return manifest is not None and not strangers(path, manifest["files"])
+
+
+def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names in a directory of parts that neither its manifest nor a run knows."""
+    known = {entry["file"] for entry in entries} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
+    return sorted({file.name for file in path.iterdir()} - known)
+
+
+def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield each file that is missing or not what its manifest says."""
+    for entry in entries:
+        part = path / entry["file"]
+        if not part.is_file() or sha256(part) != entry["sha256"]:
+            yield entry["file"]
 
 
 def old(path: Path) -> Path:
@@ -119,44 +144,37 @@ def check_whole(path: Path) -> None:
         return
     if not ours(path):
         raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")
-    for entry in read_json(path / MANIFEST)["files"]:
-        part = path / entry["file"]
-        if not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != entry["sha256"]:
-            raise ConfigError(
-                f"OUTPUT {path}: {entry['file']} is missing or not what the manifest says; --if-exists overwrite makes "
-                "the output anew"
-            )
+    for name in altered(path, read_json(path / MANIFEST)["files"]):
+        raise ConfigError(
+            f"OUTPUT {path}: {name} is missing or not what the manifest says; --if-exists overwrite makes the output "
+            "anew"
+        )
 
 
 def _finished_id(path: Path) -> str | None:
     try:
         if path.is_file():
             metadata = pq.read_metadata(path).metadata or {}
-            return metadata.get(b"genrec.run_id", b"").decode() or None
-        manifest = read_json(path / MANIFEST) if (path / SUCCESS).exists() else None
+            return metadata.get(b"genrec.run_id", b"").decode(errors="replace") or None
+        manifest = manifest_of(path) if (path / SUCCESS).exists() else None
         return manifest["metadata"]["genrec.run_id"] if manifest else None
-    except (pa.ArrowInvalid, KeyError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, KeyError):
         return None
     except OSError as error:
         raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
 
 
-def metadata_of(path: Path) -> dict[str, str] | None:
-    """Return what a finished output's files say of the run that wrote it, None where it is none."""
+def files_of(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the files with the rows of a finished output, in their order, and its metadata."""
     if path.is_file():
-        in_file = {k.decode(): v.decode() for k, v in (pq.read_metadata(path).metadata or {}).items()}
-        return in_file if "genrec.run_id" in in_file else None
-    manifest = read_json(path / MANIFEST) if (path / SUCCESS).exists() else None
-    found = manifest.get("metadata") if isinstance(manifest, dict) else None
-    return found if isinstance(found, dict) else None
+        stored = pq.read_metadata(path).metadata or {}
+        return [path], {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored.items()}
+    manifest = read_json(path / MANIFEST)
+    return [path / entry["file"] for entry in manifest["files"]], manifest["metadata"]
 
 
 def finished_facts(path: Path) -> dict[str, Any]:
     """Return files, rows, bytes and counts of a finished output."""
-    files = [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
-    if path.is_file():
-        metadata = {key.decode(): value.decode() for key, value in (pq.read_metadata(path).metadata or {}).items()}
-    else:
-        metadata = read_json(path / MANIFEST)["metadata"]
+    files, metadata = files_of(path)
     counts = json.loads(metadata.get(COUNTS, "{}"))
     return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}

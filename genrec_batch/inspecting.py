@@ -7,10 +7,10 @@ the catalog: everything over rows is a streaming scan, quantiles come from a his
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch import console
+from genrec_batch import console, existing, parquet
 from genrec_batch.arrays import HEADS
 from genrec_batch.catalog import Catalog
-from genrec_batch.durable import read_json
 from genrec_batch.errors import GateError, InputError, nearest
-from genrec_batch.existing import FINGERPRINTS, MANIFEST, SUCCESS
+from genrec_batch.existing import MANIFEST, SUCCESS
 from genrec_batch.storage import reading
 
 LOOKS = 5  # over all rows: counts, videos, two for the scores, and the checks
 BINS = 4096  # of the histogram behind the quantiles, over all scores' range
 QUANTILES = (0.05, 0.5, 0.95)
 LISTED = ("rank", "video_id", "score", *HEADS)  # columns that are lists in the nested form
+NOTHING = {**dict.fromkeys(("user_id", *LISTED, "history_length"), pl.Float32), "cold_start": pl.Boolean}
 LINEAGE = ("run_id", "version", "model", "catalog", "layout", "engine", "device", "precision")
 
 
@@ -42,6 +42,8 @@ class Finished:
     metadata: Mapping[str, str]  # without the prefix `genrec.`
     manifest: tuple[Mapping[str, Any], ...]  # a part each; empty for a single file
     nested: bool
+    altered: tuple[str, ...] = ()  # files that are missing or not what the manifest says
+    damaged: Mapping[Path, list[bool]] = field(default_factory=dict)  # files to be read in part: the whole row groups
 
     @property
     def stored(self) -> int:
@@ -50,9 +52,29 @@ class Finished:
 
     def rows(self) -> pl.LazyFrame:
         """Return user_id, rank, video_id, score, heads, history_length, cold_start; a row per recommendation."""
-        frame = pl.scan_parquet([str(file) for file in self.files], glob=False)
-        frame = frame.select("user_id", *LISTED, "history_length", "cold_start")
+        whole = [str(file) for file in self.files if file not in self.damaged]
+        frames = [pl.scan_parquet(whole, glob=False)] if whole else []
+        for file, start, rows in self.groups():  # damaged ones are left out
+            if file in self.damaged:
+                frames.append(pl.scan_parquet(str(file), glob=False).slice(start, rows))
+        if not frames:
+            return pl.LazyFrame(schema=NOTHING)  # no row, so no list either
+        columns = ("user_id", *LISTED, "history_length", "cold_start")
+        frame = pl.concat([frame.select(columns) for frame in frames])
         return frame.explode(LISTED).filter(pl.col("rank").is_not_null()) if self.nested else frame
+
+    def groups(self) -> Iterator[tuple[Path, int, int]]:
+        """Yield the file, the first row and the rows of each row group that can be read."""
+        for file in self.files:
+            whole = self.damaged.get(file)
+            if whole is not None and not any(whole):
+                continue
+            about, start = pq.read_metadata(file), 0
+            for group in range(about.num_row_groups):
+                rows = about.row_group(group).num_rows
+                if whole is None or whole[group]:
+                    yield file, start, rows
+                start += rows
 
 
 def inspect(place: str, *, model: str | None = None, top: int = 10) -> dict[str, Any]:
@@ -64,7 +86,7 @@ def inspect(place: str, *, model: str | None = None, top: int = 10) -> dict[str,
         top: most recommended videos to name.
 
     Raises:
-        InputError: nothing there, not an output of `score`, unfinished, or a file that cannot be read.
+        InputError: nothing there, not an output of `score`, unfinished, or one file without a sound end.
     """
     found = _open(Path(place))
     where = f"OUT {place}"
@@ -109,33 +131,59 @@ def _open(path: Path) -> Finished:
             raise InputError(f"OUT {path}: unfinished; its parts are in {unfinished}; run the same `score` to go on")
         raise InputError(f"OUT {path}: no such file or directory.{nearest(path.name, beside)}")
     if path.is_dir():
-        manifest = read_json(path / MANIFEST)
-        if not isinstance(manifest, dict) or "files" not in manifest or not (path / SUCCESS).exists():
+        manifest = existing.manifest_of(path)
+        if manifest is None or not (path / SUCCESS).exists():
             raise InputError(
                 f"OUT {path}: not a finished output of `genrec-batch score`: no {MANIFEST} with {SUCCESS} beside it"
             )
         stored, entries = manifest["metadata"], tuple(manifest["files"])
         files = tuple(path / entry["file"] for entry in entries if (path / entry["file"]).is_file())
     else:
-        stored, entries, files = _file_metadata(path), (), (path,)
+        try:
+            stored, entries, files = existing.files_of(path)[1], (), (path,)
+        except parquet.UNREADABLE as error:
+            raise InputError(f"OUT {path}: not a whole Parquet file ({error})") from error
     metadata = {key.removeprefix("genrec."): value for key, value in stored.items() if key.startswith("genrec.")}
-    if "run_id" not in metadata or not files:
+    if "run_id" not in metadata:
         raise InputError(f"OUT {path}: not written by genrec-batch: its metadata names no run (genrec.run_id)")
-    schema = reading(lambda: pq.read_schema(files[0]), f"OUT {files[0]}")
-    if "score" not in schema.names:
-        raise InputError(
-            f"OUT {path}: no column 'score', so not an output of `score`; it has {', '.join(schema.names[:8])}"
-        )
-    nested = pa.types.is_list(schema.field("score").type) or pa.types.is_large_list(schema.field("score").type)
-    return Finished(path=path, files=files, metadata=metadata, manifest=entries, nested=nested)
-
-
-def _file_metadata(path: Path) -> dict[str, str]:
     try:
-        stored = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"OUT {path}: not a whole Parquet file ({error})") from error
-    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored.items()}
+        said = {name: json.loads(metadata.get(name, "{}")) for name in ("config", "input", "rows", "users")}
+    except ValueError as error:
+        raise InputError(f"OUT {path}: its metadata is damaged ({error}); `score` makes the output anew") from error
+    with console.busy("checking the files"):
+        altered = tuple(reading(lambda: list(existing.altered(path, entries)), f"OUT {path}"))
+        schema = _schema([*(f for f in files if f.name not in altered), *(f for f in files if f.name in altered)])
+        if schema is not None and "score" not in schema.names:
+            raise InputError(
+                f"OUT {path}: no column 'score', so not an output of `score`; it has {', '.join(schema.names[:8])}"
+            )
+        suspects = [file for file in files if not entries or file.name in altered]
+        damaged = {file: whole for file in suspects if not (whole := _whole(file, schema)) or not all(whole)}
+    nested = said["config"].get("layout") == "nested"
+    if schema is not None:
+        nested = pa.types.is_list(schema.field("score").type) or pa.types.is_large_list(schema.field("score").type)
+    found = Finished(path=path, files=files, metadata=metadata, manifest=entries, nested=nested, altered=altered)
+    return replace(found, damaged=damaged)
+
+
+def _schema(files: list[Path]) -> pa.Schema | None:
+    """Return the columns of the first file that can be opened."""
+    for file in files:
+        with suppress(*parquet.UNREADABLE):
+            return pq.read_schema(file)
+    return None
+
+
+def _whole(file: Path, schema: pa.Schema | None) -> list[bool]:
+    """Return of each row group whether it can be read; nothing for a file that has other columns or no sound end."""
+    whole = parquet.whole_groups(file)
+    if not whole or schema is None or not pq.read_schema(file).equals(schema):
+        return []
+    try:
+        pl.scan_parquet(str(file), glob=False).select(pl.all().null_count()).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        return [] if all(whole) else whole  # what one reader takes and the other does not
+    return whole
 
 
 def _counts(rows: pl.LazyFrame, users: int) -> dict[str, Any]:
@@ -227,31 +275,28 @@ def _checks(found: Finished, advance: console.Advance) -> list[dict[str, Any]]:
         checks.append({"check": check, "ok": ok, "found": told})
 
     if found.manifest:
-        bad = [e["file"] for e in found.manifest if _sha256(found.path / e["file"]) != e["sha256"]]
+        unread = {file.name for file in found.damaged}
+        bad = [
+            f"{name} (damaged: what cannot be read is left out)" if name in unread else name for name in found.altered
+        ]
         add(
             "every part is what the manifest says (sha256)",
             ok=not bad,
             told=", ".join(bad) or f"{len(found.files)} parts",
         )
-        known = {e["file"] for e in found.manifest} | {MANIFEST, SUCCESS, FINGERPRINTS}
-        extra = sorted(p.name for p in found.path.iterdir() if p.name not in known)
+        extra = existing.strangers(found.path, found.manifest)
         add("no file that the manifest does not name", ok=not extra, told=", ".join(extra[:5]) or "none")
-    rows = sum(pq.read_metadata(file).num_rows for file in found.files)
+    else:
+        lost = [group for whole in found.damaged.values() for group, fine in enumerate(whole) if not fine]
+        told = f"row groups {', '.join(map(str, lost))} are damaged and left out" if lost else "all row groups"
+        add("every page is what its checksum says", ok=not lost, told=told)
+    rows = sum(rows for _, _, rows in found.groups())
     said = int(found.metadata.get("rows", -1))
     add("as many rows as the metadata says", ok=rows == said, told=f"{rows:,} of {said:,}")
     faults = _order(found, advance)
     for check, count in faults.items():
         add(check, ok=not count, told=f"{count:,} rows do not" if count else "all rows")
     return checks
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    if file.is_file():
-        with file.open("rb") as opened:
-            while chunk := opened.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _order(found: Finished, advance: console.Advance) -> dict[str, int]:
@@ -289,8 +334,13 @@ def _row_groups(found: Finished) -> Iterator[tuple[int, pl.DataFrame]]:
     """Yield each row group: its rows as stored, and a row per recommendation."""
     names = ["user_id", "rank", "video_id", "score"]
     for file in found.files:
+        if not any(found.damaged.get(file, [True])):
+            continue
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            whole = found.damaged.get(file, [True] * opened.num_row_groups)
             for group in range(opened.num_row_groups):
+                if not whole[group]:
+                    continue
                 frame = pl.DataFrame(pl.from_arrow(opened.read_row_group(group, columns=names)))
                 stored = len(frame)
                 if found.nested:

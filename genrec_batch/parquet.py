@@ -6,7 +6,6 @@ files belong together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.durable import sync
+from genrec_batch.durable import sha256, sync
 
 COMPRESSED: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)  # what damage comes out as
 QUICK: dict[str, Any] = {
     "compression": "lz4",
     "write_page_checksum": True,
@@ -44,9 +44,26 @@ def is_whole(part: Path) -> bool:
         with pq.ParquetFile(part, page_checksum_verification=True) as opened:
             for group in range(opened.num_row_groups):
                 opened.read_row_group(group)
-    except (pa.ArrowInvalid, OSError):
+    except UNREADABLE:
         return False
     return True
+
+
+def whole_groups(part: Path) -> list[bool]:
+    """Return of each row group whether every page is what its checksum says; nothing if the file has no sound end."""
+    whole = []
+    try:
+        with pq.ParquetFile(part, page_checksum_verification=True) as opened:
+            for group in range(opened.num_row_groups):
+                try:
+                    opened.read_row_group(group)
+                except UNREADABLE:
+                    whole.append(False)
+                else:
+                    whole.append(True)
+    except UNREADABLE:
+        return []
+    return whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +81,7 @@ def said(part: Path, key: str, *, hashed: bool) -> Said:
     """Return what there is to say of a part; its counts stand in its metadata under `key`, a JSON object of numbers."""
     metadata = pq.read_metadata(part)
     counts = (pq.read_schema(part).metadata or {}).get(key.encode(), b"{}")
-    digest = hashlib.sha256(part.read_bytes()).hexdigest() if hashed else ""
+    digest = sha256(part) if hashed else ""
     return Said(file=part, rows=metadata.num_rows, bytes=part.stat().st_size, sha256=digest, counts=json.loads(counts))
 
 

@@ -75,6 +75,11 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     """
     stages = stages or Stages()
     with ExitStack() as stack:
+        previous = None
+        if target is not None and config.previous is not None:
+            existing.check(Path(target), config.if_exists)
+            with stages.time("previous"), console.busy(f"checking {config.previous}"):
+                previous = Previous.open(config.previous)
         ahead = Opening(config)
         job = open_job(config, source, target, stages, stack, candidates=config.candidates, ahead=ahead)
         scoring = Scoring.of(config, job, stages, ahead=ahead)
@@ -85,7 +90,11 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
             facts = lineage.summary("score", job, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
         shared = carrying.scope(identity)
-        previous = _previous(config, shared, job)
+        if previous is not None:
+            previous = previous.compared(shared, job.users.ids.dtype, job.video_type)
+            if previous.why_not:
+                said = f"--previous {config.previous}: everybody is scored again, since it differs in"
+                LOG.warning("%s %s", said, previous.why_not)
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
             for scored in scoring.rank(shards(scoring, skip, previous), advance):
@@ -197,7 +206,6 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
                 kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
                 if kept.any():
                     rows = np.flatnonzero(~kept)
-                    part = part.take(rows)
             size, stop = scoring.batch_users, start + len(histories)
             return Shard.of(
                 part, number, start, stop,
@@ -215,11 +223,14 @@ def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Fin
     shard, ids = scored.shard, scoring.job.users.ids
     table, counts = scoring.table(scored)
     all_ids = ids.slice(shard.start, shard.stop - shard.start)
+    if previous is not None:
+        counts |= {"carried_users": 0 if shard.rows is None else len(all_ids) - len(shard.rows)}
     if shard.rows is not None:
         assert previous is not None
         carried = np.setdiff1d(np.arange(len(all_ids)), shard.rows)
-        table = carrying.merged(table, previous.rows_of(all_ids.gather(carried)))
-        counts |= {"carried_users": len(carried)}
+        rows, items_N = previous.rows_of(all_ids.gather(carried))
+        table = carrying.merged(table, rows)
+        counts["short_users"] += int((items_N < shard.wanted_N[carried]).sum())
     return Finished(
         number=shard.number,
         users=len(all_ids),
@@ -227,15 +238,6 @@ def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Fin
         counts=counts,
         fingerprints=carrying.as_table(all_ids, shard.prints),
     )
-
-
-def _previous(config: ScoreConfig, shared: dict[str, Any], job: Job) -> Previous | None:
-    if config.previous is None:
-        return None
-    found = Previous.open(config.previous, shared, job.users.ids.dtype)
-    if found.why_not:
-        LOG.warning("--previous %s: everybody is scored again, since it differs in %s", config.previous, found.why_not)
-    return found
 
 
 def _not_an_input(target: str | None, job: Job) -> None:

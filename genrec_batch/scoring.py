@@ -43,7 +43,7 @@ from genrec_batch.verifying import measured
 class Shard:
     """Users `start`..`stop` of a job: one part of the output, ready for the engine.
 
-    `rows` are those of them to score, None for all; S is their number. `prints` are everybody's fingerprints.
+    `rows` are those of them to score, None for all; S is their number. What has no S is of all N of them.
     """
 
     number: int
@@ -54,8 +54,9 @@ class Shard:
     batches: deque[tuple[I64, Batch]]  # places among the S users, and what the engine reads of them
     lengths_S: I64
     cold_S: U8
-    wanted_S: I64  # items that each could get at most
     feature_scores_S3: F32
+    wanted_N: I64  # items that each could get at most
+    cold_users: int
     unknown_events: int
     seen_candidates: int  # given ones that are left out
 
@@ -75,18 +76,20 @@ class Shard:
         room: int,
         top_k: int,
     ) -> Shard:
-        """Cut a part into batches as `Part.spans` does; nothing of the part is held beside them."""
+        """Cut `rows` of a part into batches as `Part.spans` does; nothing of the part is held beside them."""
+        mine = part if rows is None else part.take(rows)
         return Shard(
             number=number,
             start=start,
             stop=stop,
             rows=rows,
             prints=prints,
-            batches=deque((rows_B, part.batch(rows_B)) for rows_B in part.spans(size, room=room)),
-            lengths_S=part.histories.lengths_N,
-            cold_S=part.histories.cold_start_N(),
-            wanted_S=part.wanted_N(top_k),
-            feature_scores_S3=features.feature_scores(part.dense_NF),
+            batches=deque((rows_B, mine.batch(rows_B)) for rows_B in mine.spans(size, room=room)),
+            lengths_S=mine.histories.lengths_N,
+            cold_S=mine.histories.cold_start_N(),
+            feature_scores_S3=features.feature_scores(mine.dense_NF),
+            wanted_N=part.wanted_N(top_k),
+            cold_users=int(part.histories.cold_start_N().sum()),
             unknown_events=int((part.histories.tokens_E < FIRST_ITEM).sum()),
             seen_candidates=part.seen_candidates(),
         )
@@ -268,14 +271,15 @@ class Scoring:
         self.scored_users += len(rows_B)
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:
-        """Return the rows of a shard in id order, and its counts."""
+        """Return the rows of a shard's scored users in id order, and the counts: `short_users` of them, else of all."""
         job, shard = self.job, scored.shard
         ids = job.users.ids.slice(shard.start, shard.stop - shard.start)
         with self.stages.time("rows", rows=len(shard)):
             ranking, weights = Ranking.empty(len(shard), self.config.top_k), self.config.blend()
             for rows_B, ranked in scored.answers:
                 ranking.put(rows_B, ranked, blend(ranked, weights))
-            short = int(((ranking.tokens_NK > 0).sum(axis=1) < shard.wanted_S).sum())
+            wanted_S = shard.wanted_N if shard.rows is None else shard.wanted_N[shard.rows]
+            short = int(((ranking.tokens_NK > 0).sum(axis=1) < wanted_S).sum())
             rows = recommendations.table(
                 ids if shard.rows is None else ids.gather(shard.rows),
                 ranking,
@@ -287,7 +291,7 @@ class Scoring:
                 nested=self.config.layout == "nested",
             )
         return rows, {
-            "cold_start_users": int(shard.cold_S.sum()),
+            "cold_start_users": shard.cold_users,
             "unknown_events": shard.unknown_events,
             "short_users": short,
             **({"seen_candidates": shard.seen_candidates} if job.candidates is not None else {}),

@@ -45,6 +45,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         "users": facts.get("users"),
         "  without events": facts.get("users_without_events"),
         "  cold start": facts.get("cold_start_users"),
+        "  carried over": facts.get("carried_users"),
         "given videos seen": facts.get("seen_candidates"),
         "catalog videos": facts.get("catalog_videos"),
         "engine": facts.get("engine_why"),

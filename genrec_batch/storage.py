@@ -307,7 +307,13 @@ def reading(read: Callable[[], T], source: str) -> T:
         return read()
     except (ConnectionError, TimeoutError) as error:
         raise RetryError(f"{source}: connection lost while reading ({error}); run the same command again") from error
-    except (pl.exceptions.PolarsError, OSError, pa.ArrowInvalid) as error:
+    except (
+        pl.exceptions.PolarsError,
+        OSError,
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+        UnicodeDecodeError,
+    ) as error:
         if "://" in source and LOST.search(str(error)):
             raise RetryError(f"{source}: connection lost ({error}); run the same command again") from error
         raise InputError(f"{source}: cannot be read: {error}") from error

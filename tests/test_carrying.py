@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from conftest import START
 
@@ -13,6 +17,7 @@ from genrec_batch import carrying, histories, ordering
 from genrec_batch.arrays import Ragged
 from genrec_batch.batching import Part
 from genrec_batch.catalog import Catalog
+from genrec_batch.errors import InputError
 from genrec_batch.schema import normalize
 
 AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
@@ -105,6 +110,182 @@ def test_what_is_no_output_of_ours_is_refused(run, log_file, model_dir, nights):
     Path("b.parquet.fingerprints").replace("a.parquet.fingerprints")
     done = run("score", log_file, "c.parquet", "--model", model_dir, "--previous", "a.parquet")
     assert done.code == 3, "fingerprints of another output say nothing of this one"
+
+
+PART = "part-00001.parquet"
+
+
+def flip(path, place=0.4):
+    """Change one byte of a file."""
+    whole = bytearray(path.read_bytes())
+    whole[int(len(whole) * place)] ^= 0xFF
+    path.write_bytes(whole)
+
+
+def reword(path, old, new):
+    """Damage the metadata at a file's end, which no checksum covers."""
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def only(path, keep, *, metadata=True):
+    """Write some of a file's rows again, under its own metadata or as another program would."""
+    kept = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
+    changed = keep(pl.DataFrame(pq.read_table(path))).to_arrow(compat_level=pl.CompatLevel.oldest())
+    about = kept if metadata else {b"genrec.run_id": kept[b"genrec.run_id"]}
+    pq.write_table(changed.replace_schema_metadata(about), path)
+
+
+def without(folder, name):
+    """Take a part and its entry away: the manifest's list is that of the files again."""
+    (folder / name).unlink()
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    manifest["files"] = [entry for entry in manifest["files"] if entry["file"] != name]
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda folder: (folder / PART).unlink(), f"{PART} is missing or not what"),
+        (lambda folder: shutil.copy(folder / PART, folder / "part-00099.parquet"), "part-00099.parquet is in it and"),
+        (
+            lambda folder: only(folder / PART, lambda rows: rows.with_columns(score=pl.lit(-1.0, pl.Float32))),
+            f"{PART} is missing or not what",
+        ),
+        (lambda folder: flip(folder / PART), f"{PART} is missing or not what"),
+        (lambda folder: truncate(folder / PART), f"{PART} is missing or not what"),
+        (lambda folder: flip(folder / "_fingerprints"), "_fingerprints is damaged"),
+        (lambda folder: truncate(folder / "_fingerprints"), "_fingerprints is damaged"),
+        (
+            lambda folder: reword(folder / "_fingerprints", b'{"catalog"', b'x"catalog"'),
+            "it is damaged (Expecting value",
+        ),
+        (lambda folder: (folder / "_manifest.json").write_text("{}"), "not a finished output"),
+        (lambda folder: without(folder, PART), "rows where its metadata says"),
+    ],
+)
+def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_scored(
+    nights, run, model_dir, spoil, named
+):
+    nights(1, "a")
+    spoil(Path("a"))
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a")
+    assert done.code == 3, (done.code, done.err)
+    assert "--previous a: " in done.err
+    assert named in done.err
+    assert "leave the option out to score everybody" in done.err
+    assert not Path("b").exists()
+    assert not Path(".b.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda: flip(Path("a.parquet")), "a.parquet is damaged"),
+        (lambda: truncate(Path("a.parquet")), "not a finished output"),
+        (lambda: flip(Path("a.parquet.fingerprints")), "a.parquet.fingerprints is damaged"),
+        (lambda: only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows where its metadata says"),
+        (
+            lambda: only("a.parquet", lambda rows: rows, metadata=False),
+            "a.parquet was written again by another program",
+        ),
+        (
+            lambda: only("a.parquet", lambda rows: pl.concat([rows.slice(0, 10), rows.head(len(rows) - 10)])),
+            "user 100 has rows too many or too few",
+        ),
+        (
+            lambda: only("a.parquet", lambda rows: rows.with_columns(user_id=pl.col("user_id").replace(105, 5))),
+            "rows of users without a fingerprint",
+        ),
+    ],
+)
+def test_a_file_that_is_not_as_its_run_left_it_is_refused(nights, run, model_dir, spoil, named):
+    nights(1, "a.parquet")
+    spoil()
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
+    assert done.code == 3, (done.code, done.err)
+    assert "--previous a.parquet: " in done.err
+    assert named in done.err
+    assert not Path(".b.unfinished").exists()
+
+
+def test_rows_that_go_while_they_are_read_end_the_run(nights, run, model_dir, monkeypatch):
+    nights(1, "a.parquet")
+    compared = carrying.Previous.compared
+
+    def later(previous, *arguments):
+        only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105))
+        return compared(previous, *arguments)
+
+    monkeypatch.setattr(carrying.Previous, "compared", later)
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
+    assert done.code == 3, (done.code, done.err)
+    assert "--previous a.parquet: it " in done.err
+    assert "leave the option out" in done.err
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_rows_that_did_not_come_back_are_noticed(nights, layout):
+    nights(1, "a", "--layout", layout)
+    previous = carrying.Previous.open("a")
+    table, items_N = previous.rows_of(previous.ids[3:9])
+    assert table["user_id"].unique().to_pylist() == previous.ids[3:9].to_list()
+    assert items_N.tolist() == [10] * 6
+    without_one = replace(previous, rows=previous.rows.filter(pl.col("user_id") != 105))
+    with pytest.raises(InputError, match="the rows of user 105 are not all there"):
+        without_one.rows_of(previous.ids[3:9])
+
+
+@pytest.mark.parametrize("name", ["a", "a.parquet"])
+def test_an_output_can_take_the_place_of_the_one_it_carries_from(nights, name):
+    nights(1, name)
+    summary = nights(2, name, "--previous", name, "--if-exists", "overwrite").summary
+    assert (summary["carried_users"], summary["scored_users"], summary["rows"]) == (38, 3, 410)
+
+
+def test_videos_of_another_type_are_scored_again(nights, log):
+    nights(1, "a")
+    log.with_columns(pl.col("video_id").cast(pl.Int32)).write_parquet("night1.parquet")
+    done = nights(1, "b", "--previous", "a")
+    assert done.summary["scored_users"] == 40
+    assert "video_id (Int64, now Int32)" in done.err
+
+
+COUNTED = ("users", "users_without_events", "cold_start_users", "unknown_events", "short_users", "rows")
+
+
+@pytest.mark.parametrize("flags", [[], ["--layout", "nested"], ["--candidates", "given.parquet"]])
+def test_counts_are_those_of_a_full_run(nights, log, flags):
+    """Some users know no video of the catalog, are in the table of users alone, or get fewer videos than asked for."""
+    ids = log["user_id"].unique().sort()
+    pl.DataFrame({"user_id": [*ids, 7, 8], "age": range(len(ids) + 2)}).write_parquet("users.parquet")
+    given = pl.DataFrame({"user_id": ids, "video_id": [[1000, 1001, 1002, 1003]] * len(ids)})
+    given.write_parquet("given.parquet")
+    strange = log.head(30).with_columns(
+        video_id=pl.int_range(30, dtype=pl.Int64), user_id=pl.int_range(300, 330, dtype=pl.Int64) // 3
+    )
+    old = pl.concat([log.filter(pl.col("user_id") > 104), strange])
+    changed = log.head(1).with_columns(user_id=pl.lit(120, pl.Int64), timestamp=pl.lit(START) + pl.duration(days=40))
+    old.write_parquet("night1.parquet")
+    pl.concat([old, changed]).write_parquet("night2.parquet")
+    flags = [*flags, "--users", "users.parquet", "--top-k", "110"]
+    nights(1, "a", *flags)
+    done = nights(2, "b", "--previous", "a", *flags)
+    full = nights(2, "full", *flags).summary
+    names = [*COUNTED, *(["seen_candidates"] if "--candidates" in flags else [])]
+    assert full["short_users"] > 1
+    assert "--candidates" in flags or full["cold_start_users"] > 1
+    assert {name: done.summary[name] for name in names} == {name: full[name] for name in names}
+    assert done.summary["scored_users"] == 1
+    counts = json.loads(json.loads(Path("b/_manifest.json").read_text())["metadata"]["genrec.counts"])
+    assert counts == {**{name: full[name] for name in names if name in counts}, "carried_users": full["users"] - 1}
+    assert any(line.split() == ["carried", "over", str(full["users"] - 1)] for line in done.err.splitlines())
 
 
 def part_of(log):

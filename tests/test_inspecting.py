@@ -108,6 +108,77 @@ def test_a_changed_part_and_a_strange_file_are_found(outputs):
     }  # fmt: skip
 
 
+def flip(path, place):
+    whole = bytearray(path.read_bytes())
+    whole[place] ^= 0xFF
+    path.write_bytes(whole)
+
+
+def values_of(path, name, group=0):
+    """Return a place in the last page of a column."""
+    about = pq.read_metadata(path).row_group(group)
+    columns = [about.column(i) for i in range(about.num_columns)]
+    column = next(c for c in columns if c.path_in_schema.startswith(name))
+    return (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 3
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+SHA = "every part is what the manifest says (sha256)"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda part: flip(part, 30),  # in a page's header
+        lambda part: flip(part, values_of(part, "score")),
+        lambda part: flip(part, part.stat().st_size - 6),  # in the length of the file's end
+        truncate,
+        lambda part: part.write_bytes(b""),
+        lambda part: pl.DataFrame({"a": [1]}).write_parquet(part),
+    ],
+)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_damaged_part_is_named_and_the_others_are_shown(outputs, run, spoil, number):
+    part = outputs / "parts" / f"part-{number:05d}.parquet"
+    rows = pl.read_parquet(part)
+    spoil(part)
+    done = run("inspect", outputs / "parts")
+    assert done.code == 6, done.err
+    assert f"{SHA}: {part.name} (damaged: what cannot be read is left out)" in done.err
+    assert "Score by rank" in done.out
+    told = run("inspect", outputs / "parts", "--json").summary
+    everything = pl.read_parquet(outputs / "one.parquet")
+    assert (told["counts"]["users"], told["counts"]["users_with_rows"]) == (40, 33)
+    assert told["counts"]["rows"] == len(everything) - len(rows)
+    failed = {c["check"]: c["found"] for c in told["checks"] if not c["ok"]}
+    assert set(failed) == {SHA, "as many rows as the metadata says"}
+
+
+def test_an_output_whose_parts_are_all_damaged_is_told_so(outputs, run):
+    for part in (outputs / "parts").glob("part-*.parquet"):
+        truncate(part)
+    done = run("inspect", outputs / "parts")
+    assert done.code == 6, (done.err, done.exception)
+    assert "part-00005.parquet (damaged" in done.err
+    assert "Where it is from" in done.out
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_a_damaged_page_of_one_file_is_told_with_its_row_group(run, log_file, model_dir, tmp_path, layout):
+    out = tmp_path / "groups.parquet"
+    flags = ("--shard-users", 7, "--top-k", 6, "--engine", "onnxruntime", "--layout", layout)
+    assert run("score", log_file, out, "--model", model_dir, *flags).code == 0
+    flip(out, values_of(out, "log_prob", group=2))
+    done = run("inspect", out)
+    assert done.code == 6, done.err
+    assert "every page is what its checksum says: row groups 2 are damaged and left out" in done.err
+    told = run("inspect", out, "--json").summary
+    assert (told["counts"]["users_with_rows"], told["counts"]["rows"]) == (33, 33 * 6)
+
+
 def test_a_missing_part_is_found(outputs):
     part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
     part.unlink()

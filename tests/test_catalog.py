@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import polars as pl
 import pytest
 
 from genrec_batch.catalog import Catalog
-from genrec_batch.errors import ModelError
+from genrec_batch.errors import ModelError, RetryError
 
 
 def events(ids):
@@ -58,3 +61,14 @@ def test_a_catalog_of_strings_does_not_fit_a_log_of_integers():
     catalog = Catalog.from_events(events(["a"]), vocabulary=10)
     with pytest.raises(ModelError, match="String, that of INPUT x is Int64"):
         catalog.check_type(pl.Int64(), "INPUT x")
+
+
+def test_a_full_disk_is_try_again_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, _content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RetryError, match=r"catalog.parquet: the disk is full"):
+        Catalog.from_events(events([5, 9]), vocabulary=10).write(tmp_path / "catalog.parquet")
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -475,3 +476,32 @@ def test_a_model_never_replaces_files_of_yours(run, log_file, tmp_path):
 
 def test_a_moment_beyond_the_calendar_is_a_usage_error(run, log_file, model_dir):
     bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--as-of", "9999-12-31T23:59:59-12:00", says="--as-of")
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out"])
+def test_a_finished_output_of_another_run_says_what_differs(run, log_file, model_dir, output):
+    arguments = ["score", log_file, output, "--model", model_dir, "--engine", "onnxruntime", "--limit", 4]
+    assert run(*arguments).code == 0
+    done = run(*arguments, "--top-k", 3, "--if-exists", "resume")
+    said = " ".join(done.err.split())
+    assert (done.code, "differs in config.top_k (10, now 3)" in said) == (2, True), said
+
+
+def test_what_others_wrote_is_not_offered_to_be_replaced(run, log_file, model_dir, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").touch()
+    done = run("score", log_file, tmp_path / "theirs", "--model", model_dir)
+    said = " ".join(done.err.split())
+    assert (done.code, "was not written by genrec-batch" in said, "overwrite" in said) == (2, True, False), said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_summary_that_no_disk_takes_is_try_again(log_file, model_dir, tmp_path):
+    command = [sys.executable, "-m", "genrec_batch", "score", log_file, tmp_path / "o.parquet", "--model", model_dir]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--limit", "3", "--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = " ".join(done.stderr.split())
+    assert (done.returncode, "stdout" in said, "the disk is full" in said) == (75, True, True), said
+    assert len(pl.read_parquet(tmp_path / "o.parquet")) == 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -148,3 +150,17 @@ def test_a_user_of_the_real_log_is_explained(kuairand):
     ]
     assert told["in_users_table"]
     assert {b["block"] for b in told["features"] if b["non_zero"]} >= {"user profile", "videos", "statistics"}
+
+
+def test_seen_videos_that_the_catalog_has_not_are_counted_apart(run, log, log_file, model_dir, tmp_path):
+    small = tmp_path / "small"
+    shutil.copytree(model_dir, small)
+    known = pl.read_parquet(small / "catalog.parquet").head(30)
+    known.write_parquet(small / "catalog.parquet")
+    seen = set(log.filter(pl.col("user_id") == USER)["video_id"])
+    told = explaining.explain(options(small), str(log_file), str(USER))["seen"]
+    assert set(told["videos"]) == seen & set(known["video_id"])
+    assert told["not_in_catalog"] == len(seen - set(known["video_id"])) > 0
+    done = run("score", log_file, "--model", small, "--explain", USER, "--engine", "onnxruntime", "--top-k", 5)
+    assert "None" not in done.out + done.err
+    assert f"{told['not_in_catalog']} other seen videos are not in the catalog" in done.out + done.err

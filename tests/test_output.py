@@ -108,6 +108,11 @@ def test_if_exists_on_a_finished_output(tmp_path, name):
     assert write(target, if_exists="resume").complete
     with pytest.raises(ConfigError, match="of another run"):
         write(target, {"other": 1}, if_exists="resume")
+    if target.is_dir():
+        (target / "_SUCCESS").unlink()
+        with pytest.raises(ConfigError, match="it has no _SUCCESS"):
+            write(target, if_exists="resume")
+        (target / "_SUCCESS").touch()
     write(target, {"other": 1}, if_exists="overwrite", parts=1)
     assert len(pq.read_table(target)) == 2
 

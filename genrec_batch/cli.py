@@ -86,7 +86,8 @@ def _file_options(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+        hint = "; beside tables [model.init] and the like, `model` goes under [score]" if "Cannot" in str(error) else ""
+        raise ConfigError(f"{path}: not valid TOML ({error}){hint}") from error
     tables = {name: value for name, value in entries.items() if isinstance(value, dict)}
     shared = _underscored({name: value for name, value in entries.items() if not isinstance(value, dict)})
     jobs = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in JOBS.items()}

@@ -98,6 +98,9 @@ def init(
             directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
         )
     said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
+    if items is not None and items.unknown_videos:
+        every = len(items) + items.unknown_videos
+        said += f" (those seen most of the log's {every:,}; a --preset with a larger vocabulary holds more)"
     console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
 
 

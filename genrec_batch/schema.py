@@ -106,7 +106,8 @@ def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> 
     """Add each contract column computed by its SQL expression over the frame's own columns.
 
     Raises:
-        ConfigError: an expression does not parse, or names a column that `source` does not have.
+        ConfigError: an expression does not parse.
+        InputError: it reads a column that `source` does not have.
     """
     parsed = {}
     for column, sql in expressions.items():
@@ -120,7 +121,7 @@ def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> 
     for column, expression in parsed.items():
         missing = [name for name in expression.meta.root_names() if name not in have]
         if missing:
-            raise ConfigError(
+            raise InputError(
                 f"--schema: {column} = {expressions[column]!r} reads {', '.join(map(repr, missing))}, "
                 f"which {source} does not have.{nearest(missing[0], have)}"
             )

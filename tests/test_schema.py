@@ -149,7 +149,7 @@ def test_bad_schema_files_say_what_is_wrong(tmp_path, text, message):
 def test_unknown_schema_name_and_missing_columns_are_config_errors():
     with pytest.raises(ConfigError, match="Did you mean 'kuairand'"):
         schema.column_names("kuairnd")
-    with pytest.raises(ConfigError, match="reads 'uid', which log does not have"):
+    with pytest.raises(InputError, match="reads 'uid', which log does not have"):
         schema.read_contract(log().lazy(), {"user_id": "uid"}, "log")
     with pytest.raises(ConfigError, match="not a Polars SQL expression"):
         schema.read_contract(log().lazy(), {"user_id": "uid +"}, "log")

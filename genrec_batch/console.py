@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -60,6 +60,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({"time": moment, "level": record.levelname.lower(), "message": record.getMessage()})
 
 
+_LATER: list[str] = []
+
+
 def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
     """Send logs to stderr: warnings only when quiet, everything when verbose; as text or JSON lines."""
     handler: logging.Handler
@@ -74,6 +77,13 @@ def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
     LOG.handlers = [handler]
     LOG.propagate = False
     LOG.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    while _LATER:
+        LOG.warning("%s", _LATER.pop(0))
+
+
+def later(warnings: Iterable[str]) -> None:
+    """Log these warnings once logs are set up, and no earlier ones."""
+    _LATER[:] = warnings
 
 
 class Advance(Protocol):

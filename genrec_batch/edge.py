@@ -24,6 +24,7 @@ from rich.markup import escape
 from genrec_batch import console, ending
 from genrec_batch.errors import GenrecError, RetryError
 
+CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
 PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
 PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
 
@@ -76,22 +77,36 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
             values = {field.name: given.pop(field.name) for field, _ in fields}
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
             console.set_up(**{name: values[name] for name in ("quiet", "verbose", "log_format")})
+            context = given.pop(CONTEXT)
             try:
                 chosen = kind(**values)
             except GenrecError as error:
-                fail(error)
+                fail(type(error)(_from(context, [field for field, _ in fields], str(error))))
             if "options" in own.parameters:
                 given["options"] = chosen
             guarded(lambda: command(**given), verbose=chosen.verbose)
 
         kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
         parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]
+        parameters.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in parameters}
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         return called
 
     return wrap
+
+
+def _from(context: typer.Context, fields: Sequence[dataclasses.Field[Any]], fault: str) -> str:
+    """Return a fault of a flag's value with where the value comes from, if that is not the flag."""
+    for field in fields:
+        if fault.startswith((f"{_flag(field)} ", f"{_flag(field)}:")):
+            source = getattr(context.get_parameter_source(field.name), "name", "")
+            if source == "ENVIRONMENT":
+                return f"GENREC_BATCH_{field.name.upper()}: {fault}"
+            if source == "DEFAULT_MAP":
+                return f"option file, {field.name.replace('_', '-')}: {fault}"
+    return fault
 
 
 def fail(error: GenrecError) -> NoReturn:

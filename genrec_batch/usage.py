@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -19,6 +19,7 @@ from genrec_batch.edge import tell
 from genrec_batch.errors import nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has its own since 0.20 and Click's before: same names in both
+PREFIX, OTHERS = "GENREC_BATCH", ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE")  # those are no option's
 CLOSED_PIPE = 128 + 13  # as a shell tells of a process that SIGPIPE ended
 WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # by the start of pydantic's kinds
 NO_TWINS = ("version", "install_completion", "show_completion")  # an exported variable must not replace a run by these
@@ -40,6 +41,7 @@ class Commands(TyperGroup):
         for option in self.params:
             if option.name in NO_TWINS:
                 option.allow_from_autoenv = False  # type: ignore[attr-defined]
+        console.later(_unread(self))
         given = list(sys.argv[1:] if args is None else args)
         extra["windows_expand_args"] = windows_expand_args
         if not standalone_mode:
@@ -58,6 +60,25 @@ class Commands(TyperGroup):
         except (KeyboardInterrupt, typer.Abort):
             sys.exit(130)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unread(group: Any) -> Iterator[str]:
+    """Yield a warning for each variable that looks like ours and that no command reads."""
+    ours = sorted(name for name in os.environ if name.startswith(f"{PREFIX}_"))
+    known = sorted({*OTHERS, *_twins(group, PREFIX)}) if ours else []
+    for name in ours:
+        if name not in known:
+            yield f"{name} is a variable that nothing reads.{nearest(name, known, 1)}"
+
+
+def _twins(command: Any, prefix: str) -> Iterator[str]:
+    """Yield the variables of a command's options, and of those under it."""
+    for option in command.params:
+        own = option.envvar or ()
+        yield from (own,) if isinstance(own, str) else own
+        yield f"{prefix}_{option.name.upper()}"
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _twins(below, f"{prefix}_{name.replace('-', '_').upper()}")
 
 
 def _leave_quietly() -> NoReturn:
@@ -110,7 +131,7 @@ def _place(context: Any, parameter: Any, value: Any) -> str:
         twin = parameter.envvar or f"{context.auto_envvar_prefix}_{parameter.name.upper()}"
         return f"{twin}={value}"
     if source == "DEFAULT_MAP":
-        return f"option file: {parameter.name} = {value!r}"
+        return f"option file: {parameter.name.replace('_', '-')} = {value!r}"
     return f"{parameter.opts[-1] if parameter.param_type_name == 'option' else parameter.name.upper()} {value!r}"
 
 

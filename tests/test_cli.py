@@ -505,3 +505,22 @@ def test_a_summary_that_no_disk_takes_is_try_again(log_file, model_dir, tmp_path
     said = " ".join(done.stderr.split())
     assert (done.returncode, "stdout" in said, "the disk is full" in said) == (75, True, True), said
     assert len(pl.read_parquet(tmp_path / "o.parquet")) == 30
+
+
+def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_dir, tmp_path):
+    arguments = ["score", log_file, "o.parquet", "--model", model_dir]
+    assert "GENREC_BATCH_TOP_K: --top-k 0: at least 1" in run(*arguments, GENREC_BATCH_TOP_K="0").err
+    assert "GENREC_BATCH_PRECISION: --precision 'int3'" in run(*arguments, GENREC_BATCH_PRECISION="int3").err
+    assert run(*arguments, "--top-k", 0).err.startswith("error: --top-k 0: at least 1")
+    (tmp_path / "o.toml").write_text("[score]\ntop-k = 0\n")
+    assert "option file, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+
+
+def test_a_mistyped_variable_is_told(run, log_file, model_dir):
+    arguments = ["score", log_file, "o.parquet", "--model", model_dir, "--limit", 2, "--if-exists", "overwrite"]
+    done = run(*arguments, GENREC_BATCH_TOPK="5")
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split())
+    assert "GENREC_BATCH_TOPK is a variable that nothing reads. Did you mean 'GENREC_BATCH_TOP_K'?" in said
+    others = {"GENREC_BATCH_SAMPLE_USERS": "4", "GENREC_BATCH_MODEL_INIT_PRESET": "tiny", "GENREC_BATCH_CONFIG": None}
+    assert "nothing reads" not in run(*arguments, **others).err

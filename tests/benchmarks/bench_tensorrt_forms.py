@@ -21,8 +21,7 @@ import bench_tensorrt as bench
 from genrec_batch.engines import tensorrt_build as building
 from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines import tensorrt_nodes as nodes
-
-ROWS = 16  # equal query rows for the fused attention kernel, whose tile has as many anyway
+from genrec_batch.engines import tensorrt_slot as slots
 
 
 def as_is():
@@ -89,140 +88,17 @@ def untrimmed():
     loop._last_layer = last_layer
 
 
-def natural():
-    """Caches are [B, S, D] as the product gives them, without heads moved forward."""
+def straight():
+    """Keys are stored as [B, H, S, HD], as attention in prefill makes them: decode turns them at every step."""
 
     def shapes(network, shape):
-        if network.plugin:
-            return stored(network, shape)
-        sizes = [shape.rows, shape.positions, network.config.width]
-        return {f"{name}_{i}": sizes for i in range(network.config.layers) for name in ("keys", "values")}
-
-    def full_layer(network, graph, shape, index, x, where):
-        del where
-        config, sizes = network.config, [shape.rows, shape.positions, network.config.width]
-        qkv = nodes.linear(graph, x, *network.attention_input(index), plugin=False)
-        parts = graph.split(qkv, 3, config.width)
-        for name, part in zip(("keys", "values"), parts[1:], strict=True):
-            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
-        heads = [loop.by_head(network, graph, shape, part) for part in parts]
-        context = nodes.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
-        return loop.after_attention(network, graph, index, x, context)
-
-    def last_layer(network, graph, shape, x, where):
-        config, lengths = network.config, where[0]
-        rows, positions, index = shape.rows, shape.positions, config.layers - 1
-        starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
-        last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
-        weight, bias = network.attention_input(index)
-        width, sizes = config.width, [rows, positions, config.width]
-        query = nodes.linear(graph, last, weight[:width], bias[:width], plugin=False)
-        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:], plugin=False), 2, width)
-        for name, part in zip(("keys", "values"), parts, strict=True):
-            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
-        keys, values = (loop.by_head(network, graph, shape, part) for part in parts)
-        limit = graph.reshape(lengths, rows, 1)
-        mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
-        sizes = [rows, config.heads, positions, config.head_size]
-        part = nodes.over_cache(graph, query, keys, values, mask, sizes)
-        context = graph.reshape(nodes.merged(graph, [part]), rows, width)
-        return loop.after_attention(network, graph, index, last, context)
-
-    def cached(network, graph, shape, fresh, caches, recent, masks):
-        heads = [loop.by_head(network, graph, shape, cache) for cache in caches]
-        return attend(network, graph, shape, fresh, heads, recent, masks)
-
-    stored, attend = loop.cache_shapes, loop._cached_attention
-    loop.cache_shapes, loop._full_layer, loop._last_layer, loop._cached_attention = (
-        shapes,
-        full_layer,
-        last_layer,
-        cached,
-    )
-
-
-def products():
-    """One query over the cache by multiplying and summing, instead of by a matrix product."""
-
-    def over_cache(graph, query, keys, values, mask, sizes):
-        rows, heads, positions, head_size = sizes
-        alone = graph.reshape(query, rows, heads, 1, head_size)
-        scores = graph.add("ReduceSum", graph.add("Mul", alone, keys), graph.ints(3), keepdims=0)
-
-        def weigh(weights):
-            column = graph.reshape(weights, rows, heads, positions, 1)
-            return graph.add("ReduceSum", graph.add("Mul", column, values), graph.ints(2), keepdims=0)
-
-        return nodes.Part(scores=graph.add("Add", scores, mask), weigh=weigh)
-
-    nodes.over_cache = over_cache
-
-
-def last_products():
-    """`products` for the last layer of prefill alone."""
-
-    def last_layer(*given):
-        before = nodes.over_cache
-        products()
-        try:
-            return layer(*given)
-        finally:
-            nodes.over_cache = before
-
-    layer = loop._last_layer
-    loop._last_layer = last_layer
-
-
-def alike(count=ROWS):
-    """Decode: the query as 16 equal rows over all keys side by side, in the form that fused attention takes."""
-
-    def attend(network, graph, shape, fresh, caches, recent, masks):
-        config, rows, steps = network.config, shape.rows, shape.steps
-        query, key, value = graph.split(fresh, 3, config.width)
-        _, keys_read, values_read = graph.split(recent, 3, config.width)
-        every = []
-        for cache, read, new in ((caches[0], keys_read, key), (caches[1], values_read, value)):
-            earlier = graph.transpose(graph.reshape(read, steps, rows, config.heads, config.head_size), 1, 2, 0, 3)
-            itself = graph.reshape(new, rows, config.heads, 1, config.head_size)
-            every.append(graph.add("Concat", cache, earlier, itself, axis=2))
-        keys = shape.positions + steps + 1
-        prefix = graph.reshape(masks[0], rows, 1, 1, shape.positions)
-        before = graph.add("Expand", graph.reshape(masks[1], 1, 1, 1, steps), graph.ints(rows, 1, 1, steps))
-        nothing = graph.constant(np.zeros((rows, 1, 1, 1), np.float32))
-        mask = graph.add("Concat", prefix, before, nothing, axis=3)
-        mask = graph.add("Add", mask, graph.constant(np.zeros((1, 1, count, keys), np.float32)))
-        alone = graph.reshape(query, rows, config.heads, 1, config.head_size)
-        same = graph.add("Concat", *[alone] * count, axis=2)
-        scores = graph.add("Add", graph.add("MatMul", same, graph.transpose(every[0], 0, 1, 3, 2)), mask)
-        mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), every[1])
-        first = graph.add("Slice", mean, graph.ints(0), graph.ints(1), graph.ints(2))
-        return graph.reshape(first, rows, config.width)
-
-    loop._cached_attention = attend
-
-
-def one():
-    """As `alike`, with one query row: the form whose fused kernel gave wrong items, with the softmax of 8.6 kept."""
-    alike(1)
-
-
-def transposed():
-    """Prefill stores keys as [B, H, HD, S], so that decode multiplies by them as they lie."""
-
-    def shapes(network, shape):
-        found = stored(network, shape)
-        if network.plugin:
-            return found
-        config = network.config
-        sizes = [shape.rows, config.heads, config.head_size, shape.positions]
-        return {name: sizes if name.startswith("keys") else old for name, old in found.items()}
+        sizes = [shape.rows, network.config.heads, shape.positions, network.config.head_size]
+        return {name: old if network.plugin else sizes for name, old in stored(network, shape).items()}
 
     def outputs(network, graph, shape, index, parts):
-        turned = graph.add("Transpose", parts[0], perm=[0, 1, 3, 2], name=f"keys_{index}")
-        mine = shapes(network, shape)
-        graph.output(turned, mine[f"keys_{index}"])
-        named = graph.add("Identity", parts[1], name=f"values_{index}")
-        return [parts[0], graph.output(named, mine[f"values_{index}"])]
+        for name, part in zip(("keys", "values"), parts, strict=True):
+            sizes = shapes(network, shape)[f"{name}_{index}"]
+            graph.output(graph.add("Identity", part, name=f"{name}_{index}"), sizes)
 
     def cached(network, graph, shape, fresh, caches, recent, masks):
         keys = graph.transpose(caches[0], 0, 1, 3, 2)
@@ -230,6 +106,15 @@ def transposed():
 
     stored, attend = loop.cache_shapes, loop._cached_attention
     loop.cache_shapes, loop._output_caches, loop._cached_attention = shapes, outputs, cached
+
+
+def last_matmul():
+    """The last layer's one query by matrix products, as in decode, instead of sums of products."""
+
+    def over_positions(graph, query, keys, values, mask, sizes):
+        return nodes.over_cache(graph, query, graph.transpose(keys, 0, 1, 3, 2), values, mask, sizes)
+
+    nodes.over_positions = over_positions
 
 
 def whole():
@@ -247,14 +132,97 @@ def single():
     building.PLAIN_LAYERS = 1
 
 
+def cut():
+    """One layer an engine, which ends after the next layer's product of q, k and v: attention reads what was written.
+
+    Within an engine 8.6 writes keys and values twice, once for attention and once as outputs.
+    """
+    building.PLAIN_LAYERS = 1
+
+    def queries(network, shape):
+        return [shape.rows, network.config.heads, shape.positions, network.config.head_size]
+
+    def tensors(network, shape):
+        more = {f"query_{piece}": queries(network, shape) for piece in range(len(network.pieces()) - 2)}
+        return between(network, shape) | ({} if network.plugin else more)
+
+    def project(network, graph, shape, index, x):
+        weight, bias = network.attention_input(index)
+        width, final = network.config.width, index == network.config.layers - 1
+        first = width if final else 0  # the last layer has one query a row, worked out where it is used
+        product = nodes.linear(graph, x, weight[first:], bias[first:], plugin=False)
+        parts = [loop.by_head(network, graph, shape, part) for part in graph.split(product, 2 if final else 3, width)]
+        loop._output_caches(network, graph, shape, index, parts[-2:])
+        return parts
+
+    def written(network, graph, shape, index):
+        keys, values = loop.cache_inputs(network, graph, shape, index)
+        turned = loop.cache_shapes(network, shape)[keys][-1] == shape.positions
+        return graph.transpose(keys, 0, 1, 3, 2) if turned else keys, values
+
+    def prefill(network, shape, piece=0):
+        if network.plugin:
+            return whole_prefill(network, shape, piece)
+        config, graph, rows = network.config, network.graph(), shape.rows
+        last = config.layers - 1
+        if piece == 0:
+            columns = loop.feature_columns(config, shape)
+            features = graph.cast(graph.input("features", [rows, columns], nodes.FLOAT), graph.element)
+            tokens = graph.input("tokens", [rows, shape.positions - 1], nodes.INT32)
+            x = loop._embed_history(network, graph, shape, features, tokens, [])
+        else:
+            x = graph.input(f"left_{piece - 1}", [shape.places, config.width])
+        if piece == last:
+            lengths = graph.input("lengths", [rows], nodes.INT32)
+            starts = graph.constant((np.arange(rows) * shape.positions).astype(np.int32))
+            newest = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
+            weight, bias = network.attention_input(last)
+            query = nodes.linear(graph, newest, weight[: config.width], bias[: config.width], plugin=False)
+            keys, values = written(network, graph, shape, last)
+            limit = graph.reshape(lengths, rows, 1)
+            mask = nodes.visible(graph, limit, shape.positions, [rows, 1, shape.positions], inclusive=True)
+            part = nodes.over_positions(graph, query, keys, values, mask, queries(network, shape))
+            context = graph.reshape(nodes.merged(graph, [part]), rows, config.width)
+            x = loop.after_attention(network, graph, last, newest, context)
+            graph.output(graph.add("Identity", x, name="hidden"), [rows, config.width])
+            loop._choose_item(network, graph, shape, x, None)
+            return graph.serialize("prefill")
+        if piece == 0:
+            parts = project(network, graph, shape, 0, x)
+        else:
+            query = graph.input(f"query_{piece - 1}", queries(network, shape))
+            parts = [query, *written(network, graph, shape, piece)]
+        context = nodes.causal_attention(graph, parts, queries(network, shape))
+        x = loop.after_attention(network, graph, piece, x, context)
+        following = project(network, graph, shape, piece + 1, x)
+        if piece + 1 < last:
+            graph.output(graph.add("Identity", following[0], name=f"query_{piece}"), queries(network, shape))
+        graph.output(graph.add("Identity", x, name=f"left_{piece}"), [shape.places, config.width])
+        return graph.serialize("prefill")
+
+    between, whole_prefill = slots.between, loop.prefill
+    slots.between, loop.prefill = tensors, prefill
+
+
+def spelled():
+    """Prefill's attention with its softmax spelled out, which is not taken for the fused kernel."""
+
+    def attention(graph, qkv, sizes):
+        (q, k, v), (rows, heads, positions, head_size) = qkv, sizes
+        ahead = np.triu(np.full((1, 1, positions, positions), nodes.BANNED, np.float32), 1)
+        scores = graph.add("Add", graph.add("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), graph.constant(ahead))
+        weights = graph.add("Exp", graph.add("Sub", scores, graph.add("ReduceMax", scores, axes=[3], keepdims=1)))
+        total = graph.add("ReduceSum", weights, graph.ints(3), keepdims=1)
+        mean = graph.add("Div", graph.add("MatMul", weights, v), total)
+        return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * positions, heads * head_size)
+
+    nodes.causal_attention = attention
+
+
 def alone():
     """No caches are written: prefill alone, and decode reads zeros (its items mean nothing)."""
 
-    def outputs(network, graph, shape, index, parts):
-        del network, graph, shape, index
-        return list(parts)
-
-    loop._output_caches = outputs
+    loop._output_caches = lambda *_: None
 
 
 FORMS = {
@@ -265,15 +233,13 @@ FORMS = {
         half,
         direct,
         untrimmed,
-        natural,
-        products,
-        last_products,
-        alike,
-        one,
-        transposed,
+        straight,
+        last_matmul,
         whole,
         triples,
         single,
+        cut,
+        spelled,
         alone,
     )
 }
@@ -281,8 +247,9 @@ FORMS = {
 
 PATCHED = {
     building: ("_configure", "_pin_fp32", "PLAIN_LAYERS"),
-    loop: ("cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
-    nodes: ("over_cache",),
+    loop: ("prefill", "cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
+    nodes: ("over_positions", "causal_attention"),
+    slots: ("between",),
 }
 
 

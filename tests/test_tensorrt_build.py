@@ -47,6 +47,7 @@ def described(built):
 
 
 def expected_prefill(config, kind):
+    by_head = (ROWS, config.heads, POSITIONS, config.head_size)
     found = {
         "features": ((ROWS, config.features), "FLOAT", True),
         "tokens": ((ROWS, POSITIONS - 1), "INT32", True),
@@ -56,17 +57,12 @@ def expected_prefill(config, kind):
         "next_token": ((ROWS,), "INT32", False),
         "next_log_prob": ((ROWS, 1), "FLOAT", False),
     }
-    return found | expected_caches(config, kind, given=False)
-
-
-def expected_caches(config, kind, *, given):
-    keys, values = (ROWS, config.heads, config.head_size, POSITIONS), (ROWS, config.heads, POSITIONS, config.head_size)
-    by_name = {"keys": keys, "values": values}
-    return {f"{n}_{i}": (sizes, kind, given) for n, sizes in by_name.items() for i in range(config.layers)}
+    return found | {f"{n}_{i}": (by_head, kind, False) for n in ("keys", "values") for i in range(config.layers)}
 
 
 def expected_decode(config, kind):
     width, layers = config.width, range(config.layers)
+    by_head = (ROWS, config.heads, POSITIONS, config.head_size)
     found = {
         "token": ((ROWS,), "INT32", True),
         "lengths": ((ROWS,), "INT32", True),
@@ -80,7 +76,7 @@ def expected_decode(config, kind):
     }
     found |= {f"recent_{i}": ((STEPS, ROWS, 3 * width), kind, True) for i in layers}
     found |= {f"fresh_{i}": ((ROWS, 3 * width), kind, False) for i in layers}
-    return found | expected_caches(config, kind, given=True)
+    return found | {f"{n}_{i}": (by_head, kind, True) for n in ("keys", "values") for i in layers}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -27,7 +27,8 @@ def prefill(network: Network, shape: Shape, piece: int = 0) -> bytes:
 
     Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]; with the plugin also starts [B],
     where each row's positions begin, and seen_width [1], the columns of `seen`. Outputs: hidden [B, D], next_token [B],
-    next_log_prob [B, 1], and the caches of `cache_shapes`. Between pieces: left_<piece> [N, D].
+    next_log_prob [B, 1], and the caches: cache_<layer> [N, 3D] with the plugin, else keys_<layer> and values_<layer>
+    [B, H, S, HD]. Between pieces: left_<piece> [N, D].
     """
     config, graph, layers = network.config, network.graph(), network.pieces()[piece]
     rows, positions = shape.rows, shape.positions
@@ -166,12 +167,12 @@ def by_head(network: Network, graph: Graph, shape: Shape, x: str) -> str:
     return graph.transpose(graph.reshape(x, shape.rows, shape.positions, config.heads, config.head_size), 0, 2, 1, 3)
 
 
-def _output_caches(network: Network, graph: Graph, shape: Shape, index: int, parts: Sequence[str]) -> None:
-    """Write a layer's keys, turned, and values, both given as [B, H, S, HD]."""
-    sizes = cache_shapes(network, shape)
-    turned = graph.add("Transpose", parts[0], perm=[0, 1, 3, 2], name=f"keys_{index}")
-    graph.output(turned, sizes[f"keys_{index}"])
-    graph.output(graph.add("Identity", parts[1], name=f"values_{index}"), sizes[f"values_{index}"])
+def _output_caches(network: Network, graph: Graph, shape: Shape, index: int, parts: Sequence[str]) -> list[str]:
+    mine = [entry for entry in cache_shapes(network, shape).items() if entry[0].endswith(f"_{index}")]
+    return [
+        graph.output(graph.add("Identity", part, name=name), sizes)
+        for part, (name, sizes) in zip(parts, mine, strict=True)
+    ]
 
 
 def cache_inputs(network: Network, graph: Graph, shape: Shape, index: int) -> list[str]:
@@ -194,13 +195,14 @@ def _last_layer(network: Network, graph: Graph, shape: Shape, x: str, where: Seq
         width = config.width
         query = linear(graph, last, weight[:width], bias[:width], plugin=False)
         parts = graph.split(linear(graph, x, weight[width:], bias[width:], plugin=False), 2, width)
-        keys, values = (by_head(network, graph, shape, part) for part in parts)
-        _output_caches(network, graph, shape, index, [keys, values])
+        caches = [by_head(network, graph, shape, part) for part in parts]
+        keys, values = _output_caches(network, graph, shape, index, caches)
         limit = graph.reshape(lengths, rows, 1)
         mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
         sizes = [rows, config.heads, positions, config.head_size]
-        part = nodes.over_positions(graph, query, keys, values, mask, sizes)
-        context = graph.reshape(nodes.merged(graph, [part]), rows, width)
+        context = graph.reshape(
+            nodes.merged(graph, [nodes.over_cache(graph, query, keys, values, mask, sizes)]), rows, width
+        )
     return after_attention(network, graph, index, last, context)
 
 

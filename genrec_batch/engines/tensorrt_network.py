@@ -93,13 +93,9 @@ def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
 
 
 def cache_shapes(network: Network, shape: Shape) -> dict[str, list[int]]:
-    """Return the caches that prefill writes: per layer one [N, 3D] with the plugin, else keys and values by head.
-
-    Keys are turned, [B, H, HD, S], as decode multiplies by them; values are [B, H, S, HD].
-    """
+    """Return the caches that prefill writes: per layer one [N, 3D] with the plugin, else two of [B, H, S, HD]."""
     config, layers = network.config, range(network.config.layers)
     if network.plugin:
         return {f"cache_{index}": [shape.places, 3 * config.width] for index in layers}
-    keys = [shape.rows, config.heads, config.head_size, shape.positions]
-    values = [shape.rows, config.heads, shape.positions, config.head_size]
-    return {f"{name}_{index}": sizes for index in layers for name, sizes in (("keys", keys), ("values", values))}
+    by_head = [shape.rows, config.heads, shape.positions, config.head_size]
+    return {f"{name}_{index}": by_head for index in layers for name in ("keys", "values")}

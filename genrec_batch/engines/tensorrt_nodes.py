@@ -201,27 +201,16 @@ class Part:
 
 
 def over_cache(graph: Graph, query: str, keys: str, values: str, mask: str, sizes: Sequence[int]) -> Part:
-    """One query per row, [B, D], over keys [B, H, HD, S] and values [B, H, S, HD]; mask [B, 1, S]."""
+    """One query per row, [B, D], over keys and values [B, H, S, HD]; mask [B, 1, S]."""
     rows, heads, positions, head_size = sizes
-    product = graph.add("MatMul", graph.reshape(query, rows, heads, 1, head_size), keys)
+    alone = graph.reshape(query, rows, heads, 1, head_size)
+    product = graph.add("MatMul", alone, graph.transpose(keys, 0, 1, 3, 2))
 
     def weigh(weights: str) -> str:
         mean = graph.add("MatMul", graph.reshape(weights, rows, heads, 1, positions), values)
         return graph.reshape(mean, rows, heads, head_size)
 
     return Part(scores=graph.add("Add", graph.reshape(product, rows, heads, positions), mask), weigh=weigh)
-
-
-def over_positions(graph: Graph, query: str, keys: str, values: str, mask: str, sizes: Sequence[int]) -> Part:
-    """As `over_cache`, by sums of products over keys and values [B, H, S, HD] that the same engine has just made."""
-    rows, heads, positions, head_size = sizes
-    product = graph.add("Mul", graph.reshape(query, rows, heads, 1, head_size), keys)
-
-    def weigh(weights: str) -> str:
-        column = graph.reshape(weights, rows, heads, positions, 1)
-        return graph.add("ReduceSum", graph.add("Mul", column, values), graph.ints(2), keepdims=0)
-
-    return Part(scores=graph.add("Add", graph.add("ReduceSum", product, graph.ints(3), keepdims=0), mask), weigh=weigh)
 
 
 def over_steps(graph: Graph, query: str, keys: str, values: str, mask: str | None, sizes: Sequence[int]) -> Part:

@@ -85,9 +85,7 @@ def score(network: Network, shape: Shape, count: int) -> bytes:
         fresh = graph.split(product, 3, config.width)
         caches = loop.cache_inputs(network, graph, shape, index)
         if network.plugin:
-            kept = graph.split(caches[0], 3, config.width)[1:]
-            keys, values = (loop.by_head(network, graph, shape, part) for part in kept)
-            caches = [graph.transpose(keys, 0, 1, 3, 2), values]
+            caches = [loop.by_head(network, graph, shape, part) for part in graph.split(caches[0], 3, config.width)[1:]]
         context = _alone_after_history(network, graph, shape, count, fresh, caches, mask)
         x = loop.after_attention(network, graph, index, x, context)
     weight = np.concatenate([network.weights[f"{head}_head.weight"] for head in HEADS])
@@ -107,7 +105,7 @@ def _alone_after_history(
     beside = [rows, count, config.heads, config.head_size]
     query, key, value = (graph.transpose(graph.reshape(part, *beside), 0, 2, 1, 3) for part in fresh)
     keys, values = caches
-    history = graph.add("Add", graph.add("MatMul", query, keys), mask)
+    history = graph.add("Add", graph.add("MatMul", query, graph.transpose(keys, 0, 1, 3, 2)), mask)
     itself = graph.add("ReduceSum", graph.add("Mul", query, key), graph.ints(3), keepdims=1)
     share = graph.add("Softmax", graph.add("Concat", history, itself, axis=3), axis=-1)
     names = (f"{share}_history", f"{share}_self")

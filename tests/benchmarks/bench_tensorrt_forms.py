@@ -23,6 +23,8 @@ from genrec_batch.engines import tensorrt_graphs as loop
 from genrec_batch.engines import tensorrt_nodes as nodes
 from genrec_batch.engines import tensorrt_slot as slots
 
+ROWS = 16  # equal query rows for the fused attention kernel, whose tile has as many anyway
+
 
 def as_is():
     """Change nothing."""
@@ -88,17 +90,140 @@ def untrimmed():
     loop._last_layer = last_layer
 
 
-def straight():
-    """Keys are stored as [B, H, S, HD], as attention in prefill makes them: decode turns them at every step."""
+def natural():
+    """Caches are [B, S, D] as the product gives them, without heads moved forward."""
 
     def shapes(network, shape):
-        sizes = [shape.rows, network.config.heads, shape.positions, network.config.head_size]
-        return {name: old if network.plugin else sizes for name, old in stored(network, shape).items()}
+        if network.plugin:
+            return stored(network, shape)
+        sizes = [shape.rows, shape.positions, network.config.width]
+        return {f"{name}_{i}": sizes for i in range(network.config.layers) for name in ("keys", "values")}
+
+    def full_layer(network, graph, shape, index, x, where):
+        del where
+        config, sizes = network.config, [shape.rows, shape.positions, network.config.width]
+        qkv = nodes.linear(graph, x, *network.attention_input(index), plugin=False)
+        parts = graph.split(qkv, 3, config.width)
+        for name, part in zip(("keys", "values"), parts[1:], strict=True):
+            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
+        heads = [loop.by_head(network, graph, shape, part) for part in parts]
+        context = nodes.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
+        return loop.after_attention(network, graph, index, x, context)
+
+    def last_layer(network, graph, shape, x, where):
+        config, lengths = network.config, where[0]
+        rows, positions, index = shape.rows, shape.positions, config.layers - 1
+        starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
+        last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
+        weight, bias = network.attention_input(index)
+        width, sizes = config.width, [rows, positions, config.width]
+        query = nodes.linear(graph, last, weight[:width], bias[:width], plugin=False)
+        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:], plugin=False), 2, width)
+        for name, part in zip(("keys", "values"), parts, strict=True):
+            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
+        keys, values = (loop.by_head(network, graph, shape, part) for part in parts)
+        limit = graph.reshape(lengths, rows, 1)
+        mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
+        sizes = [rows, config.heads, positions, config.head_size]
+        part = nodes.over_cache(graph, query, keys, values, mask, sizes)
+        context = graph.reshape(nodes.merged(graph, [part]), rows, width)
+        return loop.after_attention(network, graph, index, last, context)
+
+    def cached(network, graph, shape, fresh, caches, recent, masks):
+        heads = [loop.by_head(network, graph, shape, cache) for cache in caches]
+        return attend(network, graph, shape, fresh, heads, recent, masks)
+
+    stored, attend = loop.cache_shapes, loop._cached_attention
+    loop.cache_shapes, loop._full_layer, loop._last_layer, loop._cached_attention = (
+        shapes,
+        full_layer,
+        last_layer,
+        cached,
+    )
+
+
+def products():
+    """One query over the cache by multiplying and summing, instead of by a matrix product."""
+
+    def over_cache(graph, query, keys, values, mask, sizes):
+        rows, heads, positions, head_size = sizes
+        alone = graph.reshape(query, rows, heads, 1, head_size)
+        scores = graph.add("ReduceSum", graph.add("Mul", alone, keys), graph.ints(3), keepdims=0)
+
+        def weigh(weights):
+            column = graph.reshape(weights, rows, heads, positions, 1)
+            return graph.add("ReduceSum", graph.add("Mul", column, values), graph.ints(2), keepdims=0)
+
+        return nodes.Part(scores=graph.add("Add", scores, mask), weigh=weigh)
+
+    nodes.over_cache = over_cache
+
+
+def last_products():
+    """`products` for the last layer of prefill alone."""
+
+    def last_layer(*given):
+        before = nodes.over_cache
+        products()
+        try:
+            return layer(*given)
+        finally:
+            nodes.over_cache = before
+
+    layer = loop._last_layer
+    loop._last_layer = last_layer
+
+
+def alike(count=ROWS):
+    """Decode: the query as 16 equal rows over all keys side by side, in the form that fused attention takes."""
+
+    def attend(network, graph, shape, fresh, caches, recent, masks):
+        config, rows, steps = network.config, shape.rows, shape.steps
+        query, key, value = graph.split(fresh, 3, config.width)
+        _, keys_read, values_read = graph.split(recent, 3, config.width)
+        every = []
+        for cache, read, new in ((caches[0], keys_read, key), (caches[1], values_read, value)):
+            earlier = graph.transpose(graph.reshape(read, steps, rows, config.heads, config.head_size), 1, 2, 0, 3)
+            itself = graph.reshape(new, rows, config.heads, 1, config.head_size)
+            every.append(graph.add("Concat", cache, earlier, itself, axis=2))
+        keys = shape.positions + steps + 1
+        prefix = graph.reshape(masks[0], rows, 1, 1, shape.positions)
+        before = graph.add("Expand", graph.reshape(masks[1], 1, 1, 1, steps), graph.ints(rows, 1, 1, steps))
+        nothing = graph.constant(np.zeros((rows, 1, 1, 1), np.float32))
+        mask = graph.add("Concat", prefix, before, nothing, axis=3)
+        mask = graph.add("Add", mask, graph.constant(np.zeros((1, 1, count, keys), np.float32)))
+        alone = graph.reshape(query, rows, config.heads, 1, config.head_size)
+        same = graph.add("Concat", *[alone] * count, axis=2)
+        scores = graph.add("Add", graph.add("MatMul", same, graph.transpose(every[0], 0, 1, 3, 2)), mask)
+        mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), every[1])
+        first = graph.add("Slice", mean, graph.ints(0), graph.ints(1), graph.ints(2))
+        return graph.reshape(first, rows, config.width)
+
+    loop._cached_attention = attend
+
+
+def one():
+    """As `alike`, with one query row: the form whose fused kernel gave wrong items, with the softmax of 8.6 kept."""
+    alike(1)
+
+
+def transposed():
+    """Prefill stores keys as [B, H, HD, S], so that decode multiplies by them as they lie."""
+
+    def shapes(network, shape):
+        found = stored(network, shape)
+        if network.plugin:
+            return found
+        config = network.config
+        sizes = [shape.rows, config.heads, config.head_size, shape.positions]
+        return {name: sizes if name.startswith("keys") else old for name, old in found.items()}
 
     def outputs(network, graph, shape, index, parts):
-        for name, part in zip(("keys", "values"), parts, strict=True):
-            sizes = shapes(network, shape)[f"{name}_{index}"]
-            graph.output(graph.add("Identity", part, name=f"{name}_{index}"), sizes)
+        turned = graph.add("Transpose", parts[0], perm=[0, 1, 3, 2], name=f"keys_{index}")
+        mine = shapes(network, shape)
+        graph.output(turned, mine[f"keys_{index}"])
+        named = graph.add("Identity", parts[1], name=f"values_{index}")
+        return [parts[0], graph.output(named, mine[f"values_{index}"])]
 
     def cached(network, graph, shape, fresh, caches, recent, masks):
         keys = graph.transpose(caches[0], 0, 1, 3, 2)
@@ -106,15 +231,6 @@ def straight():
 
     stored, attend = loop.cache_shapes, loop._cached_attention
     loop.cache_shapes, loop._output_caches, loop._cached_attention = shapes, outputs, cached
-
-
-def last_matmul():
-    """The last layer's one query by matrix products, as in decode, instead of sums of products."""
-
-    def over_positions(graph, query, keys, values, mask, sizes):
-        return nodes.over_cache(graph, query, graph.transpose(keys, 0, 1, 3, 2), values, mask, sizes)
-
-    nodes.over_positions = over_positions
 
 
 def whole():
@@ -181,7 +297,7 @@ def cut():
             keys, values = written(network, graph, shape, last)
             limit = graph.reshape(lengths, rows, 1)
             mask = nodes.visible(graph, limit, shape.positions, [rows, 1, shape.positions], inclusive=True)
-            part = nodes.over_positions(graph, query, keys, values, mask, queries(network, shape))
+            part = nodes.over_cache(graph, query, keys, values, mask, queries(network, shape))
             context = graph.reshape(nodes.merged(graph, [part]), rows, config.width)
             x = loop.after_attention(network, graph, last, newest, context)
             graph.output(graph.add("Identity", x, name="hidden"), [rows, config.width])
@@ -222,7 +338,11 @@ def spelled():
 def alone():
     """No caches are written: prefill alone, and decode reads zeros (its items mean nothing)."""
 
-    loop._output_caches = lambda *_: None
+    def outputs(network, graph, shape, index, parts):
+        del network, graph, shape, index
+        return list(parts)
+
+    loop._output_caches = outputs
 
 
 FORMS = {
@@ -233,8 +353,12 @@ FORMS = {
         half,
         direct,
         untrimmed,
-        straight,
-        last_matmul,
+        natural,
+        products,
+        last_products,
+        alike,
+        one,
+        transposed,
         whole,
         triples,
         single,
@@ -248,7 +372,7 @@ FORMS = {
 PATCHED = {
     building: ("_configure", "_pin_fp32", "PLAIN_LAYERS"),
     loop: ("prefill", "cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
-    nodes: ("over_positions", "causal_attention"),
+    nodes: ("over_cache", "causal_attention"),
     slots: ("between",),
 }
 

@@ -5,7 +5,6 @@ Owns: syncing, small JSON files, and what a disk's refusal means. Must not know:
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.errors import ConfigError, RetryError, is_full
 
 
 def read_json(path: Path) -> Any:
@@ -57,7 +56,7 @@ def full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise RetryError(
                 f"OUTPUT {path}: the disk is full; free space and run the same command to go on"
             ) from error

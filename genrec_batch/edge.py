@@ -14,7 +14,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -22,7 +23,7 @@ import typer
 from rich.markup import escape
 
 from genrec_batch import console, ending
-from genrec_batch.errors import GenrecError, RetryError
+from genrec_batch.errors import GenrecError, RetryError, is_full, refused
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
 PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
@@ -109,6 +110,19 @@ def _from(context: typer.Context, fields: Sequence[dataclasses.Field[Any]], faul
     return fault
 
 
+@contextmanager
+def done(what: str) -> Iterator[None]:
+    """Tell of work that is done: what fails in the block loses nothing of it, and its message ends with `what`.
+
+    Raises:
+        GenrecError: of the same kind as in the block.
+    """
+    try:
+        yield
+    except GenrecError as error:
+        raise type(error)(f"{error}; {what}") from error
+
+
 def fail(error: GenrecError) -> NoReturn:
     """Print a user's error and leave with its exit code."""
     tell("error:", str(error))
@@ -144,6 +158,8 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         ways = "free some memory, or use a smaller --batch-size, --beam-width, --num-candidates or --memory-limit"
         fail(RetryError(f"out of memory ({error}); {ways}"))
     except Exception as error:  # the edge: a bug of ours, told as one
+        if isinstance(error, OSError) and is_full(error):
+            fail(refused(error, error.filename or "a temporary file", RetryError))
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         told = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."

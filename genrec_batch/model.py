@@ -315,6 +315,6 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
                 (Path(scratch) / name).chmod(0o644)
                 (Path(scratch) / name).replace(directory / name)
     except (OSError, SafetensorError) as error:
-        if "No space left" in str(error):
+        if any(said in str(error) for said in ("No space left", "quota exceeded")):  # safetensors tells no number
             raise RetryError(f"{directory}: the disk is full; free space and run the same command again") from error
         raise ModelError(f"{directory}: cannot write the model ({error})") from error

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from genrec_batch import console
 from genrec_batch.edge import tell
-from genrec_batch.errors import nearest
+from genrec_batch.errors import RetryError, is_full, nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has its own since 0.20 and Click's before: same names in both
 PREFIX, OTHERS = "GENREC_BATCH", ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE")  # those are no option's
@@ -53,6 +53,11 @@ class Commands(TyperGroup):
             _refuse(error, given)
         except BrokenPipeError:
             _leave_quietly()
+        except (RetryError, OSError) as error:  # of stdout, by `--version` and `--help`
+            if isinstance(error, OSError) and not is_full(error):
+                raise
+            tell("error:", str(console.stdout_refused(error) if isinstance(error, OSError) else error))
+            sys.exit(RetryError.exit_code)
         except SystemExit as left:
             if left.code == 1:  # so Typer and Rich end where a pipe is closed
                 _leave_quietly()

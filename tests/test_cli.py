@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -493,18 +492,6 @@ def test_what_others_wrote_is_not_offered_to_be_replaced(run, log_file, model_di
     done = run("score", log_file, tmp_path / "theirs", "--model", model_dir)
     said = " ".join(done.err.split())
     assert (done.code, "was not written by genrec-batch" in said, "overwrite" in said) == (2, True, False), said
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_summary_that_no_disk_takes_is_try_again(log_file, model_dir, tmp_path):
-    command = [sys.executable, "-m", "genrec_batch", "score", log_file, tmp_path / "o.parquet", "--model", model_dir]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*command, "--limit", "3", "--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    said = " ".join(done.stderr.split())
-    assert (done.returncode, "stdout" in said, "the disk is full" in said) == (75, True, True), said
-    assert len(pl.read_parquet(tmp_path / "o.parquet")) == 30
 
 
 def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_dir, tmp_path):

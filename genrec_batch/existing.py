@@ -81,11 +81,12 @@ def check(path: Path, if_exists: str | None) -> None:
         )
     if not present(path):
         return
-    if if_exists == "overwrite" and not ours(path):
-        raise ConfigError(f"OUTPUT {path} was not written by genrec-batch, so it is not replaced; remove it yourself")
+    if if_exists in ("overwrite", "resume") and not ours(path):
+        never = "replaced" if if_exists == "overwrite" else "resumed"
+        raise ConfigError(f"OUTPUT {path} {_foreign(path)}, so it is not {never}; name another OUTPUT")
     if if_exists == "error" or (if_exists is None and not staging(path).exists() and not (path / RUN_FILE).exists()):
         if not ours(path):
-            raise ConfigError(f"OUTPUT {path} exists and was not written by genrec-batch; remove it, or name another")
+            raise ConfigError(f"OUTPUT {path} exists and {_foreign(path)}; name another OUTPUT")
         raise ConfigError(
             f"OUTPUT {path} exists; --if-exists resume accepts it where the same run finished it, "
             "--if-exists overwrite replaces it once the new one is whole, or name another"
@@ -103,6 +104,21 @@ def ours(path: Path) -> bool:
         return _finished_id(path) is not None
     manifest = manifest_of(path)
     return manifest is not None and not strangers(path, manifest["files"])
+
+
+def way_out(path: Path) -> str:
+    """Return what to do about a finished output of another run."""
+    if ours(path):
+        return "--if-exists overwrite replaces it once the new one is whole, or name another"
+    return f"since it {_foreign(path)}, nothing replaces it: name another OUTPUT"
+
+
+def _foreign(path: Path) -> str:
+    """Return why what is there is not `ours`."""
+    manifest = manifest_of(path) if path.is_dir() else None
+    if manifest is None:
+        return "was not written by genrec-batch"
+    return f"holds files that were not written by genrec-batch ({', '.join(strangers(path, manifest['files'])[:3])})"
 
 
 def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -486,12 +486,30 @@ def test_a_finished_output_of_another_run_says_what_differs(run, log_file, model
     assert (done.code, "differs in config.top_k (10, now 3)" in said) == (2, True), said
 
 
-def test_what_others_wrote_is_not_offered_to_be_replaced(run, log_file, model_dir, tmp_path):
+@pytest.mark.parametrize("if_exists", [[], ["--if-exists", "error"], ["--if-exists", "resume"]])
+@pytest.mark.parametrize("begun", [False, True])  # an unfinished run of this output
+def test_what_others_wrote_is_not_offered_to_be_replaced(run, log_file, model_dir, tmp_path, if_exists, begun):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "notes.txt").touch()
-    done = run("score", log_file, tmp_path / "theirs", "--model", model_dir)
+    if begun:
+        (tmp_path / ".theirs.unfinished").mkdir()
+    done = run("score", log_file, tmp_path / "theirs", "--model", model_dir, *if_exists)
     said = " ".join(done.err.split())
-    assert (done.code, "was not written by genrec-batch" in said, "overwrite" in said) == (2, True, False), said
+    assert (done.code, "was not written by genrec-batch" in said) == (2, True), said
+    assert (said.endswith("name another OUTPUT"), "overwrite" in said, "remove" in said) == (True, False, False), said
+    assert [p.name for p in (tmp_path / "theirs").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
+def test_a_file_of_others_beside_the_parts_keeps_an_output_as_it_is(run, log_file, model_dir, tmp_path, if_exists):
+    arguments = ["score", log_file, "out", "--model", model_dir, "--limit", 4]
+    assert run(*arguments).code == 0
+    (tmp_path / "out" / "notes.txt").touch()
+    done = run(*arguments, "--top-k", 3, "--if-exists", if_exists)
+    said = " ".join(done.err.split())
+    assert (done.code, "not written by genrec-batch (notes.txt)" in said, "--if-exists" in said) == (2, True, False), (
+        said
+    )
 
 
 def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_dir, tmp_path):

@@ -19,7 +19,7 @@ import typer
 from genrec_batch import __version__, cli_look, config, console, ending
 from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
-from genrec_batch.edge import done, fail, options
+from genrec_batch.edge import OPTION_FILE, done, fail, located, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
 from genrec_batch.flow import take_short_turns
 from genrec_batch.reports.options import ProfileConfig, RunConfig
@@ -74,10 +74,11 @@ def root(
     path = Path(config_file or CONFIG_FILE)
     if config_file is None and not path.is_file():
         return
+    context.meta[OPTION_FILE] = str(path)
     try:
         context.default_map = _file_options(path)
     except GenrecError as error:
-        fail(error)
+        fail(located(context, error))
 
 
 def _file_options(path: Path) -> dict[str, Any]:

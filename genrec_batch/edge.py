@@ -26,6 +26,7 @@ from genrec_batch import console, ending
 from genrec_batch.errors import GenrecError, RetryError, is_full, refused
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
+OPTION_FILE = "genrec_batch.option_file"  # under which a context's meta holds the file's path
 PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
 PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
 
@@ -82,10 +83,17 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
             try:
                 chosen = kind(**values)
             except GenrecError as error:
-                fail(type(error)(_from(context, [field for field, _ in fields], str(error))))
+                fail(located(context, error))
             if "options" in own.parameters:
                 given["options"] = chosen
-            guarded(lambda: command(**given), verbose=chosen.verbose)
+
+            def work() -> None:
+                try:
+                    command(**given)
+                except GenrecError as error:
+                    raise located(context, error) from error
+
+            guarded(work, verbose=chosen.verbose)
 
         kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
         parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]
@@ -98,16 +106,31 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
     return wrap
 
 
-def _from(context: typer.Context, fields: Sequence[dataclasses.Field[Any]], fault: str) -> str:
-    """Return a fault of a flag's value with where the value comes from, if that is not the flag."""
-    for field in fields:
-        if fault.startswith((f"{_flag(field)} ", f"{_flag(field)}:")):
-            source = getattr(context.get_parameter_source(field.name), "name", "")
-            if source == "ENVIRONMENT":
-                return f"GENREC_BATCH_{field.name.upper()}: {fault}"
-            if source == "DEFAULT_MAP":
-                return f"option file, {field.name.replace('_', '-')}: {fault}"
-    return fault
+def located(context: Any, error: GenrecError) -> GenrecError:
+    """Return an error of an option's value with where the value comes from, if that is not the command line."""
+    said = str(error)
+    for option in context.command.params:
+        if said.startswith(tuple(f"{flag}{end}" for flag in option.opts for end in (" ", ":"))):
+            file = option_file(context, option)
+            where = f"{file}, {option.name.replace('_', '-')}" if file else variable(context, option)
+            return type(error)(f"{where}: {said}") if where else error
+    return error
+
+
+def variable(context: Any, option: Any) -> str:
+    """Return the environment variable that an option's value comes from, "" where it comes from elsewhere."""
+    if getattr(context.get_parameter_source(option.name), "name", "") != "ENVIRONMENT":
+        return ""
+    own = option.envvar or ()
+    names = [*((own,) if isinstance(own, str) else own), f"{context.auto_envvar_prefix}_{option.name.upper()}"]
+    return str(next((name for name in names if os.environ.get(name)), names[0]))
+
+
+def option_file(context: Any, option: Any) -> str:
+    """Return the option file that an option's value comes from, "" where it comes from elsewhere."""
+    if getattr(context.get_parameter_source(option.name), "name", "") != "DEFAULT_MAP":
+        return ""
+    return str(context.meta.get(OPTION_FILE, "option file"))
 
 
 @contextmanager

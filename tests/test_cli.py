@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -518,7 +519,34 @@ def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_d
     assert "GENREC_BATCH_PRECISION: --precision 'int3'" in run(*arguments, GENREC_BATCH_PRECISION="int3").err
     assert run(*arguments, "--top-k", 0).err.startswith("error: --top-k 0: at least 1")
     (tmp_path / "o.toml").write_text("[score]\ntop-k = 0\n")
-    assert "option file, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+    assert f"{tmp_path / 'o.toml'}, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "said"),
+    [
+        ("GENREC_BATCH_MODEL_INIT_PRESET", ("model", "init", "m"), "--preset 'x' is not one of"),
+        ("GENREC_BATCH_MODEL_INFO_PRESET", ("model", "info"), "--preset 'x' is not one of"),
+        ("GENREC_BATCH_MODEL_EXPORT_PRECISION", ("model", "export", "MODEL"), "--precision 'x'"),
+        ("GENREC_BATCH_MODEL_BUILD_PRECISION", ("model", "build", "MODEL"), "--precision 'x' is not one of"),
+        ("GENREC_BATCH_PRECISION", ("model", "build", "MODEL"), "--precision 'x' is not one of"),
+        ("GENREC_BATCH_SAMPLE_IF_EXISTS", ("sample", "s.parquet"), "--if-exists 'x' is not one of"),
+        ("GENREC_BATCH_SCORE_ENGINE", ("score", "a", "b"), "--engine 'x' is not one of"),
+        ("GENREC_BATCH_MODEL", ("score", "events.parquet", "b"), "--model x: no such directory"),
+        ("GENREC_BATCH_CONFIG", ("layout",), "--config x: cannot be read"),
+    ],
+)
+def test_every_refused_value_names_its_variable(run, log_file, model_dir, variable, arguments, said):
+    done = run(*(model_dir if text == "MODEL" else text for text in arguments), **{variable: "x"})
+    assert done.code in (2, 4)
+    assert f"error: {variable}: {said}" in done.err
+    assert log_file.exists()
+
+
+def test_a_refused_value_of_any_table_names_the_option_file(run):
+    Path("genrec-batch.toml").write_text('[model.init]\npreset = "huge"\n')
+    assert "error: genrec-batch.toml, preset: --preset 'huge'" in run("model", "init", "m").err
+    assert run("model", "init", "m", "--preset", "hug").err.startswith("error: --preset 'hug'")
 
 
 def test_a_mistyped_variable_is_told(run, log_file, model_dir):
@@ -529,3 +557,8 @@ def test_a_mistyped_variable_is_told(run, log_file, model_dir):
     assert "GENREC_BATCH_TOPK is a variable that nothing reads. Did you mean 'GENREC_BATCH_TOP_K'?" in said
     others = {"GENREC_BATCH_SAMPLE_USERS": "4", "GENREC_BATCH_MODEL_INIT_PRESET": "tiny", "GENREC_BATCH_CONFIG": None}
     assert "nothing reads" not in run(*arguments, **others).err
+    done = run("layout", GENREC_BATCH_LAYUOT="1")
+    assert (done.code, len(done.out.splitlines()), "GENREC_BATCH_LAYUOT is a variable" in done.err) == (0, 1024, True)
+    Path("o.toml").touch()
+    for command in (["layout"], ["model", "info"], [*arguments, "--quiet"]):
+        assert "nothing reads" not in run(*command, GENREC_BATCH_CONFIG="o.toml").err

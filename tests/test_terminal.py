@@ -101,7 +101,7 @@ def test_a_wrong_value_is_named_where_it_stands(run, tmp_path):
     done = run("score", "a", "b", GENREC_BATCH_TOP_K="many")
     assert "GENREC_BATCH_TOP_K=many: not a whole number" in done.err
     (tmp_path / "genrec-batch.toml").write_text('top-k = "many"\n')
-    assert "option file: top-k = 'many': not a whole number" in run("score", "a", "b").err
+    assert "genrec-batch.toml: top-k = 'many': not a whole number" in run("score", "a", "b").err
 
 
 def test_an_exported_version_is_no_flag(run):

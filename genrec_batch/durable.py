@@ -24,6 +24,18 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def no_folder(folder: Path) -> str:
+    """Return what is wrong with a folder that is not there, and the way out."""
+    for place in folder.parents:
+        if place.is_dir():
+            break
+        if place.exists():
+            return f"{place} is a file, so no folder can be in it; name another place"
+    if folder.exists():
+        return f"{folder} is a file, not a folder; name another place"
+    return f"the folder {folder} does not exist; make it first (mkdir -p {folder})"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file: temporary name, sync, rename."""
     scratch = path.with_name(path.name + ".tmp")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch import parquet
-from genrec_batch.durable import full_disk, read_json, sha256
+from genrec_batch.durable import full_disk, no_folder, read_json, sha256
 from genrec_batch.errors import ConfigError
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
@@ -64,7 +64,7 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     parent = path.parent
     if not parent.is_dir():
-        raise ConfigError(f"OUTPUT {path}: the folder {parent} does not exist; make it first (mkdir -p {parent})")
+        raise ConfigError(f"OUTPUT {path}: {no_folder(parent)}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"OUTPUT {path}: the folder {parent} may not be written by this user")
     with full_disk(path), tempfile.TemporaryFile(dir=parent):  # a file system may say no where its modes say yes

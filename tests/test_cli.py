@@ -257,12 +257,33 @@ def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
     bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "ann", says="so a whole number")
 
 
+@pytest.mark.parametrize(("flag", "column", "width"), [("--users", "profile", 199), ("--videos", "embedding", 3)])
+def test_a_list_of_another_width_names_its_file(run, log_file, model_dir, flag, column, width):
+    key = flag[2:-1] + "_id"
+    pl.DataFrame({key: [101], column: [[0.5] * width]}).write_parquet("side.parquet")
+    says = [
+        f"{flag} side.parquet: its lists do not fit",
+        f"column '{column}' has {width} floats in row 0, expected 200",
+    ]
+    bad(run, 3, log_file, "recs.parquet", "--model", model_dir, flag, "side.parquet", says=says)
+
+
 def test_bad_options(run, log_file, model_dir):
     for flags, says in [
         (["--engine", "tensorflow"], "--engine 'tensorflow' is not one of"),
         (["--precision", "fp23"], "Did you mean 'fp32'"),
         (["--weights", "fun=1"], "--weights: 'fun' is not one of"),
-        (["--max-events", "600"], "--max-events 600 with --top-k 10 needs 611 positions"),
+        (
+            ["--max-events", "600"],
+            "--max-events 600 with --top-k 10 needs 611 positions, the model has 512: at most --max-events 501",
+        ),
+        (["--top-k", "5000"], "the model has 512: at most --top-k 461"),
+        (["--max-events", "505"], "the model has 512: at most --max-events 501 or --top-k 6"),
+        (
+            ["--max-events", "600", "--decode", "candidates"],
+            "--max-events 600 needs 602 positions, the model has 512: at most --max-events 510",
+        ),
+        (["--max-events", "600", "--top-k", "600"], "the model has 512: at most 511 of both together"),
     ]:
         bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *flags, says=says)
     assert run("model", "init", "m", "--preset", "tinny").code == 2
@@ -275,6 +296,16 @@ def test_bad_options(run, log_file, model_dir):
 def test_bad_models(run, log_file, log, model_dir, tmp_path):
     bad(run, 4, log_file, "recs.parquet", "--model", "nowhere", says="--model nowhere: no such directory")
     assert "error: DIR nowhere: no such directory" in run("model", "info", "nowhere").err
+    weights = model_dir / "model.safetensors"
+    bad(run, 4, log_file, "recs.parquet", "--model", weights, says=f"name the directory that it is in: {model_dir}")
+    (tmp_path / "w.safetensors").write_bytes(weights.read_bytes())
+    says = ["--model w.safetensors is a file, and a model is a directory", "`genrec-batch model import w.safetensors"]
+    bad(run, 4, log_file, "recs.parquet", "--model", "w.safetensors", says=says)
+    says = ["--model events.parquet is a file, and a model is a directory", "`genrec-batch model init DIR`"]
+    bad(run, 4, log_file, "recs.parquet", "--model", "events.parquet", says=says)
+    for place in ("w.safetensors", "w.safetensors/m"):
+        done = run("model", "init", place, "--preset", "tiny")
+        assert (done.code, f"{place}: w.safetensors is a file, and a model is a directory" in done.err) == (4, True)
 
     def copy(name):
         subprocess.run(["cp", "-r", str(model_dir), name], check=True)
@@ -298,7 +329,14 @@ def test_bad_models(run, log_file, log, model_dir, tmp_path):
 def test_bad_outputs(run, log_file, model_dir, tmp_path):
     arguments = ["score", log_file]
     done = run(*arguments, "nowhere/recs.parquet", "--model", model_dir)
-    assert (done.code, "folder nowhere does not exist" in done.err) == (2, True)
+    assert (done.code, "folder nowhere does not exist; make it first (mkdir -p nowhere)" in done.err) == (2, True)
+    for place in ("events.parquet/recs", "events.parquet/new/recs.parquet"):
+        done = run("score", "events.parquet", place, "--model", model_dir)
+        assert (done.code, f"OUTPUT {place}: events.parquet is a file" in done.err) == (2, True), done.err
+        assert "does not exist" not in done.err
+    assert "s.parquet: events.parquet is a file" in run("sample", "events.parquet/s.parquet").err
+    done = run(*arguments, "recs.parquet", "--model", model_dir, "--report", "events.parquet/r.html")
+    assert (done.code, "--report events.parquet/r.html: events.parquet is a file" in done.err) == (2, True)
     done = run(*arguments, "/proc/recs.parquet", "--model", model_dir)
     assert (done.code, "cannot be written" in done.err or "may not be written" in done.err) == (2, True)
     early = run("score", "no-such-log.parquet", "/proc/recs.parquet", "--model", model_dir)

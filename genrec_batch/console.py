@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ LOG = logging.getLogger("genrec_batch")
 
 
 _SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: one at most
+FILLING = re.compile(r" +(?=\n)")
 WIDE = 72  # columns of a terminal from which progress has a bar and counts
 
 
@@ -53,7 +55,8 @@ def stdout_refused(error: OSError) -> GenrecError:
 class _File:
     """A stream of the process as Rich writes to it, which tells what the stream refuses.
 
-    That is for stdout; of stderr nobody can be told, and a run does not end for it.
+    That is for stdout; of stderr nobody can be told, and a run does not end for it. Rich fills each line of a table with
+    blanks: a pipe or a file gets them without.
     """
 
     def __init__(self, stream: IO[str], *, err: bool) -> None:
@@ -64,7 +67,7 @@ class _File:
 
     def write(self, text: str) -> int:
         with self._told():
-            self._stream.write(text)
+            self._stream.write(text if self._stream.isatty() else FILLING.sub("", text))
         return len(text)
 
     def flush(self) -> None:
@@ -228,7 +231,7 @@ def _shown(bar: Progress, title: str) -> Iterator[Progress]:
 
 
 def line(text: str) -> None:
-    """Print text and an end of line on stdout, as it is.
+    """Print text and an end of line on stdout, without Rich.
 
     Raises:
         RetryError: stdout goes to a full disk.

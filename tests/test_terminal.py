@@ -167,6 +167,14 @@ def test_no_color_and_pipes_have_no_colours(run, log_file, model_dir):
     assert run("layout").code == 0
 
 
+def test_lines_in_a_pipe_end_without_blanks(log_file, model_dir):
+    for arguments in (["score", log_file, "o.parquet", "--model", model_dir], ["inspect", "o.parquet"]):
+        done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True)
+        lines = (done.stdout + done.stderr).splitlines()
+        assert len(lines) > 10
+        assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_progress_shows_count_rate_and_time_left(monkeypatch):
     written = []
     for columns in (40, 100):

@@ -39,7 +39,8 @@ app = typer.Typer(
     help="Score a whole app's users overnight: a Parquet log of views in, ranked videos with four task scores out.",
     epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 1 a fault of genrec-batch, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, "
-    "99 nothing to score, 130 interrupted, 143 terminated (the same command goes on), 141 reader went away.",
+    "99 nothing to score, 129 terminal went away, 130 interrupted, 143 terminated (the same command goes on after "
+    "these), 141 reader went away.",
 )
 app.add_typer(model_app, name="model", rich_help_panel="Model")
 

@@ -55,8 +55,8 @@ def stdout_refused(error: OSError) -> GenrecError:
 class _File:
     """A stream of the process as Rich writes to it, which tells what the stream refuses.
 
-    That is for stdout; of stderr nobody can be told, and a run does not end for it. Rich fills each line of a table with
-    blanks: a pipe or a file gets them without.
+    That is for stdout; of stderr nobody can be told, and a run does not end for it. Rich fills each line of a table
+    with blanks: a pipe or a file gets them without.
     """
 
     def __init__(self, stream: IO[str], *, err: bool) -> None:

@@ -34,6 +34,17 @@ PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in t
 class Terminated(BaseException):
     """SIGTERM arrived: end now, leave what is written for a later run (exit 143)."""
 
+    exit_code, said = 143, "terminated"
+
+
+class HungUp(Terminated):
+    """SIGHUP arrived: the terminal went away (exit 129)."""
+
+    exit_code, said = 129, "the terminal went away"
+
+
+STOPS = {signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}
+
 
 def _flag(field: dataclasses.Field[Any]) -> str:
     return field.metadata["flags"] or "--" + field.name.replace("_", "-")
@@ -163,7 +174,9 @@ def tell(title: str, text: str) -> None:
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
     ending.nothing_yet()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in STOPS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` has it ignored
+            signal.signal(number, _terminate)
     signal.signal(signal.SIGINT, _interrupt)
     try:
         work()
@@ -172,9 +185,9 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     except KeyboardInterrupt:
         console.LOG.warning("interrupted; run the same command again to go on where it stopped")
         raise typer.Exit(130) from None
-    except Terminated:
-        console.LOG.warning("terminated; run the same command again to go on where it stopped")
-        raise typer.Exit(143) from None
+    except Terminated as stopped:
+        console.LOG.warning("%s; run the same command again to go on where it stopped", stopped.said)
+        raise typer.Exit(stopped.exit_code) from None
     except (typer.Exit, BrokenPipeError):
         raise
     except MemoryError as error:
@@ -208,6 +221,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     del frame
-    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
-    if not ending.puts_off(Terminated):
-        raise Terminated
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
+    stop = STOPS[signal.Signals(number)]
+    if not ending.puts_off(stop):
+        raise stop

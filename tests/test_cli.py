@@ -373,11 +373,11 @@ def test_untrained_weights_are_told_loudly(run, log_file):
 
 def test_help_names_every_exit_code(run):
     text = " ".join(run("--help").out.split())
-    for code in (0, 1, 2, 3, 4, 5, 6, 75, 99, 130, 143, 141):
+    for code in (0, 1, 2, 3, 4, 5, 6, 75, 99, 129, 130, 143, 141):
         assert f"{code} " in text[text.index("Exit codes") :], code
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_and_the_same_command_resumes_it(run, model_dir, tmp_path, number, code):
     from conftest import small_log
 

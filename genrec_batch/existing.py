@@ -81,12 +81,10 @@ def check(path: Path, if_exists: str | None) -> None:
         )
     if not present(path):
         return
-    if if_exists in ("overwrite", "resume") and not ours(path):
-        never = "replaced" if if_exists == "overwrite" else "resumed"
-        raise ConfigError(f"OUTPUT {path} {_foreign(path)}, so it is not {never}; name another OUTPUT")
+    if not ours(path):
+        never = {"overwrite": ", so it is not replaced", "resume": ", so it is not resumed"}.get(if_exists or "", "")
+        raise ConfigError(f"OUTPUT {path} exists and {_foreign(path)}{never}; name another OUTPUT")
     if if_exists == "error" or (if_exists is None and not staging(path).exists() and not (path / RUN_FILE).exists()):
-        if not ours(path):
-            raise ConfigError(f"OUTPUT {path} exists and {_foreign(path)}; name another OUTPUT")
         raise ConfigError(
             f"OUTPUT {path} exists; --if-exists resume accepts it where the same run finished it, "
             "--if-exists overwrite replaces it once the new one is whole, or name another"
@@ -104,13 +102,6 @@ def ours(path: Path) -> bool:
         return _finished_id(path) is not None
     manifest = manifest_of(path)
     return manifest is not None and not strangers(path, manifest["files"])
-
-
-def way_out(path: Path) -> str:
-    """Return what to do about a finished output of another run."""
-    if ours(path):
-        return "--if-exists overwrite replaces it once the new one is whole, or name another"
-    return f"since it {_foreign(path)}, nothing replaces it: name another OUTPUT"
 
 
 def _foreign(path: Path) -> str:

@@ -185,7 +185,10 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
     )
     if existing.present(path) and if_exists != "overwrite":
         if existing.finished_id(path) != identifier:
-            raise ConfigError(f"OUTPUT {path} cannot be resumed: {_unlike(path, identity)}; {existing.way_out(path)}")
+            raise ConfigError(
+                f"OUTPUT {path} cannot be resumed: {_unlike(path, identity)}; --if-exists overwrite replaces it once "
+                "the new one is whole, or name another"
+            )
         existing.check_whole(path)
         shutil.rmtree(staging, ignore_errors=True)  # what a run left that was killed after its last rename
         for name in (RUN_FILE, LOCK) if path.is_dir() else ():
@@ -200,7 +203,7 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
 def _unlike(path: Path, identity: Identity) -> str:
     """Return what a run differs in from the one that an output says it is of, in words."""
     if existing.finished_id(path) is None:
-        return "it has no _SUCCESS, so nobody can say that it is whole" if existing.ours(path) else "it is of no run"
+        return "it has no _SUCCESS, so nobody can say that it is whole"
     _, said = existing.files_of(path)
     began = {key: _value(said[f"genrec.{key}"]) for key in identity if f"genrec.{key}" in said}
     now = {key: json.loads(json.dumps(identity[key])) for key in began}

@@ -32,8 +32,8 @@ def main() -> None:
         if left.code:
             raise
         # Done and said: a signal must not make it a failure, and nobody waits for gigabytes to be freed one by one.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -19,7 +19,7 @@ import typer
 from genrec_batch import __version__, cli_look, config, console, ending
 from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
-from genrec_batch.edge import fail, options
+from genrec_batch.edge import OPTION_FILE, done, fail, located, options
 from genrec_batch.errors import ConfigError, GenrecError, nearest
 from genrec_batch.flow import take_short_turns
 from genrec_batch.reports.options import ProfileConfig, RunConfig
@@ -39,7 +39,8 @@ app = typer.Typer(
     help="Score a whole app's users overnight: a Parquet log of views in, ranked videos with four task scores out.",
     epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 1 a fault of genrec-batch, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, "
-    "99 nothing to score, 130 interrupted, 143 terminated (the same command goes on), 141 reader went away.",
+    "99 nothing to score, 129 terminal went away, 130 interrupted, 143 terminated (the same command goes on after "
+    "these), 141 reader went away.",
 )
 app.add_typer(model_app, name="model", rich_help_panel="Model")
 
@@ -74,10 +75,11 @@ def root(
     path = Path(config_file or CONFIG_FILE)
     if config_file is None and not path.is_file():
         return
+    context.meta[OPTION_FILE] = str(path)
     try:
         context.default_map = _file_options(path)
     except GenrecError as error:
-        fail(error)
+        fail(located(context, error))
 
 
 def _file_options(path: Path) -> dict[str, Any]:
@@ -124,6 +126,12 @@ def _fill(resolved: dict[str, Any], tables: dict[str, Any], group: Any, prefix: 
             resolved.setdefault(name, {}).update(own)
 
 
+def _whole(output: str | None) -> str:
+    """Return what a failure after a run ends with."""
+    whole = f": the output {output} is whole, and --if-exists resume accepts it" if output else ""
+    return f"the run itself is done{whole}"
+
+
 @app.command(rich_help_panel="Score")
 @options(RunConfig)
 def score(
@@ -157,12 +165,13 @@ def score(
         show.recommendations(summary.pop("rows"), options.layout)
     else:
         summary = pipeline.score(options, input, output, stages)
-        if options.user:
+    with done(_whole(output)):
+        if output is not None and options.user:
             show.written(output, options.layout)
-    if not options.quiet and options.log_format == "text":
-        show.summary(summary)
-    console.last_line(summary)
-    cli_look.write_reports(options, stages, summary, output)
+        if not options.quiet and options.log_format == "text":
+            show.summary(summary)
+        console.last_line(summary)
+        cli_look.write_reports(options, stages, summary)
 
 
 @app.command(rich_help_panel="Score")
@@ -181,9 +190,10 @@ def features(
 
     ending.once_in_place()
     summary = pipeline.write_features(options, input, output)
-    if not options.quiet and options.log_format == "text":
-        show.summary(summary)
-    console.last_line(summary)
+    with done(_whole(output)):
+        if not options.quiet and options.log_format == "text":
+            show.summary(summary)
+        console.last_line(summary)
 
 
 app.command(rich_help_panel="Look")(cli_look.profile)
@@ -265,11 +275,14 @@ def sample(
     began = time.perf_counter()
     with console.progress("sample", round(users * events_per_user), "rows") as advance:
         made = sampling.write(wanted, output, overwrite=if_exists == "overwrite", advance=advance)
-    console.last_line(made | {"seconds": round(time.perf_counter() - began, 3)})
+    with done(f"the log {output} is whole"):
+        console.last_line(made | {"seconds": round(time.perf_counter() - began, 3)})
 
 
 @app.command(rich_help_panel="Look")
+@options(config.LogConfig)
 def layout(
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False,
 ) -> None:
     """Print the name of each of the 1024 feature slots.
@@ -280,10 +293,9 @@ def layout(
 
     if as_json:
         rows = [{"slot": slot, "block": block, "name": name} for slot, block, name in slots.describe()]
-        sys.stdout.write(json.dumps(rows) + "\n")
+        console.line(json.dumps(rows))
         return
-    for slot, block, name in slots.describe():
-        sys.stdout.write(f"{slot:4d}  {block:24s}  {name}\n")
+    console.line("\n".join(f"{slot:4d}  {block:24s}  {name}" for slot, block, name in slots.describe()))
 
 
 def main() -> None:

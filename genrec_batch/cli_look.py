@@ -14,7 +14,7 @@ import typer
 from genrec_batch import console
 from genrec_batch.config import LogConfig
 from genrec_batch.edge import options
-from genrec_batch.errors import ConfigError, GenrecError
+from genrec_batch.errors import ConfigError
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -29,22 +29,19 @@ def check_paths(options: RunConfig) -> None:
     report.check_path(options.trace, "--trace", (".json",))
 
 
-def write_reports(options: RunConfig, stages: Stages, summary: Mapping[str, Any], output: str | None) -> None:
-    """Write `--report` and `--trace` of a run that is done, last of all: a failure loses nothing of the run.
+def write_reports(options: RunConfig, stages: Stages, summary: Mapping[str, Any]) -> None:
+    """Write `--report` and `--trace` of a run that is done, last of all.
 
     Raises:
-        ConfigError: a file cannot be written; the message says that the run is done.
+        ConfigError: a file cannot be written.
+        RetryError: the disk is full.
     """
     from genrec_batch.reports import report, trace
 
-    try:
-        if options.report:
-            report.write_run(stages, summary, Path(options.report))
-        if options.trace:
-            trace.write(stages, Path(options.trace))
-    except GenrecError as error:
-        whole = f": the output {output} is whole" if output else ""
-        raise ConfigError(f"{error}; the run itself is done{whole}") from error
+    if options.report:
+        report.write_run(stages, summary, Path(options.report))
+    if options.trace:
+        trace.write(stages, Path(options.trace))
 
 
 def explain(options: RunConfig, source: str, output: str | None) -> None:

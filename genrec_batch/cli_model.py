@@ -6,6 +6,7 @@ Owns: their flags and printed lines. Must not know: how weights are computed or 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,8 @@ import typer
 from genrec_batch import console
 from genrec_batch.build_config import BuildConfig
 from genrec_batch.config import LogConfig
-from genrec_batch.edge import beginning, options
-from genrec_batch.errors import ConfigError, GenrecError
+from genrec_batch.edge import beginning, done, options
+from genrec_batch.errors import ConfigError
 
 if TYPE_CHECKING:
     from genrec_batch.catalog import Catalog
@@ -53,14 +54,35 @@ def _card(config: ModelConfig, origin: str) -> str:
 
 
 def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> None:
-    """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves neither."""
+    """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves neither, nor a folder.
+
+    Raises:
+        ModelError: the directory cannot be written.
+        RetryError: the disk is full.
+    """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]  # the innermost first
+    saved = False
     try:
         if items is not None:
             items.write(directory / "catalog.parquet")
         save()
-    except GenrecError:
-        (directory / "catalog.parquet").unlink(missing_ok=True)
-        raise
+        saved = True
+    finally:
+        if not saved:
+            (directory / "catalog.parquet").unlink(missing_ok=True)
+            with suppress(OSError):  # one that another process has filled meanwhile, or that never was
+                for folder in made:
+                    folder.rmdir()
+
+
+def _say(text: str, written: Path) -> None:
+    """Print a line on stdout about what was just written.
+
+    Raises:
+        RetryError, ConfigError: stdout takes no more; the message says what is there.
+    """
+    with done(f"{written} is whole"):
+        console.line(text)
 
 
 @model_app.command()
@@ -101,7 +123,7 @@ def init(
     if items is not None and items.unknown_videos:
         every = len(items) + items.unknown_videos
         said += f" (those seen most of the log's {every:,}; a --preset with a larger vocabulary holds more)"
-    console.stdout.print(f"{directory}: {said}, untrained", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{directory}: {said}, untrained", directory)
 
 
 @model_app.command("import")
@@ -135,9 +157,7 @@ def import_(
         console.LOG.warning(
             "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
         )
-    console.stdout.print(
-        f"{directory}: {model.parameters(config):,} parameters", highlight=False, markup=False, soft_wrap=True
-    )
+    _say(f"{directory}: {model.parameters(config):,} parameters", directory)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -195,9 +215,7 @@ def export(
     if precision not in ("fp32", "fp16"):
         raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
     for path in exporting.export(model.load(directory, "DIR"), directory, precision=precision):
-        console.stdout.print(
-            f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False, markup=False, soft_wrap=True
-        )
+        _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB", path.parent)
 
 
 @model_app.command()

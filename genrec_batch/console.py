@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Protocol, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -27,16 +28,73 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from genrec_batch.errors import ConfigError, refused
+from genrec_batch.errors import ConfigError, GenrecError, RetryError, is_full
 
 LOG = logging.getLogger("genrec_batch")
 
 
 _SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: one at most
+FILLING = re.compile(r" +(?=\n)")
 WIDE = 72  # columns of a terminal from which progress has a bar and counts
 
 
+def stdout_refused(error: OSError) -> GenrecError:
+    """Return what it is to a user that stdout takes no more; from now on what is printed there goes nowhere.
+
+    It is RetryError where stdout goes to a full disk, else ConfigError.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # a stream of a test has no number
+        os.dup2(nowhere, sys.stdout.fileno())  # what it holds back is written once more when Python ends
+    os.close(nowhere)
+    if is_full(error):
+        return RetryError("stdout could not be written: the disk is full; free space and run the same command again")
+    return ConfigError(f"stdout could not be written ({error.strerror or error})")
+
+
+class _File:
+    """A stream of the process as Rich writes to it, which tells what the stream refuses.
+
+    That is for stdout; of stderr nobody can be told, and a run does not end for it. Rich fills each line of a table
+    with blanks: a pipe or a file gets them without.
+    """
+
+    def __init__(self, stream: IO[str], *, err: bool) -> None:
+        self._stream, self._err = stream, err
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._told():
+            self._stream.write(text if self._stream.isatty() else FILLING.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._told():
+            self._stream.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self._err:
+                raise stdout_refused(error) from error
+
+
 class _Stream(Console):
+    @property
+    def file(self) -> IO[str]:
+        """The stream that is written to."""
+        return cast("IO[str]", _File(super().file, err=self.stderr))
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
+
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to the edge, which knows the exit code; Rich would end the process with 1."""
         raise BrokenPipeError
@@ -172,19 +230,21 @@ def _shown(bar: Progress, title: str) -> Iterator[Progress]:
             _SHOWN.pop()
 
 
+def line(text: str) -> None:
+    """Print text and an end of line on stdout, without Rich.
+
+    Raises:
+        RetryError: stdout goes to a full disk.
+        ConfigError: it takes no more for another reason.
+    """
+    stdout.file.write(text + "\n")
+    stdout.file.flush()
+
+
 def last_line(summary: Mapping[str, Any]) -> None:
     """Print the run's summary as one JSON object: the last line of stdout.
 
     Raises:
-        RetryError: stdout goes to a full disk.
+        RetryError, ConfigError: see `line`.
     """
-    try:
-        sys.stdout.write(json.dumps(summary) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (what is held back goes nowhere)
-        raise refused(
-            error, "stdout (all else is done, and what was to be written is in place)", ConfigError
-        ) from error
+    line(json.dumps(summary))

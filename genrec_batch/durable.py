@@ -5,7 +5,6 @@ Owns: syncing, small JSON files, and what a disk's refusal means. Must not know:
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.errors import ConfigError, RetryError, is_full
 
 
 def read_json(path: Path) -> Any:
@@ -23,6 +22,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+
+
+def no_folder(folder: Path) -> str:
+    """Return what is wrong with a folder that is not there, and the way out."""
+    for place in folder.parents:
+        if place.is_dir():
+            break
+        if place.exists():
+            return f"{place} is a file, so no folder can be in it; name another place"
+    if folder.exists():
+        return f"{folder} is a file, not a folder; name another place"
+    return f"the folder {folder} does not exist; make it first (mkdir -p {folder})"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,7 +68,7 @@ def full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise RetryError(
                 f"OUTPUT {path}: the disk is full; free space and run the same command to go on"
             ) from error

@@ -14,7 +14,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -22,15 +23,27 @@ import typer
 from rich.markup import escape
 
 from genrec_batch import console, ending
-from genrec_batch.errors import GenrecError, RetryError
+from genrec_batch.errors import GenrecError, RetryError, is_full, refused
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
+OPTION_FILE = "genrec_batch.option_file"  # under which a context's meta holds the file's path
 PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
 PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
 
 
 class Terminated(BaseException):
     """SIGTERM arrived: end now, leave what is written for a later run (exit 143)."""
+
+    exit_code, said = 143, "terminated"
+
+
+class HungUp(Terminated):
+    """SIGHUP arrived: the terminal went away (exit 129)."""
+
+    exit_code, said = 129, "the terminal went away"
+
+
+STOPS = {signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:
@@ -81,10 +94,17 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
             try:
                 chosen = kind(**values)
             except GenrecError as error:
-                fail(type(error)(_from(context, [field for field, _ in fields], str(error))))
+                fail(located(context, error))
             if "options" in own.parameters:
                 given["options"] = chosen
-            guarded(lambda: command(**given), verbose=chosen.verbose)
+
+            def work() -> None:
+                try:
+                    command(**given)
+                except GenrecError as error:
+                    raise located(context, error) from error
+
+            guarded(work, verbose=chosen.verbose)
 
         kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
         parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]
@@ -97,16 +117,44 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
     return wrap
 
 
-def _from(context: typer.Context, fields: Sequence[dataclasses.Field[Any]], fault: str) -> str:
-    """Return a fault of a flag's value with where the value comes from, if that is not the flag."""
-    for field in fields:
-        if fault.startswith((f"{_flag(field)} ", f"{_flag(field)}:")):
-            source = getattr(context.get_parameter_source(field.name), "name", "")
-            if source == "ENVIRONMENT":
-                return f"GENREC_BATCH_{field.name.upper()}: {fault}"
-            if source == "DEFAULT_MAP":
-                return f"option file, {field.name.replace('_', '-')}: {fault}"
-    return fault
+def located(context: Any, error: GenrecError) -> GenrecError:
+    """Return an error of an option's value with where the value comes from, if that is not the command line."""
+    said = str(error)
+    for option in context.command.params:
+        if said.startswith(tuple(f"{flag}{end}" for flag in option.opts for end in (" ", ":"))):
+            file = option_file(context, option)
+            where = f"{file}, {option.name.replace('_', '-')}" if file else variable(context, option)
+            return type(error)(f"{where}: {said}") if where else error
+    return error
+
+
+def variable(context: Any, option: Any) -> str:
+    """Return the environment variable that an option's value comes from, "" where it comes from elsewhere."""
+    if getattr(context.get_parameter_source(option.name), "name", "") != "ENVIRONMENT":
+        return ""
+    own = option.envvar or ()
+    names = [*((own,) if isinstance(own, str) else own), f"{context.auto_envvar_prefix}_{option.name.upper()}"]
+    return str(next((name for name in names if os.environ.get(name)), names[0]))
+
+
+def option_file(context: Any, option: Any) -> str:
+    """Return the option file that an option's value comes from, "" where it comes from elsewhere."""
+    if getattr(context.get_parameter_source(option.name), "name", "") != "DEFAULT_MAP":
+        return ""
+    return str(context.meta.get(OPTION_FILE, "option file"))
+
+
+@contextmanager
+def done(what: str) -> Iterator[None]:
+    """Tell of work that is done: what fails in the block loses nothing of it, and its message ends with `what`.
+
+    Raises:
+        GenrecError: of the same kind as in the block.
+    """
+    try:
+        yield
+    except GenrecError as error:
+        raise type(error)(f"{error}; {what}") from error
 
 
 def fail(error: GenrecError) -> NoReturn:
@@ -126,7 +174,9 @@ def tell(title: str, text: str) -> None:
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
     ending.nothing_yet()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in STOPS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` has it ignored
+            signal.signal(number, _terminate)
     signal.signal(signal.SIGINT, _interrupt)
     try:
         work()
@@ -135,15 +185,17 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     except KeyboardInterrupt:
         console.LOG.warning("interrupted; run the same command again to go on where it stopped")
         raise typer.Exit(130) from None
-    except Terminated:
-        console.LOG.warning("terminated; run the same command again to go on where it stopped")
-        raise typer.Exit(143) from None
+    except Terminated as stopped:
+        console.LOG.warning("%s; run the same command again to go on where it stopped", stopped.said)
+        raise typer.Exit(stopped.exit_code) from None
     except (typer.Exit, BrokenPipeError):
         raise
     except MemoryError as error:
         ways = "free some memory, or use a smaller --batch-size, --beam-width, --num-candidates or --memory-limit"
         fail(RetryError(f"out of memory ({error}); {ways}"))
     except Exception as error:  # the edge: a bug of ours, told as one
+        if isinstance(error, OSError) and is_full(error):
+            fail(refused(error, error.filename or "a temporary file", RetryError))
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         told = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
@@ -169,6 +221,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     del frame
-    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
-    if not ending.puts_off(Terminated):
-        raise Terminated
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
+    stop = STOPS[signal.Signals(number)]
+    if not ending.puts_off(stop):
+        raise stop

@@ -57,9 +57,14 @@ class DeviceMemoryError(RetryError):
     """The device has too little free memory for what was asked (exit 75): a smaller batch may do."""
 
 
+def is_full(error: OSError) -> bool:
+    """Return whether a disk refused because it has no room left, of its own or of the user's quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def refused(error: OSError, what: str, otherwise: type[GenrecError]) -> GenrecError:
     """Return what a disk's refusal of `what` is to a user: RetryError where it is full, else `otherwise`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return RetryError(f"{what}: the disk is full; free space and run the same command again")
     return otherwise(f"{what}: cannot be written ({error.strerror or error})")
 

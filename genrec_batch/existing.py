@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch import parquet
-from genrec_batch.durable import full_disk, read_json, sha256
+from genrec_batch.durable import full_disk, no_folder, read_json, sha256
 from genrec_batch.errors import ConfigError
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
@@ -64,7 +64,7 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     parent = path.parent
     if not parent.is_dir():
-        raise ConfigError(f"OUTPUT {path}: the folder {parent} does not exist; make it first (mkdir -p {parent})")
+        raise ConfigError(f"OUTPUT {path}: {no_folder(parent)}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"OUTPUT {path}: the folder {parent} may not be written by this user")
     with full_disk(path), tempfile.TemporaryFile(dir=parent):  # a file system may say no where its modes say yes
@@ -81,11 +81,10 @@ def check(path: Path, if_exists: str | None) -> None:
         )
     if not present(path):
         return
-    if if_exists == "overwrite" and not ours(path):
-        raise ConfigError(f"OUTPUT {path} was not written by genrec-batch, so it is not replaced; remove it yourself")
+    if not ours(path):
+        never = {"overwrite": ", so it is not replaced", "resume": ", so it is not resumed"}.get(if_exists or "", "")
+        raise ConfigError(f"OUTPUT {path} exists and {_foreign(path)}{never}; name another OUTPUT")
     if if_exists == "error" or (if_exists is None and not staging(path).exists() and not (path / RUN_FILE).exists()):
-        if not ours(path):
-            raise ConfigError(f"OUTPUT {path} exists and was not written by genrec-batch; remove it, or name another")
         raise ConfigError(
             f"OUTPUT {path} exists; --if-exists resume accepts it where the same run finished it, "
             "--if-exists overwrite replaces it once the new one is whole, or name another"
@@ -103,6 +102,14 @@ def ours(path: Path) -> bool:
         return _finished_id(path) is not None
     manifest = manifest_of(path)
     return manifest is not None and not strangers(path, manifest["files"])
+
+
+def _foreign(path: Path) -> str:
+    """Return why what is there is not `ours`."""
+    manifest = manifest_of(path) if path.is_dir() else None
+    if manifest is None:
+        return "was not written by genrec-batch"
+    return f"holds files that were not written by genrec-batch ({', '.join(strangers(path, manifest['files'])[:3])})"
 
 
 def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:

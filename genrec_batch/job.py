@@ -192,8 +192,8 @@ def prepare(
         videos = sides.table(config.videos, "--videos", "video_id", names.videos, types["video_id"], inputs)
         given = sides.candidates(candidates, types, inputs)
         if users is not None:
-            tables.check_users(users)
-        videos_side = tables.videos_table(videos) if videos is not None else None
+            tables.check_users(users, f"--users {config.users}")
+        videos_side = tables.videos_table(videos, f"--videos {config.videos}") if videos is not None else None
     chosen = sides.chosen(config.user, types["user_id"], config.user_flag)
     wanted = chosen if chosen is not None or given is None else given["user_id"]  # who could get a row
     scored = _users(found, users, given, wanted, config.limit)

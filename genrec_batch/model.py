@@ -256,6 +256,8 @@ def load(directory: Path, named: str = "--model") -> Model:
             weights are truncated or do not fit it.
     """
     path = directory / "config.json"
+    if directory.is_file():
+        raise ModelError(f"{named} {directory} is a file, and a model is a directory; {_directory_of(directory)}")
     if not directory.is_dir():
         raise ModelError(f"{named} {directory}: no such directory; `genrec-batch model init {directory}` makes one")
     if not path.is_file():
@@ -282,8 +284,19 @@ def load(directory: Path, named: str = "--model") -> Model:
     return _model(config, weights, directory, trained=trained)
 
 
+def _directory_of(file: Path) -> str:
+    """Return how to name, or make, the model directory that somebody meant who named a file."""
+    if (file.parent / "config.json").is_file():
+        return f"name the directory that it is in: {file.parent}"
+    if file.suffix == ".safetensors":
+        return f"`genrec-batch model import {file} DIR` makes one of weights"
+    return "`genrec-batch model init DIR` makes one"
+
+
 def check_free(directory: Path) -> None:
-    """Raise ModelError where a directory holds a model, or a file that a model would replace."""
+    """Raise ModelError where a directory holds a model, or a file that a model would replace, or is none."""
+    if file := next((place for place in (directory, *directory.parents) if place.is_file()), None):
+        raise ModelError(f"{directory}: {file} is a file, and a model is a directory; choose another place")
     if (directory / "config.json").exists():
         raise ModelError(f"{directory} holds a model already; choose another directory or remove it first")
     there = [name for name in ("README.md", "catalog.parquet", "model.safetensors") if (directory / name).exists()]
@@ -315,6 +328,6 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
                 (Path(scratch) / name).chmod(0o644)
                 (Path(scratch) / name).replace(directory / name)
     except (OSError, SafetensorError) as error:
-        if "No space left" in str(error):
+        if any(said in str(error) for said in ("No space left", "quota exceeded")):  # safetensors tells no number
             raise RetryError(f"{directory}: the disk is full; free space and run the same command again") from error
         raise ModelError(f"{directory}: cannot write the model ({error})") from error

@@ -203,7 +203,7 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
 def _unlike(path: Path, identity: Identity) -> str:
     """Return what a run differs in from the one that an output says it is of, in words."""
     if existing.finished_id(path) is None:
-        return "it has no _SUCCESS, or was not written by genrec-batch, so nobody can say that it is whole"
+        return "it has no _SUCCESS, so nobody can say that it is whole"
     _, said = existing.files_of(path)
     began = {key: _value(said[f"genrec.{key}"]) for key in identity if f"genrec.{key}" in said}
     now = {key: json.loads(json.dumps(identity[key])) for key in began}

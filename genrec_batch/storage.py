@@ -1,12 +1,11 @@
 """Files in: one file, a glob, a directory or a URI becomes one lazy frame with a snapshot of what was read.
 
-Owns: finding files, checking that each is whole, one schema over all of them, tables with one row per id. Must not
-know: the events contract, what a row means. Output is `output.py`'s.
+Owns: pieces of files, one schema over all of them, a fingerprint, tables with one row per id. Must not know: the events
+contract, what a row means. Which files there are is `finding.py`'s, output is `output.py`'s.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
 import uuid
@@ -21,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec_batch import finding
 from genrec_batch.errors import InputError, RetryError, nearest
 
 T = TypeVar("T")
@@ -78,9 +78,9 @@ def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     """
     if "://" in path:
         return _scan_uri(path, flag)
-    files = _files(path, flag)
-    base = _base(path)
-    groups = [_row_groups(_metadata(file, flag)) for file in files]
+    files = finding.files(path, flag)
+    base = finding.base(path)
+    groups = [_row_groups(finding.metadata(file, flag)) for file in files]
     names = [str(Path(file).relative_to(base)) for file in files]
     contents = _begin(lambda: _fingerprint(files, names, flag)) if hashed else None
     schema = _one_schema(files, flag)
@@ -160,62 +160,6 @@ def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def _row_groups(metadata: pq.FileMetaData) -> list[int]:
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-
-def _files(path: str, flag: str) -> list[str]:
-    if not path:
-        raise InputError(f"{flag} is empty: name a file, a glob, a directory or a URI")
-    place = Path(path)
-    if place.is_dir():
-        found = sorted(
-            str(p)
-            for p in place.rglob("*.parquet")
-            if p.is_file() and not any(part.startswith((".", "_")) for part in p.relative_to(place).parts)
-        )
-        if not found:
-            raise InputError(f"{flag} {path}: the directory holds no .parquet file")
-        return found
-    if place.is_file():
-        return [path]
-    found = sorted(
-        name
-        for name in glob.glob(path, recursive=True)  # noqa: PTH207 (takes absolute patterns)
-        if Path(name).is_file()
-    )
-    if found:
-        return found
-    if glob.has_magic(path):
-        raise InputError(f"{flag} {path}: no file matches this pattern")
-    near = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
-    raise InputError(f"{flag} {path}: no such file or directory.{near}")
-
-
-def _base(path: str) -> Path:
-    """Return the folder that file names are relative to: what stands before the first wildcard."""
-    place = Path(path)
-    if place.is_dir():
-        return place
-    fixed = Path(place.parts[0])
-    for part in place.parts[1:]:
-        if glob.has_magic(part):
-            return fixed
-        fixed /= part
-    return fixed.parent if not glob.has_magic(place.parts[0]) else Path()
-
-
-def _metadata(file: str, flag: str) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(file)
-    except PermissionError as error:
-        raise InputError(f"{flag} {file}: may not be read by this user ({error.strerror})") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        with Path(file).open("rb") as opened:
-            begins = opened.read(4) == b"PAR1"
-        if begins:
-            raise InputError(
-                f"{flag} {file}: truncated or damaged: it begins as Parquet and has no footer; copy it again"
-            ) from error
-        raise InputError(f"{flag} {file}: not a Parquet file") from error
 
 
 def _begin(work: Callable[[], T]) -> Future[T]:

@@ -19,9 +19,9 @@ from genrec_batch.layout import HASHED
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
 
 
-def check_users(frame: pl.DataFrame) -> None:
-    """Raise InputError where a list of `--users` is of another width or type: column, row, and what it should have."""
-    _check_lists(frame, "--users", {"profile": HASHED, "profile_vector": PROFILE_VECTOR})
+def check_users(frame: pl.DataFrame, source: str = "--users") -> None:
+    """Raise InputError where a list of `source` is of another width or type: column, row, and what it should have."""
+    _check_lists(frame, source, {"profile": HASHED, "profile_vector": PROFILE_VECTOR})
 
 
 def users_table(frame: pl.DataFrame, *, checked: bool = False) -> SideTable:
@@ -36,18 +36,18 @@ def users_table(frame: pl.DataFrame, *, checked: bool = False) -> SideTable:
     return _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
 
 
-def videos_table(frame: pl.DataFrame) -> SideTable:
+def videos_table(frame: pl.DataFrame, source: str = "--videos") -> SideTable:
     """Return `--videos` as arrays: `embedding` (200 floats) or hashed columns, `video_vector` (512), creator, category.
 
-    The creator is `creator_id`, else `author_id`.
+    The creator is `creator_id`, else `author_id`; `source` is what an error calls the table.
 
     Raises:
         InputError: as for `users_table`.
     """
-    _check_lists(frame, "--videos", {"embedding": HASHED, "video_vector": VIDEO_VECTOR})
+    _check_lists(frame, source, {"embedding": HASHED, "video_vector": VIDEO_VECTOR})
     floats = _floats(frame, "embedding", "video_vector", VIDEO_VECTOR)
     creator = "creator_id" if "creator_id" in frame.columns else "author_id"
-    return _side_table(*floats, _codes(frame, creator), _codes(frame, "category"))
+    return _side_table(*floats, _codes(frame, creator, source), _codes(frame, "category", source))
 
 
 def _side_table(hashed: tuple[F32, U8], dense: tuple[F32, U8] | None, creator_R: I32, category_R: I32) -> SideTable:
@@ -61,12 +61,12 @@ def _side_table(hashed: tuple[F32, U8], dense: tuple[F32, U8] | None, creator_R:
     )
 
 
-def _check_lists(frame: pl.DataFrame, flag: str, wanted: Mapping[str, int]) -> None:
+def _check_lists(frame: pl.DataFrame, source: str, wanted: Mapping[str, int]) -> None:
     faults = [
         fault for name, size in wanted.items() if name in frame.columns for fault in _list_faults(frame[name], size)
     ]
     if faults:
-        raise InputError(f"{flag}: its lists do not fit the model:\n  " + "\n  ".join(faults))
+        raise InputError(f"{source}: its lists do not fit the model:\n  " + "\n  ".join(faults))
 
 
 def _floats(
@@ -102,11 +102,11 @@ def _matrix(column: pl.Series, width: int) -> tuple[F32, U8]:
     return floats_RD, has_R
 
 
-def _codes(frame: pl.DataFrame, name: str) -> I32:
+def _codes(frame: pl.DataFrame, name: str, source: str) -> I32:
     if name not in frame.columns:
         return np.full(len(frame), -1, np.int32)
     if frame.schema[name].is_nested():
-        raise InputError(f"--videos: column {name!r} is {frame.schema[name]}, expected one value per video")
+        raise InputError(f"{source}: column {name!r} is {frame.schema[name]}, expected one value per video")
     codes: I32 = (frame[name].rank("dense").cast(pl.Int32) - 1).fill_null(-1).to_numpy()
     return codes
 

@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from genrec_batch import console
-from genrec_batch.edge import tell
-from genrec_batch.errors import nearest
+from genrec_batch.edge import option_file, tell, variable
+from genrec_batch.errors import RetryError, is_full, nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has its own since 0.20 and Click's before: same names in both
 PREFIX, OTHERS = "GENREC_BATCH", ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE")  # those are no option's
@@ -53,6 +53,11 @@ class Commands(TyperGroup):
             _refuse(error, given)
         except BrokenPipeError:
             _leave_quietly()
+        except (RetryError, OSError) as error:  # of stdout, by `--version` and `--help`
+            if isinstance(error, OSError) and not is_full(error):
+                raise
+            tell("error:", str(console.stdout_refused(error) if isinstance(error, OSError) else error))
+            sys.exit(RetryError.exit_code)
         except SystemExit as left:
             if left.code == 1:  # so Typer and Rich end where a pipe is closed
                 _leave_quietly()
@@ -126,12 +131,10 @@ def _said(error: Any) -> str:
 
 def _place(context: Any, parameter: Any, value: Any) -> str:
     """Return where a value stands, and the value: a flag, a variable, or an entry of the option file."""
-    source = getattr(context.get_parameter_source(parameter.name), "name", "")
-    if source == "ENVIRONMENT":
-        twin = parameter.envvar or f"{context.auto_envvar_prefix}_{parameter.name.upper()}"
+    if twin := variable(context, parameter):
         return f"{twin}={value}"
-    if source == "DEFAULT_MAP":
-        return f"option file: {parameter.name.replace('_', '-')} = {value!r}"
+    if file := option_file(context, parameter):
+        return f"{file}: {parameter.name.replace('_', '-')} = {value!r}"
     return f"{parameter.opts[-1] if parameter.param_type_name == 'option' else parameter.name.upper()} {value!r}"
 
 

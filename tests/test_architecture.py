@@ -12,9 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "genrec_batch"
 ORDER = [  # a module imports only what stands left of it (or, within a bracket, its own folder)
     "errors", "ending", "allocation", "layout", "arrays", "contract", "schema", "config", "build_config", "profiling",
-    "console", "flow", "compiling", "catalog", "storage", "durable", "parquet", "joining", "existing", "output",
-    "counting", "eventlog", "blocks", "packing_kernels", "ordering_kernels", "ordering", "partition", "sampling",
-    "tables", "sides", "histories", "features", "model", "engines", "importing", "export", "generate",
+    "console", "flow", "compiling", "catalog", "finding", "storage", "durable", "parquet", "joining", "existing",
+    "output", "counting", "eventlog", "blocks", "packing_kernels", "ordering_kernels", "ordering", "partition",
+    "sampling", "tables", "sides", "histories", "features", "model", "engines", "importing", "export", "generate",
     "recommendations", "parity", "sizing", "selection", "prebuilding", "job", "batching", "carrying", "verifying",
     "scoring", "lineage", "pipeline", "api", "reports", "inspecting", "explaining", "show_facts", "show", "show_demo",
     "demo", "edge", "usage", "cli_model", "cli_look", "cli", "__main__",

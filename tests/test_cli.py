@@ -257,12 +257,33 @@ def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
     bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "ann", says="so a whole number")
 
 
+@pytest.mark.parametrize(("flag", "column", "width"), [("--users", "profile", 199), ("--videos", "embedding", 3)])
+def test_a_list_of_another_width_names_its_file(run, log_file, model_dir, flag, column, width):
+    key = flag[2:-1] + "_id"
+    pl.DataFrame({key: [101], column: [[0.5] * width]}).write_parquet("side.parquet")
+    says = [
+        f"{flag} side.parquet: its lists do not fit",
+        f"column '{column}' has {width} floats in row 0, expected 200",
+    ]
+    bad(run, 3, log_file, "recs.parquet", "--model", model_dir, flag, "side.parquet", says=says)
+
+
 def test_bad_options(run, log_file, model_dir):
     for flags, says in [
         (["--engine", "tensorflow"], "--engine 'tensorflow' is not one of"),
         (["--precision", "fp23"], "Did you mean 'fp32'"),
         (["--weights", "fun=1"], "--weights: 'fun' is not one of"),
-        (["--max-events", "600"], "--max-events 600 with --top-k 10 needs 611 positions"),
+        (
+            ["--max-events", "600"],
+            "--max-events 600 with --top-k 10 needs 611 positions, the model has 512: at most --max-events 501",
+        ),
+        (["--top-k", "5000"], "the model has 512: at most --top-k 461"),
+        (["--max-events", "505"], "the model has 512: at most --max-events 501 or --top-k 6"),
+        (
+            ["--max-events", "600", "--decode", "candidates"],
+            "--max-events 600 needs 602 positions, the model has 512: at most --max-events 510",
+        ),
+        (["--max-events", "600", "--top-k", "600"], "the model has 512: at most 511 of both together"),
     ]:
         bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *flags, says=says)
     assert run("model", "init", "m", "--preset", "tinny").code == 2
@@ -275,6 +296,16 @@ def test_bad_options(run, log_file, model_dir):
 def test_bad_models(run, log_file, log, model_dir, tmp_path):
     bad(run, 4, log_file, "recs.parquet", "--model", "nowhere", says="--model nowhere: no such directory")
     assert "error: DIR nowhere: no such directory" in run("model", "info", "nowhere").err
+    weights = model_dir / "model.safetensors"
+    bad(run, 4, log_file, "recs.parquet", "--model", weights, says=f"name the directory that it is in: {model_dir}")
+    (tmp_path / "w.safetensors").write_bytes(weights.read_bytes())
+    says = ["--model w.safetensors is a file, and a model is a directory", "`genrec-batch model import w.safetensors"]
+    bad(run, 4, log_file, "recs.parquet", "--model", "w.safetensors", says=says)
+    says = ["--model events.parquet is a file, and a model is a directory", "`genrec-batch model init DIR`"]
+    bad(run, 4, log_file, "recs.parquet", "--model", "events.parquet", says=says)
+    for place in ("w.safetensors", "w.safetensors/m"):
+        done = run("model", "init", place, "--preset", "tiny")
+        assert (done.code, f"{place}: w.safetensors is a file, and a model is a directory" in done.err) == (4, True)
 
     def copy(name):
         subprocess.run(["cp", "-r", str(model_dir), name], check=True)
@@ -298,7 +329,14 @@ def test_bad_models(run, log_file, log, model_dir, tmp_path):
 def test_bad_outputs(run, log_file, model_dir, tmp_path):
     arguments = ["score", log_file]
     done = run(*arguments, "nowhere/recs.parquet", "--model", model_dir)
-    assert (done.code, "folder nowhere does not exist" in done.err) == (2, True)
+    assert (done.code, "folder nowhere does not exist; make it first (mkdir -p nowhere)" in done.err) == (2, True)
+    for place in ("events.parquet/recs", "events.parquet/new/recs.parquet"):
+        done = run("score", "events.parquet", place, "--model", model_dir)
+        assert (done.code, f"OUTPUT {place}: events.parquet is a file" in done.err) == (2, True), done.err
+        assert "does not exist" not in done.err
+    assert "s.parquet: events.parquet is a file" in run("sample", "events.parquet/s.parquet").err
+    done = run(*arguments, "recs.parquet", "--model", model_dir, "--report", "events.parquet/r.html")
+    assert (done.code, "--report events.parquet/r.html: events.parquet is a file" in done.err) == (2, True)
     done = run(*arguments, "/proc/recs.parquet", "--model", model_dir)
     assert (done.code, "cannot be written" in done.err or "may not be written" in done.err) == (2, True)
     early = run("score", "no-such-log.parquet", "/proc/recs.parquet", "--model", model_dir)
@@ -335,11 +373,11 @@ def test_untrained_weights_are_told_loudly(run, log_file):
 
 def test_help_names_every_exit_code(run):
     text = " ".join(run("--help").out.split())
-    for code in (0, 1, 2, 3, 4, 5, 6, 75, 99, 130, 143, 141):
+    for code in (0, 1, 2, 3, 4, 5, 6, 75, 99, 129, 130, 143, 141):
         assert f"{code} " in text[text.index("Exit codes") :], code
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_and_the_same_command_resumes_it(run, model_dir, tmp_path, number, code):
     from conftest import small_log
 
@@ -487,24 +525,30 @@ def test_a_finished_output_of_another_run_says_what_differs(run, log_file, model
     assert (done.code, "differs in config.top_k (10, now 3)" in said) == (2, True), said
 
 
-def test_what_others_wrote_is_not_offered_to_be_replaced(run, log_file, model_dir, tmp_path):
+@pytest.mark.parametrize("if_exists", [[], ["--if-exists", "error"], ["--if-exists", "resume"]])
+@pytest.mark.parametrize("begun", [False, True])  # an unfinished run of this output
+def test_what_others_wrote_is_not_offered_to_be_replaced(run, log_file, model_dir, tmp_path, if_exists, begun):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "notes.txt").touch()
-    done = run("score", log_file, tmp_path / "theirs", "--model", model_dir)
+    if begun:
+        (tmp_path / ".theirs.unfinished").mkdir()
+    done = run("score", log_file, tmp_path / "theirs", "--model", model_dir, *if_exists)
     said = " ".join(done.err.split())
-    assert (done.code, "was not written by genrec-batch" in said, "overwrite" in said) == (2, True, False), said
+    assert (done.code, "was not written by genrec-batch" in said) == (2, True), said
+    assert (said.endswith("name another OUTPUT"), "overwrite" in said, "remove" in said) == (True, False, False), said
+    assert [p.name for p in (tmp_path / "theirs").iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_summary_that_no_disk_takes_is_try_again(log_file, model_dir, tmp_path):
-    command = [sys.executable, "-m", "genrec_batch", "score", log_file, tmp_path / "o.parquet", "--model", model_dir]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*command, "--limit", "3", "--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    said = " ".join(done.stderr.split())
-    assert (done.returncode, "stdout" in said, "the disk is full" in said) == (75, True, True), said
-    assert len(pl.read_parquet(tmp_path / "o.parquet")) == 30
+@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
+def test_a_file_of_others_beside_the_parts_keeps_an_output_as_it_is(run, log_file, model_dir, tmp_path, if_exists):
+    arguments = ["score", log_file, "out", "--model", model_dir, "--limit", 4]
+    assert run(*arguments).code == 0
+    (tmp_path / "out" / "notes.txt").touch()
+    done = run(*arguments, "--top-k", 3, "--if-exists", if_exists)
+    said = " ".join(done.err.split())
+    assert (done.code, "not written by genrec-batch (notes.txt)" in said, "--if-exists" in said) == (2, True, False), (
+        said
+    )
 
 
 def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_dir, tmp_path):
@@ -513,7 +557,34 @@ def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_d
     assert "GENREC_BATCH_PRECISION: --precision 'int3'" in run(*arguments, GENREC_BATCH_PRECISION="int3").err
     assert run(*arguments, "--top-k", 0).err.startswith("error: --top-k 0: at least 1")
     (tmp_path / "o.toml").write_text("[score]\ntop-k = 0\n")
-    assert "option file, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+    assert f"{tmp_path / 'o.toml'}, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "said"),
+    [
+        ("GENREC_BATCH_MODEL_INIT_PRESET", ("model", "init", "m"), "--preset 'x' is not one of"),
+        ("GENREC_BATCH_MODEL_INFO_PRESET", ("model", "info"), "--preset 'x' is not one of"),
+        ("GENREC_BATCH_MODEL_EXPORT_PRECISION", ("model", "export", "MODEL"), "--precision 'x'"),
+        ("GENREC_BATCH_MODEL_BUILD_PRECISION", ("model", "build", "MODEL"), "--precision 'x' is not one of"),
+        ("GENREC_BATCH_PRECISION", ("model", "build", "MODEL"), "--precision 'x' is not one of"),
+        ("GENREC_BATCH_SAMPLE_IF_EXISTS", ("sample", "s.parquet"), "--if-exists 'x' is not one of"),
+        ("GENREC_BATCH_SCORE_ENGINE", ("score", "a", "b"), "--engine 'x' is not one of"),
+        ("GENREC_BATCH_MODEL", ("score", "events.parquet", "b"), "--model x: no such directory"),
+        ("GENREC_BATCH_CONFIG", ("layout",), "--config x: cannot be read"),
+    ],
+)
+def test_every_refused_value_names_its_variable(run, log_file, model_dir, variable, arguments, said):
+    done = run(*(model_dir if text == "MODEL" else text for text in arguments), **{variable: "x"})
+    assert done.code in (2, 4)
+    assert f"error: {variable}: {said}" in done.err
+    assert log_file.exists()
+
+
+def test_a_refused_value_of_any_table_names_the_option_file(run):
+    Path("genrec-batch.toml").write_text('[model.init]\npreset = "huge"\n')
+    assert "error: genrec-batch.toml, preset: --preset 'huge'" in run("model", "init", "m").err
+    assert run("model", "init", "m", "--preset", "hug").err.startswith("error: --preset 'hug'")
 
 
 def test_a_mistyped_variable_is_told(run, log_file, model_dir):
@@ -524,3 +595,8 @@ def test_a_mistyped_variable_is_told(run, log_file, model_dir):
     assert "GENREC_BATCH_TOPK is a variable that nothing reads. Did you mean 'GENREC_BATCH_TOP_K'?" in said
     others = {"GENREC_BATCH_SAMPLE_USERS": "4", "GENREC_BATCH_MODEL_INIT_PRESET": "tiny", "GENREC_BATCH_CONFIG": None}
     assert "nothing reads" not in run(*arguments, **others).err
+    done = run("layout", GENREC_BATCH_LAYUOT="1")
+    assert (done.code, len(done.out.splitlines()), "GENREC_BATCH_LAYUOT is a variable" in done.err) == (0, 1024, True)
+    Path("o.toml").touch()
+    for command in (["layout"], ["model", "info"], [*arguments, "--quiet"]):
+        assert "nothing reads" not in run(*command, GENREC_BATCH_CONFIG="o.toml").err

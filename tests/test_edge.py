@@ -25,21 +25,24 @@ class Again(logging.Handler):
 
 def test_a_second_sigterm_does_not_break_the_first():
     """`timeout` sends SIGTERM to its child and then to its group; the exit code must stay 143."""
-    before, again = signal.getsignal(signal.SIGTERM), Again()
+    before, again = {each: signal.getsignal(each) for each in edge.STOPS}, Again()
     console.LOG.addHandler(again)
     try:
         with pytest.raises(typer.Exit) as left:
             edge.guarded(lambda: signal.raise_signal(signal.SIGTERM), verbose=False)
     finally:
         console.LOG.removeHandler(again)
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert left.value.exit_code == 143
 
 
-@pytest.fixture(params=[(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.fixture(
+    params=[(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=["SIGTERM", "SIGINT", "SIGHUP"]
+)
 def stop(request):
     number, code = request.param
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield number, code
     ending.nothing_yet()
     for each, handler in before.items():
@@ -98,6 +101,26 @@ def test_a_run_that_is_stopped_when_its_output_is_there_is_done(stop, log_file, 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert '"status": "ok"' in out
+
+
+def test_a_signal_is_told_in_one_line(stop, monkeypatch):
+    number, code = stop
+    told = []
+    monkeypatch.setattr(console.LOG, "warning", lambda text, *values: told.append(text % values))
+    with pytest.raises(typer.Exit) as left:
+        edge.guarded(lambda: signal.raise_signal(number), verbose=False)
+    said = {129: "the terminal went away", 130: "interrupted", 143: "terminated"}[code]
+    assert left.value.exit_code == code
+    assert told == [f"{said}; run the same command again to go on where it stopped"]
+
+
+def test_under_nohup_a_terminal_that_goes_away_changes_nothing(stop):
+    del stop  # puts the handlers back
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    done = []
+    edge.guarded(lambda: (signal.raise_signal(signal.SIGHUP), done.append("went on")), verbose=False)
+    assert done == ["went on"]
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_signal_while_python_ends_does_not_make_a_failure_of_what_is_done(stop):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -80,13 +84,39 @@ def test_missing_file_shows_near_names(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not a Parquet file"), (b"user_id,x\n1,2\n", "not a Parquet file"), (None, "truncated or damaged")],
+    [
+        (b"", r"empty \(0 bytes\), so not a Parquet file; copy it again"),
+        (b"user_id,x\n1,2\n", "not a Parquet file; convert it"),
+        (None, "truncated or damaged"),
+    ],
 )
 def test_files_that_are_not_whole_parquet(tmp_path, content, message):
     path = write(tmp_path / "events.parquet")
     path.write_bytes(path.read_bytes()[:-20] if content is None else content)
     with pytest.raises(InputError, match=message):
         storage.scan(str(path), "INPUT")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("it's.csv", "user_id,moment\n1,2026-04-01T10:00:00\n"),
+        ("x.ndjson", '{"user_id": 1, "moment": "2026-04-01T10:00:00"}\n'),
+        ("x.parquet", "user_id,moment\n1,2026-04-01T10:00:00\n"),
+    ],
+)
+def test_the_way_from_text_to_parquet_is_told_and_works(tmp_path, monkeypatch, name, content):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    with pytest.raises(InputError, match=f"INPUT {re.escape(name)}: not a Parquet file; convert it, such as") as raised:
+        storage.scan(name, "INPUT")
+    told = str(raised.value)
+    command = told[told.index("python -c") :].replace("python", sys.executable, 1)
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    (made,) = (path for path in tmp_path.iterdir() if path.name != name)
+    frame = storage.scan(made.name, "INPUT").frame.collect()
+    assert frame["user_id"].to_list() == [1]
+    assert frame["moment"].dtype == (pl.String if "ndjson" in name else pl.Datetime("us"))
 
 
 def test_a_damaged_page_is_an_input_error_that_names_the_file(tmp_path):

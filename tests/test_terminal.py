@@ -101,7 +101,7 @@ def test_a_wrong_value_is_named_where_it_stands(run, tmp_path):
     done = run("score", "a", "b", GENREC_BATCH_TOP_K="many")
     assert "GENREC_BATCH_TOP_K=many: not a whole number" in done.err
     (tmp_path / "genrec-batch.toml").write_text('top-k = "many"\n')
-    assert "option file: top-k = 'many': not a whole number" in run("score", "a", "b").err
+    assert "genrec-batch.toml: top-k = 'many': not a whole number" in run("score", "a", "b").err
 
 
 def test_an_exported_version_is_no_flag(run):
@@ -165,6 +165,14 @@ def test_no_color_and_pipes_have_no_colours(run, log_file, model_dir):
     )  # fmt: skip
     assert "\x1b" not in done.stdout + done.stderr
     assert run("layout").code == 0
+
+
+def test_lines_in_a_pipe_end_without_blanks(log_file, model_dir):
+    for arguments in (["score", log_file, "o.parquet", "--model", model_dir], ["inspect", "o.parquet"]):
+        done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True)
+        lines = (done.stdout + done.stderr).splitlines()
+        assert len(lines) > 10
+        assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_progress_shows_count_rate_and_time_left(monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec_batch import __version__
+from genrec_batch.durable import no_folder
 from genrec_batch.errors import ConfigError
 from genrec_batch.model import ModelConfig
 from genrec_batch.profiling import Stages
@@ -50,7 +51,7 @@ def check_path(path: str | None, flag: str, endings: tuple[str, ...]) -> None:
     if place.suffix not in endings:
         raise ConfigError(f"{flag} {path}: a name that ends in {' or '.join(endings)}")
     if not place.parent.is_dir():
-        raise ConfigError(f"{flag} {path}: the folder {place.parent} does not exist; make it first")
+        raise ConfigError(f"{flag} {path}: {no_folder(place.parent)}")
     if place.is_dir():
         raise ConfigError(f"{flag} {path}: is a directory; name a file in it")
 

@@ -76,7 +76,8 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _answer(there: Connection, config: ScoreConfig, source: str, target: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other process ends this one
+    for number in (signal.SIGINT, signal.SIGHUP):  # of the terminal: the other process ends this one
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     console.set_up(quiet=config.quiet, verbose=config.verbose, log_format=config.log_format)
     stages = Stages()

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.durable import full_disk, sync
+from genrec_batch.durable import full_disk, no_folder, sync
 from genrec_batch.errors import ConfigError
 from genrec_batch.sampling.arranging import arranged, exactly
 from genrec_batch.sampling.log import SCHEMA, Log
@@ -103,7 +103,7 @@ def write(
 
 def _check(output: Path, *, overwrite: bool) -> None:
     if not output.parent.is_dir():
-        raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it first")
+        raise ConfigError(f"{output}: {no_folder(output.parent)}")
     if not output.exists():
         return
     if not overwrite:

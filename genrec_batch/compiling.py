@@ -23,23 +23,27 @@ from genrec_batch.console import LOG
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = Path(__file__).parent
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # x / 0 is NaN or infinity, as everywhere in NumPy
+REORDERED = {"reassoc", "contract", "nsz", "arcp"}  # of LLVM's fast-math flags, those that keep NaN and infinity
 _NOT_KEPT: list[str] = []  # names of kernels that numba found no folder for
 
 
-def kernel(*, inline: bool = False, signature: str | None = None) -> Callable[[F], F]:
+def kernel(*, inline: bool = False, signature: str | None = None, reorder: bool = False) -> Callable[[F], F]:
     """Return the decorator that compiles a function on its first call, without Python objects and without the GIL.
 
     `inline` has it merged into its caller, for what is called from one place only. `signature` compiles it at once.
+    `reorder`: sums may be added up in any order and products fused into them, so that loops over floats vectorize; the
+    last bits of a result then depend on the processor.
     """
+    fast: Any = REORDERED if reorder else False
 
     def compiled(function: F) -> F:
         arguments: Any = () if signature is None else (signature,)
         njit: Any = numba.njit
         try:
-            made: F = njit(*arguments, cache=True, forceinline=inline, **_OPTIONS)(function)
+            made: F = njit(*arguments, cache=True, forceinline=inline, fastmath=fast, **_OPTIONS)(function)
         except RuntimeError:  # no folder for it can be written
             _NOT_KEPT.append(function.__name__)
-            made = njit(*arguments, forceinline=inline, **_OPTIONS)(function)
+            made = njit(*arguments, forceinline=inline, fastmath=fast, **_OPTIONS)(function)
         return made
 
     return compiled

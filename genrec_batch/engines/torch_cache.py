@@ -29,8 +29,8 @@ def lanes(slots: int) -> int:
 class Cache:
     """Keys and values of R rows, [layers, R, G, T, Z].
 
-    Row r has `lengths_R[r]` positions of context, at most `prefix`, then those read since. In its other slots are zeros
-    or, of context shorter than its neighbours', leftovers of padding.
+    Row r has `lengths_R[r]` positions of context, at most `prefix`, then those read since. Once its context is there, its
+    other slots hold zeros or, of context shorter than its neighbours', leftovers of padding.
     """
 
     keys: Tensor
@@ -40,14 +40,19 @@ class Cache:
 
     @staticmethod
     def empty(config: ModelConfig, lengths_R: Tensor, prefix: int, reads: int, dtype: torch.dtype) -> Cache:
-        """Return a cache of zeros for rows with `lengths_R` positions of context and for `reads` reads."""
+        """Return a cache for rows with `lengths_R` positions of context and for `reads` reads; numbers may be any."""
         shape = (config.layers, len(lengths_R), config.heads, lanes(prefix + reads), config.head_size)
         return Cache(
-            keys=torch.zeros(shape, dtype=dtype, device=lengths_R.device),
-            values=torch.zeros(shape, dtype=dtype, device=lengths_R.device),
+            keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
+            values=torch.empty(shape, dtype=dtype, device=lengths_R.device),
             lengths_R=lengths_R,
             prefix=prefix,
         )
+
+    def clear(self) -> None:
+        """Fill all slots with zeros."""
+        self.keys.zero_()
+        self.values.zero_()
 
     def part(self, rows: slice) -> Cache:
         """Return a view of some rows."""

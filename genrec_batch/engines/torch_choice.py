@@ -32,13 +32,15 @@ class Choice:
         )
 
 
-def choose(logits_BV: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
+def choose(
+    logits_BV: Tensor, banned_BX: Tensor, *, tokens: int, choices: int, log_sum_B: Tensor | None = None
+) -> Choice:
     """Return the best `choices` items below `tokens` that are not banned; among equals the lower token comes first.
 
     Where fewer are left, token 0 with -inf fills the row. Log-probabilities are over all V tokens, banned ones too.
     The logits are masked in place for the search and restored after it, which is cheaper than a copy.
     """
-    log_sum_B = logits_BV.logsumexp(1)
+    log_sum_B = logits_BV.logsumexp(1) if log_sum_B is None else log_sum_B
     kept_BX = logits_BV.gather(1, banned_BX)
     logits_BV.scatter_(1, banned_BX, -torch.inf)
     allowed = logits_BV[:, :tokens]

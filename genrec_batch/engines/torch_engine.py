@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.console import LOG
 from genrec_batch.engines import torch_lane
 from genrec_batch.engines.timed import nothing
 from genrec_batch.engines.torch_choice import log_probs
-from genrec_batch.engines.torch_device import resolve_device, resolve_precision, retry_when_out_of_memory
+from genrec_batch.engines.torch_device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
 from genrec_batch.engines.torch_lane import Lane, Program
-from genrec_batch.engines.torch_network import load_network
+from genrec_batch.engines.torch_network import Network, load_network
+from genrec_batch.engines.torch_phases import Phases, PlainPhases
 from genrec_batch.errors import ModelError
 from genrec_batch.model import Model
 
@@ -72,10 +75,10 @@ class TorchEngine:
         self._positions = model.config.positions
         on_cpu = self._device.type == "cpu"
         with retry_when_out_of_memory(self._device), torch.inference_mode():
+            network = load_network(model.config, model.weights, self._device)
             self._program = Program.of(
-                load_network(model.config, model.weights, self._device),
-                dtype=dtype,
-                reading_dtype=torch.float32 if on_cpu else dtype,
+                network,
+                _phases(network, self._device, dtype),
                 tokens=model.tokens,
                 group_rows=GROUP_ROWS if on_cpu else WHOLE,
                 context_positions=CONTEXT_POSITIONS if on_cpu else WHOLE,
@@ -207,6 +210,19 @@ class TorchEngine:
 
         with retry_when_out_of_memory(self._device):
             return list(map(alone, *arguments) if self._pool is None else self._pool.map(alone, *arguments))
+
+
+def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phases:
+    """Return the fastest phases in a type."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and fast_int8() and find_spec("numba"):
+        try:
+            from genrec_batch.engines.torch_cpu import CompiledPhases, fits
+        except ImportError as error:
+            LOG.warning("numba is installed but does not load (%s); PyTorch computes alone, more slowly", error)
+        else:
+            if fits(network.config):
+                return CompiledPhases.of(network)
+    return PlainPhases.of(network, dtype=dtype, reading_dtype=torch.float32 if device.type == "cpu" else dtype)
 
 
 def _lane_threads(count: int) -> ThreadPoolExecutor:

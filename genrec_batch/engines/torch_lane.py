@@ -8,7 +8,7 @@ Rows are cut into groups of like length that share a cache, so that neighbours c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,18 +16,10 @@ from torch import Tensor
 
 from genrec_batch.arrays import FIRST_ITEM, HEADS, PADDING
 from genrec_batch.engines.torch_cache import Cache, lanes
-from genrec_batch.engines.torch_choice import Choice, choose, log_probs
+from genrec_batch.engines.torch_choice import Choice, log_probs
 from genrec_batch.engines.torch_linear import Linear
-from genrec_batch.engines.torch_network import (
-    ContextLayers,
-    Layer,
-    Network,
-    context,
-    prepare_context,
-    prepare_layers,
-    read,
-    read_aside,
-)
+from genrec_batch.engines.torch_network import Network
+from genrec_batch.engines.torch_phases import Phases, items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,36 +27,21 @@ class Program:
     """The network as a device computes it, and how much of a lane it computes at once."""
 
     network: Network
-    context: ContextLayers  # reads what stands before the newest event
-    reading: Sequence[Layer]  # reads the newest event and decoded items
+    phases: Phases
     sources: Mapping[
         str, tuple[Linear, str]
     ]  # of position 0: by an input's name, its product and the flag of who has it
-    output: Linear
     heads: Linear  # four, then as many zeros as fill a vector: a product of few outputs depends on how many rows it has
     tokens: int  # tokens from here on are never chosen
-    cache_dtype: torch.dtype
     group_rows: int  # rows that share a cache
     context_positions: int  # positions of one pass over the context
     aside_positions: int  # items read aside at once
 
     @staticmethod
     def of(
-        network: Network,
-        *,
-        dtype: torch.dtype,
-        reading_dtype: torch.dtype,
-        tokens: int,
-        group_rows: int,
-        context_positions: int,
-        aside_positions: int,
+        network: Network, phases: Phases, *, tokens: int, group_rows: int, context_positions: int, aside_positions: int
     ) -> Program:
-        """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, the others in fp32.
-
-        The cache is in `dtype` too, but for int8, whose sums are fp32.
-        """
-        reading = prepare_layers(network, reading_dtype)
-        layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
+        """Prepare the products that no phase has, in fp32."""
         heads = [getattr(network, f"{head}_head") for head in HEADS]
         spare = heads[0].weight.new_zeros(lanes(len(heads)) - len(heads), heads[0].in_features)
         sources = {
@@ -74,17 +51,14 @@ class Program:
         }
         return Program(
             network=network,
+            phases=phases,
             sources={n: (Linear(p.weight, p.bias, torch.float32), flag) for n, (p, flag) in sources.items()},
-            context=prepare_context(network, layers, dtype),
-            reading=reading,
-            output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
             heads=Linear(
                 torch.cat([*(head.weight for head in heads), spare]),
                 torch.cat([*(head.bias for head in heads), spare[:, 0]]),
                 torch.float32,
             ),
             tokens=tokens,
-            cache_dtype=torch.float32 if dtype == torch.int8 else dtype,
             group_rows=group_rows,
             context_positions=context_positions,
             aside_positions=aside_positions,
@@ -100,13 +74,12 @@ class Program:
 
     def items(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return what the network reads for items at positions, [..., D]."""
-        items: Tensor = self.network.token_embedding(tokens) + self.network.position_embedding(positions)
-        return items
+        return items(self.network, tokens, positions)
 
-    def scores(self, hidden: Tensor, items: Tensor) -> Tensor:
+    def scores(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Return the heads of read items, [..., H]; 0 for token 0."""
-        raw = self.heads(hidden.flatten(0, -2))[:, : len(HEADS)].view(*items.shape, len(HEADS))
-        return torch.sigmoid(raw) * (items != PADDING)[..., None]
+        raw = self.heads(hidden.flatten(0, -2))[:, : len(HEADS)].view(*tokens.shape, len(HEADS))
+        return torch.sigmoid(raw) * (tokens != PADDING)[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +121,10 @@ def prefill(program: Program, inputs: Mapping[str, Tensor], *, steps: int, choic
         groups.append(_group(program, prefix_BD[rows], tokens_BS[rows], lengths_B[rows], rows, steps))
     last_B = tokens_BS.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
     newest_BD = torch.where((lengths_B > 0)[:, None], program.items(last_B, lengths_B), prefix_BD)
-    hidden_BD = read(program.reading, newest_BD, [group.cache for group in groups], 0)
+    hidden_BD = program.phases.read(newest_BD, [group.cache for group in groups], 0)
     never_B2 = lengths_B.new_tensor([PADDING, FIRST_ITEM - 1]).expand(len(lengths_B), 2)
     banned_BX = torch.cat([never_B2, inputs["seen_BX"]], 1)
-    start = choose(program.output(hidden_BD), banned_BX, tokens=program.tokens, choices=choices)
+    start = program.phases.choose(hidden_BD, banned_BX, tokens=program.tokens, choices=choices)
     return Lane(
         lengths_B=lengths_B, groups=groups, steps=steps, choices=choices, banned_BX=banned_BX, start=start, next=start
     )
@@ -160,16 +133,16 @@ def prefill(program: Program, inputs: Mapping[str, Tensor], *, steps: int, choic
 def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Tensor, rows: slice, steps: int) -> Group:
     """Read everything before the newest event of some rows into a new cache, a few rows at a time."""
     longest = int(lengths_R[-1])
-    cache = Cache.empty(program.network.config, lengths_R, longest, 1 + steps, program.cache_dtype)
+    cache = Cache.empty(program.network.config, lengths_R, longest, 1 + steps, program.phases.cache_dtype)
     size = max(1, program.context_positions // max(1, longest))
     for first in range(0, len(lengths_R), size):
         part = slice(first, min(len(lengths_R), first + size))
         count = int(lengths_R[part.stop - 1])
         filled = cache.part(part)
         if count:
-            older_RS = tokens_RS[part, : count - 1]
-            items_RSD = program.items(older_RS, torch.arange(1, count, device=lengths_R.device))
-            context(program.context, torch.cat([prefix_RD[part, None], items_RSD], 1), older_RS, filled)
+            program.phases.context(prefix_RD[part], tokens_RS[part, : count - 1], filled)
+        else:
+            filled.clear()
     return Group(rows=rows, lengths_R=lengths_R, cache=cache)
 
 
@@ -186,7 +159,7 @@ def decode(program: Program, lane: Lane, items_B: Tensor | None) -> None:
     else:
         log_prob_B = log_probs(lane.next.logits_BV, lane.next.log_sum_B, items_B[:, None])[:, 0]
     x_BD = program.items(items_B, lane.lengths_B + step + 1)
-    hidden_BD = read(program.reading, x_BD, [group.cache for group in lane.groups], step + 1)
+    hidden_BD = program.phases.read(x_BD, [group.cache for group in lane.groups], step + 1)
     lane.tokens.append(items_B)
     lane.log_probs.append(log_prob_B)
     lane.heads.append(program.scores(hidden_BD, items_B))
@@ -194,7 +167,7 @@ def decode(program: Program, lane: Lane, items_B: Tensor | None) -> None:
         lane.next = None
         return
     lane.banned_BX = torch.cat([lane.banned_BX, items_B[:, None]], 1)
-    lane.next = choose(program.output(hidden_BD), lane.banned_BX, tokens=program.tokens, choices=lane.choices)
+    lane.next = program.phases.choose(hidden_BD, lane.banned_BX, tokens=program.tokens, choices=lane.choices)
 
 
 def score(program: Program, lane: Lane, items_BC: Tensor) -> Tensor:
@@ -207,7 +180,7 @@ def score(program: Program, lane: Lane, items_BC: Tensor) -> Tensor:
             part = slice(first, min(rows, first + size))
             items_RC = items_BC[group.rows][part]
             x_RCD = program.items(items_RC, (group.lengths_R[part] + 1)[:, None])
-            parts.append(program.scores(read_aside(program.reading, x_RCD, group.cache.part(part)), items_RC))
+            parts.append(program.scores(program.phases.read_aside(x_RCD, group.cache.part(part)), items_RC))
     return torch.cat(parts)
 
 

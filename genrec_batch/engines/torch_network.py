@@ -21,12 +21,13 @@ from torch.nn import functional
 
 from genrec_batch.arrays import HEADS
 from genrec_batch.engines.torch_cache import Cache, Read, lanes
-from genrec_batch.engines.torch_linear import Int8Linear, Linear
+from genrec_batch.engines.torch_linear import Int8Linear, Linear, PairLinear
 from genrec_batch.model import EPSILON, ModelConfig, Weights
 
 LEAST_QUERIES = 8  # a processor multiplies fewer in another way
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
 
+Product = Linear | Int8Linear | PairLinear
 Norm = tuple[Tensor, Tensor]  # weight and bias, [D] each
 
 
@@ -102,10 +103,10 @@ def load_network(config: ModelConfig, weights: Weights, device: torch.device) ->
 class Layer:
     """One encoder layer, ready to multiply; the query rows of `qkv` carry attention's 1/sqrt(Z)."""
 
-    qkv: Linear | Int8Linear
-    out: Linear
-    up: Linear | Int8Linear
-    down: Linear | Int8Linear
+    qkv: Product
+    out: Product
+    up: Product
+    down: Product
     norm1: Norm
     norm2: Norm
 
@@ -119,7 +120,7 @@ class ContextLayers:
     """
 
     layers: Sequence[Layer]
-    last: Linear | Int8Linear
+    last: Product
     first_of_tokens_VN: Tensor  # queries, keys and values [V, 3 D] of each token
     first_of_positions_PN: Tensor  # and of each position, with the bias
 
@@ -150,6 +151,21 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
     return layers
 
 
+def prepare_pairs(network: Network) -> list[Layer]:
+    """Return the encoder's layers with their products in pairs of 8-bit numbers."""
+    return [
+        Layer(
+            qkv=PairLinear(*_scaled_qkv(network, i)),
+            out=PairLinear(layer.self_attn.out_proj.weight, layer.self_attn.out_proj.bias),
+            up=PairLinear(layer.linear1.weight, layer.linear1.bias),
+            down=PairLinear(layer.linear2.weight, layer.linear2.bias),
+            norm1=(layer.norm1.weight, layer.norm1.bias),
+            norm2=(layer.norm2.weight, layer.norm2.bias),
+        )
+        for i, layer in enumerate(network.encoder.layers)
+    ]
+
+
 def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtype) -> ContextLayers:
     """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
     weight, bias = _scaled_qkv(network, len(layers) - 1)
@@ -164,7 +180,7 @@ def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtyp
     )
 
 
-def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Linear | Int8Linear:
+def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Product:
     """Return the product whose last D outputs are the values."""
     if dtype == torch.int8:
         return Int8Linear(weight_ND, bias_N, exact=weight_ND.shape[1])

@@ -29,8 +29,8 @@ def lanes(slots: int) -> int:
 class Cache:
     """Keys and values of R rows, [layers, R, G, T, Z].
 
-    Row r has `lengths_R[r]` positions of context, at most `prefix`, then those read since. Once its context is there, its
-    other slots hold zeros or, of context shorter than its neighbours', leftovers of padding.
+    Row r has `lengths_R[r]` positions of context, at most `prefix`, then those read since. Once its context is there,
+    its other slots hold zeros or, of context shorter than its neighbours', leftovers of padding.
     """
 
     keys: Tensor

@@ -3,8 +3,8 @@
 Owns: which product and which kernel comes after which. Must not know: lanes, threads, how a kernel works. Needs numba
 and 8-bit products (`torch_device.fast_int8`); loaded by name. The slow twin is `torch_phases.PlainPhases`.
 
-Context: products and cache in bf16, the residual stream in fp32. What is read one at a time, and the logits: products of
-pairs of 8-bit numbers (`torch_linear.PairLinear`), which keep close items in order at a quarter of the cost of fp32.
+Context: `torch_cpu_context`. What is read one at a time, and the logits: products of pairs of 8-bit numbers
+(`torch_linear.PairLinear`), which keep close items in order and on a processor with AMX cost a quarter of fp32.
 Shapes as in `torch_network`.
 """
 
@@ -12,59 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrec_batch.arrays import F32, PADDING
+from genrec_batch.arrays import PADDING
 from genrec_batch.compiling import tell_if_not_kept
-from genrec_batch.engines import cpu_kernels as kernels
+from genrec_batch.engines import cpu_attention, cpu_rows
 from genrec_batch.engines.torch_cache import Cache
 from genrec_batch.engines.torch_choice import Choice, choose
+from genrec_batch.engines.torch_cpu_context import Bf16Context, Int8Context, Pairs, bits, norm_arrays
 from genrec_batch.engines.torch_linear import PairLinear
-from genrec_batch.engines.torch_network import (
-    FUSED_FROM,
-    ContextLayers,
-    Layer,
-    Network,
-    Norm,
-    prepare_context,
-    prepare_layers,
-    prepare_pairs,
-    read_aside,
-)
-from genrec_batch.engines.torch_phases import fill_context
-from genrec_batch.model import EPSILON, ModelConfig
+from genrec_batch.engines.torch_network import Layer, Network, Norm, prepare_pairs, read_aside
+from genrec_batch.engines.vectors import WIDTH
+from genrec_batch.model import ModelConfig
 
 
 def fits(config: ModelConfig) -> bool:
     """Whether the kernels can compute a model: they take heads in whole vectors."""
-    return config.head_size % kernels.WIDTH == 0 and config.layers > 1
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Room for rows as pairs of 8-bit numbers; see `cpu_kernels`."""
-
-    high: Tensor
-    both: Tensor
-    scale: F32
-
-    @staticmethod
-    def room(rows: int, width: int) -> Pairs:
-        """Return room for rows of `width` numbers."""
-        high, both = (torch.empty(rows, times * width, dtype=torch.uint8) for times in (1, 2))
-        return Pairs(high, both, np.empty(rows, np.float32))
-
-    def arrays(self) -> tuple[F32, Any, Any]:
-        """Return the three as kernels take them."""
-        return self.scale, self.high.numpy(), self.both.numpy()
-
-    def times(self, product: PairLinear) -> F32:
-        """Return the product's sums."""
-        return product.sums(self.high, self.both).numpy()
+    return config.head_size % WIDTH == 0 and config.layers > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,69 +39,45 @@ class CompiledPhases:
     """The phases, each kernel a pass over numbers that the product before has left in a core's own cache."""
 
     network: Network
-    layers: ContextLayers  # in bf16
-    reading: Sequence[Layer]  # in pairs, as the logits are
+    contexts: Bf16Context | Int8Context
+    reading: Sequence[Layer[PairLinear]]  # in pairs, as the logits are
     output: PairLinear
     cache_dtype: torch.dtype = torch.bfloat16
 
     @staticmethod
-    def of(network: Network) -> CompiledPhases:
-        """Prepare a network's products."""
+    def of(network: Network, dtype: torch.dtype) -> CompiledPhases:
+        """Prepare a network's products: context in `dtype`, bf16 or int8."""
         tell_if_not_kept()
-        bf16 = torch.bfloat16
+        reading = prepare_pairs(network)
         return CompiledPhases(
             network=network,
-            layers=prepare_context(network, prepare_layers(network, bf16), bf16),
-            reading=prepare_pairs(network),
+            contexts=Int8Context.of(network, reading) if dtype == torch.int8 else Bf16Context.of(network),
+            reading=reading,
             output=PairLinear(network.output_projection.weight, network.output_projection.bias),
         )
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length.
-
-        Where S is large the time is that of attention, and PyTorch's own is made for it.
-        """
-        positions = tokens_RS.shape[1] + 1
-        if positions > FUSED_FROM:
-            fill_context(self.network, self.layers, prefix_RD, tokens_RS, cache)
-            return
-        (rows, width), config = prefix_RD.shape, self.network.config
-        x_ND = torch.empty(rows * positions, width)
-        half_ND, mixed_ND = (torch.empty_like(x_ND, dtype=torch.bfloat16) for _ in range(2))
-        qkv_N3D = torch.empty(len(x_ND), 3 * width, dtype=torch.bfloat16)
-        lengths_R = cache.lengths_R.numpy()
-        room_X = np.empty(kernels.context_room(positions, config.head_size), np.float32)
-        kernels.embed(
-            prefix_RD.numpy(), _bits(self.layers.layers[0].qkv(prefix_RD)), tokens_RS.numpy(),
-            self.network.token_embedding.weight.numpy(), self.network.position_embedding.weight.numpy(),
-            self.layers.first_of_tokens_VN.numpy(), self.layers.first_of_positions_PN.numpy(),
-            x_ND.numpy(), _bits(qkv_N3D),
-        )  # fmt: skip
-        for i, layer in enumerate(self.layers.layers):
-            qkv_N3D = layer.qkv(half_ND) if i else qkv_N3D
-            kernels.keep(_bits(qkv_N3D), width, lengths_R, _bits(cache.keys[i]), _bits(cache.values[i]))
-            kernels.attend_context(_bits(qkv_N3D), lengths_R, config.heads, _bits(mixed_ND), room_X)
-            _add_norm(x_ND, layer.out(mixed_ND), layer.norm1, half_ND)
-            _add_norm(x_ND, layer.down(layer.up(half_ND, relu=True)), layer.norm2, half_ND)
-        kernels.keep(_bits(self.layers.last(half_ND)), 0, lengths_R, _bits(cache.keys[-1]), _bits(cache.values[-1]))
+        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
+        self.contexts.fill(prefix_RD, tokens_RS, cache)
 
     def read(self, x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
         """Read one more position a row; see `torch_network.read`."""
         rows, width = x_BD.shape
         x = x_BD.clone()
         one, other = Pairs.room(rows, width), Pairs.room(rows, width)
-        wide = Pairs.room(rows, self.network.config.ffn)
-        kernels.split(x.numpy(), *one.arrays())
+        wide, mixed_ND = Pairs.room(rows, self.network.config.ffn), np.empty((rows, width), np.float32)
+        cpu_rows.split(x.numpy(), *one.arrays())
         for i, layer in enumerate(self.reading):
-            sums, first = one.times(layer.qkv), 0
+            sums, first = one.times(layer.qkv).numpy(), 0
             for cache in caches:
-                kernels.attend_next(
+                cpu_attention.attend_next(
                     sums, one.scale, layer.qkv.bias_N.numpy(), first, step, cache.lengths_R.numpy(),
-                    _bits(cache.keys[i]), _bits(cache.values[i]), *other.arrays(),
+                    bits(cache.keys[i]), bits(cache.values[i]), mixed_ND,
                 )  # fmt: skip
                 first += len(cache.lengths_R)
+            cpu_rows.split(mixed_ND, *other.arrays())
             _add_norm_split(x, other, layer.out, layer.norm1, one)
-            kernels.relu(one.times(layer.up), one.scale, layer.up.bias_N.numpy(), *wide.arrays())
+            cpu_rows.relu_split(one.times(layer.up).numpy(), one.scale, layer.up.bias_N.numpy(), *wide.arrays())
             _add_norm_split(x, wide, layer.down, layer.norm2, one)
         return x
 
@@ -146,11 +89,11 @@ class CompiledPhases:
         """Choose what comes after hidden states; see `torch_choice.choose`."""
         rows = len(hidden_BD)
         pairs = Pairs.room(rows, hidden_BD.shape[1])
-        kernels.split(hidden_BD.numpy(), *pairs.arrays())
+        cpu_rows.split(hidden_BD.numpy(), *pairs.arrays())
         logits_BV = self.output.sums(pairs.high, pairs.both)
         log_sum_B, value_B = torch.empty(rows), torch.empty(rows)
         best_B = torch.empty(rows, dtype=torch.int64)
-        kernels.choose(
+        cpu_rows.choose(
             logits_BV.numpy(), pairs.scale, self.output.bias_N.numpy(), banned_BX.numpy(), tokens,
             log_sum_B.numpy(), best_B.numpy(), value_B.numpy(),
         )  # fmt: skip
@@ -164,19 +107,8 @@ class CompiledPhases:
         )
 
 
-def _bits(x: Tensor) -> Any:
-    """Return bf16 numbers as an array of their bits, in the same memory."""
-    return x.view(torch.int16).numpy().view(np.uint16)
-
-
-def _add_norm(x_ND: Tensor, more_ND: Tensor, norm: Norm, half_ND: Tensor) -> None:
-    gain_D, shift_D = norm
-    kernels.add_norm(x_ND.numpy(), _bits(more_ND), gain_D.numpy(), shift_D.numpy(), EPSILON, _bits(half_ND))
-
-
 def _add_norm_split(x_ND: Tensor, rows: Pairs, product: PairLinear, norm: Norm, into: Pairs) -> None:
-    gain_D, shift_D = norm
-    kernels.add_norm_split(
-        x_ND.numpy(), rows.times(product), rows.scale, product.bias_N.numpy(), gain_D.numpy(), shift_D.numpy(), EPSILON,
+    cpu_rows.add_norm_split(
+        x_ND.numpy(), rows.times(product).numpy(), rows.scale, product.bias_N.numpy(), *norm_arrays(norm),
         *into.arrays(),
     )  # fmt: skip

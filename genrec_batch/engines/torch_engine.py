@@ -214,14 +214,14 @@ class TorchEngine:
 
 def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phases:
     """Return the fastest phases in a type."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and fast_int8() and find_spec("numba"):
+    if device.type == "cpu" and dtype != torch.float32 and fast_int8() and find_spec("numba"):
         try:
             from genrec_batch.engines.torch_cpu import CompiledPhases, fits
         except ImportError as error:
             LOG.warning("numba is installed but does not load (%s); PyTorch computes alone, more slowly", error)
         else:
             if fits(network.config):
-                return CompiledPhases.of(network)
+                return CompiledPhases.of(network, dtype)
     return PlainPhases.of(network, dtype=dtype, reading_dtype=torch.float32 if device.type == "cpu" else dtype)
 
 

@@ -53,21 +53,33 @@ class Int8Linear:
 
     dtype = torch.float32
 
-    def __init__(self, weight_NM: Tensor, bias_N: Tensor, *, exact: int = 0, positive: bool = False) -> None:
+    def __init__(
+        self, weight_NM: Tensor, bias_N: Tensor, *, exact: int = 0, positive: bool = False, finer: bool = False
+    ) -> None:
         """Round weight [out, in] to -127..127 per output, but for the last `exact` outputs, which stay fp32.
 
-        `positive`: no number of any x is below 0, so that 0..255 stand for 0 to the largest one.
+        `positive`: no number of any x is below 0, so that 0..255 stand for 0 to the largest one. `finer`: weights are
+        pairs, as in `PairLinear`, for a second product.
         """
         rounded = len(weight_NM) - exact
-        weight, self._bias_N = weight_NM.detach()[:rounded], bias_N.detach()[:rounded].contiguous()
-        self._scale_N = _or_one(weight.abs().amax(1)) / 127
-        whole = (weight / self._scale_N[:, None]).round_().to(torch.int8)
-        self._weight = QUANTIZED.qlinear_prepack(whole, [ROWS_HINT, weight.shape[1]])
-        self._offset_N = torch.zeros(rounded, dtype=torch.int64)
+        weight, self.bias_N = weight_NM.detach()[:rounded], bias_N.detach()[:rounded].contiguous()
+        high, low, scale_N = _pairs(weight)
+        self._weights = [_Whole(high, scale_N)] + ([_Whole(low, scale_N / FINER)] if finer else [])
         self._exact = Linear(weight_NM[rounded:], bias_N[rounded:], torch.float32) if exact else None
         self._outputs, self._rounded = len(weight_NM), rounded
         self._positive = positive
         self._zero, self._most = (0, 255) if positive else (128, 127)
+
+    def sums(self, whole_RM: Tensor) -> Tensor:
+        """Multiply rows that are rounded, without their scale and without bias: uint8 [R, in] -> fp32 [R, out].
+
+        0 stands for itself in rows that are `positive`, 128 for 0 in others.
+        """
+        sums = None
+        for weight in self._weights:
+            sums = weight(whole_RM, self._zero, sums)
+        assert sums is not None
+        return sums
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
         """Multiply R rows: [R, in] -> [R, out], both fp32."""
@@ -76,15 +88,12 @@ class Int8Linear:
             largest_R1 = torch.maximum(largest_R1, -x_RM.amin(1, keepdim=True))
         scale_R1 = _or_one(largest_R1) / self._most
         whole = (x_RM * scale_R1.reciprocal()).add_(self._zero + 0.5).to(torch.uint8)  # the half: cut off is rounded
-        sums = QUANTIZED.qlinear_pointwise(
-            whole, 1.0, self._zero, self._weight, self._scale_N, self._offset_N, None, 1.0, 0, torch.float32,
-            "none", [], "",
-        )  # fmt: skip
+        sums = self.sums(whole)
         if self._exact is None:
-            product: Tensor = sums.mul_(scale_R1).add_(self._bias_N)
+            product: Tensor = sums.mul_(scale_R1).add_(self.bias_N)
         else:
             product = torch.empty(len(x_RM), self._outputs)
-            torch.mul(sums, scale_R1, out=product[:, : self._rounded]).add_(self._bias_N)
+            torch.mul(sums, scale_R1, out=product[:, : self._rounded]).add_(self.bias_N)
             product[:, self._rounded :] = self._exact(x_RM)
         return product.relu_() if relu else product
 
@@ -102,31 +111,16 @@ class PairLinear:
 
     def __init__(self, weight_NM: Tensor, bias_N: Tensor) -> None:
         """Round weight [out, in] to pairs, with a scale per output."""
-        exact = weight_NM.detach().double()
-        scale_N = _or_one(exact.abs().amax(1)) / 127
-        share = exact / scale_N[:, None]
-        high, outputs = share.round(), len(exact)
-        low = ((share - high) * FINER).round()
+        high, low, scale_N = _pairs(weight_NM.detach())
         self.bias_N = bias_N.detach().contiguous()
-        self._scale_N, self._finer_N = scale_N.float(), (scale_N / FINER).float()
-        self._high = QUANTIZED.qlinear_prepack(high.to(torch.int8), [ROWS_HINT, high.shape[1]])
-        both = torch.cat([high, low], 1).to(torch.int8)
-        self._both = QUANTIZED.qlinear_prepack(both, [ROWS_HINT, both.shape[1]])
-        self._offset_N = torch.zeros(outputs, dtype=torch.int64)
+        self._high, self._both = _Whole(high, scale_N), _Whole(torch.cat([high, low], 1), scale_N / FINER)
 
     def sums(self, high_RM: Tensor, both_R2M: Tensor) -> Tensor:
         """Multiply rows that are pairs, without their scale and without bias: [R, in] and [R, 2 in] -> [R, out].
 
-        `high_RM` has the high numbers and `both_R2M` the low ones and then the high ones again, as uint8 with 128 added.
+        `high_RM` has the high numbers, `both_R2M` the low ones and then the high ones again, as uint8 with 128 added.
         """
-        sums = QUANTIZED.qlinear_pointwise(
-            high_RM, 1.0, 128, self._high, self._scale_N, self._offset_N, None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        added: Tensor = QUANTIZED.qlinear_pointwise.binary(
-            both_R2M, 1.0, 128, self._both, self._finer_N, self._offset_N, sums, None, 1.0, 0, torch.float32, 1.0, 0,
-            "sum", 1.0, "none", [], "",
-        )  # fmt: skip
-        return added
+        return self._both(both_R2M, 128, self._high(high_RM, 128))
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
         """Multiply R rows: [R, in] -> [R, out], both fp32."""
@@ -137,6 +131,36 @@ class PairLinear:
         high, low = ((part + 128).to(torch.uint8) for part in (high, low))
         product = self.sums(high, torch.cat([low, high], 1)).mul_(scale_R1).add_(self.bias_N)
         return product.relu_() if relu else product
+
+
+class _Whole:
+    """Weights in 8-bit whole numbers, and a scale per output."""
+
+    def __init__(self, whole_NM: Tensor, scale_N: Tensor) -> None:
+        self._scale_N = scale_N.float()
+        self._packed = QUANTIZED.qlinear_prepack(whole_NM.to(torch.int8), [ROWS_HINT, whole_NM.shape[1]])
+        self._offset_N = torch.zeros(len(whole_NM), dtype=torch.int64)
+
+    def __call__(self, whole_RM: Tensor, zero: int, sums_RN: Tensor | None = None) -> Tensor:
+        """Multiply rows in which `zero` stands for 0; the result is added to `sums_RN`, in place, where given."""
+        product: Tensor
+        of = whole_RM, 1.0, zero, self._packed, self._scale_N, self._offset_N
+        if sums_RN is None:
+            product = QUANTIZED.qlinear_pointwise(*of, None, 1.0, 0, torch.float32, "none", [], "")
+        else:
+            product = QUANTIZED.qlinear_pointwise.binary(
+                *of, sums_RN, None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""
+            )
+        return product
+
+
+def _pairs(weight_NM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return high and low numbers, [N, M] each, and the scale of each row: weight = scale x (high + low / 254)."""
+    exact = weight_NM.double()
+    scale_N = _or_one(exact.abs().amax(1)) / 127
+    share = exact / scale_N[:, None]
+    high = share.round()
+    return high, ((share - high) * FINER).round(), scale_N
 
 
 def _or_one(largest: Tensor) -> Tensor:

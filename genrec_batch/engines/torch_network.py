@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ LEAST_QUERIES = 8  # a processor multiplies fewer in another way
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
 
 Product = Linear | Int8Linear | PairLinear
+P_co = TypeVar("P_co", bound=Product, covariant=True)
 Norm = tuple[Tensor, Tensor]  # weight and bias, [D] each
 
 
@@ -100,13 +102,13 @@ def load_network(config: ModelConfig, weights: Weights, device: torch.device) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(Generic[P_co]):
     """One encoder layer, ready to multiply; the query rows of `qkv` carry attention's 1/sqrt(Z)."""
 
-    qkv: Product
-    out: Product
-    up: Product
-    down: Product
+    qkv: P_co
+    out: P_co
+    up: P_co
+    down: P_co
     norm1: Norm
     norm2: Norm
 
@@ -119,13 +121,13 @@ class ContextLayers:
     layer's queries, keys and values of items are looked up in two tables, in fp32.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[Layer[Product]]
     last: Product
     first_of_tokens_VN: Tensor  # queries, keys and values [V, 3 D] of each token
     first_of_positions_PN: Tensor  # and of each position, with the bias
 
 
-def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
+def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer[Product]]:
     """Return the encoder's layers with their products in `dtype` and their norms in fp32.
 
     int8 rounds queries, keys and the feed-forward block. Values and what is made of them stay fp32: attention carries
@@ -140,7 +142,7 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
         }
         layers.append(
             Layer(
-                qkv=_with_values(*_scaled_qkv(network, i), dtype),
+                qkv=_with_values(*scaled_qkv(network, i), dtype),
                 out=Linear(*pairs["self_attn.out_proj"], torch.float32 if whole else dtype),
                 up=Int8Linear(*pairs["linear1"]) if whole else Linear(*pairs["linear1"], dtype),
                 down=Int8Linear(*pairs["linear2"], positive=True) if whole else Linear(*pairs["linear2"], dtype),
@@ -151,11 +153,11 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer]:
     return layers
 
 
-def prepare_pairs(network: Network) -> list[Layer]:
+def prepare_pairs(network: Network) -> list[Layer[PairLinear]]:
     """Return the encoder's layers with their products in pairs of 8-bit numbers."""
     return [
         Layer(
-            qkv=PairLinear(*_scaled_qkv(network, i)),
+            qkv=PairLinear(*scaled_qkv(network, i)),
             out=PairLinear(layer.self_attn.out_proj.weight, layer.self_attn.out_proj.bias),
             up=PairLinear(layer.linear1.weight, layer.linear1.bias),
             down=PairLinear(layer.linear2.weight, layer.linear2.bias),
@@ -166,12 +168,12 @@ def prepare_pairs(network: Network) -> list[Layer]:
     ]
 
 
-def prepare_context(network: Network, layers: Sequence[Layer], dtype: torch.dtype) -> ContextLayers:
+def prepare_context(network: Network, layers: Sequence[Layer[Product]], dtype: torch.dtype) -> ContextLayers:
     """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
-    weight, bias = _scaled_qkv(network, len(layers) - 1)
+    weight, bias = scaled_qkv(network, len(layers) - 1)
     width = network.config.width
-    first = Linear(*_scaled_qkv(network, 0), torch.float32)
-    no_bias = Linear(_scaled_qkv(network, 0)[0], torch.zeros(3 * width, device=weight.device), torch.float32)
+    first = Linear(*scaled_qkv(network, 0), torch.float32)
+    no_bias = Linear(scaled_qkv(network, 0)[0], torch.zeros(3 * width, device=weight.device), torch.float32)
     return ContextLayers(
         layers=layers[:-1],
         last=_with_values(weight[width:], bias[width:], dtype),
@@ -187,7 +189,7 @@ def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Produ
     return Linear(weight_ND, bias_N, dtype)
 
 
-def _scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
+def scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
     """Return weight [3 D, D] and bias of queries, keys and values, 1/sqrt(Z) multiplied into the queries' rows."""
     attention = network.encoder.layers[layer].self_attn
     scale = torch.ones_like(attention.in_proj_bias)
@@ -247,7 +249,7 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tenso
     return torch.matmul(torch.softmax(looks, -1).to(value.dtype), value)[:, :, :count]
 
 
-def read(layers: Sequence[Layer], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
+def read(layers: Sequence[Layer[Product]], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
     """Read one position a row, [B, D] -> hidden state [B, D], the `step`-th that is read, and keep its keys and values.
 
     The rows of `caches`, one cache after another, are the rows of x.
@@ -275,7 +277,7 @@ def _attend_once(triple_R3GZ: Tensor, cache: Cache, at: Read, layer: int) -> Ten
     return mixed.flatten(1)
 
 
-def read_aside(layers: Sequence[Layer], x_RCD: Tensor, cache: Cache) -> Tensor:
+def read_aside(layers: Sequence[Layer[Product]], x_RCD: Tensor, cache: Cache) -> Tensor:
     """Read C positions a row, each as if it alone came right after the history, [R, C, D] -> [R, C, D].
 
     They see the context, the first read (the newest event) and themselves; the cache stays as it is.
@@ -297,7 +299,7 @@ def read_aside(layers: Sequence[Layer], x_RCD: Tensor, cache: Cache) -> Tensor:
     return x.view(rows, count, width)
 
 
-def _finish(layer: Layer, x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
+def _finish(layer: Layer[Product], x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
     """Attention's output product, the feed-forward block and both norms; the residual stream stays in fp32."""
     x = _norm(x_ND + layer.out(mixed_ND), layer.norm1)
     return _norm(x + layer.down(layer.up(x, relu=True)), layer.norm2)

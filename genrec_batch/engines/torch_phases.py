@@ -20,6 +20,7 @@ from genrec_batch.engines.torch_network import (
     ContextLayers,
     Layer,
     Network,
+    Product,
     context,
     prepare_context,
     prepare_layers,
@@ -59,9 +60,7 @@ def items(network: Network, tokens: Tensor, positions: Tensor) -> Tensor:
     return read_items
 
 
-def fill_context(
-    network: Network, layers: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache
-) -> None:
+def fill_context(network: Network, layers: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
     """Fill a new cache from position 0 and the S items behind it."""
     cache.clear()
     positions = torch.arange(1, tokens_RS.shape[1] + 1, device=tokens_RS.device)
@@ -75,7 +74,7 @@ class PlainPhases:
 
     network: Network
     layers: ContextLayers  # read what stands before the newest event
-    reading: Sequence[Layer]  # read the newest event and decoded items
+    reading: Sequence[Layer[Product]]  # read the newest event and decoded items
     output: Linear
     cache_dtype: torch.dtype
 

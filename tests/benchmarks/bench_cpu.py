@@ -23,6 +23,7 @@ from bench_engines import GFLOP_50, make_batch
 from cpu_peer import tuned
 
 from genrec_batch import model
+from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.arrays import I32
 from genrec_batch.engines.torch_device import fast_int8
 from genrec_batch.engines.torch_linear import Int8Linear, Linear
@@ -70,6 +71,7 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments.add_argument("--clock", choices=CLOCKS, default="wall")
     asked = arguments.parse_args()
+    keep_freed_memory()  # as the command line does; for the peers too
     clock = CLOCKS[asked.clock]
     torch.set_num_threads(asked.threads)
     most = ceilings(asked.threads, time.thread_time if asked.clock == "cpu" else clock)

@@ -66,15 +66,15 @@ class CompiledPhases:
         x = x_BD.clone()
         one, other = Pairs.room(rows, width), Pairs.room(rows, width)
         wide, mixed_ND = Pairs.room(rows, self.network.config.ffn), np.empty((rows, width), np.float32)
+        seen = [(cache.lengths_R.numpy(), bits(cache.keys), bits(cache.values)) for cache in caches]
         cpu_rows.split(x.numpy(), *one.arrays())
         for i, layer in enumerate(self.reading):
-            sums, first = one.times(layer.qkv).numpy(), 0
-            for cache in caches:
+            sums, bias_3D, first = one.times(layer.qkv).numpy(), layer.qkv.bias_N.numpy(), 0
+            for lengths_R, keys, values in seen:
                 cpu_attention.attend_next(
-                    sums, one.scale, layer.qkv.bias_N.numpy(), first, step, cache.lengths_R.numpy(),
-                    bits(cache.keys[i]), bits(cache.values[i]), mixed_ND,
-                )  # fmt: skip
-                first += len(cache.lengths_R)
+                    sums, one.scale, bias_3D, first, step, lengths_R, keys[i], values[i], mixed_ND
+                )
+                first += len(lengths_R)
             cpu_rows.split(mixed_ND, *other.arrays())
             _add_norm_split(x, other, layer.out, layer.norm1, one)
             cpu_rows.relu_split(one.times(layer.up).numpy(), one.scale, layer.up.bias_N.numpy(), *wide.arrays())

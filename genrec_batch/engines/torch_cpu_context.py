@@ -3,8 +3,8 @@
 Owns: which product and which kernel comes after which. Must not know: lanes, decoding, how a kernel works. Needs numba;
 loaded by name. The slow twin is `torch_network.context`.
 
-The residual stream is fp32, the cache bf16. Long histories go the plain way, in bf16: there the time is that of
-attention, and PyTorch's own is made for it. Shapes as in `torch_network`.
+The residual stream is fp32, the cache bf16. Long histories go the plain way, in bf16 or in pairs: there the time is
+that of attention, and PyTorch's own is made for it. Shapes as in `torch_network`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from genrec_batch.arrays import F32
 from genrec_batch.engines import cpu_attention, cpu_rows
 from genrec_batch.engines.torch_cache import Cache
-from genrec_batch.engines.torch_linear import Int8Linear, PairLinear
+from genrec_batch.engines.torch_linear import Int8Linear, Linear, PairLinear
 from genrec_batch.engines.torch_network import (
     FUSED_FROM,
     ContextLayers,
@@ -137,7 +137,10 @@ class Bf16Context:
     @staticmethod
     def of(network: Network) -> Bf16Context:
         """Prepare a network's products."""
-        return Bf16Context(network=network, layers=prepare_context(network, prepare_layers(network, BF16), BF16))
+        layers = prepare_layers(network, BF16)
+        return Bf16Context(
+            network=network, layers=prepare_context(network, layers, lambda weight, bias: Linear(weight, bias, BF16))
+        )
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
         """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
@@ -203,7 +206,7 @@ class Int8Context:
                     norm2=reading[i].norm2,
                 )
             )
-        plain = prepare_context(network, prepare_layers(network, BF16), BF16)
+        plain = prepare_context(network, reading, PairLinear)
         return Int8Context(network=network, plain=plain, layers=layers, first=reading[0].qkv)
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:

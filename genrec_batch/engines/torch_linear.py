@@ -137,8 +137,8 @@ class _Whole:
     """Weights in 8-bit whole numbers, and a scale per output."""
 
     def __init__(self, whole_NM: Tensor, scale_N: Tensor) -> None:
-        self._scale_N = scale_N.float()
-        self._packed = QUANTIZED.qlinear_prepack(whole_NM.to(torch.int8), [ROWS_HINT, whole_NM.shape[1]])
+        self._scale_N = scale_N
+        self._packed = QUANTIZED.qlinear_prepack(whole_NM, [ROWS_HINT, whole_NM.shape[1]])
         self._offset_N = torch.zeros(len(whole_NM), dtype=torch.int64)
 
     def __call__(self, whole_RM: Tensor, zero: int, sums_RN: Tensor | None = None) -> Tensor:
@@ -155,12 +155,12 @@ class _Whole:
 
 
 def _pairs(weight_NM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return high and low numbers, [N, M] each, and the scale of each row: weight = scale x (high + low / 254)."""
-    exact = weight_NM.double()
-    scale_N = _or_one(exact.abs().amax(1)) / 127
-    share = exact / scale_N[:, None]
+    """Return high and low numbers, int8 [N, M] each, and the scale of each row: weight = scale x (high + low / 254)."""
+    scale_N = _or_one(weight_NM.abs().amax(1)) / 127
+    share = (weight_NM / scale_N[:, None]).clamp_(-127, 127)
     high = share.round()
-    return high, ((share - high) * FINER).round(), scale_N
+    low = share.sub_(high).mul_(FINER).round_()
+    return high.to(torch.int8), low.to(torch.int8), scale_N
 
 
 def _or_one(largest: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Shapes as in `arrays.py`; besides: D width, T slots of a cache, R rows of a cach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -142,7 +142,7 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer[Product]]
         }
         layers.append(
             Layer(
-                qkv=_with_values(*scaled_qkv(network, i), dtype),
+                qkv=with_values(*scaled_qkv(network, i), dtype),
                 out=Linear(*pairs["self_attn.out_proj"], torch.float32 if whole else dtype),
                 up=Int8Linear(*pairs["linear1"]) if whole else Linear(*pairs["linear1"], dtype),
                 down=Int8Linear(*pairs["linear2"], positive=True) if whole else Linear(*pairs["linear2"], dtype),
@@ -168,22 +168,24 @@ def prepare_pairs(network: Network) -> list[Layer[PairLinear]]:
     ]
 
 
-def prepare_context(network: Network, layers: Sequence[Layer[Product]], dtype: torch.dtype) -> ContextLayers:
-    """Return the layers as the context goes through them; `layers` have their products in `dtype`."""
+def prepare_context(
+    network: Network, layers: Sequence[Layer[Product]], product: Callable[[Tensor, Tensor], Product]
+) -> ContextLayers:
+    """Return the layers as the context goes through them; `product` makes one of a weight and a bias."""
     weight, bias = scaled_qkv(network, len(layers) - 1)
     width = network.config.width
     first = Linear(*scaled_qkv(network, 0), torch.float32)
     no_bias = Linear(scaled_qkv(network, 0)[0], torch.zeros(3 * width, device=weight.device), torch.float32)
     return ContextLayers(
         layers=layers[:-1],
-        last=_with_values(weight[width:], bias[width:], dtype),
+        last=product(weight[width:], bias[width:]),
         first_of_tokens_VN=no_bias(network.token_embedding.weight),
         first_of_positions_PN=first(network.position_embedding.weight),
     )
 
 
-def _with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Product:
-    """Return the product whose last D outputs are the values."""
+def with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Product:
+    """Return the product whose last D outputs are the values, in a type."""
     if dtype == torch.int8:
         return Int8Linear(weight_ND, bias_N, exact=weight_ND.shape[1])
     return Linear(weight_ND, bias_N, dtype)

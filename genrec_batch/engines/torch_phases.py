@@ -26,6 +26,7 @@ from genrec_batch.engines.torch_network import (
     prepare_layers,
     read,
     read_aside,
+    with_values,
 )
 
 
@@ -88,7 +89,7 @@ class PlainPhases:
         layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
         return PlainPhases(
             network=network,
-            layers=prepare_context(network, layers, dtype),
+            layers=prepare_context(network, layers, lambda weight, bias: with_values(weight, bias, dtype)),
             reading=reading,
             output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
             cache_dtype=torch.float32 if dtype == torch.int8 else dtype,

@@ -79,7 +79,7 @@ def main() -> None:
     most = ceilings(asked.threads, time.thread_time if asked.clock == "cpu" else clock)
     print(f"ceiling on {asked.threads} threads: " + ", ".join(f"{k} {v} GFLOP/s" for k, v in most.items()), flush=True)
     reference = model.demo_model(model.PRESETS["reference"])
-    batch, small = make_batch(asked.users, 50, 50), make_batch(min(64, asked.users), 50, 50)
+    batch, small = make_batch(asked.users, 50, 50), make_batch(min(256, asked.users), 50, 50)
     runs: dict[str, Callable[[], I32]] = {}
     for kind in (kind for kind in ("fp32", "bf16") if kind in asked.kinds):
         peer = tuned(reference, small, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[kind]), STEPS, clock)

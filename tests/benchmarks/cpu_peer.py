@@ -129,7 +129,7 @@ def tuned(model: Model, batch: Batch, dtype: torch.dtype, steps: int, clock: Cal
     """Return the peer with its fastest settings on this batch, by one run each after a warm one."""
     best: tuple[float, EagerPeer] | None = None
     threads = torch.get_num_threads()
-    for rows, fused, instances in itertools.product((16, 32, 64), (False, True), sorted({1, threads})):
+    for rows, fused, instances in itertools.product((32, 64, 128, 256), (False, True), sorted({1, threads})):
         peer = EagerPeer(model, Settings(dtype=dtype, rows=rows, fused=fused, instances=instances))
         peer.slate(batch, 1)
         start = clock()

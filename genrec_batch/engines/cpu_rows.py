@@ -223,8 +223,8 @@ def choose(
 ) -> None:
     """Make sums logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
 
-    Among equals it is the lowest; where all are banned the value is -inf. The log of the sum of exponentials is
-    over all tokens.
+    Among equals it is the lowest, and NaN is above all numbers; where all are banned the value is -inf.
+    The log of the sum of exponentials is over all tokens.
     """
     kept_X = np.empty(banned_BX.shape[1], np.float32)
     for b in range(len(logits_BV)):
@@ -239,13 +239,22 @@ def choose(
             kept_X[x] = logits_V[banned_BX[b, x]]
         for x in range(len(kept_X)):
             logits_V[banned_BX[b, x]] = -np.inf
-        best = _largest(logits_V[:tokens])
-        at = 0
+        best, at = _largest(logits_V[:tokens]), 0
         while at + 1 < tokens and logits_V[at] != best:
             at += 1
-        best_B[b], value_B[b] = at, best
+        if np.isnan(log_sum_B[b]):
+            at = _first_nan(logits_V[:tokens], at)
+        best_B[b], value_B[b] = at, logits_V[at]
         for x in range(len(kept_X)):
             logits_V[banned_BX[b, x]] = kept_X[x]
+
+
+@kernel(reorder=True)
+def _first_nan(x_M: F32, other: int) -> Any:
+    for m in range(len(x_M)):
+        if np.isnan(x_M[m]):
+            return m
+    return other
 
 
 @kernel(reorder=True)

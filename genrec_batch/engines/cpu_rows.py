@@ -22,6 +22,7 @@ from genrec_batch.engines import vectors
 from genrec_batch.engines.vectors import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
+# made of vectors 10717b4b
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(vectors.LEAST), F(vectors.LOG2_E), F(vectors.LN2_HIGH), F(vectors.LN2_LOW)
 P5, P4, P3, P2, P1, P0 = (F(x) for x in vectors.POLYNOMIAL)
@@ -65,8 +66,6 @@ def relu_split(sums_NM: F32, scale_N: F32, bias_M: F32, next_scale_N: F32, high_
         for m in range(len(y_M)):
             y_M[m] = max(sums_M[m] * scale + bias_M[m], F(0))
         next_scale_N[n] = _split(y_M, borrowed(high_NM)[n], borrowed(both_N2M)[n])
-        if np.isnan(scale):
-            next_scale_N[n] = scale
 
 
 @kernel(reorder=True)
@@ -129,8 +128,6 @@ def relu_round(sums_NM: F32, scale_N: F32, bias_M: F32, next_scale_N: F32, whole
         for m in range(len(y_M)):
             y_M[m] = max(sums_M[m] * scale + bias_M[m], F(0))
         next_scale_N[n] = _round(y_M, F(255), F(0), borrowed(whole_NM)[n])
-        if np.isnan(scale):
-            next_scale_N[n] = scale
 
 
 @kernel(reorder=True)

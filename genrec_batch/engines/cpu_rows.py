@@ -220,8 +220,8 @@ def choose(
 ) -> None:
     """Make sums logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
 
-    Among equals it is the lowest, and NaN is above all numbers; where all are banned the value is -inf.
-    The log of the sum of exponentials is over all tokens.
+    Among equals it is the lowest, and NaN is above all numbers; where all are banned it is token 0 with -inf. The log
+    of the sum of exponentials is over all tokens.
     """
     kept_X = np.empty(banned_BX.shape[1], np.float32)
     for b in range(len(logits_BV)):

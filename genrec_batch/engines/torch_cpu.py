@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec_batch.arrays import PADDING
 from genrec_batch.compiling import tell_if_not_kept
 from genrec_batch.engines import cpu_attention, cpu_rows
 from genrec_batch.engines.torch_cache import Cache
@@ -103,7 +102,7 @@ class CompiledPhases:
         return Choice(
             logits_BV=logits_BV,
             log_sum_B=log_sum_B,
-            tokens_BW=best_B.masked_fill(value_B == -torch.inf, PADDING)[:, None],
+            tokens_BW=best_B[:, None],
             log_prob_BW=(value_B - log_sum_B)[:, None],
         )
 

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from genrec_batch.engines import torch_device, torch_linear  # noqa: E402 (only where torch is)
-from genrec_batch.engines.torch_linear import Int8Linear  # noqa: E402
+from genrec_batch.engines.torch_linear import Int8Linear, PairLinear  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 WEIGHT, BIAS = torch.randn(48, 64, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 48)
@@ -70,3 +70,16 @@ def test_an_output_without_weights_is_its_bias():
     weight[3] = 0
     assert Int8Linear(weight, BIAS)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4
     assert torch_linear.Linear(weight, BIAS, torch.float32)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4
+
+
+def test_pairs_are_nearly_exact_whatever_type_comes_in():
+    product = PairLinear(WEIGHT, BIAS)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = rows(200).to(dtype)
+        found, exact = product(x), x.float() @ WEIGHT.T + BIAS
+        assert found.dtype == torch.float32
+        assert error(found, exact).max() < 0.0005
+        assert error(product(x, relu=True), exact.clamp(min=0)).max() < 0.0005
+    x[1, 5] = torch.nan
+    assert torch.isnan(product(x)).all(1).tolist() == [False, True] + [False] * 198
+    assert torch.equal(product(torch.zeros(3, 64)), BIAS.expand(3, -1))

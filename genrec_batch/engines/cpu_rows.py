@@ -22,6 +22,7 @@ from genrec_batch.engines import vectors
 from genrec_batch.engines.vectors import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
+# made of vectors 10717b4b
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(vectors.LEAST), F(vectors.LOG2_E), F(vectors.LN2_HIGH), F(vectors.LN2_LOW)
 P5, P4, P3, P2, P1, P0 = (F(x) for x in vectors.POLYNOMIAL)
@@ -65,8 +66,6 @@ def relu_split(sums_NM: F32, scale_N: F32, bias_M: F32, next_scale_N: F32, high_
         for m in range(len(y_M)):
             y_M[m] = max(sums_M[m] * scale + bias_M[m], F(0))
         next_scale_N[n] = _split(y_M, borrowed(high_NM)[n], borrowed(both_N2M)[n])
-        if np.isnan(scale):
-            next_scale_N[n] = scale
 
 
 @kernel(reorder=True)
@@ -129,8 +128,6 @@ def relu_round(sums_NM: F32, scale_N: F32, bias_M: F32, next_scale_N: F32, whole
         for m in range(len(y_M)):
             y_M[m] = max(sums_M[m] * scale + bias_M[m], F(0))
         next_scale_N[n] = _round(y_M, F(255), F(0), borrowed(whole_NM)[n])
-        if np.isnan(scale):
-            next_scale_N[n] = scale
 
 
 @kernel(reorder=True)
@@ -223,8 +220,8 @@ def choose(
 ) -> None:
     """Make sums logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
 
-    Among equals it is the lowest; where all are banned the value is -inf. The log of the sum of exponentials is
-    over all tokens.
+    Among equals it is the lowest, and NaN is above all numbers; where all are banned it is token 0 with -inf. The log
+    of the sum of exponentials is over all tokens.
     """
     kept_X = np.empty(banned_BX.shape[1], np.float32)
     for b in range(len(logits_BV)):
@@ -239,13 +236,22 @@ def choose(
             kept_X[x] = logits_V[banned_BX[b, x]]
         for x in range(len(kept_X)):
             logits_V[banned_BX[b, x]] = -np.inf
-        best = _largest(logits_V[:tokens])
-        at = 0
+        best, at = _largest(logits_V[:tokens]), 0
         while at + 1 < tokens and logits_V[at] != best:
             at += 1
-        best_B[b], value_B[b] = at, best
+        if np.isnan(log_sum_B[b]):
+            at = _first_nan(logits_V[:tokens], at)
+        best_B[b], value_B[b] = at, logits_V[at]
         for x in range(len(kept_X)):
             logits_V[banned_BX[b, x]] = kept_X[x]
+
+
+@kernel(reorder=True)
+def _first_nan(x_M: F32, other: int) -> Any:
+    for m in range(len(x_M)):
+        if np.isnan(x_M[m]):
+            return m
+    return other
 
 
 @kernel(reorder=True)

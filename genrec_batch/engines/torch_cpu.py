@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec_batch.arrays import PADDING
 from genrec_batch.compiling import tell_if_not_kept
 from genrec_batch.engines import cpu_attention, cpu_rows
 from genrec_batch.engines.torch_cache import Cache
 from genrec_batch.engines.torch_choice import Choice, choose
-from genrec_batch.engines.torch_cpu_context import Bf16Context, Int8Context, Pairs, bits, norm_arrays
+from genrec_batch.engines.torch_cpu_context import Bf16Context, Int8Context, Pairs, assert_within, bits, norm_arrays
 from genrec_batch.engines.torch_linear import PairLinear
 from genrec_batch.engines.torch_network import Layer, Network, Norm, prepare_pairs, read_aside
 from genrec_batch.engines.vectors import WIDTH
@@ -30,7 +29,7 @@ from genrec_batch.model import ModelConfig
 
 
 def fits(config: ModelConfig) -> bool:
-    """Whether the kernels can compute a model: they take heads in whole vectors."""
+    """Whether the kernels can compute a model: heads are whole vectors, the first layer is not the last."""
     return config.head_size % WIDTH == 0 and config.layers > 1
 
 
@@ -87,6 +86,7 @@ class CompiledPhases:
 
     def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
         """Choose what comes after hidden states; see `torch_choice.choose`."""
+        assert_within(banned_BX, len(self.output.bias_N))
         rows = len(hidden_BD)
         pairs = Pairs.room(rows, hidden_BD.shape[1])
         cpu_rows.split(hidden_BD.numpy(), *pairs.arrays())
@@ -102,7 +102,7 @@ class CompiledPhases:
         return Choice(
             logits_BV=logits_BV,
             log_sum_B=log_sum_B,
-            tokens_BW=best_B.masked_fill(value_B == -torch.inf, PADDING)[:, None],
+            tokens_BW=best_B[:, None],
             log_prob_BW=(value_B - log_sum_B)[:, None],
         )
 

@@ -1,4 +1,4 @@
-"""What stands before a row's newest event, read on a CPU in bf16 or in int8 with compiled cpu_rows.
+"""What stands before a row's newest event, read on a CPU in bf16 or in int8 with compiled kernels.
 
 Owns: which product and which kernel comes after which. Must not know: lanes, decoding, how a kernel works. Needs numba;
 loaded by name. The slow twin is `torch_network.context`.
@@ -40,6 +40,11 @@ BF16 = torch.bfloat16
 def bits(x: Tensor) -> Any:
     """Return bf16 numbers as an array of their bits, in the same memory."""
     return x.view(torch.int16).numpy().view(np.uint16)
+
+
+def assert_within(tokens: Tensor, vocabulary: int) -> None:
+    """Kernels take tokens at their word: one that is not there would be looked up in memory of others."""
+    assert not tokens.numel() or (tokens.min() >= 0 and tokens.max() < vocabulary), "no such token"
 
 
 def norm_arrays(norm: Norm) -> tuple[F32, F32, float]:
@@ -91,8 +96,9 @@ class _Pass:
     ) -> Tensor:
         """Fill x and return the first layer's queries, keys and values [N, 3 D]; `prefix` is position 0 and its own."""
         qkv_N3D = torch.empty(len(self.x_ND), 3 * self.width, dtype=BF16)
+        assert_within(tokens_RS, len(layers.first_of_tokens_VN))
         cpu_rows.embed(
-            prefix[0].numpy(), bits(prefix[1]), tokens_RS.numpy(), network.token_embedding.weight.numpy(),
+            prefix[0].numpy(), bits(prefix[1]), tokens_RS.contiguous().numpy(), network.token_embedding.weight.numpy(),
             network.position_embedding.weight.numpy(), layers.first_of_tokens_VN.numpy(),
             layers.first_of_positions_PN.numpy(), self.x_ND.numpy(), bits(qkv_N3D),
         )  # fmt: skip

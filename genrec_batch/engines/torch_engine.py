@@ -54,10 +54,11 @@ class TorchEngine:
     """The engine protocol in PyTorch.
 
     Precisions. fp32: everything. bf16 on a CPU: the cache, and all products of the positions before the newest event,
-    which are most of the work and matter only through attention; the products of the newest event and of decoded items
-    stay fp32, which keeps close items in order at little cost. int8 on a CPU: most products of those same positions
-    (`torch_network.prepare_layers`), with an fp32 cache. bf16 and fp16 on CUDA: the cache and all products of the
-    encoder. The residual stream, norms, softmax, logits and heads are fp32 everywhere.
+    which are most of the work and matter only through attention. int8 on a CPU: most products of those same positions,
+    with a bf16 cache. The products of the newest event and of decoded items and the logits are pairs of 8-bit numbers
+    there (`torch_linear.PairLinear`), which keeps close items in order at little cost. Where the compiled kernels do
+    not run (`_phases`) those are fp32, and so is the cache of int8. bf16 and fp16 on CUDA: the cache and all products
+    of the encoder. The residual stream, norms, softmax and heads are fp32 everywhere, the logits but for those pairs.
     """
 
     name = "torch"

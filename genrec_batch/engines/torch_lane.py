@@ -18,7 +18,7 @@ from genrec_batch.arrays import FIRST_ITEM, HEADS, PADDING
 from genrec_batch.engines.torch_cache import Cache, lanes
 from genrec_batch.engines.torch_choice import Choice, log_probs
 from genrec_batch.engines.torch_linear import Linear
-from genrec_batch.engines.torch_network import Network
+from genrec_batch.engines.torch_network import FUSED_FROM, Network
 from genrec_batch.engines.torch_phases import Phases, items
 
 
@@ -131,12 +131,17 @@ def prefill(program: Program, inputs: Mapping[str, Tensor], *, steps: int, choic
 
 
 def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Tensor, rows: slice, steps: int) -> Group:
-    """Read everything before the newest event of some rows into a new cache, a few rows at a time."""
+    """Read everything before the newest event of some rows into a new cache, a few rows at a time.
+
+    On a CPU long contexts are read in another way than short ones: none goes along with the others.
+    """
     longest = int(lengths_R[-1])
     cache = Cache.empty(program.network.config, lengths_R, longest, 1 + steps, program.phases.cache_dtype)
     size = max(1, program.context_positions // max(1, longest))
-    for first in range(0, len(lengths_R), size):
-        part = slice(first, min(len(lengths_R), first + size))
+    short = int((lengths_R <= FUSED_FROM).sum()) if lengths_R.device.type == "cpu" else len(lengths_R)
+    starts = [*range(0, short, size), *range(short, len(lengths_R), size)]
+    for first, stop in zip(starts, [*starts[1:], len(lengths_R)], strict=True):
+        part = slice(first, stop)
         count = int(lengths_R[part.stop - 1])
         filled = cache.part(part)
         if count:

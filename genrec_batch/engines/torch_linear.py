@@ -99,7 +99,7 @@ class Int8Linear:
 
 
 class PairLinear:
-    """`x @ weight.T + bias` on a CPU, with an optional ReLU, nearly as exact as in fp32; takes and gives fp32.
+    """`x @ weight.T + bias` on a CPU, with an optional ReLU, nearly as exact as in fp32; gives fp32.
 
     Rows and weights are rounded twice to 8 bits, each to high + low / 254 times a scale of its own, and multiplied as
     whole numbers, but for low x low: some 14 bits for three 8-bit products, which processors with AMX do in a quarter
@@ -123,9 +123,10 @@ class PairLinear:
         return self._both(both_R2M, 128, self._high(high_RM, 128))
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
-        """Multiply R rows: [R, in] -> [R, out], both fp32."""
-        scale_R1 = _or_one(x_RM.abs().amax(1, keepdim=True)) / 127
-        share = x_RM / scale_R1
+        """Multiply R rows of any float type: [R, in] -> [R, out] in fp32."""
+        x = x_RM.float()  # in bf16 a share of 127 could become 128
+        scale_R1 = _or_one(x.abs().amax(1, keepdim=True)) / 127
+        share = x / scale_R1
         high = share.round()
         low = ((share - high) * FINER).round()
         high, low = ((part + 128).to(torch.uint8) for part in (high, low))

@@ -215,7 +215,7 @@ def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache
         keys, values = cache.keys[i, :, :, :seen], cache.values[i, :, :, :seen]
         keys[:, :, :count] = key
         values[:, :, :count] = value
-        mixed = _attend_causally(query.to(keys.dtype).contiguous(), keys, values, causal)
+        mixed = _attend_causally(query.to(keys.dtype).contiguous(), keys, values, causal, cache.lengths_R)
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
     key, value = stack.last(x).view(rows, count, 2, heads, size).permute(2, 0, 3, 1, 4)
     cache.keys[-1, :, :, :count] = key
@@ -234,16 +234,23 @@ def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor
     return product.flatten(0, 1)
 
 
-def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tensor) -> Tensor:
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tensor, lengths_R: Tensor) -> Tensor:
     """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories.
 
     There may be more keys [R, G, T, Z] than queries, which nobody sees, and rows of the mask for queries that are not
-    there. Softmax is fp32 for any type.
+    there. Softmax is fp32 for any type. The fused kernel's last bits depend on how many keys there are: on a CPU each
+    row goes alone, up to its length.
     """
     count = query.shape[2]
-    if query.device.type != "cpu" or count > FUSED_FROM:
+    if query.device.type != "cpu":
         key, value = key[:, :, :count], value[:, :, :count]
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+    if count > FUSED_FROM:
+        mixed = torch.zeros_like(query)
+        for r, length in enumerate(lengths_R.tolist()):
+            q, k, v = (x[r : r + 1, :, :length] for x in (query, key, value))
+            mixed[r, :, :length] = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)[0]
+        return mixed
     if spare := len(causal_ST) - count:
         query = functional.pad(query, (0, 0, 0, spare))
     looks = torch.matmul(query, key.transpose(2, 3)).float()

@@ -83,7 +83,7 @@ def _merged(builder: Any, vector: Any, of_two: Any) -> Any:
 
 
 def _exp(builder: Any, x: Any) -> Any:
-    """Return exp(x) for x <= 0, NaN for NaN, within 2 units of the last place down to exp(-87), which is 0 here.
+    """Return exp(x) for x <= 0, NaN for NaN, within 2 units of the last place; less than -87 is taken for -87.
 
     Cody-Waite reduction and the polynomial of Cephes' expf (Moshier 1989).
     """

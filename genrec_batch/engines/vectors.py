@@ -1,11 +1,11 @@
 """Sixteen floats at once in compiled attention, and bf16 by its bits.
 
-Owns: what numba cannot say itself: the dot products of one query with 16 keys, the weighted sum of values, floats as
-integers. Must not know: caches, heads, softmax. Keys and values are float32, or bf16 in an array of uint16, which is
-widened on its way into a register: bf16 is the upper half of a float32.
+Owns: what numba cannot say itself of numbers: floats as integers, bf16, 16 at once from memory and back. Must not know:
+queries, keys, rows. Numbers are float32, or bf16 in an array of uint16, which is widened on its way into a register:
+bf16 is the upper half of a float32.
 
 LLVM turns vectors into AVX-512, or into several smaller ones where that is missing. numba does not notice a change here
-in what it kept of a kernel: whoever changes what a function does here also changes the kernel file that uses it.
+in what it kept of a kernel: the kernel files that use it name the fingerprint that a test asks for.
 """
 
 from __future__ import annotations

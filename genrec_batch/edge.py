@@ -184,6 +184,7 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         fail(error)
     except KeyboardInterrupt:
         console.LOG.warning("interrupted; run the same command again to go on where it stopped")
+        exec("")  # noqa: S102 (else `python -m` ends itself by SIGINT where the interrupt came in an `exec` of a text)
         raise typer.Exit(130) from None
     except Terminated as stopped:
         console.LOG.warning("%s; run the same command again to go on where it stopped", stopped.said)

@@ -57,6 +57,12 @@ class DeviceMemoryError(RetryError):
     """The device has too little free memory for what was asked (exit 75): a smaller batch may do."""
 
 
+class TerminalGoneError(GenrecError):
+    """The terminal that stdout goes to went away, and its SIGHUP is ignored, as under `nohup` (exit 129)."""
+
+    exit_code = 129
+
+
 def is_full(error: OSError) -> bool:
     """Return whether a disk refused because it has no room left, of its own or of the user's quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

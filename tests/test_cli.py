@@ -287,6 +287,17 @@ def test_bad_options(run, log_file, model_dir):
     ]:
         bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *flags, says=says)
     assert run("model", "init", "m", "--preset", "tinny").code == 2
+    too_long = [log_file, "--model", model_dir, "--max-events", "600"]
+    for command in (["verify", *too_long], ["score", *too_long, "--explain", "103"], ["profile", *too_long[1:]]):
+        done = run(*command)
+        assert (done.code, "the model has 512: at most --max-events 501" in done.err) == (2, True), done.err
+    before_the_log = [
+        "--max-events",
+        "600",
+        "--as-of",
+        "1999-01-01",
+    ]  # before anybody finds that nobody is to be scored
+    bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *before_the_log, says="needs 611 positions")
     assert run("score", log_file, "recs.parquet", "--no-such-flag").code == 2
     bad(run, 2, log_file, says="OUTPUT is missing")
     gpu = ["--engine", "onnxruntime", "--device", "cuda"]

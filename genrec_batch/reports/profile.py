@@ -20,7 +20,7 @@ from genrec_batch import console, model
 from genrec_batch.arrays import Batch
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
-from genrec_batch.errors import ConfigError, InputError
+from genrec_batch.errors import InputError
 from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
 from genrec_batch.model import Model
 from genrec_batch.partition import spill_folder
@@ -43,11 +43,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
     wanted = engine_facts.choices(_listed(config.engines), device)
     compared = {name: model.preset(name) for name in _listed(config.compare)}
     loaded = open_model(config)
-    if config.max_events + 1 + config.top_k > loaded.config.positions:
-        raise ConfigError(
-            f"--max-events {config.max_events} with --top-k {config.top_k} needs "
-            f"{config.max_events + 1 + config.top_k} positions, the model has {loaded.config.positions}"
-        )
+    config.check_positions(loaded.config.positions)
     with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
         with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
             found = ceilings.measure(loaded.config, Path(folder), advance)

@@ -23,7 +23,7 @@ import typer
 from rich.markup import escape
 
 from genrec_batch import console, ending
-from genrec_batch.errors import GenrecError, RetryError, is_full, refused
+from genrec_batch.errors import ConfigError, GenrecError, RetryError, is_full, is_unreachable, refused
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
 OPTION_FILE = "genrec_batch.option_file"  # under which a context's meta holds the file's path
@@ -197,11 +197,15 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     except Exception as error:  # the edge: a bug of ours, told as one
         if isinstance(error, OSError) and is_full(error):
             fail(refused(error, error.filename or "a temporary file", RetryError))
+        if isinstance(error, OSError) and error.filename and is_unreachable(error):
+            fail(ConfigError(f"{error.filename}: cannot be reached by this user ({error.strerror})"))
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         told = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
         tell("internal error:", f"{type(error).__name__}: {error}\n{told}")
         raise typer.Exit(1) from error
+    finally:
+        ending.give_up()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -68,6 +68,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_unreachable(error: OSError) -> bool:
+    """Return whether a name is refused as such: a folder that may not be entered, a name too long, links in a ring."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def refused(error: OSError, what: str, otherwise: type[GenrecError]) -> GenrecError:
     """Return what a disk's refusal of `what` is to a user: RetryError where it is full, else `otherwise`."""
     if is_full(error):

@@ -7,7 +7,6 @@ ceilings and in a process of its own, so that nothing else is in its memory; eng
 from __future__ import annotations
 
 import dataclasses
-import glob
 import logging
 import tempfile
 from contextlib import closing
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch import console, model
+from genrec_batch import console, finding, model
 from genrec_batch.arrays import Batch
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
-from genrec_batch.errors import InputError
 from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
 from genrec_batch.model import Model
 from genrec_batch.partition import spill_folder
@@ -99,8 +97,8 @@ def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_data(data: str | None) -> None:
     """Raise InputError where there is no log, before a minute is spent on measuring."""
-    if data is not None and "://" not in data and not Path(data).exists() and not glob.glob(data, recursive=True):  # noqa: PTH207 (takes absolute patterns)
-        raise InputError(f"--data {data}: no such file or directory")
+    if data is not None and "://" not in data:
+        finding.files(data, "--data")
 
 
 def _run(config: ProfileConfig, folder: Path) -> separate.Ran:

@@ -569,6 +569,9 @@ def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_d
     assert run(*arguments, "--top-k", 0).err.startswith("error: --top-k 0: at least 1")
     (tmp_path / "o.toml").write_text("[score]\ntop-k = 0\n")
     assert f"{tmp_path / 'o.toml'}, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+    (tmp_path / "o.toml").write_text('[score]\nuser = "103"\n')
+    done = run("--config", tmp_path / "o.toml", *arguments)
+    assert (done.code, "o.toml: user = '103': not a list, such as ['103']" in done.err) == (2, True), done.err
 
 
 @pytest.mark.parametrize(

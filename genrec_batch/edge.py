@@ -6,6 +6,7 @@ Must not know: which commands there are.
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import inspect
 import logging
@@ -15,14 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.markup import escape
 
-from genrec_batch import console, ending
+from genrec_batch import console, ending, flow
 from genrec_batch.errors import ConfigError, GenrecError, RetryError, is_full, is_unreachable, refused
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
@@ -43,6 +44,7 @@ class HungUp(Terminated):
     exit_code, said = 129, "the terminal went away"
 
 
+_OWN_PROCESS = False
 STOPS = {signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}
 
 
@@ -221,6 +223,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     signal.signal(number, again)
     if not ending.puts_off(KeyboardInterrupt):
+        _end_in_time(130)
         raise KeyboardInterrupt
 
 
@@ -230,4 +233,28 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(each, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
     stop = STOPS[signal.Signals(number)]
     if not ending.puts_off(stop):
+        _end_in_time(stop.exit_code)
         raise stop
+
+
+def own_process() -> None:
+    """Say that this process is the command's own: after a signal it may be ended as it stands, see `_end_in_time`."""
+    global _OWN_PROCESS  # noqa: PLW0603 (signals have one handler for the whole process)
+    _OWN_PROCESS = True
+
+
+def _end_in_time(code: int) -> None:
+    """End the process as it stands where a signal has not ended it within flow.GRACE_S.
+
+    An exception that is raised in a callback of Python's own, such as that of an import's lock, is lost, and the lock
+    stays taken. What is written stays, as after SIGKILL.
+    """
+
+    def end() -> None:
+        time.sleep(flow.GRACE_S)
+        with suppress(OSError):
+            os.write(2, b"still not at an end: ending as it stands; the same command goes on where it stopped\n")
+        os._exit(code)
+
+    if _OWN_PROCESS:
+        _thread.start_new_thread(end, ())  # `threading` may be what the signal has interrupted

@@ -122,7 +122,7 @@ def _said(error: Any) -> str:
         known = [name for option in context.command.get_params(context) for name in option.opts if name[:2] == "--"]
         return f"no such option {error.option_name}.{nearest(error.option_name, known)}"
     cause: Any = error.__cause__
-    if getattr(parameter, "multiple", False) and option_file(context, parameter):
+    if parameter is not None and getattr(parameter, "multiple", False) and option_file(context, parameter):
         value = context.lookup_default(parameter.name)
         return f"{_place(context, parameter, value)}: not a list, such as {[value]!r}"
     if parameter is None or not hasattr(cause, "errors"):

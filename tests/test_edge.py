@@ -150,6 +150,36 @@ def test_under_nohup_a_run_says_that_its_terminal_is_closed(log_file, model_dir,
     assert said.endswith(whole) == (command == "score") == (tmp_path / "recs.parquet").exists()
 
 
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "held up"])
+def test_a_signal_that_does_not_reach_the_command_still_ends_it(stop, tmp_path, lost):
+    """Python drops what is raised in a callback, and a thread that hangs holds up what waits for it."""
+    number, code = stop
+    text = f"""if True:
+        import signal, sys, time, weakref
+        from genrec_batch import flow, layout
+        from genrec_batch.__main__ import main
+        flow.GRACE_S = 0.5
+        class Held: pass
+        def describe():
+            if {lost}:
+                held = Held()
+                gone = weakref.ref(held, lambda _: signal.raise_signal({int(number)}))
+                del held
+                time.sleep(20)
+            try:
+                signal.raise_signal({int(number)})
+            finally:
+                time.sleep(20)
+        layout.describe = describe
+        sys.argv = ["genrec-batch", "layout"]
+        main()"""
+    (tmp_path / "probe.py").write_text(text)
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "probe"], capture_output=True, text=True, check=False)
+    assert (done.returncode, time.monotonic() - began < 15) == (code, True), done.stderr
+    assert done.stderr.endswith("ending as it stands; the same command goes on where it stopped\n")
+
+
 def test_an_interrupt_in_the_middle_of_an_import_has_the_same_exit_code(tmp_path):
     """`python -m` ends itself by SIGINT where a KeyboardInterrupt went through `exec` of a text, as in dataclasses."""
     code = """if True:

@@ -223,7 +223,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     signal.signal(number, again)
     if not ending.puts_off(KeyboardInterrupt):
-        _end_in_time(130)
         raise KeyboardInterrupt
 
 

@@ -151,9 +151,9 @@ def test_under_nohup_a_run_says_that_its_terminal_is_closed(log_file, model_dir,
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["lost", "held up"])
-def test_a_signal_that_does_not_reach_the_command_still_ends_it(stop, tmp_path, lost):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_does_not_reach_the_command_still_ends_it(tmp_path, number, code, lost):
     """Python drops what is raised in a callback, and a thread that hangs holds up what waits for it."""
-    number, code = stop
     text = f"""if True:
         import signal, sys, time, weakref
         from genrec_batch import flow, layout

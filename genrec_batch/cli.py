@@ -19,7 +19,7 @@ import typer
 from genrec_batch import __version__, cli_look, config, console, ending
 from genrec_batch.allocation import keep_freed_memory
 from genrec_batch.cli_model import model_app
-from genrec_batch.edge import OPTION_FILE, done, fail, located, options
+from genrec_batch.edge import OPTION_FILE, done, fail, located, options, own_process
 from genrec_batch.errors import ConfigError, GenrecError, nearest
 from genrec_batch.flow import take_short_turns
 from genrec_batch.reports.options import ProfileConfig, RunConfig
@@ -302,6 +302,7 @@ def main() -> None:
     """Run the command line."""
     keep_freed_memory()
     take_short_turns()
+    own_process()
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
     app()

@@ -79,7 +79,7 @@ def _say(text: str, written: Path) -> None:
     """Print a line on stdout about what was just written.
 
     Raises:
-        RetryError, ConfigError: stdout takes no more; the message says what is there.
+        RetryError, TerminalGoneError, ConfigError: stdout takes no more; the message says what is there.
     """
     with done(f"{written} is whole"):
         console.line(text)

@@ -216,6 +216,23 @@ class ScoreConfig(HistoryConfig):
             raise ConfigError(f"--min-topk-overlap {self.min_topk_overlap}: a share from 0 to 1")
         self.blend()
 
+    def check_positions(self, have: int) -> None:
+        """Find out whether a history and the items that are read after it fit a model's positions.
+
+        Raises:
+            ConfigError: they do not; it names the largest that do.
+        """
+        slate = self.decode == "slate" and not self.candidates
+        read = self.top_k if slate else 1
+        need = 1 + self.max_events + read
+        if need > have:
+            most = {"max-events": have - 1 - read, "top-k": (have - 1 - self.max_events) if slate else 0}
+            ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
+            raise ConfigError(
+                f"--max-events {self.max_events}{f' with --top-k {self.top_k}' if slate else ''} needs {need} "
+                f"positions, the model has {have}: at most {ways or f'{have - 1} of both together'}"
+            )
+
     def blend(self) -> dict[str, float] | None:
         """Return `--weights` by name, None for ranking by log_prob.
 

@@ -5,10 +5,12 @@ Owns: the two streams, colours, the log format. Must not know: what is being rep
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -28,7 +30,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from genrec_batch.errors import ConfigError, GenrecError, RetryError, is_full
+from genrec_batch.errors import ConfigError, GenrecError, RetryError, TerminalGoneError, is_full
 
 LOG = logging.getLogger("genrec_batch")
 
@@ -41,15 +43,26 @@ WIDE = 72  # columns of a terminal from which progress has a bar and counts
 def stdout_refused(error: OSError) -> GenrecError:
     """Return what it is to a user that stdout takes no more; from now on what is printed there goes nowhere.
 
-    It is RetryError where stdout goes to a full disk, else ConfigError.
+    It is RetryError where stdout goes to a full disk, TerminalGoneError where its terminal is closed, else ConfigError.
     """
+    gone = error.errno == errno.EIO and _is_device(sys.stdout)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):  # a stream of a test has no number
         os.dup2(nowhere, sys.stdout.fileno())  # what it holds back is written once more when Python ends
     os.close(nowhere)
     if is_full(error):
         return RetryError("stdout could not be written: the disk is full; free space and run the same command again")
+    if gone:
+        return TerminalGoneError(f"the terminal went away, and stdout with it ({error.strerror})")
     return ConfigError(f"stdout could not be written ({error.strerror or error})")
+
+
+def _is_device(stream: IO[str]) -> bool:
+    """Return whether a stream is a terminal or another device; a terminal that is gone no longer says what it was."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 class _File:
@@ -235,6 +248,7 @@ def line(text: str) -> None:
 
     Raises:
         RetryError: stdout goes to a full disk.
+        TerminalGoneError: stdout goes to a terminal that is closed.
         ConfigError: it takes no more for another reason.
     """
     stdout.file.write(text + "\n")
@@ -245,6 +259,6 @@ def last_line(summary: Mapping[str, Any]) -> None:
     """Print the run's summary as one JSON object: the last line of stdout.
 
     Raises:
-        RetryError, ConfigError: see `line`.
+        RetryError, TerminalGoneError, ConfigError: see `line`.
     """
     line(json.dumps(summary))

@@ -6,6 +6,7 @@ Must not know: which commands there are.
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import inspect
 import logging
@@ -15,15 +16,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.markup import escape
 
-from genrec_batch import console, ending
-from genrec_batch.errors import GenrecError, RetryError, is_full, refused
+from genrec_batch import console, ending, flow
+from genrec_batch.errors import ConfigError, GenrecError, RetryError, is_full, is_unreachable, refused
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
 OPTION_FILE = "genrec_batch.option_file"  # under which a context's meta holds the file's path
@@ -43,6 +44,7 @@ class HungUp(Terminated):
     exit_code, said = 129, "the terminal went away"
 
 
+_OWN_PROCESS = False
 STOPS = {signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}
 
 
@@ -184,6 +186,7 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         fail(error)
     except KeyboardInterrupt:
         console.LOG.warning("interrupted; run the same command again to go on where it stopped")
+        exec("")  # noqa: S102 (else `python -m` ends itself by SIGINT where the interrupt came in an `exec` of a text)
         raise typer.Exit(130) from None
     except Terminated as stopped:
         console.LOG.warning("%s; run the same command again to go on where it stopped", stopped.said)
@@ -196,11 +199,15 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     except Exception as error:  # the edge: a bug of ours, told as one
         if isinstance(error, OSError) and is_full(error):
             fail(refused(error, error.filename or "a temporary file", RetryError))
+        if isinstance(error, OSError) and error.filename and is_unreachable(error):
+            fail(ConfigError(f"{error.filename}: cannot be reached by this user ({error.strerror})"))
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         told = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
         tell("internal error:", f"{type(error).__name__}: {error}\n{told}")
         raise typer.Exit(1) from error
+    finally:
+        ending.give_up()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -225,4 +232,28 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(each, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
     stop = STOPS[signal.Signals(number)]
     if not ending.puts_off(stop):
+        _end_in_time(stop.exit_code)
         raise stop
+
+
+def own_process() -> None:
+    """Say that this process is the command's own: after a signal it may be ended as it stands, see `_end_in_time`."""
+    global _OWN_PROCESS  # noqa: PLW0603 (signals have one handler for the whole process)
+    _OWN_PROCESS = True
+
+
+def _end_in_time(code: int) -> None:
+    """End the process as it stands where a signal has not ended it within flow.GRACE_S.
+
+    An exception that is raised in a callback of Python's own, such as that of an import's lock, is lost, and the lock
+    stays taken. What is written stays, as after SIGKILL.
+    """
+
+    def end() -> None:
+        time.sleep(flow.GRACE_S)
+        with suppress(OSError):
+            os.write(2, b"still not at an end: ending as it stands; the same command goes on where it stopped\n")
+        os._exit(code)
+
+    if _OWN_PROCESS:
+        _thread.start_new_thread(end, ())  # `threading` may be what the signal has interrupted

@@ -1,7 +1,8 @@
 """When a signal comes too late: while an output is put in place, and after it where the command is done with that.
 
 Owns: one state of the process. Must not know: the handlers of signals, what an output is.
-In: a command that ends with its output, an output that is about to appear. Out: whether a signal may still end the run.
+In: a command that ends with its output, an output that is about to appear, a command that is over. Out: whether a
+signal may still end the run, whether a thread's work is still wanted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 class _State:
     done_then: bool = False  # the command's work is done once an output is in place
     placing: bool = False
+    given_up: bool = False
     arrived: type[BaseException] | None = None  # meanwhile, first of all
 
 
@@ -30,6 +32,16 @@ def nothing_yet() -> None:
 def once_in_place() -> None:
     """Say that the command is done once its output is in place: from then on signals change nothing."""
     _now.done_then = True
+
+
+def give_up() -> None:
+    """Say that the command is over: what a thread still works on is for nobody, and Python waits for all threads."""
+    _now.given_up = True
+
+
+def given_up() -> bool:
+    """Return whether the command is over."""
+    return _now.given_up
 
 
 def puts_off(error: type[BaseException]) -> bool:

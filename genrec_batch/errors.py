@@ -57,9 +57,20 @@ class DeviceMemoryError(RetryError):
     """The device has too little free memory for what was asked (exit 75): a smaller batch may do."""
 
 
+class TerminalGoneError(GenrecError):
+    """The terminal that stdout goes to went away, and its SIGHUP is ignored, as under `nohup` (exit 129)."""
+
+    exit_code = 129
+
+
 def is_full(error: OSError) -> bool:
     """Return whether a disk refused because it has no room left, of its own or of the user's quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_unreachable(error: OSError) -> bool:
+    """Return whether a name is refused as such: a folder that may not be entered, a name too long, links in a ring."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def refused(error: OSError, what: str, otherwise: type[GenrecError]) -> GenrecError:

@@ -75,6 +75,10 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
     if path.suffix != ".parquet" and path.is_symlink():
         raise ConfigError(f"OUTPUT {path} is a link, which a folder cannot replace; name the folder: {path.resolve()}")
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise ConfigError(
+            f"OUTPUT {path} is a device or a pipe, and an output is put in place as a whole; name another"
+        )
     if path.is_dir() and path.is_mount():
         raise ConfigError(
             f"OUTPUT {path} is a mount point, which no rename can replace; name a folder in it: {path}/recs"

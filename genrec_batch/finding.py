@@ -5,10 +5,14 @@ Owns: globs and directories, and what to do about a file that is something else.
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
+import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,27 +21,37 @@ from genrec_batch.errors import InputError, nearest
 
 LINES = (".json", ".jsonl", ".ndjson")  # an object a line; anything else that is no Parquet is most often CSV
 
+LOST = "lost+found"  # of a file system, which nobody but root may list
+NO_FILE = "a pipe or a device; Parquet is read from its end, so write it into a file"
+
 
 def files(path: str, flag: str) -> list[str]:
     """Return the files of a file, a glob or a directory, sorted; `flag` names the input in errors.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or this user may not read a folder that could hold one.
     """
     if not path:
         raise InputError(f"{flag} is empty: name a file, a glob, a directory or a URI")
+    try:
+        return _files(path, flag)
+    except OSError as error:
+        raise InputError(f"{flag} {error.filename or path}: cannot be read by this user ({error.strerror})") from error
+
+
+def _files(path: str, flag: str) -> list[str]:
     place = Path(path)
     if place.is_dir():
-        found = sorted(
-            str(p)
-            for p in place.rglob("*.parquet")
-            if p.is_file() and not any(part.startswith((".", "_")) for part in p.relative_to(place).parts)
-        )
+        found = sorted(_under(place, flag))
         if not found:
             raise InputError(f"{flag} {path}: the directory holds no .parquet file")
         return found
     if place.is_file():
         return [path]
+    if place.exists():
+        raise InputError(f"{flag} {path}: {NO_FILE}")
+    if glob.has_magic(path):
+        _check_listed(place)
     found = sorted(
         name
         for name in glob.glob(path, recursive=True)  # noqa: PTH207 (takes absolute patterns)
@@ -49,6 +63,33 @@ def files(path: str, flag: str) -> list[str]:
         raise InputError(f"{flag} {path}: no file matches this pattern")
     near = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
     raise InputError(f"{flag} {path}: no such file or directory.{near}")
+
+
+def _under(place: Path, flag: str) -> Iterator[str]:
+    """Yield the files of a directory; OSError where a folder of it may not be listed, for none is left out unsaid."""
+    for folder, below, names in os.walk(place, onerror=_refuse):
+        below[:] = [name for name in below if not name.startswith((".", "_")) and name != LOST]
+        for name in names:
+            file = Path(folder, name)
+            if file.suffix != ".parquet" or name.startswith((".", "_")):
+                continue
+            if not file.is_file():
+                raise InputError(f"{flag} {file}: {NO_FILE if file.exists() else 'a link to a file that is not there'}")
+            yield str(file)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
+
+
+def _check_listed(pattern: Path) -> None:
+    """Raise PermissionError where a folder that a pattern looks into may not be listed: `glob` leaves it out unsaid."""
+    for number, part in enumerate(pattern.parts):
+        above = Path(*pattern.parts[:number])
+        for place in [*([above] if glob.has_magic(part) else []), *([above / part] if part == "**" else [])]:
+            for folder in map(Path, glob.glob(str(place), recursive=True)):  # noqa: PTH207 (takes absolute patterns)
+                if folder.is_dir() and folder.name != LOST and not os.access(folder, os.R_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def base(path: str) -> Path:

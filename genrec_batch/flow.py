@@ -22,7 +22,7 @@ from genrec_batch.errors import RetryError
 A = TypeVar("A")
 B = TypeVar("B")
 
-GRACE_S = 30.0  # that a stalled run has to end by itself
+GRACE_S = 30.0  # that a stalled or stopped run has to end by itself
 TURN_S = 0.0005  # that a thread may hold the interpreter while others wait for it; Python's own 5 ms leave a GPU idle
 
 

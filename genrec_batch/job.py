@@ -173,6 +173,8 @@ def prepare(
     """
     with stages.time("model"), console.busy("reading the model"):
         loaded = loaded_model or open_model(config)
+    if isinstance(config, ScoreConfig):
+        config.check_positions(loaded.config.positions)
     opened = inputs.get("events")
     with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
         compiled = ordering.for_job(log.rows)

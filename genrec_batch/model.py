@@ -256,7 +256,8 @@ def load(directory: Path, named: str = "--model") -> Model:
             weights are truncated or do not fit it.
     """
     path = directory / "config.json"
-    if directory.is_file():
+    _check_reached(path, f"{named} {directory}")
+    if directory.exists() and not directory.is_dir():
         raise ModelError(f"{named} {directory} is a file, and a model is a directory; {_directory_of(directory)}")
     if not directory.is_dir():
         raise ModelError(f"{named} {directory}: no such directory; `genrec-batch model init {directory}` makes one")
@@ -293,9 +294,19 @@ def _directory_of(file: Path) -> str:
     return "`genrec-batch model init DIR` makes one"
 
 
+def _check_reached(path: Path, named: str) -> None:
+    """Raise ModelError where this user cannot find out whether a file is there."""
+    try:
+        path.exists()
+    except OSError as error:
+        raise ModelError(f"{named}: cannot be reached by this user ({error.strerror})") from error
+
+
 def check_free(directory: Path) -> None:
     """Raise ModelError where a directory holds a model, or a file that a model would replace, or is none."""
-    if file := next((place for place in (directory, *directory.parents) if place.is_file()), None):
+    _check_reached(directory / "config.json", str(directory))
+    file = next((place for place in (directory, *directory.parents) if place.exists()), directory)
+    if file.exists() and not file.is_dir():
         raise ModelError(f"{directory}: {file} is a file, and a model is a directory; choose another place")
     if (directory / "config.json").exists():
         raise ModelError(f"{directory} holds a model already; choose another directory or remove it first")

@@ -21,7 +21,7 @@ from genrec_batch.batching import Part, mixed
 from genrec_batch.config import ScoreConfig
 from genrec_batch.console import LOG
 from genrec_batch.engines import CountsMemory, Engine, FixedRows, PacksRows
-from genrec_batch.errors import ConfigError, DeviceMemoryError
+from genrec_batch.errors import DeviceMemoryError
 from genrec_batch.generate import Decoding, blend, recommend_all
 from genrec_batch.job import Job
 from genrec_batch.profiling import Stages
@@ -134,12 +134,9 @@ class Scoring:
         """Open the engine of a run, or go on with one that is open; `ahead` has made a start with that.
 
         Raises:
-            ConfigError: the history and the decoded items do not fit the model's positions.
             EngineError: what was asked for is not there.
             GateError: `--verify-sample` found that it does not agree with fp32.
         """
-        read = config.top_k if config.decode == "slate" and not config.candidates else 1  # items read after the history
-        _check_positions(config, read, job.model.config.positions)
         decoding = decoding_of(config, job.model)
         if selection is not None:
             if not config.candidates:
@@ -306,18 +303,6 @@ class Scoring:
             "scored_users": self.scored_users,
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,  # of the scored ones
         }
-
-
-def _check_positions(config: ScoreConfig, read: int, have: int) -> None:
-    """Raise ConfigError where a history and the items `read` after it do not fit; it names the largest that do."""
-    need, slate = 1 + config.max_events + read, read == config.top_k
-    if need > have:
-        most = {"max-events": have - 1 - read, "top-k": (have - 1 - config.max_events) if slate else 0}
-        ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
-        raise ConfigError(
-            f"--max-events {config.max_events}{f' with --top-k {config.top_k}' if slate else ''} needs {need} "
-            f"positions, the model has {have}: at most {ways or f'{have - 1} of both together'}"
-        )
 
 
 def _check_beams(config: ScoreConfig, job: Job, decoding: Decoding) -> None:

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch import finding
+from genrec_batch import ending, finding
 from genrec_batch.errors import InputError, RetryError, nearest
 
 T = TypeVar("T")
@@ -180,6 +180,8 @@ def _sha256(file: str) -> str:
     digest, room = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with Path(file).open("rb", buffering=0) as opened:
         while count := opened.readinto(room):
+            if ending.given_up():
+                raise InterruptedError(f"{file}: nobody waits for its fingerprint any more")
             digest.update(room[:count])
     return digest.hexdigest()
 

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from genrec_batch import console
 from genrec_batch.edge import option_file, tell, variable
-from genrec_batch.errors import RetryError, is_full, nearest
+from genrec_batch.errors import ConfigError, GenrecError, nearest, refused
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has its own since 0.20 and Click's before: same names in both
 PREFIX, OTHERS = "GENREC_BATCH", ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE")  # those are no option's
@@ -53,11 +53,10 @@ class Commands(TyperGroup):
             _refuse(error, given)
         except BrokenPipeError:
             _leave_quietly()
-        except (RetryError, OSError) as error:  # of stdout, by `--version` and `--help`
-            if isinstance(error, OSError) and not is_full(error):
-                raise
-            tell("error:", str(console.stdout_refused(error) if isinstance(error, OSError) else error))
-            sys.exit(RetryError.exit_code)
+        except (GenrecError, OSError) as error:  # of stdout, by `--version` and `--help`; a file by completion
+            told = error if isinstance(error, GenrecError) else _not_written(error)
+            tell("error:", str(told))
+            sys.exit(told.exit_code)
         except SystemExit as left:
             if left.code == 1:  # so Typer and Rich end where a pipe is closed
                 _leave_quietly()
@@ -84,6 +83,10 @@ def _twins(command: Any, prefix: str) -> Iterator[str]:
         yield f"{prefix}_{option.name.upper()}"
     for name, below in getattr(command, "commands", {}).items():
         yield from _twins(below, f"{prefix}_{name.replace('-', '_').upper()}")
+
+
+def _not_written(error: OSError) -> GenrecError:
+    return refused(error, error.filename, ConfigError) if error.filename else console.stdout_refused(error)
 
 
 def _leave_quietly() -> NoReturn:
@@ -119,6 +122,9 @@ def _said(error: Any) -> str:
         known = [name for option in context.command.get_params(context) for name in option.opts if name[:2] == "--"]
         return f"no such option {error.option_name}.{nearest(error.option_name, known)}"
     cause: Any = error.__cause__
+    if parameter is not None and getattr(parameter, "multiple", False) and option_file(context, parameter):
+        value = context.lookup_default(parameter.name)
+        return f"{_place(context, parameter, value)}: not a list, such as {[value]!r}"
     if parameter is None or not hasattr(cause, "errors"):
         text = str(error.format_message())
         return text[:1].lower() + text[1:]

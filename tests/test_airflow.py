@@ -204,7 +204,7 @@ def ends(code):
         d.GenrecBatch(task_id=f"ends_{code}", arguments=[]).execute({})
     except Exception as error:
         return type(error).__name__
-for code in (75, 130, 137, 143):
+for code in (75, 129, 130, 137, 143):
     assert ends(code) == "AirflowException", code
 for code in (1, 2, 3, 4, 5, 6):
     assert ends(code) == "AirflowFailException", code

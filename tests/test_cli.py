@@ -287,6 +287,17 @@ def test_bad_options(run, log_file, model_dir):
     ]:
         bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *flags, says=says)
     assert run("model", "init", "m", "--preset", "tinny").code == 2
+    too_long = [log_file, "--model", model_dir, "--max-events", "600"]
+    for command in (["verify", *too_long], ["score", *too_long, "--explain", "103"], ["profile", *too_long[1:]]):
+        done = run(*command)
+        assert (done.code, "the model has 512: at most --max-events 501" in done.err) == (2, True), done.err
+    before_the_log = [
+        "--max-events",
+        "600",
+        "--as-of",
+        "1999-01-01",
+    ]  # before anybody finds that nobody is to be scored
+    bad(run, 2, log_file, "recs.parquet", "--model", model_dir, *before_the_log, says="needs 611 positions")
     assert run("score", log_file, "recs.parquet", "--no-such-flag").code == 2
     bad(run, 2, log_file, says="OUTPUT is missing")
     gpu = ["--engine", "onnxruntime", "--device", "cuda"]
@@ -558,6 +569,9 @@ def test_a_refused_value_is_told_with_where_it_comes_from(run, log_file, model_d
     assert run(*arguments, "--top-k", 0).err.startswith("error: --top-k 0: at least 1")
     (tmp_path / "o.toml").write_text("[score]\ntop-k = 0\n")
     assert f"{tmp_path / 'o.toml'}, top-k: --top-k 0" in run("--config", tmp_path / "o.toml", *arguments).err
+    (tmp_path / "o.toml").write_text('[score]\nuser = "103"\n')
+    done = run("--config", tmp_path / "o.toml", *arguments)
+    assert (done.code, "o.toml: user = '103': not a list, such as ['103']" in done.err) == (2, True), done.err
 
 
 @pytest.mark.parametrize(

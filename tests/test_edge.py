@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -121,6 +123,75 @@ def test_under_nohup_a_terminal_that_goes_away_changes_nothing(stop):
     edge.guarded(lambda: (signal.raise_signal(signal.SIGHUP), done.append("went on")), verbose=False)
     assert done == ["went on"]
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("command", ["score", "layout", "--help", "--version"])
+def test_under_nohup_a_run_says_that_its_terminal_is_closed(log_file, model_dir, tmp_path, command):
+    """With exit code 129 and one line, and of a run that its output is whole."""
+    arguments = [command]
+    if command == "score":
+        arguments += [str(log_file), "recs.parquet", "--model", str(model_dir), "--precision", "fp32", "--quiet"]
+    ours, its = pty.openpty()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process gets it from us
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genrec_batch", *arguments],
+        stdout=its,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    signal.signal(signal.SIGHUP, before)
+    os.close(its)
+    os.close(ours)
+    (said,) = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 129, said
+    whole = "; the run itself is done: the output recs.parquet is whole, and --if-exists resume accepts it"
+    assert said.startswith("error: the terminal went away, and stdout with it")
+    assert said.endswith(whole) == (command == "score") == (tmp_path / "recs.parquet").exists()
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "held up"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_does_not_reach_the_command_still_ends_it(tmp_path, number, code, lost):
+    """Python drops what is raised in a callback, and a thread that hangs holds up what waits for it."""
+    text = f"""if True:
+        import signal, sys, time, weakref
+        from genrec_batch import flow, layout
+        from genrec_batch.__main__ import main
+        flow.GRACE_S = 0.5
+        class Held: pass
+        def describe():
+            if {lost}:
+                held = Held()
+                gone = weakref.ref(held, lambda _: signal.raise_signal({int(number)}))
+                del held
+                time.sleep(20)
+            try:
+                signal.raise_signal({int(number)})
+            finally:
+                time.sleep(20)
+        layout.describe = describe
+        sys.argv = ["genrec-batch", "layout"]
+        main()"""
+    (tmp_path / "probe.py").write_text(text)
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "probe"], capture_output=True, text=True, check=False)
+    assert (done.returncode, time.monotonic() - began < 15) == (code, True), done.stderr
+    assert done.stderr.endswith("ending as it stands; the same command goes on where it stopped\n")
+
+
+def test_an_interrupt_in_the_middle_of_an_import_has_the_same_exit_code(tmp_path):
+    """`python -m` ends itself by SIGINT where a KeyboardInterrupt went through `exec` of a text, as in dataclasses."""
+    code = """if True:
+        import sys
+        from genrec_batch import layout
+        from genrec_batch.__main__ import main
+        layout.describe = lambda: exec("raise KeyboardInterrupt")
+        sys.argv = ["genrec-batch", "layout"]
+        main()"""
+    (tmp_path / "probe.py").write_text(code)
+    done = subprocess.run([sys.executable, "-m", "probe"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "interrupted; run the same command again" in done.stderr) == (130, True), done.stderr
 
 
 def test_a_signal_while_python_ends_does_not_make_a_failure_of_what_is_done(stop):

@@ -74,7 +74,7 @@ def test_the_kustomizations_name_files_that_are_there():
 
 @pytest.mark.parametrize(
     ("code", "action"),
-    [(75, None), (124, None), (137, None), (130, "Ignore"), (143, "Ignore")]
+    [(75, None), (124, None), (137, None), (129, "Ignore"), (130, "Ignore"), (143, "Ignore")]
     + [(code, "FailJob") for code in (1, 2, 3, 4, 5, 6)],
 )
 def test_each_exit_code_is_tried_again_or_not(code, action):

@@ -322,6 +322,22 @@ def test_a_folder_with_other_peoples_files_is_never_replaced(tmp_path):
         write(SMALL, tmp_path / "log", overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["log.parquet", "log/part-00000.parquet"])
+def test_what_is_no_sample_is_never_replaced(tmp_path, name):
+    """Such as the recommendations of the last night, by a mistyped name."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    for mine in (
+        lambda: pl.DataFrame({"user_id": [1], "score": [0.5]}).write_parquet(file),
+        lambda: file.write_text("x"),
+    ):
+        mine()
+        before = file.read_bytes()
+        with pytest.raises(ConfigError, match=f"{file.name} is not overwritten: it is no log"):
+            write(SMALL, tmp_path / name.split("/")[0], overwrite=True)
+        assert file.read_bytes() == before
+
+
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         write(SMALL, tmp_path / "nowhere" / "log.parquet")

@@ -7,7 +7,6 @@ ceilings and in a process of its own, so that nothing else is in its memory; eng
 from __future__ import annotations
 
 import dataclasses
-import glob
 import logging
 import tempfile
 from contextlib import closing
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch import console, model
+from genrec_batch import console, finding, model
 from genrec_batch.arrays import Batch
 from genrec_batch.batching import Part
 from genrec_batch.config import ScoreConfig
-from genrec_batch.errors import ConfigError, InputError
 from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
 from genrec_batch.model import Model
 from genrec_batch.partition import spill_folder
@@ -43,11 +41,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
     wanted = engine_facts.choices(_listed(config.engines), device)
     compared = {name: model.preset(name) for name in _listed(config.compare)}
     loaded = open_model(config)
-    if config.max_events + 1 + config.top_k > loaded.config.positions:
-        raise ConfigError(
-            f"--max-events {config.max_events} with --top-k {config.top_k} needs "
-            f"{config.max_events + 1 + config.top_k} positions, the model has {loaded.config.positions}"
-        )
+    config.check_positions(loaded.config.positions)
     with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
         with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
             found = ceilings.measure(loaded.config, Path(folder), advance)
@@ -103,8 +97,8 @@ def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_data(data: str | None) -> None:
     """Raise InputError where there is no log, before a minute is spent on measuring."""
-    if data is not None and "://" not in data and not Path(data).exists() and not glob.glob(data, recursive=True):  # noqa: PTH207 (takes absolute patterns)
-        raise InputError(f"--data {data}: no such file or directory")
+    if data is not None and "://" not in data:
+        finding.files(data, "--data")
 
 
 def _run(config: ProfileConfig, folder: Path) -> separate.Ran:

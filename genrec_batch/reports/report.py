@@ -8,6 +8,7 @@ version 2 divides the model run into parts (`within`).
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ def check_path(path: str | None, flag: str, endings: tuple[str, ...]) -> None:
         raise ConfigError(f"{flag} {path}: {no_folder(place.parent)}")
     if place.is_dir():
         raise ConfigError(f"{flag} {path}: is a directory; name a file in it")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {path}: the folder {place.parent} may not be written by this user")
 
 
 def write(report: Mapping[str, Any], path: Path, flag: str) -> None:

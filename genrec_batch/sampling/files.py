@@ -114,6 +114,16 @@ def _check(output: Path, *, overwrite: bool) -> None:
         raise ConfigError(
             f"{output} is not overwritten: what is there is a {'directory' if output.is_dir() else 'file'}"
         )
+    for file in sorted(output.iterdir()) if output.is_dir() else [output]:
+        if not _is_a_log(file):
+            raise ConfigError(f"{file} is not overwritten: it is no log of `genrec-batch sample`; name another place")
+
+
+def _is_a_log(file: Path) -> bool:
+    try:
+        return file.is_file() and pq.read_schema(file).names == SCHEMA.names
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 class _Parts:

@@ -35,7 +35,7 @@ PROGRAM = os.environ.get("GENREC_JOB_PROGRAM", "genrec-batch")
 POOL = os.environ.get("GENREC_JOB_POOL", "genrec_gpu")  # one slot for each GPU
 MARKER = "_SUCCESS"  # what says that a day's log is complete
 MIN_ROWS_SHARE = 0.5  # of what is published now: fewer rows are not published
-TRY_AGAIN = (75, 130, 137, 143)  # exit codes after which the same command goes on where it stopped
+TRY_AGAIN = (75, 129, 130, 137, 143)  # exit codes after which the same command goes on where it stopped
 NOTHING_TO_SCORE = 99
 
 

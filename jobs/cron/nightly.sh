@@ -19,7 +19,7 @@
 # GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself (the model, for one).
 #
 # Exit codes are those of genrec-batch (99, nothing to score, is no failure), and 75: another night still runs, or the
-# log is not there; 124: out of time. After 75, 124, 130, 137 and 143 the same command goes on where it stopped.
+# log is not there; 124: out of time. After 75, 124, 129, 130, 137 and 143 the same command goes on where it stopped.
 set -eu
 
 # At the top of each line of the log: when, UTC.

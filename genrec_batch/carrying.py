@@ -37,7 +37,7 @@ U64 = npt.NDArray[np.uint64]
 WORDS = 2  # of 64 bits: a fingerprint
 WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
 ROWS_AT_ONCE = 64  # of features, so that they stay in a core's cache
-SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision")
+SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
 UNSHARED = ("limit", "user", "as_of", "max_events", "seen_limit", "max_rejects", "shard_users", "batch_size")
 SCOPE = b"genrec.scope"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from genrec_batch import __version__, layout, output, schema
 from genrec_batch.config import HistoryConfig, resolved
-from genrec_batch.engines import Engine
+from genrec_batch.engines import Engine, InSeveralWays
 from genrec_batch.job import Job
 from genrec_batch.profiling import Stages, peak_rss_mib
 
@@ -28,6 +28,7 @@ def of(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]
         "engine": engine.name if engine else "none",
         "device": engine.device.partition(":")[0] if engine else "none",
         "precision": engine.precision if engine else "none",
+        "arithmetic": engine.arithmetic if isinstance(engine, InSeveralWays) else "",
         "config": {name: value for name, value in resolved(config).items() if name not in PATHS},
         "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
         "input": {name: {**source.snapshot(), "path": ""} for name, source in job.inputs.items()},

@@ -18,6 +18,7 @@ from genrec_batch.arrays import Ragged
 from genrec_batch.batching import Part
 from genrec_batch.catalog import Catalog
 from genrec_batch.errors import InputError
+from genrec_batch.model import PRESETS, initial_weights, save
 from genrec_batch.schema import normalize
 
 AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
@@ -83,6 +84,26 @@ def test_other_options_score_everybody_and_say_why(nights, flags, said):
     done = nights(1, "b", "--previous", "a", *flags)
     assert (done.summary["scored_users"], done.summary.get("carried_users", 0)) == (40, 0)
     assert said in done.err
+
+
+def test_rows_computed_without_numba_are_not_carried_on_with_it(run, log, tmp_path, monkeypatch):
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch_engine")
+    pytest.importorskip("numba")
+    if not torch_engine.fast_int8():
+        pytest.skip("this processor has no AVX-512 VNNI")
+    log.write_parquet("night.parquet")
+    config = replace(PRESETS["tiny"], heads=4)  # of 16 numbers, which kernels take
+    save(tmp_path / "m", config, initial_weights(config, 3), trained=True, card="for tests\n")
+    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    flags = ["--model", tmp_path / "m", "--as-of", "2026-06-01", "--engine", "torch", "--precision", "bf16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_engine, "find_spec", lambda _: None)
+        done = run("score", "night.parquet", "a", *flags)
+        assert "numba is not installed" in done.err
+    again = run("score", "night.parquet", "b", "--previous", "a", *flags)
+    assert (again.code, again.summary["scored_users"]) == (0, 40)
+    assert "arithmetic" in again.err
+    assert run("score", "night.parquet", "c", "--previous", "b", *flags).summary["carried_users"] == 40
 
 
 def test_another_moment_changes_what_the_model_reads_of_everybody(nights):

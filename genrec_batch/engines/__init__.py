@@ -61,6 +61,13 @@ class Timeable(Protocol):
 
 
 @runtime_checkable
+class InSeveralWays(Protocol):
+    """What an engine offers that computes one precision in more than one way, with other last bits."""
+
+    arithmetic: str  # the way it has taken
+
+
+@runtime_checkable
 class CountsMemory(Protocol):
     """What an engine on a GPU may offer: the most memory that it held."""
 

@@ -77,9 +77,11 @@ class TorchEngine:
         on_cpu = self._device.type == "cpu"
         with retry_when_out_of_memory(self._device), torch.inference_mode():
             network = load_network(model.config, model.weights, self._device)
+            phases = _phases(network, self._device, dtype)
+            self.arithmetic = "plain" if isinstance(phases, PlainPhases) else "compiled"
             self._program = Program.of(
                 network,
-                _phases(network, self._device, dtype),
+                phases,
                 tokens=model.tokens,
                 group_rows=GROUP_ROWS if on_cpu else WHOLE,
                 context_positions=CONTEXT_POSITIONS if on_cpu else WHOLE,
@@ -215,14 +217,17 @@ class TorchEngine:
 
 def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phases:
     """Return the fastest phases in a type."""
-    if device.type == "cpu" and dtype != torch.float32 and fast_int8() and find_spec("numba"):
-        try:
-            from genrec_batch.engines.torch_cpu import CompiledPhases, fits
-        except ImportError as error:
-            LOG.warning("numba is installed but does not load (%s); PyTorch computes alone, more slowly", error)
+    if device.type == "cpu" and dtype != torch.float32 and fast_int8():
+        if find_spec("numba") is None:
+            LOG.info("numba is not installed: PyTorch computes alone, more slowly; pip install 'genrec-batch[fast]'")
         else:
-            if fits(network.config):
-                return CompiledPhases.of(network, dtype)
+            try:
+                from genrec_batch.engines.torch_cpu import CompiledPhases, fits
+            except ImportError as error:
+                LOG.warning("numba is installed but does not load (%s); PyTorch computes alone, more slowly", error)
+            else:
+                if fits(network.config):
+                    return CompiledPhases.of(network, dtype)
     return PlainPhases.of(network, dtype=dtype, reading_dtype=torch.float32 if device.type == "cpu" else dtype)
 
 

@@ -207,7 +207,7 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         tell("internal error:", f"{type(error).__name__}: {error}\n{told}")
         raise typer.Exit(1) from error
     finally:
-        ending.give_up()
+        ending.over(for_good=_OWN_PROCESS)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -237,7 +237,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def own_process() -> None:
-    """Say that this process is the command's own: after a signal it may be ended as it stands, see `_end_in_time`."""
+    """Say that this process is the command's own: it ends with it, after a signal perhaps as it stands."""
     global _OWN_PROCESS  # noqa: PLW0603 (signals have one handler for the whole process)
     _OWN_PROCESS = True
 

@@ -34,9 +34,12 @@ def once_in_place() -> None:
     _now.done_then = True
 
 
-def give_up() -> None:
-    """Say that the command is over: what a thread still works on is for nobody, and Python waits for all threads."""
-    _now.given_up = True
+def over(*, for_good: bool) -> None:
+    """Say that the command is over, and its process with it if `for_good`.
+
+    Then what a thread still works on is for nobody, and Python would wait for it. A program that calls commands goes on.
+    """
+    _now.given_up = for_good
 
 
 def given_up() -> bool:

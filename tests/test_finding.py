@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch import finding
+from genrec_batch import finding, storage
 from genrec_batch.errors import InputError
 
 
@@ -117,3 +117,8 @@ def test_a_refused_run_does_not_read_its_log_to_the_end(log):
     assert (done.returncode, "--model nowhere: no such directory" in done.stderr) == (4, True), done.stderr
     assert time.monotonic() - began < 20
     assert len(pl.read_parquet("big.parquet"))
+
+
+def test_a_program_that_calls_commands_goes_on_after_them(run, log_file):
+    assert run("score", "nope.parquet", "out.parquet").code == 3
+    assert storage.scan(str(log_file), "INPUT").fingerprint

@@ -37,7 +37,8 @@ def once_in_place() -> None:
 def over(*, for_good: bool) -> None:
     """Say that the command is over, and its process with it if `for_good`.
 
-    Then what a thread still works on is for nobody, and Python would wait for it. A program that calls commands goes on.
+    Then what a thread still works on is for nobody, and Python would wait for it. A program that calls commands goes
+    on.
     """
     _now.given_up = for_good
 

@@ -184,7 +184,7 @@ def without(folder, name):
         (lambda folder: flip(folder / "_fingerprints"), "_fingerprints is damaged"),
         (lambda folder: truncate(folder / "_fingerprints"), "_fingerprints is damaged"),
         (
-            lambda folder: reword(folder / "_fingerprints", b'{"catalog"', b'x"catalog"'),
+            lambda folder: reword(folder / "_fingerprints", b'{"arithmetic"', b'x"arithmetic"'),
             "it is damaged (Expecting value",
         ),
         (lambda folder: (folder / "_manifest.json").write_text("{}"), "not a finished output"),

@@ -25,7 +25,8 @@ ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 *
 
 @pytest.mark.parametrize("name", ["cpu_rows", "cpu_attention"])
 def test_kernels_that_numba_kept_are_compiled_anew_when_what_they_are_made_of_changes(name):
-    parts = b"".join((ENGINES / f"{part}.py").read_bytes() for part in ("vectors", "vector_attention"))
+    names = ("vectors", "vector_attention", "../features/sorting")
+    parts = b"".join((ENGINES / f"{part}.py").read_bytes() for part in names)
     line = f"# made of vectors {sha256(parts).hexdigest()[:8]}"
     assert line in (ENGINES / f"{name}.py").read_text().splitlines(), f"{name}.py must say: {line}"
 

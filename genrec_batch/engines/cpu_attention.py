@@ -18,7 +18,7 @@ from genrec_batch.engines.vector_attention import dots, exponentials, look, mix,
 from genrec_batch.engines.vectors import WIDTH, move
 
 F = np.float32
-# made of vectors 10717b4b
+# made of vectors 583511cd
 AHEAD = 4  # heads between those that are computed and those that are brought from memory
 
 

@@ -22,7 +22,7 @@ from genrec_batch.engines import vectors
 from genrec_batch.engines.vectors import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
-# made of vectors 10717b4b
+# made of vectors 583511cd
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(vectors.LEAST), F(vectors.LOG2_E), F(vectors.LN2_HIGH), F(vectors.LN2_LOW)
 P5, P4, P3, P2, P1, P0 = (F(x) for x in vectors.POLYNOMIAL)

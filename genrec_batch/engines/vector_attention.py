@@ -35,6 +35,7 @@ from genrec_batch.engines.vectors import (
     spread,
     store,
 )
+from genrec_batch.features.sorting import turned
 
 _variable: Any = cgutils.alloca_once_value
 L2 = 2  # of prefetches: a core waits for fewer lines at once in its first cache
@@ -45,18 +46,6 @@ def _fetch(builder: Any, place: Any) -> Any:
     byte = ir.PointerType(I8)
     function = declared(builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0")
     builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(I32, x) for x in (0, L2, 1))])
-
-
-def _turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """Return the columns of 16 rows: blocks of 8, 4, 2 and 1 change sides (Eklundh 1972)."""
-    for step in (8, 4, 2, 1):
-        stay = mask([lane if not lane & step else WIDTH + lane - step for lane in range(WIDTH)])
-        leave = mask([lane + step if not lane & step else WIDTH + lane for lane in range(WIDTH)])
-        for low in range(WIDTH):
-            if not low & step:
-                a, b = rows[low], rows[low + step]
-                rows[low], rows[low + step] = builder.shuffle_vector(a, b, stay), builder.shuffle_vector(a, b, leave)
-    return rows
 
 
 def _sums(builder: Any, vectors: list[Any]) -> Any:
@@ -230,7 +219,7 @@ def _turn(_typing: Any, array: Any, _at: Any, _apart: Any, _count: Any, out: Any
             number = ir.Constant(I64, i)
             row = builder.select(builder.icmp_signed("<", number, last), number, last)
             rows.append(load(builder, kinds[0], builder.gep(first, [builder.mul(row, apart)])))
-        for i, column in enumerate(_turned(builder, rows)):
+        for i, column in enumerate(turned(builder, rows)):
             store(builder, kinds[4], builder.gep(into, [ir.Constant(I64, i * WIDTH)]), column)
         return context.get_dummy_value()
 
@@ -318,7 +307,7 @@ def _mix_16(_typing: Any, shares: Any, _count: Any, values: Any, _at: Any, _size
                 number = builder.load(builder.gep(numbers, [ir.Constant(I64, z)]))
                 builder.store(fused(builder, share_of_16, everywhere(builder, number), builder.load(total)), total)
         scale_of_16 = builder.load(scales, align=4)
-        for i, row in enumerate(_turned(builder, [builder.fmul(builder.load(total), scale_of_16) for total in sums])):
+        for i, row in enumerate(turned(builder, [builder.fmul(builder.load(total), scale_of_16) for total in sums])):
             builder.store(row, builder.gep(into, [ir.Constant(I64, i)]), align=4)
         return context.get_dummy_value()
 

@@ -40,8 +40,8 @@ def _numbers(values: list[int]) -> Any:
     return ir.Constant(VECTOR, values)
 
 
-def _turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """Return the columns of 16 rows: blocks of 8, 4, 2 and 1 change sides (Eklundh 1972)."""
+def turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """Return the columns of 16 rows of numbers of 4 bytes: blocks of 8, 4, 2 and 1 change sides (Eklundh 1972)."""
     for step in (8, 4, 2, 1):
         stay = _numbers([lane if not lane & step else LANES + lane - step for lane in range(LANES)])
         move = _numbers([lane + step if not lane & step else LANES + lane for lane in range(LANES)])
@@ -80,12 +80,12 @@ def _lay_16(_typing: Any, *arguments_of: Any) -> Any:
             left = builder.shuffle_vector(left, ir.Constant(VECTOR, ir.Undefined), _numbers([0] * LANES))
             there = builder.icmp_signed("<", _numbers(list(range(LANES))), left)
             loaded.append(builder.select(there, vector, blank))
-        turned = _turned(builder, loaded)
+        columns = turned(builder, loaded)
         for low, high in exchanges(LANES):
-            a, b = turned[low], turned[high]
-            turned[low] = builder.select(builder.icmp_signed("<", a, b), a, b)
-            turned[high] = builder.select(builder.icmp_signed(">", a, b), a, b)
-        for row in turned:
+            a, b = columns[low], columns[high]
+            columns[low] = builder.select(builder.icmp_signed("<", a, b), a, b)
+            columns[high] = builder.select(builder.icmp_signed(">", a, b), a, b)
+        for row in columns:
             builder.store(row, builder.bitcast(builder.gep(data[3], [at]), VECTOR.as_pointer()), align=4)
             at = builder.add(at, width)
         del keys, starts, lengths, rows

@@ -24,7 +24,7 @@ def main() -> None:
             setattr(sys, name, stream)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's `&` has it ignored
         signal.signal(signal.SIGINT, _before_anything)
-    from genrec_batch import cli
+    from genrec_batch.cli import cli
 
     try:
         cli.main()

@@ -14,16 +14,16 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch import pipeline
-from genrec_batch.config import ScoreConfig
-from genrec_batch.errors import NothingToScoreError
-from genrec_batch.eventlog import EventLog
-from genrec_batch.job import open_model, prepare
-from genrec_batch.model import Model
-from genrec_batch.profiling import Stages
-from genrec_batch.scoring import Scoring
-from genrec_batch.selection import Selection
-from genrec_batch.storage import Piece
+from genrec_batch.core.config import ScoreConfig
+from genrec_batch.core.errors import NothingToScoreError
+from genrec_batch.engines.selection import Selection
+from genrec_batch.events.eventlog import EventLog
+from genrec_batch.events.job import open_model, prepare
+from genrec_batch.io.storage import Piece
+from genrec_batch.model.model import Model
+from genrec_batch.runtime.profiling import Stages
+from genrec_batch.scoring import pipeline
+from genrec_batch.scoring.scoring import Scoring
 
 
 def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)

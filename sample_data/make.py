@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.sampling import SampleConfig, users_frame, videos_frame, write
+from genrec_batch.demo.synthetic import SampleConfig, users_frame, videos_frame, write
 
 CONFIG = SampleConfig(users=500, events_per_user=25, seed=7, videos=1_200, dirt=0.01)
 WITHOUT_EVENTS = 5  # users of users.parquet who are not in the log: cold start

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from genrec_batch import model
-from genrec_batch.catalog import Catalog
-from genrec_batch.cli import app
+from genrec_batch.cli.cli import app
+from genrec_batch.model import model
+from genrec_batch.model.catalog import Catalog
 
 START = dt.datetime(2026, 4, 1, tzinfo=dt.timezone.utc)
 KUAIRAND = Path(__file__).parent.parent.parent / "shared" / "data" / "kuairand"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from genrec_batch.arrays import HEADS
+from genrec_batch.core.arrays import HEADS
 
 
 class NumpyNetwork:

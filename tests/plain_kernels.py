@@ -1,8 +1,8 @@
-"""The slow, obvious twin of `genrec_batch.engines.torch_kernels`: the same functions in plain torch, user by user."""
+"""The slow, obvious twin of `engines.cuda.torch_kernels`: the same functions in plain torch, user by user."""
 
 import torch
 
-from genrec_batch.model import EPSILON
+from genrec_batch.model.model import EPSILON
 
 SCALE = 0.6931471805599453  # queries carry log2(e) / sqrt(head size); softmax here is to base e
 

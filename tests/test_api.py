@@ -9,7 +9,7 @@ import pytest
 from conftest import small_log
 
 from genrec_batch import Scorer, score
-from genrec_batch.errors import ConfigError, GateError, InputError, NothingToScoreError
+from genrec_batch.core.errors import ConfigError, GateError, InputError, NothingToScoreError
 
 
 @pytest.fixture

@@ -1,96 +1,194 @@
-"""The structure, enforced: imports go one way, the two worlds stay apart, start-up stays light."""
+"""The structure, enforced: rooms import only from lower floors, torch stays where it computes, start-up stays light.
+
+`python tests/test_architecture.py` prints the rooms with their lines, and counts imports and levels.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "genrec_batch"
-ORDER = [  # a module imports only what stands left of it (or, within a bracket, its own folder)
-    "errors", "ending", "allocation", "layout", "arrays", "contract", "schema", "config", "build_config", "profiling",
-    "console", "flow", "compiling", "catalog", "finding", "storage", "durable", "parquet", "joining", "existing",
-    "output", "counting", "eventlog", "blocks", "packing_kernels", "ordering_kernels", "ordering", "partition",
-    "sampling", "tables", "sides", "histories", "features", "model", "engines", "importing", "export", "generate",
-    "recommendations", "parity", "sizing", "selection", "prebuilding", "job", "batching", "carrying", "verifying",
-    "scoring", "lineage", "pipeline", "api", "reports", "inspecting", "explaining", "show_facts", "show", "show_demo",
-    "demo", "edge", "usage", "cli_model", "cli_look", "cli", "__main__",
-]  # fmt: skip
-MODULES = sorted(PACKAGE.rglob("*.py"))
-TENSOR_SIDE = ("features", "model", "engines", "generate", "arrays", "layout", "importing", "export")
+OURS = "genrec_batch."
+FLOORS = [  # a room imports only from floors above it in this list, never from its own floor
+    {"core"},
+    {"runtime", "model"},
+    {"io", "engines"},
+    {"events"},
+    {"features"},
+    {"scoring", "training", "evaluation", "serving"},
+    {"reports", "api"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
+SHARED_NETWORK = "engines.torch.network"  # the one module of `engines/torch` that another kind of engine may import
+TENSOR_SIDE = ("core", "runtime", "model", "engines", "features")  # rooms that see no Polars
+POLARS_AT_HOME = {"model.catalog"}  # the catalog is a table on disk
+TORCH_AT_HOME = ("engines.torch", "engines.cuda", "training", "reports.torch_ceilings")
 
 
-def place(path):
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path):
-    """Names of all modules that a file imports, also inside functions."""
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+NAMES = sorted(name for name in MODULES if name)
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def floor(name: str) -> int:
+    found = [number for number, rooms in enumerate(FLOORS) if room(name) in rooms]
+    assert found, f"{room(name)} is on no floor: give it one"
+    return found[0]
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Return everything that a module imports, also inside functions, by its whole dotted name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            if node.module == "genrec_batch":
-                found |= {
-                    f"genrec_batch.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()
-                }
-    return found
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole.removeprefix(OURS) in MODULES else node.module)
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_left(path):
-    here = place(path)
-    if here == "__init__":
+def ours(name: str) -> set[str]:
+    """Return the modules of this package that a module imports, without the package's name."""
+    return {other.removeprefix(OURS) for other in imported(name) if other.startswith(OURS)} - {name}
+
+
+def outside(name: str) -> set[str]:
+    """Return the packages of others that a module imports."""
+    return {other.split(".")[0] for other in imported(name)} - {"genrec_batch"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_room_imports_only_from_lower_floors(name):
+    for other in ours(name):
+        assert room(other) == room(name) or floor(other) < floor(name), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("engines.")])
+def test_kinds_of_engines_do_not_import_each_other(name):
+    kinds = ("torch", "cuda", "onnx", "tensorrt")
+    here = name.split(".")[1]
+    for other in ours(name):
+        there = other.split(".")[1] if other.startswith("engines.") else None
+        if here in kinds and there in kinds and there != here:
+            assert here != "torch", f"{name} imports {other}"
+            assert other == SHARED_NETWORK, f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_by_a_detour():
+    levels()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if room(name) in TENSOR_SIDE and name not in POLARS_AT_HOME])
+def test_the_tensor_side_never_sees_polars(name):
+    assert not outside(name) & {"polars", "pyarrow"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_is_imported_only_where_it_computes(name):
+    if "tensorrt.kernels" in name or name.startswith(TORCH_AT_HOME):  # the plugin's kernels are written in Triton
         return
-    assert here in ORDER, f"{here} has no place in the order: give it one"
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "genrec_batch" and len(parts) > 1 and parts[1] != here:
-            assert ORDER.index(parts[1]) < ORDER.index(here), f"{path.name} imports {name}, which stands right of it"
+    assert not outside(name) & {"torch", "triton"}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if place(p) in TENSOR_SIDE], ids=lambda p: p.name)
-def test_the_tensor_side_never_sees_polars(path):
-    assert not {name for name in imports(path) if name.split(".")[0] in ("polars", "pyarrow")}
-
-
-def test_only_torch_files_import_torch():
-    sources = [p for p in MODULES if p.parent.name != "kernels"]
-    users = {p.name for p in sources if {"torch", "triton"} & {name.split(".")[0] for name in imports(p)}}
-    assert all(name.startswith("torch_") for name in users), users
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_broad_excepts_stand_only_at_the_edge(path):
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_edge_of_the_command_line_catches_everything(name):
     broad = [
         node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(MODULES[name].read_text()))
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")))
     ]
-    assert len(broad) == (1 if path.name == "edge.py" else 0), broad
+    assert len(broad) == (1 if name == "cli.edge" else 0), broad
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_fit_one_sitting(path):
-    assert len(path.read_text().splitlines()) <= 350
+@pytest.mark.parametrize("name", NAMES)
+def test_files_fit_one_sitting(name):
+    assert len(MODULES[name].read_text().splitlines()) <= 350
 
 
-def loaded_after(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def printed_by(code, **options):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **options)
     return done.stdout.strip().splitlines()[-1]
 
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom genrec_batch import cli\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom genrec_batch.cli import cli\n"
         "result = CliRunner().invoke(cli.app, ['score', '--help'])\nassert result.exit_code == 0, result.output\n"
         "heavy = {'torch', 'polars', 'onnxruntime', 'onnx', 'pyarrow'}\nprint(sorted(heavy & set(sys.modules)))"
     )
-    assert loaded_after(code) == "[]"
+    assert printed_by(code) == "[]"
+
+
+def test_scoring_with_onnxruntime_never_imports_torch(log_file, model_dir, tmp_path):
+    code = (
+        "import sys\nfrom genrec_batch import score\n"
+        f"score({str(log_file)!r}, 'recs.parquet', model={str(model_dir)!r}, engine='onnxruntime')\n"
+        "print('torch' in sys.modules)"
+    )
+    assert printed_by(code, cwd=tmp_path) == "False"
+
+
+def test_the_tensorrt_engine_never_imports_torch():
+    code = (
+        "import importlib, pkgutil, sys\nfrom genrec_batch.engines import tensorrt\n"
+        "for module in pkgutil.iter_modules(tensorrt.__path__, tensorrt.__name__ + '.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print('torch' in sys.modules)"
+    )
+    assert printed_by(code) == "False"
+
+
+def levels() -> dict[str, int]:
+    """Return how many imports deep each module stands on others; 0 imports none of ours."""
+    depth: dict[str, int] = {}
+
+    def visit(name: str, way: tuple[str, ...]) -> int:
+        assert name not in way, " imports ".join((*way[way.index(name) :], name))
+        if name not in depth:
+            depth[name] = max((visit(other, (*way, name)) + 1 for other in ours(name)), default=0)
+        return depth[name]
+
+    for name in NAMES:
+        visit(name, ())
+    return depth
+
+
+def main() -> None:
+    """Print what the closing note of a change of the structure needs."""
+    lines = Counter()
+    for name in NAMES:
+        lines[room(name)] += len(MODULES[name].read_text().splitlines())
+    edges = {(room(name), room(other)) for name in NAMES for other in ours(name) if room(other) != room(name)}
+    for here, count in lines.items():
+        below = sorted((other for this, other in edges if this == here), key=floor)
+        print(f"{here:10} {count:6,} lines  imports {', '.join(below) or 'nothing of ours'}")
+    print(f"{len(lines)} rooms, {len(edges)} edges between rooms, {len({floor(name) for name in NAMES})} floors")
+    print(
+        f"{len(NAMES)} modules, {sum(lines.values()):,} lines, {sum(len(ours(name)) for name in NAMES)} edges between "
+        f"modules, {max(levels().values()) + 1} levels"
+    )
+
+
+if __name__ == "__main__":
+    main()

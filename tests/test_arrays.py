@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec_batch.arrays import Ragged
+from genrec_batch.core.arrays import Ragged
 
 
 def ragged(rows):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch import ordering
-from genrec_batch.blocks import RecordType
+from genrec_batch.events import ordering
+from genrec_batch.events.blocks import RecordType
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 DEVICES = st.sampled_from([None, "", "mobile", "tablet", "tv", "tv ", "unknown", "mobile phones in landscape", "é"])

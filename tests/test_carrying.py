@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import START
 
-from genrec_batch import carrying, histories, ordering
-from genrec_batch.arrays import Ragged
-from genrec_batch.batching import Part
-from genrec_batch.catalog import Catalog
-from genrec_batch.errors import InputError
-from genrec_batch.model import PRESETS, initial_weights, save
-from genrec_batch.schema import normalize
+from genrec_batch.core.arrays import Ragged
+from genrec_batch.core.errors import InputError
+from genrec_batch.events import histories, ordering
+from genrec_batch.events.schema import normalize
+from genrec_batch.features.batching import Part
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.model import PRESETS, initial_weights, save
+from genrec_batch.scoring import carrying
 
 AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
 
@@ -87,7 +88,7 @@ def test_other_options_score_everybody_and_say_why(nights, flags, said):
 
 
 def test_rows_computed_without_numba_are_not_carried_on_with_it(run, log, tmp_path, monkeypatch):
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
     pytest.importorskip("numba")
     if not torch_engine.fast_int8():
         pytest.skip("this processor has no AVX-512 VNNI")

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch.catalog import Catalog
-from genrec_batch.errors import ModelError, RetryError
+from genrec_batch.core.errors import ModelError, RetryError
+from genrec_batch.model.catalog import Catalog
 
 
 def events(ids):

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from genrec_batch import model
-from genrec_batch.arrays import HEADS
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.model import model
 
 COLUMNS = [
     "user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS, "feature_scores", "history_length", "cold_start"
@@ -480,7 +480,7 @@ def test_the_spelling_of_a_path_is_not_another_run(run, log_file, model_dir):
 
 @pytest.mark.parametrize("columns", ["60", "80", "200"])
 def test_printed_ids_are_whole_at_any_width(run, log_file, model_dir, columns, monkeypatch):
-    from genrec_batch import console
+    from genrec_batch.runtime import console
 
     monkeypatch.setattr(console.stdout, "width", int(columns))
     done = run("score", log_file, "--user", "103", "--model", model_dir, "--top-k", "3")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from genrec_batch.config import HistoryConfig, ScoreConfig, resolved
-from genrec_batch.errors import ConfigError
+from genrec_batch.core.config import HistoryConfig, ScoreConfig, resolved
+from genrec_batch.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(

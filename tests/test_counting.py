@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch import counting, ordering
-from genrec_batch.counting import Counter, Index
+from genrec_batch.events import counting, ordering
+from genrec_batch.events.counting import Counter, Index
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 WHOLE = st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1), st.integers(10**6, 10**6 + 3))

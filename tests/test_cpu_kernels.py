@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
-from genrec_batch.engines import torch_choice, torch_device  # noqa: E402
+from genrec_batch.engines.torch import torch_choice, torch_device  # noqa: E402
 
 if not torch_device.fast_int8():
     pytest.skip("this processor has no AVX-512 VNNI", allow_module_level=True)
 
-from genrec_batch.engines import cpu_attention, cpu_rows  # noqa: E402
+from genrec_batch.engines.torch.compiled import cpu_attention, cpu_rows  # noqa: E402
 
 ENGINES = Path(cpu_rows.__file__).parent
 ROWS, EPSILON = 5, 1e-5

@@ -8,8 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch import demo, model, show, show_demo
-from genrec_batch.errors import EngineError
+from genrec_batch.core.errors import EngineError
+from genrec_batch.demo import demo, show_demo
+from genrec_batch.model import model
+from genrec_batch.reports import show
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from contextlib import suppress
 import pytest
 import typer
 
-from genrec_batch import console, edge, ending
+from genrec_batch.cli import edge
+from genrec_batch.runtime import console, ending
 
 
 class Again(logging.Handler):
@@ -214,7 +215,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
             def __del__(self): signal.raise_signal(signal.SIGINT)
         class Finder:
             def find_spec(self, name, path=None, target=None):
-                if name == "genrec_batch.cli": Dying()
+                if name == "genrec_batch.cli.cli": Dying()
         sys.meta_path.insert(0, Finder())
         sys.argv = ["genrec-batch", "layout"]
         main()"""

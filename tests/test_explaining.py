@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec_batch import explaining
+from genrec_batch.reports import explaining
 from genrec_batch.reports.options import RunConfig
 
 USER = 107

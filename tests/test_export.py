@@ -9,9 +9,9 @@ import sys
 import onnx
 import pytest
 
-from genrec_batch import export, model
-from genrec_batch.engines import exported
-from genrec_batch.errors import ConfigError, EngineError, ModelError, RetryError
+from genrec_batch.core.errors import ConfigError, EngineError, ModelError, RetryError
+from genrec_batch.engines.onnx import export, exported
+from genrec_batch.model import model
 
 TINY = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=2, positions=40, heads=4)
 FILES = ["prefill.onnx", "decode.onnx", "score.onnx", "export.json"]

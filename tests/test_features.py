@@ -14,12 +14,13 @@ import reference
 from hypothesis import given, settings
 from logs import START, Log, Row, busy_log, events_frame, floats, log_of, logs, side_frame
 
-from genrec_batch import features, layout
-from genrec_batch.arrays import Histories, SideTable
-from genrec_batch.catalog import Catalog
-from genrec_batch.histories import build
-from genrec_batch.schema import normalize
-from genrec_batch.tables import users_table, videos_table
+from genrec_batch import features
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import Histories, SideTable
+from genrec_batch.events.histories import build
+from genrec_batch.events.schema import normalize
+from genrec_batch.events.tables import users_table, videos_table
+from genrec_batch.model.catalog import Catalog
 
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True)
 ABSOLUTE, RELATIVE = 2e-4, 1e-4  # float32 sums against exact ones

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from logs import START, Log, busy_log, floats, log_of, logs
 from test_features import Built, built, differences, of_package, of_twin
 
-from genrec_batch import features, layout
+from genrec_batch import features
+from genrec_batch.core import layout
 
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
 PACKAGE = Path(features.__file__).parent
@@ -177,7 +178,7 @@ def test_half_precision_is_the_single_one_rounded_and_stays_finite(kernel: featu
 
 def test_half_precision_without_an_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with_numba()
-    from genrec_batch.features import compiled
+    from genrec_batch.features.numba import compiled
 
     of_log = built(busy_log(seed=15, events_per_user=[30, 4, 1]))
 
@@ -268,7 +269,7 @@ def test_without_numba_a_job_works_and_says_numpy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "from genrec_batch import features; print(features.kernel_name(10**9))\n"
-        "from genrec_batch.pipeline import write_features; from genrec_batch.config import HistoryConfig\n"
+        "from genrec_batch.scoring.pipeline import write_features; from genrec_batch.core.config import HistoryConfig\n"
         f"found = write_features(HistoryConfig(), {str(SAMPLE)!r}, {str(tmp_path / 'out.parquet')!r})\n"
         "print(found['status'])"
     )
@@ -301,15 +302,15 @@ def test_where_no_folder_can_be_written_kernels_are_compiled_anew_and_that_is_to
 def test_a_kernel_file_stands_alone(path: Path) -> None:
     """numba renews what it kept of a kernel when the kernel's own file changes: nothing else may decide its code."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    tools = {"genrec_batch.compiling", "genrec_batch.features.lanes", "genrec_batch.features.sorting"}
-    assert {node.module for node in nodes} <= {"__future__", "typing", "genrec_batch.arrays"} | tools
-    types = {alias.name for node in nodes if node.module == "genrec_batch.arrays" for alias in node.names}
+    tools = {"genrec_batch.runtime.compiling", "genrec_batch.runtime.lanes", "genrec_batch.runtime.sorting"}
+    assert {node.module for node in nodes} <= {"__future__", "typing", "genrec_batch.core.arrays"} | tools
+    types = {alias.name for node in nodes if node.module == "genrec_batch.core.arrays" for alias in node.names}
     assert types <= {"F32", "F64", "I8", "I32", "I64", "U8", "U64"}
 
 
 def test_kernels_agree_on_the_key_and_the_fields_of_null() -> None:
     with_numba()
-    from genrec_batch.features import kernel_columns, kernel_order, kernel_users
+    from genrec_batch.features.numba import kernel_columns, kernel_order, kernel_users
 
     assert kernel_columns.NOTHING == kernel_order.NOTHING == kernel_users.NOTHING
     assert kernel_columns.NULL == kernel_users.NULL

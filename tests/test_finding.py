@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch import finding, storage
-from genrec_batch.errors import InputError
+from genrec_batch.core.errors import InputError
+from genrec_batch.io import finding, storage
 
 
 def bad(run, code, *arguments, says):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from genrec_batch import flow
+from genrec_batch.runtime import flow
 
 
 def seen_one(made, seen):

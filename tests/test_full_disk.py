@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch import model
+from genrec_batch.model import model
 
 FULL = Path("/dev/full")
 COMMAND = [sys.executable, "-m", "genrec_batch"]

@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch import model  # noqa: E402 (only where torch is)
-from genrec_batch.arrays import HEADS, Batch, Ranked  # noqa: E402
-from genrec_batch.engines.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.generate import Decoding, blend, recommend  # noqa: E402
+from genrec_batch.core.arrays import HEADS, Batch, Ranked  # noqa: E402
+from genrec_batch.engines.generate import Decoding, blend, recommend  # noqa: E402
+from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
+from genrec_batch.model import model  # noqa: E402 (only where torch is)
 
 CONFIG = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=2, positions=40, heads=4)
 FEW = model.ModelConfig(vocabulary=7, width=16, ffn=16, layers=2, positions=20, heads=2)

@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from genrec_batch.arrays import Batch, Ranked
-from genrec_batch.engines import cuda
+from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.errors import EngineError
+from genrec_batch.engines import driver
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.kernels import plugin
-from genrec_batch.engines.onnxruntime_engine import OnnxRuntimeEngine
-from genrec_batch.engines.tensorrt_engine import TensorRtEngine
-from genrec_batch.errors import EngineError
-from genrec_batch.generate import Decoding, recommend
-from genrec_batch.model import ModelConfig, demo_model, initial_weights
-from genrec_batch.parity import top_overlap
+from genrec_batch.engines.generate import Decoding, recommend
+from genrec_batch.engines.onnx.onnxruntime_engine import OnnxRuntimeEngine
+from genrec_batch.engines.parity import top_overlap
+from genrec_batch.engines.tensorrt.kernels import plugin
+from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
+from genrec_batch.model.model import ModelConfig, demo_model, initial_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -79,7 +79,7 @@ def opened(tmp_path_factory):
         if word not in kept:
             pytest.importorskip("tensorrt" if word.startswith("tensorrt") else "onnxruntime")
             try:
-                cuda.Device("cuda")
+                driver.Device("cuda")
                 kept[word] = make(word)
             except EngineError as error:
                 pytest.skip(str(error))

@@ -8,9 +8,9 @@ import pytest
 from numpy_network import NumpyNetwork
 from onnx import TensorProto
 
-from genrec_batch import model
-from genrec_batch.engines import graphs
-from genrec_batch.engines.graph_blocks import Graph
+from genrec_batch.engines.onnx import graphs
+from genrec_batch.engines.onnx.graph_blocks import Graph
+from genrec_batch.model import model
 
 TINY = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
 STATIC = graphs.Sizes(batch=3, tokens=7, banned=5, steps=4, candidates=6, choices=2, items=50)

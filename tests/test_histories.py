@@ -11,10 +11,10 @@ import reference
 from hypothesis import given, settings
 from logs import START, Log, busy_log, epoch_us, events_frame, log_of, logs, side_frame
 
-from genrec_batch.arrays import Histories
-from genrec_batch.catalog import Catalog
-from genrec_batch.histories import build
-from genrec_batch.schema import normalize
+from genrec_batch.core.arrays import Histories
+from genrec_batch.events.histories import build
+from genrec_batch.events.schema import normalize
+from genrec_batch.model.catalog import Catalog
 
 EXAMPLES = settings(max_examples=250, deadline=None, derandomize=True)
 

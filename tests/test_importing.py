@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from genrec_batch import importing, model
-from genrec_batch.errors import ModelError
+from genrec_batch.core.errors import ModelError
+from genrec_batch.model import importing, model
 
 CONFIG = model.ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=4, profile=20, video=24)
 

@@ -10,8 +10,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch import inspecting
-from genrec_batch.errors import GateError, InputError
+from genrec_batch.core.errors import GateError, InputError
+from genrec_batch.reports import inspecting
 
 
 @pytest.fixture
@@ -228,8 +228,7 @@ def test_the_command_shows_it_and_prints_json(outputs, run):
 def test_a_narrow_terminal_gets_whole_numbers_and_is_told_what_is_left_out(outputs, width, monkeypatch):
     from rich.console import Console
 
-    from genrec_batch import show_facts
-    from genrec_batch.reports import terminal
+    from genrec_batch.reports import show_facts, terminal
 
     console = Console(width=width, record=True, force_terminal=False)
     monkeypatch.setattr(terminal, "stdout", console)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch import joining, parquet
-from genrec_batch.joining import Joined
+from genrec_batch.io import joining, parquet
+from genrec_batch.io.joining import Joined
 
 SCHEMA = pa.schema({"user_id": pa.int64(), "videos": pa.list_(pa.int64())})
 TABLES = [

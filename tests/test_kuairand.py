@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec_batch import features, histories, layout, schema, tables
-from genrec_batch.catalog import Catalog
+from genrec_batch import features
+from genrec_batch.core import layout
+from genrec_batch.events import histories, schema, tables
+from genrec_batch.model.catalog import Catalog
 
 
 @pytest.fixture

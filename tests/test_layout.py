@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from genrec_batch import layout
+from genrec_batch.core import layout
 
 RANGES = [  # first slot, slot after the last, block, and words that each of its names has
     (0, 20, "watch duration", "duration"),

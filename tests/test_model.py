@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from genrec_batch import model
-from genrec_batch.errors import ConfigError, ModelError
+from genrec_batch.core.errors import ConfigError, ModelError
+from genrec_batch.model import model
 
 SMALL = model.ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=4)
 

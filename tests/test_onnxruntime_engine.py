@@ -12,11 +12,13 @@ import pytest
 from fake_cuda import FakeRuntime
 from numpy_network import NumpyNetwork
 
-from genrec_batch import export, generate, model
-from genrec_batch.arrays import Batch
-from genrec_batch.engines import OnDevice, cuda, exported, onnxruntime_sessions
-from genrec_batch.engines.onnxruntime_engine import OnnxRuntimeEngine
-from genrec_batch.errors import ConfigError, EngineError, ModelError, RetryError
+from genrec_batch.core.arrays import Batch
+from genrec_batch.core.errors import ConfigError, EngineError, ModelError, RetryError
+from genrec_batch.engines import driver, generate
+from genrec_batch.engines.onnx import export, exported, onnxruntime_sessions
+from genrec_batch.engines.onnx.onnxruntime_engine import OnnxRuntimeEngine
+from genrec_batch.engines.protocol import OnDevice
+from genrec_batch.model import model
 
 TINY = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
 
@@ -271,14 +273,14 @@ def test_a_suffix_kept_by_a_graph_equals_one_written_in_place(engine):
     ],
 )
 def test_every_way_of_decoding_equals_the_torch_engine(tiny, engine, decoding):
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
     reference = torch_engine.TorchEngine(tiny, device="cpu", precision="fp32")
     batch = make_batch(TINY, [6, 0, 13, 2], vectors=True)
     assert_same(generate.recommend(engine, batch, decoding), generate.recommend(reference, batch, decoding))
 
 
 def test_given_candidates_equal_the_torch_engine(tiny, engine):
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
     reference = torch_engine.TorchEngine(tiny, device="cpu", precision="fp32")
     batch = make_batch(TINY, [6, 0, 13])
     candidates_BC = np.random.default_rng(3).integers(2, TINY.vocabulary, (3, 6)).astype(np.int32)
@@ -289,7 +291,7 @@ def test_given_candidates_equal_the_torch_engine(tiny, engine):
 
 
 def test_the_reference_size_equals_the_torch_engine():
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
     full = model.demo_model(model.PRESETS["reference"])
     batch = make_batch(full.config, [50, 5, 0, 23, 37, 50, 12, 1], seen=60)
     reference = slate(torch_engine.TorchEngine(full, device="cpu", precision="fp32"), batch, 10)
@@ -394,7 +396,7 @@ def test_it_takes_the_cores_this_process_may_use(monkeypatch):
 
 
 def test_on_a_gpu_it_says_what_decides_its_speed(tiny, monkeypatch):
-    monkeypatch.setattr(cuda, "load_runtime", lambda: FakeRuntime(memory=8 << 30))
+    monkeypatch.setattr(driver, "load_runtime", lambda: FakeRuntime(memory=8 << 30))
     engine = OnnxRuntimeEngine(tiny, device="cpu", precision="fp32")
     engine.device = "cuda:0"
     assert isinstance(engine, OnDevice)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec_batch import histories, ordering
-from genrec_batch.blocks import RecordType
-from genrec_batch.errors import InputError
+from genrec_batch.core.errors import InputError
+from genrec_batch.events import histories, ordering
+from genrec_batch.events.blocks import RecordType
 
 KINDS = {
     "narrow": [("time_us", "<i8"), ("user", "<i4"), ("video", "<i4")],

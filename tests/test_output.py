@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch import existing, output, parquet
-from genrec_batch.errors import ConfigError, RetryError
+from genrec_batch.core.errors import ConfigError, RetryError
+from genrec_batch.io import existing, output, parquet
 
 IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec_batch import model, parity, scoring, selection
-from genrec_batch.arrays import Ranked
-from genrec_batch.errors import GateError
+from genrec_batch.core.arrays import Ranked
+from genrec_batch.core.errors import GateError
+from genrec_batch.engines import parity, selection
+from genrec_batch.model import model
+from genrec_batch.scoring import scoring
 
 
 def ranked(tokens, log_prob=None, heads=0.5):

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 from conftest import small_log
 
-from genrec_batch import ordering, partition, storage
+from genrec_batch.events import ordering, partition
+from genrec_batch.io import storage
 
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"
 SMALL = ["--memory-limit", "1MiB", "--shard-users", "60"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from genrec_batch import generate, partition, sizing
-from genrec_batch.errors import DeviceMemoryError
+from genrec_batch.core.errors import DeviceMemoryError
+from genrec_batch.engines import generate, sizing
+from genrec_batch.events import partition
 
 
 def small_device(monkeypatch, most):

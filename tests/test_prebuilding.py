@@ -11,13 +11,13 @@ import pytest
 from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
-from genrec_batch import prebuilding
-from genrec_batch.engines import cuda, tensorrt_build
-from genrec_batch.engines.kernels import plugin
-from genrec_batch.engines.tensorrt_engine import TensorRtEngine
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, ShapeRule
-from genrec_batch.errors import ConfigError, EngineError
-from genrec_batch.model import preset
+from genrec_batch.core.errors import ConfigError, EngineError
+from genrec_batch.engines import driver
+from genrec_batch.engines.tensorrt import prebuilding, tensorrt_build
+from genrec_batch.engines.tensorrt.kernels import plugin
+from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
+from genrec_batch.engines.tensorrt.tensorrt_shapes import BUCKETS, ShapeRule
+from genrec_batch.model.model import preset
 
 SMALL = ("--batch-size", "64", "--max-events", "8")
 ELSEWHERE = ("--compute-capability", "8.9")
@@ -36,7 +36,7 @@ def gpu(monkeypatch, tmp_path):
     """A machine with a GPU and TensorRT 8.6, pretended."""
     runtime = FakeRuntime()
     library = tensorrt_build.wrap("tensorrt", FakeTensorRt(runtime))
-    monkeypatch.setattr(cuda, "load_runtime", lambda: runtime)
+    monkeypatch.setattr(driver, "load_runtime", lambda: runtime)
     monkeypatch.setattr(tensorrt_build, "load_library", lambda _name=None: library)
     monkeypatch.delenv(plugin.VARIABLE, raising=False)
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
@@ -145,7 +145,7 @@ def test_what_is_not_there_is_named_with_the_way_out(run, gpu, model_dir, option
 
 @pytest.mark.usefixtures("gpu")
 def test_no_gpu_says_how_to_build_for_another_machine(run, model_dir):
-    cuda.load_runtime().devices = 0
+    driver.load_runtime().devices = 0
     done = run("model", "build", model_dir)
     assert done.code == 5
     assert "pip install 'genrec-batch[gpu]'" in done.err

@@ -12,14 +12,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec_batch import layout, model
-from genrec_batch.arrays import Ranked
-from genrec_batch.config import resolved
-from genrec_batch.errors import ConfigError, DeviceMemoryError, EngineError
-from genrec_batch.generate import Decoding
-from genrec_batch.profiling import Span, Stages
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import Ranked
+from genrec_batch.core.config import resolved
+from genrec_batch.core.errors import ConfigError, DeviceMemoryError, EngineError
+from genrec_batch.engines.generate import Decoding
+from genrec_batch.model import model
 from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace
 from genrec_batch.reports.options import ProfileConfig, RunConfig
+from genrec_batch.runtime.profiling import Span, Stages
 
 REFERENCE = model.PRESETS["reference"]
 
@@ -310,7 +311,7 @@ def profiled(tmp_path_factory, model_dir, log):
     """A whole profile of the tiny model over the small log: the JSON, the page, the trace, what was printed."""
     from typer.testing import CliRunner
 
-    from genrec_batch.cli import app
+    from genrec_batch.cli.cli import app
 
     folder = tmp_path_factory.mktemp("profile")
     log.write_parquet(folder / "events.parquet")

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from genrec_batch import contract, schema
-from genrec_batch.errors import ConfigError, RetryError
-from genrec_batch.sampling import SampleConfig, users_frame, videos_frame, write
-from genrec_batch.sampling.arranging import arranged
-from genrec_batch.sampling.draws import bits, chance, key, quarters, zipf
-from genrec_batch.sampling.views import FAULTS
-from genrec_batch.sampling.world import World
+from genrec_batch.core.errors import ConfigError, RetryError
+from genrec_batch.demo.synthetic import SampleConfig, users_frame, videos_frame, write
+from genrec_batch.demo.synthetic.arranging import arranged
+from genrec_batch.demo.synthetic.draws import bits, chance, key, quarters, zipf
+from genrec_batch.demo.synthetic.views import FAULTS
+from genrec_batch.demo.synthetic.world import World
+from genrec_batch.events import contract, schema
 
 CONFIG = SampleConfig(users=2_000, events_per_user=30, seed=5, videos=3_000)
 DIRTY = replace(CONFIG, dirt=0.05)

@@ -7,8 +7,8 @@ import datetime as dt
 import polars as pl
 import pytest
 
-from genrec_batch import schema
-from genrec_batch.errors import ConfigError, InputError
+from genrec_batch.core.errors import ConfigError, InputError
+from genrec_batch.events import schema
 
 MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
 

@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from genrec_batch import model, selection
-from genrec_batch.arrays import Batch, Ranked
-from genrec_batch.config import ScoreConfig
-from genrec_batch.errors import EngineError
-from genrec_batch.generate import Decoding
-from genrec_batch.parity import top_overlap
+from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.config import ScoreConfig
+from genrec_batch.core.errors import EngineError
+from genrec_batch.engines import selection
+from genrec_batch.engines.generate import Decoding
+from genrec_batch.engines.parity import top_overlap
+from genrec_batch.model import model
 
 TINY = model.demo_model(model.PRESETS["tiny"])
 SAMPLE = Batch(

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from genrec_batch import model, selection, sizing
-from genrec_batch.arrays import Batch, Ranked
+from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.errors import ConfigError, DeviceMemoryError
+from genrec_batch.engines import selection, sizing
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.errors import ConfigError, DeviceMemoryError
-from genrec_batch.generate import Decoding
+from genrec_batch.engines.generate import Decoding
+from genrec_batch.model import model
 
 TINY = model.demo_model(model.PRESETS["tiny"])
 DECODING = Decoding(top_k=3)

@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch import storage
-from genrec_batch.errors import InputError
+from genrec_batch.core.errors import InputError
+from genrec_batch.io import storage
 
 ROWS = pl.DataFrame({"user_id": [1, 2, 3], "x": [1.0, 2.0, 3.0]})
 

@@ -9,13 +9,13 @@ import pytest
 from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
-from genrec_batch.engines import kernels, tensorrt_build
-from genrec_batch.engines import tensorrt_graphs as loop
-from genrec_batch.engines import tensorrt_side_graphs as side
+from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.kernels import plugin
-from genrec_batch.errors import EngineError
-from genrec_batch.model import initial_weights, preset
+from genrec_batch.engines.tensorrt import kernels, tensorrt_build
+from genrec_batch.engines.tensorrt import tensorrt_graphs as loop
+from genrec_batch.engines.tensorrt import tensorrt_side_graphs as side
+from genrec_batch.engines.tensorrt.kernels import plugin
+from genrec_batch.model.model import initial_weights, preset
 
 ROWS, POSITIONS, SEEN, STEPS = 64, 51, 64, 10
 SHAPE = loop.Shape(rows=ROWS, positions=POSITIONS, seen=SEEN, steps=STEPS)
@@ -238,7 +238,7 @@ def test_the_cubins_are_inside_the_plugin():
 
 
 def test_constants_in_bf16_are_rounded_to_nearest_even():
-    from genrec_batch.engines.tensorrt_nodes import bfloat16_bits
+    from genrec_batch.engines.tensorrt.tensorrt_nodes import bfloat16_bits
 
     values = np.array([1.0, -2.5, 1.00390625, 1.01171875, 3e38], np.float32)  # two of them halfway between neighbours
     assert [hex(bits) for bits in bfloat16_bits(values)] == ["0x3f80", "0xc020", "0x3f80", "0x3f82", "0x7f62"]

@@ -11,14 +11,16 @@ import pytest
 from fake_cuda import FakeRuntime
 from fake_tensorrt import FakeTensorRt
 
-from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.engines import Slates, cuda, tensorrt_build
+from genrec_batch.core.arrays import HEADS, Batch
+from genrec_batch.core.errors import EngineError, RetryError
+from genrec_batch.engines import driver
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.kernels import plugin
-from genrec_batch.engines.tensorrt_engine import TensorRtEngine
-from genrec_batch.errors import EngineError, RetryError
-from genrec_batch.generate import Decoding, recommend_all
-from genrec_batch.model import Model, ModelConfig, demo_model, initial_weights, preset
+from genrec_batch.engines.generate import Decoding, recommend_all
+from genrec_batch.engines.protocol import Slates
+from genrec_batch.engines.tensorrt import tensorrt_build
+from genrec_batch.engines.tensorrt.kernels import plugin
+from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
+from genrec_batch.model.model import Model, ModelConfig, demo_model, initial_weights, preset
 
 STEPS = 3
 PLUGIN_SIZES = ModelConfig(vocabulary=120, width=512, ffn=64, layers=2, positions=64)
@@ -27,7 +29,7 @@ PLUGIN_SIZES = ModelConfig(vocabulary=120, width=512, ffn=64, layers=2, position
 @pytest.fixture
 def gpu(monkeypatch):
     runtime = FakeRuntime()
-    monkeypatch.setattr(cuda, "load_runtime", lambda: runtime)
+    monkeypatch.setattr(driver, "load_runtime", lambda: runtime)
     monkeypatch.delenv(plugin.VARIABLE, raising=False)
     return runtime
 
@@ -484,7 +486,7 @@ def test_a_precision_that_is_not_there_is_refused(build, precision, word):
 
 def test_torch_and_polars_are_never_imported():
     code = (
-        "import sys, genrec_batch.engines.tensorrt_engine as t; "
+        "import sys, genrec_batch.engines.tensorrt.tensorrt_engine as t; "
         "assert not {'torch', 'polars', 'triton', 'tensorrt', 'cuda'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -496,7 +498,7 @@ def real(tmp_path):
     for module in ("tensorrt", "cuda.bindings.runtime"):
         pytest.importorskip(module, reason="needs TensorRT and cuda-python")
     try:
-        cuda.Device("cuda")
+        driver.Device("cuda")
     except EngineError as error:
         pytest.skip(str(error))
 

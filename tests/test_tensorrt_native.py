@@ -9,7 +9,7 @@ import importlib.util
 
 import pytest
 
-from genrec_batch.engines import tensorrt_build
+from genrec_batch.engines.tensorrt import tensorrt_build
 
 ROWS, HEADS, POSITIONS, HEAD_SIZE, ROOM, TOKENS = 64, 16, 51, 32, 64, 1000
 

@@ -8,13 +8,16 @@ import pytest
 from fake_tensorrt import FakeTensorRt
 from test_tensorrt_engine import PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 
-from genrec_batch import model, scoring, selection
-from genrec_batch.catalog import Catalog
-from genrec_batch.engines import FixedRows, PacksRows, cuda, tensorrt_build
-from genrec_batch.engines.kernels import plugin
-from genrec_batch.engines.tensorrt_shapes import BUCKETS, Packing, ShapeRule
-from genrec_batch.generate import Decoding, recommend
-from genrec_batch.model import ModelConfig, preset
+from genrec_batch.engines import driver, selection
+from genrec_batch.engines.generate import Decoding, recommend
+from genrec_batch.engines.protocol import FixedRows, PacksRows
+from genrec_batch.engines.tensorrt import tensorrt_build
+from genrec_batch.engines.tensorrt.kernels import plugin
+from genrec_batch.engines.tensorrt.tensorrt_shapes import BUCKETS, Packing, ShapeRule
+from genrec_batch.model import model
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.model import ModelConfig, preset
+from genrec_batch.scoring import scoring
 
 __all__ = ["build", "gpu"]  # fixtures
 
@@ -99,7 +102,7 @@ def test_every_way_of_decoding_gives_what_plain_engines_give(plugged, build, mon
     batch = batch_of(model.config, 5, side=True)
     mine = recommend(plugged(model), batch, decoding)
     monkeypatch.undo()
-    monkeypatch.setattr(cuda, "load_runtime", lambda: build.gpu)
+    monkeypatch.setattr(driver, "load_runtime", lambda: build.gpu)
     plain = build(model, precision="fp32")
     theirs = recommend(plain, batch, decoding)
     assert (mine.tokens_BK == theirs.tokens_BK).mean() > 0.9
@@ -153,7 +156,7 @@ def test_a_batch_too_large_after_the_device_was_full_is_cut_by_users_and_positio
 
 @pytest.mark.usefixtures("gpu")
 def test_the_memory_of_the_engines_own_gpu_is_read_on_any_thread():
-    device, used = cuda.Device("cuda"), []
+    device, used = driver.Device("cuda"), []
     device.use = lambda: used.append(1)
     device.free_bytes()
     device.total_bytes()

@@ -17,8 +17,11 @@ import uuid
 import polars as pl
 import pytest
 
-from genrec_batch import cli_model, console, edge, model, selection
-from genrec_batch.errors import ConfigError
+from genrec_batch.cli import cli_model, edge
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.engines import selection
+from genrec_batch.model import model
+from genrec_batch.runtime import console
 
 COMMAND = [sys.executable, "-m", "genrec_batch"]
 PLAIN = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -238,7 +241,7 @@ def test_a_shell_completes_options_and_choices():
             "COMP_CWORD": str(len(words.split(" ")) - 1),
             "_GENREC_BATCH_COMPLETE": "complete_bash",
         }
-        code = "import sys; from genrec_batch.cli import app; app(prog_name='genrec-batch')"
+        code = "import sys; from genrec_batch.cli.cli import app; app(prog_name='genrec-batch')"
         return subprocess.run(
             [sys.executable, "-c", code], env=os.environ | said, capture_output=True, text=True, check=False
         ).stdout.split()
@@ -268,7 +271,7 @@ def test_out_of_memory_is_no_fault_of_ours(run, monkeypatch, log_file):
     def hungry(*_, **__):
         raise MemoryError("Unable to allocate 9 GiB")
 
-    monkeypatch.setattr("genrec_batch.pipeline.score", hungry)
+    monkeypatch.setattr("genrec_batch.scoring.pipeline.score", hungry)
     done = run("score", log_file, "out.parquet")
     assert (done.code, "--beam-width" in done.err) == (75, True)
 

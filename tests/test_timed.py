@@ -7,16 +7,16 @@ import time
 import numpy as np
 import pytest
 
-from genrec_batch.arrays import Ranked
+from genrec_batch.core.arrays import Ranked
 from genrec_batch.engines import marks
-from genrec_batch.generate import Decoding, recommend_all
+from genrec_batch.engines.generate import Decoding, recommend_all
 
 torch = pytest.importorskip("torch")
 
 from test_generate import CONFIG, make_batch  # noqa: E402 (only where torch is)
 
-from genrec_batch import model  # noqa: E402
-from genrec_batch.engines.torch_engine import TorchEngine  # noqa: E402
+from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
+from genrec_batch.model import model  # noqa: E402
 
 WAYS = {
     "slate": (Decoding(top_k=4), ["copy in", "prefill", "decode", "copy out"]),

@@ -13,11 +13,13 @@ pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
 from test_torch_engine import make_batch, one_thread, placed, slate, take  # noqa: E402, F401 (a fixture)
 
-from genrec_batch import generate, model  # noqa: E402
-from genrec_batch.engines import cpu_attention, cpu_rows, torch_choice, torch_device, torch_engine  # noqa: E402
-from genrec_batch.engines.torch_cpu import CompiledPhases  # noqa: E402
-from genrec_batch.engines.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.engines.torch_phases import PlainPhases  # noqa: E402
+from genrec_batch.engines import generate  # noqa: E402
+from genrec_batch.engines.torch import torch_choice, torch_device, torch_engine  # noqa: E402
+from genrec_batch.engines.torch.compiled import cpu_attention, cpu_rows  # noqa: E402
+from genrec_batch.engines.torch.compiled.torch_cpu import CompiledPhases  # noqa: E402
+from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
+from genrec_batch.engines.torch.torch_phases import PlainPhases  # noqa: E402
+from genrec_batch.model import model  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 
@@ -319,7 +321,7 @@ def test_without_numba_or_for_other_heads_pytorch_computes_alone(precision, monk
     engines = (TorchEngine(model.demo_model(narrow), precision=p) for p in (precision, "fp32"))
     assert_near(*(answer(engine, batch, items_BK) for engine in engines))
     assert isinstance(without_numba(MODELS[16], precision)._program.phases, PlainPhases)
-    monkeypatch.setitem(sys.modules, "genrec_batch.engines.torch_cpu", None)
+    monkeypatch.setitem(sys.modules, "genrec_batch.engines.torch.compiled.torch_cpu", None)
     with caplog.at_level("WARNING"):
         assert isinstance(TorchEngine(MODELS[16], precision=precision)._program.phases, PlainPhases)
     assert "numba is installed but does not load" in caplog.text

@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 
 import plain_kernels  # noqa: E402 (after the check)
 
-from genrec_batch.arrays import HEADS, Batch  # noqa: E402
-from genrec_batch.engines import torch_cuda, torch_slate  # noqa: E402
-from genrec_batch.engines.torch_cuda import TorchCudaEngine  # noqa: E402
-from genrec_batch.errors import EngineError, ModelError  # noqa: E402
-from genrec_batch.model import ModelConfig, demo_model  # noqa: E402
+from genrec_batch.core.arrays import HEADS, Batch  # noqa: E402
+from genrec_batch.core.errors import EngineError, ModelError  # noqa: E402
+from genrec_batch.engines.cuda import torch_cuda, torch_slate  # noqa: E402
+from genrec_batch.engines.cuda.torch_cuda import TorchCudaEngine  # noqa: E402
+from genrec_batch.model.model import ModelConfig, demo_model  # noqa: E402
 
 SIZES = ModelConfig(vocabulary=61, width=32, ffn=64, layers=3, positions=24, heads=4, features=24, profile=8, video=16)
 STEPS = 4

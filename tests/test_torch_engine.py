@@ -8,12 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch import model  # noqa: E402 (only where torch is)
-from genrec_batch.arrays import Batch, Ranked  # noqa: E402
-from genrec_batch.engines import torch_choice, torch_device, torch_engine, torch_network  # noqa: E402
-from genrec_batch.engines.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.engines.torch_linear import Linear  # noqa: E402
-from genrec_batch.errors import EngineError, ModelError, RetryError  # noqa: E402
+from genrec_batch.core.arrays import Batch, Ranked  # noqa: E402
+from genrec_batch.core.errors import EngineError, ModelError, RetryError  # noqa: E402
+from genrec_batch.engines.torch import torch_choice, torch_device, torch_engine, torch_network  # noqa: E402
+from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
+from genrec_batch.engines.torch.torch_linear import Linear  # noqa: E402
+from genrec_batch.model import model  # noqa: E402 (only where torch is)
 
 CONFIG = model.ModelConfig(vocabulary=80, width=32, ffn=48, layers=3, positions=40, heads=4)
 MODEL = model.demo_model(CONFIG)

@@ -16,8 +16,8 @@ pytest.importorskip("triton")
 
 import plain_kernels  # noqa: E402 (after the variable above)
 
-from genrec_batch.engines import torch_kernels as kernels  # noqa: E402 (as above)
-from genrec_batch.engines.torch_fused import Tables  # noqa: E402 (as above)
+from genrec_batch.engines.cuda import torch_kernels as kernels  # noqa: E402 (as above)
+from genrec_batch.engines.cuda.torch_fused import Tables  # noqa: E402 (as above)
 
 HEADS = 4
 SIZES = [pytest.param(head, id=f"head{head}") for head in (4, 32, 48)]

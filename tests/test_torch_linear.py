@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch.engines import torch_device, torch_linear  # noqa: E402 (only where torch is)
-from genrec_batch.engines.torch_linear import Int8Linear, PairLinear  # noqa: E402
+from genrec_batch.engines.torch import torch_device, torch_linear  # noqa: E402 (only where torch is)
+from genrec_batch.engines.torch.torch_linear import Int8Linear, PairLinear  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 WEIGHT, BIAS = torch.randn(48, 64, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 48)

@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="the kernels' source is Triton")
 from fake_tensorrt import GenrecKernel  # noqa: E402 (after the skips)
 from triton.runtime import interpreter  # noqa: E402
 
-from genrec_batch.engines import kernels  # noqa: E402
-from genrec_batch.engines.kernels import triton_source as source  # noqa: E402
+from genrec_batch.engines.tensorrt import kernels  # noqa: E402
+from genrec_batch.engines.tensorrt.kernels import triton_source as source  # noqa: E402
 
 PATCH = interpreter._patch_lang_tensor
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from genrec_batch.errors import EngineError
+from genrec_batch.core.errors import EngineError
 
 VARIABLE = "GENREC_BATCH_CACHE"
 

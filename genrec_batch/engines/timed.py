@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from genrec_batch.arrays import F32, HEADS, I32, I64, Batch, Ranked
-from genrec_batch.engines import Engine, Recorder, State, Timeable
+from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.engines.protocol import Engine, Recorder, State, Timeable
 
 ITEM_BYTES = 4 + 4 + 4 * len(HEADS)  # token, log-probability, heads
 COPY_IN, PREFILL, DECODE, COPY_OUT = "copy in", "prefill", "decode", "copy out"

@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from genrec_batch import layout
-from genrec_batch.arrays import F32, F64, FIRST_ITEM, I64, U8, UNKNOWN, Histories
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I64, U8, UNKNOWN, Histories
 from genrec_batch.features.segments import Segments, distinct, moments, ratio, window_counts
 
 SESSION_GAP_US = 1_800_000_000

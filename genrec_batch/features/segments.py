@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from genrec_batch.arrays import F32, F64, I32, I64, U8
+from genrec_batch.core.arrays import F32, F64, I32, I64, U8
 
 PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what is computed at once: its arrays stay in a core's own cache
 CACHE_LINE = 64  # bytes

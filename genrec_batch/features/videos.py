@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from genrec_batch import layout
-from genrec_batch.arrays import F32, I32, SideTable
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import F32, I32, SideTable
 from genrec_batch.features.events import PERCENTAGE_LIMIT, Part
 from genrec_batch.features.segments import Segments, distinct, groups, weighted_sums
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch import console, features, layout
-from genrec_batch.arrays import FIRST_ITEM, I64
-from genrec_batch.job import Job
+from genrec_batch import features
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import FIRST_ITEM, I64
+from genrec_batch.events.job import Job
+from genrec_batch.runtime import console
 
 PIECE = 4096  # users whose features are computed at once
 MOST_BINS = 64  # of the histogram of history lengths

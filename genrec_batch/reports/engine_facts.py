@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch.arrays import FIRST_ITEM, Batch, Ranked
-from genrec_batch.console import LOG, doing
-from genrec_batch.engines import Engine, FixedRows
-from genrec_batch.errors import ConfigError, EngineError, RetryError, nearest
-from genrec_batch.generate import Decoding, recommend_all
-from genrec_batch.model import Model
-from genrec_batch.parity import best, compare, joined
+from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
+from genrec_batch.core.errors import ConfigError, EngineError, RetryError, nearest
+from genrec_batch.engines.generate import Decoding, recommend_all
+from genrec_batch.engines.parity import best, compare, joined
+from genrec_batch.engines.protocol import Engine, FixedRows
+from genrec_batch.engines.selection import NEEDS, computes_int8, open_engine, reference_engine
+from genrec_batch.engines.sizing import GPU_USERS
+from genrec_batch.model.model import Model
 from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
-from genrec_batch.selection import NEEDS, computes_int8, open_engine, reference_engine
-from genrec_batch.sizing import GPU_USERS
+from genrec_batch.runtime.console import LOG, doing
 
 PRECISIONS = {  # what each engine has on each kind of device
     ("torch", "cpu"): ("fp32", "bf16", "int8"),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from genrec_batch import model
-from genrec_batch.arrays import HEADS
-from genrec_batch.model import ModelConfig
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.model import model
+from genrec_batch.model.model import ModelConfig
 
 MIB = 2**20
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")

@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch import console, finding, model
-from genrec_batch.arrays import Batch
-from genrec_batch.batching import Part
-from genrec_batch.config import ScoreConfig
-from genrec_batch.job import UNTRAINED, Job, open_model, prepare, read_log
-from genrec_batch.model import Model
-from genrec_batch.partition import spill_folder
-from genrec_batch.profiling import Stages
+from genrec_batch.core.arrays import Batch
+from genrec_batch.core.config import ScoreConfig
+from genrec_batch.engines.selection import decoding_of, device_of, sample_rows
+from genrec_batch.events.job import UNTRAINED, Job, open_model, prepare, read_log
+from genrec_batch.events.partition import spill_folder
+from genrec_batch.features.batching import Part
+from genrec_batch.io import finding
+from genrec_batch.model import model
+from genrec_batch.model.model import Model
 from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
 from genrec_batch.reports.options import ProfileConfig
-from genrec_batch.selection import decoding_of, device_of, sample_rows
+from genrec_batch.runtime import console
+from genrec_batch.runtime.profiling import Stages
 
 COMPARED_USERS = 256  # of the log, for the overlap with fp32
 

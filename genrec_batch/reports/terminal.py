@@ -12,8 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from genrec_batch.console import stdout
 from genrec_batch.reports.sections import Section, Table
+from genrec_batch.runtime.console import stdout
 
 LEAST = 3  # columns that even the narrowest terminal gets
 

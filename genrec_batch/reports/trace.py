@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.errors import ConfigError, refused
-from genrec_batch.profiling import Stages
+from genrec_batch.core.errors import ConfigError, refused
+from genrec_batch.runtime.profiling import Stages
 
 
 def events(stages: Stages) -> list[dict[str, Any]]:

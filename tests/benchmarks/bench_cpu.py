@@ -23,14 +23,14 @@ import torch
 from bench_engines import GFLOP_50, make_batch
 from cpu_peer import tuned
 
-from genrec_batch import model
-from genrec_batch.allocation import keep_freed_memory
-from genrec_batch.arrays import I32
-from genrec_batch.engines.torch_device import fast_int8
-from genrec_batch.engines.torch_linear import Int8Linear, Linear
-from genrec_batch.generate import Decoding, recommend
-from genrec_batch.parity import top_overlap
-from genrec_batch.selection import open_engine
+from genrec_batch.core.arrays import I32
+from genrec_batch.engines.generate import Decoding, recommend
+from genrec_batch.engines.parity import top_overlap
+from genrec_batch.engines.selection import open_engine
+from genrec_batch.engines.torch.torch_device import fast_int8
+from genrec_batch.engines.torch.torch_linear import Int8Linear, Linear
+from genrec_batch.model import model
+from genrec_batch.runtime.allocation import keep_freed_memory
 
 STEPS, PARITY = 10, 0.98
 ROWS, WIDTH, OUTPUTS = 816, 512, 1536  # of the product that the ceiling is measured with

@@ -88,12 +88,12 @@ def run(log, output, options):
 
 def device_alone(kind, size, asked, rounds=3, batches=24):
     """Return users/s of the engine over batches of the same lengths that were made before."""
-    from genrec_batch import model
-    from genrec_batch.arrays import Batch
-    from genrec_batch.batching import cuts, mixed
-    from genrec_batch.engines import FixedRows, PacksRows
-    from genrec_batch.generate import Decoding, recommend_all
-    from genrec_batch.selection import open_engine
+    from genrec_batch.core.arrays import Batch
+    from genrec_batch.engines.generate import Decoding, recommend_all
+    from genrec_batch.engines.protocol import FixedRows, PacksRows
+    from genrec_batch.engines.selection import open_engine
+    from genrec_batch.features.batching import cuts, mixed
+    from genrec_batch.model import model
 
     loaded = model.demo_model(model.PRESETS["reference"]).with_catalog(9_000)
     device = "cuda:0" if asked.device == "cuda" else asked.device

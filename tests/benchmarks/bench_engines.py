@@ -17,11 +17,11 @@ import time
 import numpy as np
 import torch
 
-from genrec_batch import model
-from genrec_batch.arrays import Batch
-from genrec_batch.engines.torch_linear import Linear
-from genrec_batch.generate import Decoding, recommend
-from genrec_batch.selection import open_engine, top_overlap
+from genrec_batch.core.arrays import Batch
+from genrec_batch.engines.generate import Decoding, recommend
+from genrec_batch.engines.selection import open_engine, top_overlap
+from genrec_batch.engines.torch.torch_linear import Linear
+from genrec_batch.model import model
 
 ENGINES = (("torch", "fp32"), ("torch", "bf16"), ("onnxruntime", "fp32"))
 GFLOP_50 = 1.311 + 0.361  # prefill of 51 positions and 10 decode passes, per user

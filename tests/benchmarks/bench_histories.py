@@ -44,11 +44,13 @@ def make_log(path, rows, order):
 def ours(path, memory="64GiB", way="memory"):
     import numpy as np
 
-    from genrec_batch import eventlog, flow, histories, ordering, partition, storage
-    from genrec_batch.blocks import RecordType
-    from genrec_batch.catalog import Catalog
-    from genrec_batch.config import HistoryConfig
-    from genrec_batch.counting import Index
+    from genrec_batch.core.config import HistoryConfig
+    from genrec_batch.events import eventlog, histories, ordering, partition
+    from genrec_batch.events.blocks import RecordType
+    from genrec_batch.events.counting import Index
+    from genrec_batch.io import storage
+    from genrec_batch.model.catalog import Catalog
+    from genrec_batch.runtime import flow
 
     source = storage.scan(path, "INPUT", hashed=False)
     log = eventlog.EventLog.of(source.frame, source.pieces, None, "INPUT")
@@ -204,7 +206,7 @@ def measure(arguments):
     """In a process of its own, which has its threads set: every peer in turn, round by round."""
     import numpy as np
 
-    from genrec_batch.allocation import keep_freed_memory
+    from genrec_batch.runtime.allocation import keep_freed_memory
 
     keep_freed_memory()  # as the command line does; the peers have it too
     peers = {"ours": ours, "polars": with_polars, "pandas": with_pandas, "duckdb": with_duckdb}

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_tensorrt import inputs
 
 from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.generate import Decoding
-from genrec_batch.model import load
-from genrec_batch.selection import open_engine
-from genrec_batch.sizing import choose
+from genrec_batch.engines.generate import Decoding
+from genrec_batch.engines.selection import open_engine
+from genrec_batch.engines.sizing import choose
+from genrec_batch.model.model import load
 
 
 def main():

@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.model import DEMO_SEED, ModelConfig, demo_model, initial_weights, preset
+from genrec_batch.core.arrays import HEADS, Batch
+from genrec_batch.model.model import DEMO_SEED, ModelConfig, demo_model, initial_weights, preset
 
 STEPS, WIDTH = 10, 50
 # Least time per user on an H200 with 790 TFLOP/s of dense fp16 and 4.27 TB/s, both measured there: prefill is 1.311
@@ -129,7 +129,7 @@ def agreement(ranked, path):
 
 def timed(gpu, stream, work, repeats):
     """Median milliseconds of `work` between events, after three warm-ups."""
-    from genrec_batch.engines.cuda import Event
+    from genrec_batch.engines.driver import Event
 
     start, stop = Event(gpu, timed=True), Event(gpu, timed=True)
     found = []
@@ -178,8 +178,8 @@ def profile(engine, program, slot, top):
 def run(arguments):
     """Build or load the engines, check them, time them."""
     from genrec_batch.engines.engine_cache import EngineCache
-    from genrec_batch.engines.kernels import plugin
-    from genrec_batch.engines.tensorrt_engine import TensorRtEngine
+    from genrec_batch.engines.tensorrt.kernels import plugin
+    from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
 
     if arguments.plain:
         os.environ.pop(plugin.VARIABLE, None)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genrec_batch.arrays import HEADS, Batch
-from genrec_batch.model import EPSILON, Model
+from genrec_batch.core.arrays import HEADS, Batch
+from genrec_batch.model.model import EPSILON, Model
 
 
 def graphed(run):

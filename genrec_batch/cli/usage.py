@@ -1,0 +1,155 @@
+"""The root of the commands: what the option parser refuses, a reader that goes away, Ctrl-C before a command began.
+
+Owns: one line and one exit code for each of these, as text or in the run's JSON log. Must not know: which commands
+there are. In: the arguments of a process. Out: SystemExit with its code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from genrec_batch.cli.edge import option_file, tell, variable
+from genrec_batch.core.errors import ConfigError, GenrecError, nearest, refused
+from genrec_batch.runtime import console
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has its own since 0.20 and Click's before: same names in both
+PREFIX, OTHERS = "GENREC_BATCH", ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE")  # those are no option's
+CLOSED_PIPE = 128 + 13  # as a shell tells of a process that SIGPIPE ended
+WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # by the start of pydantic's kinds
+NO_TWINS = ("version", "install_completion", "show_completion")  # an exported variable must not replace a run by these
+
+
+class Commands(TyperGroup):
+    """The group of all commands."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line and end the process with its exit code."""
+        for option in self.params:
+            if option.name in NO_TWINS:
+                option.allow_from_autoenv = False  # type: ignore[attr-defined]
+        console.later(_unread(self))
+        given = list(sys.argv[1:] if args is None else args)
+        extra["windows_expand_args"] = windows_expand_args
+        if not standalone_mode:
+            return super().main(given, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            code = super().main(given, prog_name, complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except UsageError as error:
+            _refuse(error, given)
+        except BrokenPipeError:
+            _leave_quietly()
+        except (GenrecError, OSError) as error:  # of stdout, by `--version` and `--help`; a file by completion
+            told = error if isinstance(error, GenrecError) else _not_written(error)
+            tell("error:", str(told))
+            sys.exit(told.exit_code)
+        except SystemExit as left:
+            if left.code == 1:  # so Typer and Rich end where a pipe is closed
+                _leave_quietly()
+            raise
+        except (KeyboardInterrupt, typer.Abort):
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unread(group: Any) -> Iterator[str]:
+    """Yield a warning for each variable that looks like ours and that no command reads."""
+    ours = sorted(name for name in os.environ if name.startswith(f"{PREFIX}_"))
+    known = sorted({*OTHERS, *_twins(group, PREFIX)}) if ours else []
+    for name in ours:
+        if name not in known:
+            yield f"{name} is a variable that nothing reads.{nearest(name, known, 1)}"
+
+
+def _twins(command: Any, prefix: str) -> Iterator[str]:
+    """Yield the variables of a command's options, and of those under it."""
+    for option in command.params:
+        own = option.envvar or ()
+        yield from (own,) if isinstance(own, str) else own
+        yield f"{prefix}_{option.name.upper()}"
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _twins(below, f"{prefix}_{name.replace('-', '_').upper()}")
+
+
+def _not_written(error: OSError) -> GenrecError:
+    return refused(error, error.filename, ConfigError) if error.filename else console.stdout_refused(error)
+
+
+def _leave_quietly() -> NoReturn:
+    """End because nobody reads any more: what is still in the buffer goes nowhere, so that its flush cannot fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    sys.exit(CLOSED_PIPE)
+
+
+def _refuse(error: Any, given: list[str]) -> NoReturn:
+    """Tell a usage error in one line and leave with exit code 2."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is the answer
+        error.show()
+        sys.exit(error.exit_code)
+    if _as_json(given, context):
+        console.set_up(quiet=False, verbose=False, log_format="json")
+    elif console.LOG.handlers:
+        console.set_up(quiet=False, verbose=False, log_format="text")
+    see = f" See `{context.command_path} --help`." if context is not None else ""
+    tell("error:", f"{_said(error).rstrip('.?')}{'?' if _said(error).endswith('?') else '.'}{see}")
+    sys.exit(error.exit_code)
+
+
+def _said(error: Any) -> str:
+    """Return what is wrong, with the flag, variable or entry at fault, its value, and the nearest name."""
+    context, parameter = error.ctx, getattr(error, "param", None)
+    if getattr(error, "possibilities", None) is not None or type(error).__name__ == "NoSuchOption":
+        known = [name for option in context.command.get_params(context) for name in option.opts if name[:2] == "--"]
+        return f"no such option {error.option_name}.{nearest(error.option_name, known)}"
+    cause: Any = error.__cause__
+    if parameter is not None and getattr(parameter, "multiple", False) and option_file(context, parameter):
+        value = context.lookup_default(parameter.name)
+        return f"{_place(context, parameter, value)}: not a list, such as {[value]!r}"
+    if parameter is None or not hasattr(cause, "errors"):
+        text = str(error.format_message())
+        return text[:1].lower() + text[1:]
+    fault = cause.errors()[0]
+    kind = str(fault["type"])
+    wanted = WANTED.get(kind.partition("_")[0])
+    wrong = f"not {wanted}" if wanted else f"at least {fault['ctx']['ge']}" if kind == "greater_than_equal" else ""
+    return f"{_place(context, parameter, fault['input'])}: {wrong or error.message}"
+
+
+def _place(context: Any, parameter: Any, value: Any) -> str:
+    """Return where a value stands, and the value: a flag, a variable, or an entry of the option file."""
+    if twin := variable(context, parameter):
+        return f"{twin}={value}"
+    if file := option_file(context, parameter):
+        return f"{file}: {parameter.name.replace('_', '-')} = {value!r}"
+    return f"{parameter.opts[-1] if parameter.param_type_name == 'option' else parameter.name.upper()} {value!r}"
+
+
+def _as_json(given: list[str], context: Any) -> bool:
+    """Return whether the run was to log JSON; the options were not read to their end, so they are looked through."""
+    for number, text in enumerate(given):
+        flag, equals, value = text.partition("=")
+        if flag == "--log-format":
+            return (value if equals else "".join(given[number + 1 : number + 2])) == "json"
+    if "GENREC_BATCH_LOG_FORMAT" in os.environ:
+        return os.environ["GENREC_BATCH_LOG_FORMAT"] == "json"
+    return context is not None and (context.default_map or {}).get("log_format") == "json"

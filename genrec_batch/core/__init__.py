@@ -1,0 +1,1 @@
+"""The words that all rooms speak: errors, arrays, the feature layout, options."""

@@ -1,0 +1,336 @@
+"""Every option once: its name, its sentence, its default and its checks.
+
+Owns: frozen option classes whose field sentences become `--help`, and the checks between fields. Must not know: Typer,
+or what an option does. A field `top_k` is the flag `--top-k`, the variable `GENREC_BATCH_TOP_K` and the entry `top_k`
+or `top-k` of `genrec-batch.toml`, in this order of precedence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.errors import ConfigError, nearest
+
+ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
+BLENDABLE = (*HEADS, "log_prob")
+
+
+def option(
+    sentence: str,
+    default: Any = None,
+    *,
+    panel: str = "Options",
+    choices: tuple[str, ...] = (),
+    flags: str | None = None,
+) -> Any:
+    """Declare one option: its help sentence (with the unit), default, panel, allowed values, explicit flags."""
+    metadata = {"help": sentence, "panel": panel, "choices": choices, "flags": flags}
+    if default == ():
+        return dataclasses.field(default_factory=tuple, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is said on stderr."""
+
+    quiet: bool = option(
+        "Say nothing but warnings and errors on stderr.", default=False, panel="Output", flags="--quiet"
+    )
+    verbose: bool = option("Say more on stderr.", default=False, panel="Output", flags="--verbose")
+    log_format: str = option(
+        "Logs on stderr as text or as JSON lines.", "text", panel="Output", choices=("text", "json")
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig(LogConfig):
+    """What of a log is read and how it becomes histories."""
+
+    model: str | None = option(
+        "Model directory; without one, untrained reference weights rank by chance, with a warning.", panel="Model"
+    )
+    users: str | None = option("Parquet table of users: user_id and any further columns.", panel="Input")
+    videos: str | None = option("Parquet table of videos: video_id and any further columns.", panel="Input")
+    schema: str | None = option(
+        "Names of the log's columns: `kuairand`, or a TOML file of Polars SQL expressions.", panel="Input"
+    )
+    as_of: str | None = option(
+        "Score as of this moment, ISO 8601, UTC unless it says otherwise; later events are ignored. "
+        "Default: the log's last timestamp.",
+        panel="Input",
+    )
+    max_events: int = option("Newest events kept of each user.", 50, panel="Input")
+    seen_limit: int = option("Newest distinct videos of each user that count as seen.", 1000, panel="Input")
+    max_rejects: float = option(
+        "Share of rows that may lack user_id, video_id or timestamp before the run fails with exit code 6.",
+        0.5,
+        panel="Input",
+    )
+    limit: int | None = option("Score only the first N users by id.", panel="Input")
+    user: tuple[str, ...] = option("Score this user only and print the result; may be repeated.", (), panel="Input")
+    if_exists: str | None = option(
+        "What to do with an output that exists. Default: go on with what an identical run began, else an error.",
+        panel="Output",
+        choices=("error", "resume", "overwrite"),
+    )
+    shard_users: int = option("Users per part of the output: what a killed run loses at most.", 16384, panel="Output")
+    memory_limit: str = option(
+        "What events and histories may take in memory, such as 512MiB or 8GiB; a larger log is split on disk first. "
+        "The output does not depend on it.",
+        "1GiB",
+        panel="Input",
+    )
+    spill_dir: str | None = option(
+        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input"
+    )
+    stall_limit: float = option(
+        "Seconds without any progress after which the run ends with exit code 75; 0 for none.", 1800.0, panel="Output"
+    )
+
+    @property
+    def user_flag(self) -> str:
+        """The option that named `user`, for errors."""
+        return "--user"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)
+        self.memory_bytes()
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit {self.limit}: at least 1")
+        if not 0 <= self.max_rejects <= 1:
+            raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
+        self.as_of_us()
+
+    def memory_bytes(self) -> int:
+        """Return `--memory-limit` in bytes.
+
+        Raises:
+            ConfigError: not a number of KiB, MiB or GiB, or less than 1 MiB.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", self.memory_limit, re.IGNORECASE)
+        count = float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper())) if match else 0
+        if count < 1 << 20:
+            raise ConfigError(f"--memory-limit {self.memory_limit!r}: a size from 1MiB, such as 512MiB or 8GiB")
+        return int(count)
+
+    def as_of_us(self) -> int | None:
+        """Return `--as-of` as epoch microseconds.
+
+        Raises:
+            ConfigError: not an ISO 8601 date or moment.
+        """
+        if self.as_of is None:
+            return None
+        text = self.as_of.strip()
+        try:
+            moment = dt.datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text)
+        except ValueError:
+            raise ConfigError(
+                f"--as-of {self.as_of!r}: not a moment in ISO 8601, such as 2026-04-30 or 2026-04-30T23:59:59Z"
+            ) from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
+        if not 1970 < moment.year < 2262:
+            raise ConfigError(f"--as-of {self.as_of!r}: a moment from 1971 to 2261")
+        return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)) / dt.timedelta(microseconds=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(HistoryConfig):
+    """Everything that `score` takes beside INPUT and OUTPUT."""
+
+    top_k: int = option("Videos recommended to each user.", 10, panel="Decoding")
+    decode: str = option(
+        "slate: each video is chosen after the ones before it; candidates: the best of one look, scored in parallel.",
+        "slate",
+        panel="Decoding",
+        choices=("slate", "candidates"),
+    )
+    num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
+    beam_width: int = option("Slates kept side by side while decoding; 1 is greedy.", 1, panel="Decoding")
+    candidates: str | None = option(
+        "Parquet table of user_id and a list of video_id: score these videos instead.", panel="Decoding"
+    )
+    weights: str | None = option(
+        "Rank by this blend instead of log_prob, such as recommendation=0.4,engagement=0.3,log_prob=0.1.",
+        panel="Decoding",
+    )
+    include_seen: bool = option(
+        "Whether videos that the user has seen may be recommended.",
+        default=False,
+        panel="Decoding",
+        flags="--include-seen/--exclude-seen",
+    )
+    engine: str = option("Who computes; auto says what it took and why.", "auto", panel="Engine", choices=ENGINES)
+    device: str = option("auto, cpu, cuda or cuda:N.", "auto", panel="Engine")
+    precision: str = option(
+        "Number format; auto takes the fastest that keeps 98% of fp32's top 10.",
+        "auto",
+        panel="Engine",
+        choices=PRECISIONS,
+    )
+    batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine")
+    verify_sample: int = option(
+        "Before anything is written, hold this many users against fp32; 0 for none.", 0, panel="Engine"
+    )
+    min_topk_overlap: float = option(
+        "Least share of the top K in common with the reference, else exit code 6.", 0.98, panel="Engine"
+    )
+    previous: str | None = option(
+        "An earlier output of this command: users whose input, model and options are the same keep its rows.",
+        panel="Input",
+    )
+    layout: str = option(
+        "long: a row per user and rank; nested: a row per user with lists.",
+        "long",
+        panel="Output",
+        choices=("long", "nested"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, top_k=1, num_candidates=1, beam_width=1)
+        if self.candidates and self.beam_width > 1:
+            raise ConfigError("--beam-width goes with --decode slate, not with --candidates")
+        if self.decode == "candidates" and self.beam_width > 1:
+            raise ConfigError("--beam-width goes with --decode slate, not with --decode candidates")
+        if self.decode == "candidates" and not self.candidates and self.num_candidates < self.top_k:
+            raise ConfigError(f"--num-candidates {self.num_candidates} is less than --top-k {self.top_k}")
+        check_batch_size(self.batch_size)
+        check_device(self.device)
+        if self.verify_sample < 0:
+            raise ConfigError(f"--verify-sample {self.verify_sample}: a number of users, 0 for none")
+        if not 0 <= self.min_topk_overlap <= 1:
+            raise ConfigError(f"--min-topk-overlap {self.min_topk_overlap}: a share from 0 to 1")
+        self.blend()
+
+    def check_positions(self, have: int) -> None:
+        """Find out whether a history and the items that are read after it fit a model's positions.
+
+        Raises:
+            ConfigError: they do not; it names the largest that do.
+        """
+        slate = self.decode == "slate" and not self.candidates
+        read = self.top_k if slate else 1
+        need = 1 + self.max_events + read
+        if need > have:
+            most = {"max-events": have - 1 - read, "top-k": (have - 1 - self.max_events) if slate else 0}
+            ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
+            raise ConfigError(
+                f"--max-events {self.max_events}{f' with --top-k {self.top_k}' if slate else ''} needs {need} "
+                f"positions, the model has {have}: at most {ways or f'{have - 1} of both together'}"
+            )
+
+    def blend(self) -> dict[str, float] | None:
+        """Return `--weights` by name, None for ranking by log_prob.
+
+        Raises:
+            ConfigError: an unknown name, a name given twice, or not a finite number.
+        """
+        if self.weights is None:
+            return None
+        parsed: dict[str, float] = {}
+        for part in self.weights.split(","):
+            name, _, number = (piece.strip() for piece in part.partition("="))
+            if name not in BLENDABLE:
+                hint = nearest(name, list(BLENDABLE))
+                raise ConfigError(f"--weights: {name!r} is not one of {', '.join(BLENDABLE)}.{hint}")
+            try:
+                parsed_number = float(number)
+            except ValueError:
+                raise ConfigError(f"--weights: {part.strip()!r} is not NAME=NUMBER") from None
+            if name in parsed or abs(parsed_number) == float("inf") or parsed_number != parsed_number:  # noqa: PLR0124 (NaN)
+                raise ConfigError(f"--weights: {name!r} is given twice or is not a finite number")
+            parsed[name] = parsed_number
+        return parsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(ScoreConfig):
+    """What `verify` takes: the options of `score`, and what to hold the result against."""
+
+    sample: int = option("Users to compare, spread over all history lengths.", 1024, panel="Engine")
+    against: str = option(
+        "Engine to compare with, on the CPU; auto is torch, else onnxruntime.",
+        "auto",
+        panel="Engine",
+        choices=("auto", "onnxruntime", "torch"),
+    )
+    against_precision: str = option("Its number format.", "fp32", panel="Engine", choices=PRECISIONS[1:])
+    min_top1: float = option("Least share of users with the same first video, else exit code 6.", 0.0, panel="Engine")
+    max_difference: float | None = option("Largest difference of log_prob and of any head.", panel="Engine")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, sample=1)
+
+
+def check_batch_size(text: str) -> None:
+    """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
+    if text != "auto" and not (text.isdigit() and int(text) > 0):
+        raise ConfigError(f"--batch-size {text!r}: auto or a whole number above 0")
+
+
+def check_device(text: str) -> None:
+    """Raise ConfigError unless `--device` is the name of one."""
+    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
+        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError for a field of the wrong type (the command line converts, Python callers may not)."""
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    for field in dataclasses.fields(config):
+        value, wanted = getattr(config, field.name), str(field.type)
+        if wanted.startswith("tuple"):
+            right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        else:
+            right = isinstance(value, kinds[wanted.removesuffix(" | None")])
+            right = right and not (isinstance(value, bool) and wanted != "bool")
+            right = right or (value is None and wanted.endswith("None"))
+        if not right:
+            raise ConfigError(f"{field.name}={value!r}: expected {wanted}")
+
+
+def check_choices(config: Any) -> None:
+    """Raise ConfigError for a field whose value is not among its choices."""
+    for field in dataclasses.fields(config):
+        choices, value = field.metadata.get("choices"), getattr(config, field.name)
+        if choices and value is not None and value not in choices:
+            hint = nearest(str(value), list(choices))
+            raise ConfigError(f"--{field.name.replace('_', '-')} {value!r} is not one of {', '.join(choices)}.{hint}")
+
+
+def check_at_least(config: Any, **bounds: int) -> None:
+    """Raise ConfigError for a field below its least value."""
+    for name, least in bounds.items():
+        if getattr(config, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least {least}")
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
+    shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
+    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous", "report", "trace", "explain"}
+    values = dataclasses.asdict(config)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return where two JSON-able values differ, each as `path (one, now other)`."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = sorted({*a, *b})
+        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]

@@ -1,0 +1,244 @@
+"""The demo: one user, the whole log, the engines' speed and an export, each once, by what the commands run.
+
+Owns: the order of the steps, which files it reads and writes, and what it says. Must not know: how anything is computed
+or printed. In: an empty folder or one that the demo made. Out: a model, its graphs and recommendations in that folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from genrec_batch.core.config import ScoreConfig
+from genrec_batch.core.errors import ConfigError, EngineError
+from genrec_batch.demo import show_demo, synthetic
+from genrec_batch.engines.onnx import export, exported
+from genrec_batch.engines.selection import decoding_of, device_of
+from genrec_batch.events.job import catalog_of
+from genrec_batch.model import model
+from genrec_batch.reports import engine_facts, show
+from genrec_batch.reports.sections import duration, figure, size
+from genrec_batch.runtime import console
+from genrec_batch.runtime.console import LOG
+from genrec_batch.scoring import pipeline
+
+SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"  # beside the package in a checkout
+
+MARK = ".genrec-batch-demo"  # in a folder that the demo made and may make anew
+SHOWN = 10  # newest events of the one user, and videos recommended
+SIZES = (1, 8, 32)  # users at once, when engines are timed
+TIMING_S = 0.3  # of each engine at each size, beside the least number of runs
+UNTRAINED = "The model is untrained: what it computes is real, but its ranking means nothing until one is trained."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What the demo reads and writes, as paths that a command line takes."""
+
+    log: Path
+    users: Path | None
+    videos: Path | None
+    model: Path
+    output: Path
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `score` that name files."""
+        named = {"model": self.model, "users": self.users, "videos": self.videos}
+        return {name: str(path) for name, path in named.items() if path is not None}
+
+    def command(self, *more: str) -> str:
+        """Return the `score` command over these files with some more arguments."""
+        flags = [text for name, path in self.options().items() for text in (f"--{name}", path)]
+        return shlex.join(["genrec-batch", "score", str(self.log), *more, *flags])
+
+
+def run(folder: Path, users: int) -> dict[str, Any]:
+    """Run the demo over the sample log, or over a generated one where there is none, into `folder`.
+
+    Returns: the summary of scoring the whole log, with the demo's own `seconds`, and its `performance` and `export`.
+
+    Raises:
+        ConfigError: the folder holds something that the demo did not make.
+    """
+    began = time.perf_counter()
+    files = _prepare(folder, users)
+    show_demo.say(UNTRAINED)
+    one = _one_user(files)
+    summary = _whole_log(files)
+    performance = _performance(files)
+    written = _export(files, one)
+    _what_next(files, one, summary)
+    seconds = time.perf_counter() - began
+    show_demo.say(f"The demo took {duration(seconds)}.")
+    facts = {"command": "demo", "performance": performance, "export": written, "seconds": round(seconds, 3)}
+    return {**summary, **facts}
+
+
+def _prepare(folder: Path, users: int) -> Files:
+    """Make the folder, the model and, where there is no sample log, a log."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise ConfigError(f"--folder {folder}: not empty and not made by the demo; name another")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    log, tables = SAMPLE, [SAMPLE.with_name("users.parquet"), SAMPLE.with_name("videos.parquet")]
+    if not log.is_file():
+        log = folder / "events.parquet"
+        log.unlink(missing_ok=True)
+        synthetic.write(synthetic.SampleConfig(users=users, events_per_user=25, seed=7), log)
+        LOG.info("no sample log beside the package, so one of %s users was generated", f"{users:,}")
+        tables = []
+    directory = folder / "model"
+    shutil.rmtree(directory, ignore_errors=True)
+    config = model.PRESETS["reference"]
+    model.save(directory, config, model.initial_weights(config, model.DEMO_SEED), trained=False, card="A demo model.\n")
+    catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
+    user_table, video_table = (_near(path) if path.is_file() else None for path in tables or (log / "0", log / "0"))
+    return Files(
+        log=_near(log),
+        users=user_table,
+        videos=video_table,
+        model=_near(directory),
+        output=_near(folder / "recs.parquet"),
+    )
+
+
+def _near(path: Path) -> Path:
+    """Return a path from the current folder where it lies below it, so that commands are short."""
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else Path(near)
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Keep the log silent while a step runs what an earlier one has told."""
+    level = LOG.level
+    LOG.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOG.setLevel(level)
+
+
+def _config(files: Files, **more: Any) -> ScoreConfig:
+    return ScoreConfig(**files.options(), **more)
+
+
+def _one_user(files: Files) -> list[dict[str, Any]]:
+    """Show one user's history beside what is recommended; return these rows."""
+    deeds = [name for name in show_demo.DEEDS if name != "watch_complete"]
+    newest = (
+        pl.scan_parquet(files.log)
+        .drop_nulls(["user_id", "video_id", "timestamp"])
+        .sort("user_id", "timestamp", maintain_order=True)
+        .group_by("user_id", maintain_order=True)
+        .tail(SHOWN)
+    )
+    busiest = newest.group_by("user_id").agg(events=pl.len(), deeds=pl.sum_horizontal(pl.col(deeds).sum()))
+    user = busiest.sort("events", "deeds", "user_id", descending=[True, True, False]).first().collect()["user_id"][0]
+    show_demo.step(1, "One user: what was watched, and what to show next", files.command("--user", str(user)))
+    with _only_errors(), console.busy("scoring one user"):
+        rows: list[dict[str, Any]] = pipeline.score(
+            _config(files, user=(str(user),), top_k=SHOWN), str(files.log), None
+        )["rows"].to_pylist()
+    history = newest.filter(pl.col("user_id") == user).collect().reverse().to_dicts()
+    show_demo.beside(user, history, rows, _categories(files))
+    return rows
+
+
+def _categories(files: Files) -> Mapping[Any, str]:
+    if files.videos is None:
+        return {}
+    table = pl.read_parquet(files.videos, columns=["video_id", "category"])
+    return dict(zip(table["video_id"].to_list(), table["category"].to_list(), strict=True))
+
+
+def _whole_log(files: Files) -> dict[str, Any]:
+    command = files.command(str(files.output), "--if-exists", "overwrite")
+    show_demo.step(2, "Batch: every user of the log", command)
+    summary = pipeline.score(_config(files, if_exists="overwrite"), str(files.log), str(files.output))
+    show.summary(summary)
+    return summary
+
+
+def _performance(files: Files) -> list[dict[str, Any]]:
+    command = shlex.join(["genrec-batch", "profile", "--model", str(files.model), "--data", str(files.log)])
+    show_demo.step(3, "Performance: the engines installed, on histories of 50 events", command)
+    loaded = model.load(files.model)
+    config = _config(files)
+    wanted = engine_facts.choices((), device_of("cpu", "auto"))
+    with _only_errors(), console.busy("timing engines"):
+        found = engine_facts.measure(
+            loaded,
+            wanted,
+            device="cpu",
+            must=False,
+            sizes=SIZES,
+            events=config.max_events,
+            decoding=decoding_of(config, loaded),
+            real=None,
+            seconds=TIMING_S,
+            ceilings={"products": []},
+            advance=console.nowhere,
+        )
+    show_demo.engines(found["engines"])
+    show_demo.say("`profile` measures this and much more: the machine's ceilings, stages, memory, the data.")
+    rows: list[dict[str, Any]] = [
+        {name: row[name] for name in ("engine", "precision", "topk_overlap", "points")} for row in found["engines"]
+    ]
+    return rows
+
+
+def _export(files: Files, one: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Write the graphs, read them back with ONNX Runtime and score the one user; None where a package is missing."""
+    show_demo.step(
+        4, "Export: ONNX graphs, read back", shlex.join(["genrec-batch", "model", "export", str(files.model)])
+    )
+    user = str(one[0]["user_id"])
+    try:
+        paths = export.export(model.load(files.model), files.model, precision="fp32")
+        with _only_errors(), console.busy("reading them back"):
+            again = pipeline.score(
+                _config(files, user=(user,), top_k=SHOWN, engine="onnxruntime", precision="fp32"), str(files.log), None
+            )["rows"].to_pylist()
+    except EngineError as error:
+        show_demo.say(f"Left out: {error}")
+        return None
+    show_demo.pairs([(str(path), size(path.stat().st_size)) for path in paths if path.suffix == ".onnx"])
+    same = len({row["video_id"] for row in one} & {row["video_id"] for row in again})
+    show_demo.say(f"ONNX Runtime read them and recommends {same} of the same {len(one)} videos to user {user}.")
+    return {"folder": str(files.model / exported.FOLDER), "same_videos": same, "of": len(one)}
+
+
+def _what_next(files: Files, one: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
+    user = str(one[0]["user_id"])
+    show_demo.step(5, "What is where, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
+    show_demo.pairs(
+        [
+            (str(files.output), f"the recommendations: {figure(summary['rows'])} rows"),
+            (str(files.model), "the model, its catalog and its graphs"),
+            (str(files.log), f"the log: {figure(summary['input_rows'])} rows"),
+        ]
+    )
+    console.stdout.print()
+    show_demo.commands(
+        [
+            ("look at the output", f"genrec-batch inspect {files.output}"),
+            ("why these videos", files.command("--explain", user)),
+            ("a report as a page", f"genrec-batch profile --data {files.log} --html report.html"),
+            (
+                "your own log",
+                "genrec-batch score YOUR.parquet recs.parquet  # --schema FILE.toml for other names",
+            ),
+            ("every night", "jobs/: cron, Airflow, Kubernetes, Docker"),
+        ]
+    )

@@ -1,0 +1,1 @@
+"""PyTorch and Triton kernels on a GPU."""

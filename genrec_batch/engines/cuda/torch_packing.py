@@ -1,0 +1,62 @@
+"""A batch as the hand-fused engine takes it: rows of users end to end, without padding between them.
+
+Owns: which row is whose, and the sizes that graphs are captured for. Must not know: torch, devices, how a pass works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from genrec_batch.core.arrays import Batch
+from genrec_batch.core.errors import ModelError
+
+
+def grid(count: int) -> int:
+    """Return the next size on a grid of 64 steps per power of two: at most 1/64 above `count`, few distinct values."""
+    step = 1 << max(0, count.bit_length() - 7)
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A batch as host arrays: rows of users without padding between them; `users` beyond the batch own one row each."""
+
+    arrays: dict[str, np.ndarray[Any, Any]]
+    users: int
+    rows: int
+    longest: int
+
+
+def pack(batch: Batch, *, steps: int, positions: int, users: int | None = None) -> Packed:
+    """Lay a batch's rows end to end; user b owns lengths[b] + 1 rows from first[b] on.
+
+    Raises:
+        ModelError: the longest history and the decoded items do not fit the model's position table.
+    """
+    users = len(batch) if users is None else users
+    lengths = np.zeros(users, np.int32)
+    lengths[: len(batch)] = batch.lengths_B
+    ends = np.cumsum(lengths.astype(np.int64) + 1)
+    longest = int(lengths.max(initial=0))
+    if longest + 1 + steps > positions:
+        raise ModelError(
+            f"a history of {longest} events and {steps} decoded items need {longest + 1 + steps} positions; this model "
+            f"has {positions}: lower --max-events or --top-k"
+        )
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "tokens": batch.tokens_BS.astype(np.int32, copy=False),
+        "lengths": lengths,
+        "first": (ends - lengths - 1).astype(np.int32),
+        "seen": batch.seen_BX.astype(np.int32, copy=False),
+        "features": batch.dense_BF,
+    }
+    for name, values, has in (
+        ("profile", batch.profile_BP, batch.has_profile_B),
+        ("video", batch.video_BV, batch.has_video_B),
+    ):
+        if values is not None and has is not None:
+            arrays |= {name: values, f"has {name}": has.astype(np.float32)[:, None]}
+    return Packed(arrays=arrays, users=users, rows=int(ends[-1]), longest=longest)

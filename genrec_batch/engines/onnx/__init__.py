@@ -1,0 +1,1 @@
+"""ONNX Runtime, and the graphs that it runs."""

@@ -1,0 +1,113 @@
+"""Export: a model's graphs as ONNX files in its directory, for other runtimes and for a start without building them.
+
+Owns: writing `onnx/` whole or not at all. Must not know: how a graph is made (`engines.graphs`) or run. What the folder
+holds is in `engines.exported`, which also reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+from genrec_batch.core.errors import ConfigError, EngineError, ModelError, refused
+from genrec_batch.engines.onnx import exported
+from genrec_batch.model.model import Model
+from genrec_batch.runtime import console
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def export(model: Model, directory: Path, *, precision: str, sizes: Mapping[str, int] | None = None) -> list[Path]:
+    """Write `prefill.onnx`, `decode.onnx`, `score.onnx` and `export.json` to the folder `onnx` of a directory.
+
+    The folder appears whole, in place of an older one. Each graph passes ONNX's own checker, types and shapes included,
+    before it is written.
+
+    Args:
+        model: sizes and weights.
+        directory: usually the model's own; made where it is missing.
+        precision: fp32 or fp16: the graphs' element type.
+        sizes: sizes to bake, by the names of `engines.graphs.Sizes` (such as batch, tokens, steps); all are dynamic by
+            default. ONNX Runtime takes dynamic graphs only.
+
+    Returns:
+        The files written, the index last.
+
+    Raises:
+        ConfigError: the precision or a size is unknown, or a size is below 1.
+        EngineError: the package onnx is not installed.
+        ModelError: the directory cannot be written.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision!r}: an export is {' or '.join(PRECISIONS)}")
+    onnx, graphs = _import()
+    known = asdict(graphs.DYNAMIC)
+    wrong = [f"{name}={size}" for name, size in (sizes or {}).items() if name not in known or size < 1]
+    if wrong:
+        raise ConfigError(f"baked sizes are whole numbers from 1 for {', '.join(known)}; not {', '.join(wrong)}")
+    baked = graphs.Sizes(**(sizes or {}))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{exported.FOLDER}-", dir=directory))
+        try:
+            sha256 = {}
+            with console.progress("export", len(exported.GRAPHS), "graphs") as advance:
+                for name in exported.GRAPHS:
+                    graph = getattr(graphs, name)(model.config, model.weights, precision=precision, sizes=baked)
+                    onnx.checker.check_model(graph, full_check=True)
+                    content = graph.SerializeToString(deterministic=True)
+                    sha256[f"{name}.onnx"] = _write(scratch / f"{name}.onnx", content)
+                    advance(1)
+            index = exported.Index(
+                format=exported.FORMAT,
+                model=model.fingerprint,
+                precision=precision,
+                opset=graphs.blocks.OPSET,
+                sizes=asdict(baked),
+                sha256=sha256,
+            )
+            _write(scratch / exported.INDEX, index.text().encode())
+            _swap(scratch, directory / exported.FOLDER)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise refused(error, f"{directory}: the export", ModelError) from error
+    return [directory / exported.FOLDER / name for name in (*sha256, exported.INDEX)]
+
+
+def _import() -> tuple[ModuleType, ModuleType]:
+    try:
+        import onnx
+        import onnx.checker
+
+        from genrec_batch.engines.onnx import graphs
+    except ImportError as error:
+        raise EngineError(f"an export needs the package onnx ({error}): pip install 'genrec-batch[cpu]'") from error
+    return onnx, graphs
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write a file to the disk itself and return its sha256."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put a finished folder in an older one's place; a reader finds the old one, the new one, or for a moment none."""
+    new.chmod(0o755)  # mkdtemp's folders are private
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        folder.rename(old / folder.name)
+        new.rename(folder)
+        shutil.rmtree(old)
+    else:
+        new.rename(folder)

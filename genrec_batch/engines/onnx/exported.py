@@ -1,0 +1,76 @@
+"""The `onnx/` folder of a model directory: what stands in it and when it may be used.
+
+Owns: the folder's names, its index `export.json`, and the checks before a graph of it is used. Must not know: how
+graphs are made (`graphs`) or run, or who writes the folder (`genrec_batch.engines.onnx.export`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from genrec_batch.core.errors import ModelError
+
+FOLDER = "onnx"
+INDEX = "export.json"
+FORMAT = 1  # of the graphs: rises whenever their inputs, outputs or the meaning of these change
+GRAPHS = ("prefill", "decode", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What `export.json` says of the graphs beside it."""
+
+    format: int
+    model: str  # fingerprint of the config and weights that the graphs hold
+    precision: str  # fp32 or fp16
+    opset: int
+    sizes: Mapping[str, int | None]  # baked sizes by name, None for a dynamic one
+    sha256: Mapping[str, str]  # of each graph's file, by file name
+
+    def text(self) -> str:
+        """Return the file's content."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def read_index(directory: Path) -> Index | None:
+    """Return what a model directory's export says of itself, None where there is no export.
+
+    Raises:
+        ModelError: the index is there and damaged.
+    """
+    path = directory / FOLDER / INDEX
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        index = Index(**{entry.name: stored[entry.name] for entry in fields(Index)})
+        sizes = dict(index.sizes)
+        files = {f"{graph}.onnx": str(index.sha256[f"{graph}.onnx"]) for graph in GRAPHS}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path}: not an export's index ({error}); run `genrec-batch model export` again") from error
+    return replace(index, sha256=files, sizes=sizes)
+
+
+def fits(index: Index, *, model: str, precision: str) -> bool:
+    """Return whether an export holds this model's weights in this precision, with dynamic sizes."""
+    dynamic = all(size is None for size in index.sizes.values())
+    return dynamic and (index.format, index.model, index.precision) == (FORMAT, model, precision)
+
+
+def graph_path(directory: Path, index: Index, graph: str) -> Path:
+    """Return the file of one graph, whose bytes are those that were exported.
+
+    Raises:
+        ModelError: the file is missing or its bytes are others.
+    """
+    path = directory / FOLDER / f"{graph}.onnx"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256[path.name]:
+        raise ModelError(
+            f"{path}: missing or not the file that was exported; run `genrec-batch model export` again, "
+            f"or remove {path.parent}"
+        )
+    return path

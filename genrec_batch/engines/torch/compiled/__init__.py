@@ -1,0 +1,1 @@
+"""The PyTorch engine on a CPU with loops compiled by numba."""

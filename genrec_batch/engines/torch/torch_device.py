@@ -1,0 +1,83 @@
+"""Where PyTorch computes and in which type: what is there, and what to do where it is not.
+
+Owns: the meaning of `--device` and `--precision` for the torch engine, and out-of-memory errors. Must not know: models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from genrec_batch.core.errors import DeviceMemoryError, EngineError, nearest
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `--device` names.
+
+    Raises:
+        EngineError: it is not a device, or PyTorch does not see it here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        hint = nearest(name, ["cpu", "cuda", "cuda:0"])
+        raise EngineError(f"--device {name!r} is not a device; say cpu, cuda or cuda:0.{hint}") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise EngineError(f"--device {name}: the torch engine runs on cpu and cuda")
+    if not torch.cuda.is_available():
+        raise EngineError(
+            f"--device {name}: PyTorch {torch.__version__} sees no CUDA GPU here. With one and its driver in place, "
+            "pip install --force-reinstall 'genrec-batch[torch]' takes a build with CUDA; --device cpu runs anywhere"
+        )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise EngineError(f"--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return torch.device("cuda", index)
+
+
+def wake(name: str) -> None:
+    """Make a GPU ready to work, which takes a second or two."""
+    torch.zeros(1, device=resolve_device(name))
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that `--precision` names.
+
+    Raises:
+        EngineError: the torch engine does not have it on this device.
+    """
+    if name not in PRECISIONS:
+        hint = nearest(name, list(PRECISIONS))
+        raise EngineError(f"--precision {name}: the torch engine has {', '.join(PRECISIONS)}.{hint}")
+    if name == "fp16" and device.type == "cpu":
+        raise EngineError("--precision fp16: the torch engine has it on --device cuda only; on a CPU take bf16 or fp32")
+    if name == "int8" and device.type != "cpu":
+        raise EngineError("--precision int8: the torch engine has it on --device cpu only; on a GPU take fp16")
+    if name == "int8" and not fast_int8():
+        raise EngineError("--precision int8: this processor has no AVX-512 VNNI instructions; take fp32")
+    return PRECISIONS[name]
+
+
+def fast_int8() -> bool:
+    """Whether this processor multiplies 8-bit whole numbers with 32-bit sums; others would cut the sums off."""
+    supported: bool = torch.cpu._is_vnni_supported()  # noqa: SLF001 (no public name)
+    return supported
+
+
+@contextmanager
+def retry_when_out_of_memory(device: torch.device) -> Iterator[None]:
+    """Turn PyTorch's out-of-memory errors, a GPU's or the CPU allocator's, into DeviceMemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise DeviceMemoryError(
+            f"{device} is out of memory: lower --batch-size, or try again when it is less used"
+        ) from error

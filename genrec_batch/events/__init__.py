@@ -1,0 +1,1 @@
+"""A log, its users and their histories."""

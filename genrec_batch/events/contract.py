@@ -1,0 +1,119 @@
+"""The columns of the events contract, and what is said of a log that does not have them.
+
+Owns: names and kinds of the contract's columns, which types fit a kind, the one error about all that does not. Must not
+know: other people's names for them, how columns are converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import polars as pl
+
+from genrec_batch.core.errors import InputError, nearest
+
+Kind = Literal["id", "time", "number", "flag", "category"]
+
+REQUIRED = ("user_id", "video_id", "timestamp")
+SCORED: dict[str, Kind] = {  # the columns that a score depends on
+    "user_id": "id",
+    "video_id": "id",
+    "timestamp": "time",
+    "session_id": "id",
+    "watch_duration": "number",
+    "watch_percentage": "number",
+    "watch_complete": "flag",
+    "rewatch_count": "number",
+    "skip_duration": "number",
+    "is_liked": "flag",
+    "is_favorited": "flag",
+    "is_shared": "flag",
+    "is_commented": "flag",
+    "is_followed_creator": "flag",
+    "is_blocked_creator": "flag",
+    "is_reported": "flag",
+    "time_of_day": "number",
+    "day_of_week": "number",
+    "is_weekend": "flag",
+    "is_holiday": "flag",
+    "device_type": "category",
+    "network_type": "category",
+    "recommendation_source": "category",
+    "recommendation_position": "number",
+}
+KNOWN = (  # part of the contract, read by nothing here: neither used nor reported as unknown
+    "os_type",
+    "language",
+    "timezone",
+    "screen_size",
+    "user_level",
+    "user_vip",
+    "session_duration",
+    "session_video_count",
+    "session_start_time",
+    "recommendation_algorithm",
+    "share_platform",
+    "share_method",
+    "comment_text",
+    "comment_sentiment",
+    "device_model",
+    "os_version",
+    "app_version",
+    "network_speed",
+    "location_country",
+    "location_province",
+    "location_city",
+    "screen_resolution",
+    "user_age_group",
+    "user_gender",
+    "engagement_label",
+    "retention_label",
+    "monetization_label",
+)
+
+WANTED: dict[Kind, str] = {
+    "id": "an integer or a string",
+    "time": "a datetime, or an integer of epoch seconds, ms, us or ns",
+    "number": "a number",
+    "flag": "a Boolean, or an integer that is 0 or 1",
+    "category": "a string",
+}
+
+
+def check(columns: Mapping[str, pl.DataType], source: str, *, readers: Mapping[str, set[str]]) -> None:
+    """Raise one InputError that lists every required column that is missing and every column of a wrong type.
+
+    Its first line holds the first fault and the way out. `readers` are the columns that each built-in schema reads.
+    """
+    names = list(columns)
+    missing = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]
+    wrong = [
+        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}."
+        for name, kind in SCORED.items()
+        if name in columns and not _fits(columns[name], kind)
+    ]
+    if not missing and not wrong:
+        return
+    first, *others = [*missing, *wrong]
+    like = [name for name, read in readers.items() if missing and read <= set(names)]
+    way_out = f"--schema {like[0]} reads it" if like else "Use --schema FILE.toml to name or convert columns"
+    count = f" (and {len(others)} more below)" if others else ""
+    if missing:
+        others.append(f"the file's columns are: {', '.join(names[:40])}{', ...' if len(names) > 40 else ''}")
+    raise InputError("\n  ".join([f"{source}: {first} {way_out}{count}", *others]))
+
+
+def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
+    if kind_of == pl.Null:
+        return True
+    string = kind_of in (pl.String, pl.Categorical, pl.Enum)
+    if kind == "id":
+        return (kind_of.is_integer() and kind_of not in (pl.Int128, pl.UInt128)) or string
+    if kind == "time":
+        return kind_of.is_integer() or kind_of in (pl.Datetime, pl.Date)
+    if kind == "number":
+        return kind_of.is_numeric()
+    if kind == "flag":
+        return kind_of == pl.Boolean or kind_of.is_integer()
+    return string

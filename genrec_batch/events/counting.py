@@ -1,0 +1,253 @@
+"""How often each id stands in a log, and which number an id has: over pieces, in memory that grows with ids alone.
+
+Owns: counts by id and the way from an id to its row. Must not know: what an id names. Integers in a narrow range, which
+most logs have, go through plain arrays; others through Polars' hash tables. Where a piece's ids lie far apart (millions
+of users in any order), an array of its own would be many times longer than the piece: threads then count into arrays
+that they share by turns, added up once at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from genrec_batch.core.arrays import I32, I64, address
+
+NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
+Span = tuple[int | str, int | str]  # smallest and largest id
+MERGED_ROWS = 1 << 22  # counts of single pieces that may wait before they are added up
+SPREAD = 8  # rows for each place of an array, below which a piece has no array of its own
+MOST_ROWS = (1 << 31) - 1  # that an array of int32 counts surely
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Counts of the ids of one piece: an array from the smallest id on where they are narrow, else a frame.
+
+    Neither where they stand in shared tallies.
+    """
+
+    kind: pl.DataType
+    span: Span | None  # smallest and largest id, None where there is none
+    counts_R: I32 | I64 | None = None
+    frame: pl.DataFrame | None = None
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts of the ids from `first` to `last`, of so many rows; the array may have places for more."""
+
+    first: int
+    last: int
+    counts_R: I32
+    rows: int = 0
+
+
+class Chunks:
+    """A column of 64-bit numbers without nulls as the arrays in which it lies, not copied.
+
+    Compiled code takes all of them in one call: threads that call for each wait for Python's lock.
+    """
+
+    def __init__(self, values: pl.Series) -> None:
+        self._held = [chunk.to_numpy() for chunk in values.get_chunks() if len(chunk)]
+        addresses = np.array([address(array) for array in self._held], np.int64)
+        self.places: tuple[I64, I64] = (addresses, np.array([len(array) for array in self._held], np.int64))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held))
+
+
+class Tallies:
+    """Arrays into which threads count the ids of pieces; one is made when no other is free."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Tally] = []
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def add(self, chunks: Chunks, low: int, high: int, compiled: Any) -> bool:
+        """Count ids from `low` to `high`, which are narrow; False, and nothing is counted, where no array can."""
+        with self._lock:
+            tally = self._free.pop() if self._free else Tally(first=low, last=low, counts_R=np.zeros(1, np.int32))
+        fits = _make_place(tally, low, high, len(chunks))
+        if fits:
+            compiled.tally(*chunks.places, tally.first, tally.counts_R)
+            tally.rows += len(chunks)
+        with self._lock:
+            self._free.append(tally)
+        return fits
+
+    def drain(self) -> list[Tally]:
+        """Hand over all that was counted; nobody counts any more."""
+        tallies, self._free = self._free, []
+        return tallies
+
+
+def _make_place(tally: Tally, low: int, high: int, rows: int) -> bool:
+    first, last = min(low, tally.first), max(high, tally.last)
+    if last - first >= NARROW or tally.rows + rows > MOST_ROWS:
+        return False
+    if first < tally.first or last - first >= len(tally.counts_R):
+        tally.counts_R = _grown(tally.counts_R, tally.first, first, last)
+    tally.first, tally.last = first, last
+    return True
+
+
+def _grown(counts_R: npt.NDArray[Any], old: int, first: int, last: int) -> npt.NDArray[Any]:
+    """Return counts from id `old` on as counts from `first` to `last` and, against growing often, some more."""
+    spare = min(NARROW, 2 * (last - first + 1)) - (last - first + 1)
+    grown_R = np.zeros(last - first + 1 + spare, counts_R.dtype)
+    kept_R = counts_R[: last - old + 1]
+    grown_R[old - first :][: len(kept_R)] = kept_R
+    return grown_R
+
+
+def extent(chunks: Chunks, compiled: Any) -> tuple[int, int, bool]:
+    """Return the smallest and largest of some numbers, and whether none is smaller than the one before."""
+    low, high, rises = compiled.extent(*chunks.places)
+    return int(low), int(high), bool(rises)
+
+
+def count(ids: pl.Series, compiled: Any = None, tallies: Tallies | None = None) -> Counted:
+    """Count the ids of one piece; none of them is null. Threads may count pieces at the same time.
+
+    `compiled` is what `ordering.for_job` returns; ids that lie far apart are counted in `tallies` where there are any.
+    """
+    if compiled is not None and ids.dtype == pl.Int64 and len(ids):
+        chunks = Chunks(ids)
+        low, high, _ = extent(chunks, compiled)
+        if high - low < NARROW:
+            spread = (high - low) * SPREAD > len(ids)
+            if spread and tallies is not None and tallies.add(chunks, low, high, compiled):
+                return Counted(kind=ids.dtype, span=(low, high))
+            counts_R = np.zeros(high - low + 1, np.int32)
+            compiled.tally(*chunks.places, low, counts_R)
+            return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
+    elif ids.dtype.is_integer() and len(ids):
+        low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+        if high - low < NARROW and high < 1 << 63:
+            return Counted(kind=ids.dtype, span=(low, high), counts_R=np.bincount(ids.cast(pl.Int64).to_numpy() - low))
+    span = (ids.min(), ids.max()) if len(ids) else None
+    frame = ids.alias("id").to_frame().group_by("id").agg(count=pl.len().cast(pl.UInt64))
+    return Counted(kind=ids.dtype, span=span, frame=frame)  # type: ignore[arg-type]
+
+
+class Counter:
+    """Counts of ids, added up piece by piece. `tallies` is for `count`."""
+
+    def __init__(self, name: str) -> None:
+        self.tallies = Tallies()
+        self._name = name
+        self._kind: pl.DataType | None = None
+        self._first = 0
+        self._counts_R: I64 | None = None  # of the ids from `_first` on, while they are narrow
+        self._waiting: list[pl.DataFrame] = []
+        self._waiting_rows = self._merged_rows = 0
+
+    def add(self, piece: Counted) -> None:
+        """Add what one piece counted."""
+        self._kind = piece.kind
+        if piece.frame is not None and len(piece.frame):
+            self._widen()
+            self._wait(piece.frame.rename({"id": self._name}))
+        if piece.counts_R is not None:
+            assert piece.span is not None
+            self._add(int(piece.span[0]), piece.counts_R)
+
+    def _add(self, first: int, counts_R: I32 | I64) -> None:
+        if not self._waiting and self._make_room(first, first + len(counts_R) - 1):
+            assert self._counts_R is not None
+            start = first - self._first
+            self._counts_R[start : start + len(counts_R)] += counts_R
+            return
+        self._widen()
+        self._wait(self._narrow(first, counts_R))
+
+    def _widen(self) -> None:
+        """From now on ids are too far apart for an array."""
+        if self._counts_R is not None:
+            self._wait(self._narrow(self._first, self._counts_R))
+            self._counts_R = None
+
+    def _make_room(self, low: int, high: int) -> bool:
+        """Return whether the ids up to now and those from `low` to `high` are narrow, with a place for each if so."""
+        counts_R = self._counts_R
+        first = low if counts_R is None else min(low, self._first)
+        last = high if counts_R is None else max(high, self._first + len(counts_R) - 1)
+        if last - first >= NARROW or last >= 1 << 63:
+            return False
+        if counts_R is None:
+            self._counts_R, self._first = np.zeros(last - first + 1, np.int64), first
+        elif first < self._first or last - first >= len(counts_R):
+            self._counts_R, self._first = _grown(counts_R, self._first, first, last), first
+        return True
+
+    def _narrow(self, first: int, counts_R: I32 | I64) -> pl.DataFrame:
+        there_R = np.flatnonzero(counts_R)
+        ids = pl.Series(self._name, there_R + first).cast(self._kind)  # type: ignore[arg-type]
+        return pl.DataFrame([ids, pl.Series("count", counts_R[there_R].astype(np.uint64))])
+
+    def _wait(self, counted: pl.DataFrame) -> None:
+        self._waiting.append(counted)
+        self._waiting_rows += len(counted)
+        if self._waiting_rows > max(MERGED_ROWS, 2 * self._merged_rows):
+            self._merge()
+
+    def _merge(self) -> None:
+        merged = pl.concat(self._waiting).group_by(self._name).agg(pl.col("count").sum())
+        self._waiting, self._waiting_rows, self._merged_rows = [merged], len(merged), len(merged)
+
+    def frame(self) -> pl.DataFrame:
+        """Return the ids in rising order with their counts (UInt64)."""
+        for tally in self.tallies.drain():
+            self._add(tally.first, tally.counts_R[: tally.last - tally.first + 1])
+        if self._counts_R is not None:
+            return self._narrow(self._first, self._counts_R)
+        if not self._waiting:
+            return pl.DataFrame(schema={self._name: self._kind or pl.Int64(), "count": pl.UInt64})
+        self._merge()
+        return self._waiting[0].sort(self._name)
+
+
+class Index:
+    """The row of each of some distinct ids."""
+
+    def __init__(self, ids: pl.Series) -> None:
+        self._ids = ids
+        self._rows_R: I32 | None = None
+        if len(ids) and ids.dtype.is_integer():
+            self._first, last = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+            if last - self._first < NARROW and last < 1 << 63:
+                self._rows_R = np.full(last - self._first + 1, -1, np.int32)
+                self._rows_R[self._places(ids)] = np.arange(len(ids), dtype=np.int32)
+
+    def _places(self, ids: pl.Series) -> I64:
+        places: I64 = ids.cast(pl.Int64).to_numpy() - self._first
+        return places
+
+    def rows(self, ids: pl.Series, compiled: Any = None) -> I32:
+        """Return the row of each id, -1 for one that is not there (or null), [len(ids)].
+
+        `compiled` is what `ordering.for_job` returns.
+        """
+        if compiled is not None and self._rows_R is not None and ids.dtype == self._ids.dtype == pl.Int64:
+            found_R = np.empty(len(ids), np.int32)
+            if not ids.null_count() and compiled.look_up(*Chunks(ids).places, self._first, self._rows_R, found_R):
+                return found_R
+        if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
+            low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+            if low >= self._first and high < self._first + len(self._rows_R):
+                return self._rows_R.take(self._places(ids))
+        known = self._ids.alias("id").to_frame().with_row_index("row")
+        asked = ids.cast(self._ids.dtype).alias("id").to_frame()
+        joined = asked.join(known, on="id", how="left", maintain_order="left")
+        found: I32 = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
+        return found

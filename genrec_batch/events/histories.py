@@ -1,0 +1,202 @@
+"""Histories: from events in any order to each user's newest events, as flat arrays.
+
+Owns: the order of events, which are kept, which videos count as seen. Must not know: files, feature slots, the model.
+In: all records of some users, in input order (`blocks.Records`). Out: `arrays.Histories`. `build` does the same from a
+frame, for tests and notebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from genrec_batch.core.arrays import I32, I64, Histories, Ragged
+from genrec_batch.core.errors import InputError
+from genrec_batch.events import ordering
+from genrec_batch.events.blocks import Records, RecordType
+from genrec_batch.events.contract import SCORED
+from genrec_batch.events.counting import Index
+from genrec_batch.model.catalog import Catalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """What is known of each video of the log, by its row: token (1: not in the catalog) and row of `--videos` or -1."""
+
+    token_V: I32
+    row_V: I32
+
+
+def order(
+    held: Sequence[Records],
+    record: RecordType,
+    *,
+    start: int,
+    total_N: I64,
+    videos: Videos,
+    user_row_N: I32,
+    as_of_us: int,
+    max_events: int,
+    seen_limit: int,
+    compiled: Any = None,
+) -> Histories:
+    """Return the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
+
+    Kept are a user's newest `max_events` events by (timestamp, input order), oldest first. Seen are the tokens of all
+    the user's events, or of the newest `seen_limit` distinct videos where there are more; tokens may repeat.
+
+    Raises:
+        InputError: the records are not those that were counted.
+    """
+    kept_N = np.minimum(total_N, max_events)
+    arrays = _room(record, int(kept_N.sum()))
+    seen_is_kept = int(total_N.max(initial=0)) <= min(max_events, seen_limit)
+    video_R = None if seen_is_kept else np.empty(int(total_N.sum()), np.int32)
+    counted = ordering.newest(
+        held,
+        record.kind,
+        start=start,
+        total_N=total_N,
+        keep=max_events,
+        targets=arrays,
+        video_R=video_R,
+        compiled=compiled,
+    )
+    video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
+    if not counted or any(len(rows) and rows.min() < 0 for rows in (video_E, video_R) if rows is not None):
+        raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
+    tokens_E = ordering.entries(videos.token_V, video_E, compiled)
+    return Histories(
+        offsets_N1=offsets_N1,
+        time_us_E=arrays["time_us"],
+        tokens_E=tokens_E,
+        video_code_E=video_E,
+        video_row_E=ordering.entries(videos.row_V, video_E, compiled),
+        session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
+        numbers=_of("number", arrays),
+        flags=_of("flag", arrays),
+        categories=_of("category", arrays),
+        total_events_N=total_N,
+        user_row_N=user_row_N,
+        seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
+        if video_R is None
+        else _seen(video_R, total_N, videos.token_V, seen_limit, compiled),
+        as_of_us=as_of_us,
+    )
+
+
+def _room(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:
+    """Return an array for each field that a history holds: numbers as Float64, the others as they are."""
+    wide = {name for name in record.columns if SCORED[name] == "number"}
+    names = ["video", "time_us", *record.columns]
+    return {name: np.empty(events, np.float64 if name in wide else record.kind[name]) for name in names}
+
+
+def _of(sort: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of one sort."""
+    return {name: array for name, array in arrays.items() if SCORED.get(name) == sort}
+
+
+def _sessions(id_E: I64) -> I64:
+    """Number the session ids from 0, -1 for null, [E]; events of one session mostly stand side by side."""
+    if not len(id_E):
+        return id_E.astype(np.int64)
+    begins_E = np.ones(len(id_E), np.bool_)
+    np.not_equal(id_E[1:], id_E[:-1], out=begins_E[1:])
+    places = np.flatnonzero(begins_E)
+    ids = id_E[places]
+    distinct, number = np.unique(ids, return_inverse=True)
+    del distinct
+    return np.repeat(np.where(ids < 0, -1, number), np.diff(places, append=len(id_E)))
+
+
+def _offsets(lengths_N: I64) -> I64:
+    offsets_N1 = np.zeros(len(lengths_N) + 1, np.int64)
+    np.cumsum(lengths_N, out=offsets_N1[1:])
+    return offsets_N1
+
+
+def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int, compiled: Any) -> Ragged:
+    """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
+    busy = np.flatnonzero(total_N > limit)
+    values = ordering.entries(token_V, video_R, compiled)
+    if not len(busy):
+        return Ragged(offsets_N1=_offsets(total_N), values=values)
+    begins, counts = (np.cumsum(total_N) - total_N)[busy], total_N[busy]
+    places = np.arange(int(counts.sum())) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+    user_R = np.repeat(busy, counts)
+    keys = _newest_distinct(user_R << 32 | video_R[places], limit)
+    lengths_N = total_N.copy()
+    lengths_N[busy] = np.bincount(keys >> 32, minlength=len(total_N))[busy]
+    firsts = np.cumsum(lengths_N[busy]) - lengths_N[busy]
+    values[np.arange(len(keys)) + np.repeat(begins - firsts, lengths_N[busy])] = token_V.take(keys & 0xFFFFFFFF)
+    left = zip([0, *(begins + counts)], [*(begins + lengths_N[busy]), len(values)], strict=True)
+    return Ragged(offsets_N1=_offsets(lengths_N), values=np.concatenate([values[start:stop] for start, stop in left]))
+
+
+def _newest_distinct(key_R: I64, limit: int) -> I64:
+    """Return the keys of the newest `limit` distinct videos of each user, by user; in, they stand oldest first."""
+    newest_first = key_R[::-1]
+    distinct, first = np.unique(newest_first, return_index=True)
+    del distinct
+    first.sort()  # distinct videos, users falling, newest first
+    keys = newest_first[first]
+    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] >> 32) != (keys[:-1] >> 32)]))
+    place = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+    return keys[place < limit][::-1]
+
+
+def build(
+    events: pl.DataFrame,
+    *,
+    catalog: Catalog,
+    as_of_us: int,
+    max_events: int,
+    seen_limit: int,
+    users: pl.DataFrame | None = None,
+    videos: pl.DataFrame | None = None,
+) -> tuple[pl.Series, Histories]:
+    """Build the history of every user of a frame of usable contract events, and of the `users` table, sorted by id.
+
+    `users` and `videos` have one row per `user_id` / `video_id`; a user without events has a history of length 0.
+    """
+    events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+    ids = everybody(events["user_id"], users["user_id"] if users is not None else None)
+    seen_ids = events["video_id"].unique(maintain_order=True)
+    record = RecordType.of(tuple(events.columns), events.schema)
+    user_R = Index(ids).rows(events["user_id"])
+    return ids, order(
+        [record.pack(events, user_R, Index(seen_ids).rows(events["video_id"]))],
+        record,
+        start=0,
+        total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),
+        videos=known(seen_ids, catalog, videos["video_id"] if videos is not None else None),
+        user_row_N=rows_of(ids, users["user_id"] if users is not None else None),
+        as_of_us=as_of_us,
+        max_events=max_events,
+        seen_limit=seen_limit,
+    )
+
+
+def everybody(in_log: pl.Series, *others: pl.Series | None) -> pl.Series:
+    """Return all ids, each once, in rising order."""
+    ids = [in_log, *(other.cast(in_log.dtype) for other in others if other is not None)]
+    return pl.concat([each.unique() for each in ids]).drop_nulls().unique().sort()
+
+
+def known(ids: pl.Series, catalog: Catalog, table: pl.Series | None) -> Videos:
+    """Return what is known of distinct video ids: their tokens, and their rows of the videos table."""
+    token_V = catalog.tokens(ids).to_numpy() if len(ids) else np.zeros(0, np.int32)
+    return Videos(token_V=token_V, row_V=rows_of(ids, table))
+
+
+def rows_of(ids: pl.Series, table: pl.Series | None) -> I32:
+    """Return the row of each id in a table's distinct ids, -1 where it is not there or there is no table."""
+    if table is None:
+        return np.full(len(ids), -1, np.int32)
+    return Index(table.cast(ids.dtype)).rows(ids)

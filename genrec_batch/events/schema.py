@@ -1,0 +1,257 @@
+"""How anybody's log becomes the events contract: its columns under their names, of their kinds.
+
+Owns: other people's names for the contract's columns (`--schema`, Polars SQL expressions), conversions, the unit of
+timestamps, and which rows are rejected. Must not know: where the frame came from, what the columns are used for.
+In: a lazy frame with anybody's columns. Out: a lazy frame with contract columns of fixed types, and a `Reading` that
+says what was found.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import polars as pl
+
+from genrec_batch.core.errors import ConfigError, InputError, nearest
+from genrec_batch.events import contract
+from genrec_batch.events.contract import KNOWN, REQUIRED, SCORED, Kind
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = resources.files("genrec_batch.events").joinpath("schemas")
+BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
+
+TIME = pl.Datetime("us", "UTC")
+EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first value beyond, units per second
+    ("s", 10**8, 10**10, 1),
+    ("ms", 10**11, 10**13, 10**3),
+    ("us", 10**14, 10**16, 10**6),
+    ("ns", 10**17, 2**63, 10**9),
+)
+LARGEST = 1e30  # of a number that can be meant: its square and sum still fit a float
+FIRST_US, LAST_US = 10**14, 10**16  # 1973-03-03 to 2286-11-20: what a log's clock can say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Polars SQL expressions by contract column, for events, users and videos."""
+
+    name: str = "contract"
+    events: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
+    videos: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a log's columns are and how they are read."""
+
+    columns: tuple[str, ...]  # contract columns that it has
+    ignored: tuple[str, ...]  # its columns that nothing here reads
+    time_unit: str  # "datetime" or "epoch s", "epoch ms", "epoch us", "epoch ns"
+
+
+def column_names(name: str | None) -> ColumnNames:
+    """Return the column names to read: None for the contract's own, a built-in name, or a TOML file.
+
+    A TOML file has entries `contract_column = "Polars SQL expression"`, at the top for events, or under `[events]`,
+    `[users]` and `[videos]`.
+
+    Raises:
+        ConfigError: no such built-in, unreadable TOML, or an entry for a column that the contract does not have.
+    """
+    if name is None:
+        return ColumnNames()
+    if name in BUILT_IN:
+        return _parse(FOLDER.joinpath(f"{name}.toml").read_text(), name)
+    if not Path(name).is_file():
+        hint = nearest(name, BUILT_IN)
+        raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(BUILT_IN)}).{hint}")
+    try:
+        return _parse(Path(name).read_text(), name)
+    except OSError as error:
+        raise ConfigError(f"--schema {name}: cannot be read ({error.strerror})") from error
+
+
+def _parse(text: str, name: str) -> ColumnNames:
+    try:
+        entries = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--schema {name}: not valid TOML ({error})") from error
+    tables = {key: entries.pop(key) for key in ("events", "users", "videos") if isinstance(entries.get(key), dict)}
+    tables["events"] = {**entries, **tables.get("events", {})}
+    faults = [
+        f"{column} = {sql!r}: an expression is a string"
+        for table in tables.values()
+        for column, sql in table.items()
+        if not isinstance(sql, str)
+    ]
+    known = [*SCORED, *KNOWN]
+    faults += [
+        f"{c}: not a column of the events contract.{nearest(c, known)}" for c in tables["events"] if c not in known
+    ]
+    if faults:
+        raise ConfigError(f"--schema {name}:\n  " + "\n  ".join(faults))
+    return ColumnNames(name=name, **tables)
+
+
+def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> pl.LazyFrame:
+    """Add each contract column computed by its SQL expression over the frame's own columns.
+
+    Raises:
+        ConfigError: an expression does not parse.
+        InputError: it reads a column that `source` does not have.
+    """
+    parsed = {}
+    for column, sql in expressions.items():
+        try:
+            parsed[column] = pl.sql_expr(sql).alias(column)
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            raise ConfigError(f"--schema: {column} = {sql!r} is not a Polars SQL expression ({error})") from error
+    if not parsed:
+        return frame
+    have = frame.collect_schema().names()
+    for column, expression in parsed.items():
+        missing = [name for name in expression.meta.root_names() if name not in have]
+        if missing:
+            raise InputError(
+                f"--schema: {column} = {expressions[column]!r} reads {', '.join(map(repr, missing))}, "
+                f"which {source} does not have.{nearest(missing[0], have)}"
+            )
+    return frame.with_columns(**parsed)
+
+
+def _reads(expressions: Mapping[str, str]) -> set[str]:
+    return {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
+
+
+def check(columns: Mapping[str, pl.DataType], source: str) -> None:
+    """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
+    contract.check(columns, source, readers={name: _reads(column_names(name).events) for name in BUILT_IN})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """How one log's own columns become contract columns: the same way for the whole log and for any part of it."""
+
+    expressions: Mapping[str, str]
+    types: Mapping[str, pl.DataType]  # of the contract's columns that the log has, before they are converted
+    reading: Reading
+    source: str
+
+    def events(self, frame: pl.LazyFrame, columns: Iterable[str] | None = None) -> pl.LazyFrame:
+        """Return rows of the log in contract columns, all or some of those it has; rows are not filtered."""
+        wanted = self.reading.columns if columns is None else tuple(columns)
+        frame = rename(frame, {n: sql for n, sql in self.expressions.items() if n in wanted}, self.source)
+        return frame.select(_convert(name, self.types[name], self.reading.time_unit) for name in wanted)
+
+
+def read_contract(
+    frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, *, check_times: bool = True
+) -> Contract:
+    """Find out how anybody's log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
+
+    Without `check_times`, the span of datetimes is left to `check_span`, for those who read them all anyway. Numbers
+    that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null.
+
+    Raises:
+        InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
+        ConfigError: an expression of the mapping does not fit the frame.
+    """
+    before = frame.collect_schema().names()
+    renamed = rename(frame, expressions, source)
+    used = _reads(expressions)
+    types = dict(renamed.collect_schema())
+    check(types, source)
+    columns = tuple(name for name in SCORED if name in types)
+    reading = Reading(
+        columns=columns,
+        ignored=tuple(name for name in before if name not in SCORED and name not in KNOWN and name not in used),
+        time_unit=_time_unit(renamed, types["timestamp"], source, check_times=check_times),
+    )
+    return Contract(
+        expressions=expressions, types={name: types[name] for name in columns}, reading=reading, source=source
+    )
+
+
+def usable() -> pl.Expr:
+    """Return the filter of rows that can be scored: user_id, video_id and timestamp are all there."""
+    return pl.all_horizontal(pl.col(REQUIRED).is_not_null())
+
+
+def normalize(frame: pl.DataFrame, expressions: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Return the usable rows of a frame in contract columns; what `read_contract` and `usable` do, in memory."""
+    found = read_contract(frame.lazy(), expressions or {}, "the frame")
+    return found.events(frame.lazy()).filter(usable()).collect()
+
+
+def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str, *, check_times: bool) -> str:
+    time = pl.col("timestamp")
+    if not type_.is_integer():
+        if type_ != pl.Null and check_times:
+            _beyond_sense(_span(frame.select(time.cast(pl.Datetime("us")))), FIRST_US, LAST_US, source, "datetime")
+        return "datetime"
+    low, high = _span(frame)
+    if low is None or high is None:
+        return "epoch us"
+    for unit, first, beyond, _ in EPOCHS:
+        if first <= high < beyond:
+            _beyond_sense((low, high), first, beyond, source, f"epoch {unit}, as its largest value says")
+            return f"epoch {unit}"
+    raise InputError(
+        f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between "
+        '1973 and 2262; convert it with --schema FILE.toml, for example timestamp = "your_column * 1000"'
+    )
+
+
+def check_span(low_us: int | None, high_us: int | None, source: str) -> None:
+    """Raise InputError where datetimes from `low_us` to `high_us` (epoch us) lie beyond sense."""
+    _beyond_sense((low_us, high_us), FIRST_US, LAST_US, source, "datetime")
+
+
+def _span(frame: pl.LazyFrame) -> tuple[int | None, int | None]:
+    time = pl.col("timestamp")
+    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect(engine="streaming").row(0)
+    return low, high
+
+
+def _beyond_sense(span: tuple[int | None, int | None], first: int, beyond: int, source: str, unit: str) -> None:
+    low, high = span
+    if low is not None and high is not None and not first <= low <= high < beyond:
+        odd = low if low < first else high
+        raise InputError(
+            f"{source}: column 'timestamp' ({unit}) holds {odd}, before 1973 or after 2262 and so beyond sense "
+            f"(it runs from {low} to {high}); correct or filter those rows, or convert with --schema FILE.toml"
+        )
+
+
+def _convert(name: str, type_: pl.DataType, unit: str) -> pl.Expr:
+    column, kind = pl.col(name), SCORED[name]
+    if type_ == pl.Null:
+        empty: dict[Kind, pl.DataType] = {
+            "id": pl.Int64(), "time": TIME, "number": pl.Float64(), "flag": pl.Boolean(), "category": pl.String()
+        }  # fmt: skip
+        return column.cast(empty[kind])
+    if kind == "time":
+        if unit == "epoch s":
+            return (column.cast(pl.Int64) * 10**6).cast(TIME)
+        if unit.startswith("epoch"):
+            return column.cast(pl.Int64).cast(pl.Datetime(unit.removeprefix("epoch "), "UTC")).cast(TIME)  # type: ignore[arg-type]
+        if isinstance(type_, pl.Datetime) and type_.time_zone:
+            return column.dt.convert_time_zone("UTC").cast(TIME)
+        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    if kind == "number":
+        number = column.cast(pl.Float64)
+        return pl.when(number.abs() <= LARGEST).then(number).alias(name)
+    if kind == "flag" and type_ != pl.Boolean:
+        return pl.when(column.is_in([0, 1])).then(column == 1).alias(name)
+    if kind in ("id", "category") and not type_.is_integer():
+        return column.cast(pl.String)
+    return column

@@ -1,0 +1,155 @@
+"""The side tables: users and videos as arrays, one row per id.
+
+Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), the widths of vectors.
+Must not know: files, the log, slots. In: a frame with one row per id. Out: `arrays.SideTable` in the same row order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+import xxhash
+
+from genrec_batch.core.arrays import F32, F64, I32, U8, SideTable
+from genrec_batch.core.errors import InputError
+from genrec_batch.core.layout import HASHED
+
+PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
+
+
+def check_users(frame: pl.DataFrame, source: str = "--users") -> None:
+    """Raise InputError where a list of `source` is of another width or type: column, row, and what it should have."""
+    _check_lists(frame, source, {"profile": HASHED, "profile_vector": PROFILE_VECTOR})
+
+
+def users_table(frame: pl.DataFrame, *, checked: bool = False) -> SideTable:
+    """Return `--users` as arrays: `profile` (200 floats) or hashed columns, and `profile_vector` (256 floats).
+
+    Raises:
+        InputError: see `check_users`; not for rows of a table that was checked.
+    """
+    if not checked:
+        check_users(frame)
+    none: I32 = np.zeros(0, np.int32)
+    return _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
+
+
+def videos_table(frame: pl.DataFrame, source: str = "--videos") -> SideTable:
+    """Return `--videos` as arrays: `embedding` (200 floats) or hashed columns, `video_vector` (512), creator, category.
+
+    The creator is `creator_id`, else `author_id`; `source` is what an error calls the table.
+
+    Raises:
+        InputError: as for `users_table`.
+    """
+    _check_lists(frame, source, {"embedding": HASHED, "video_vector": VIDEO_VECTOR})
+    floats = _floats(frame, "embedding", "video_vector", VIDEO_VECTOR)
+    creator = "creator_id" if "creator_id" in frame.columns else "author_id"
+    return _side_table(*floats, _codes(frame, creator, source), _codes(frame, "category", source))
+
+
+def _side_table(hashed: tuple[F32, U8], dense: tuple[F32, U8] | None, creator_R: I32, category_R: I32) -> SideTable:
+    return SideTable(
+        hashed_R200=hashed[0],
+        has_hashed_R=hashed[1],
+        dense_RD=dense[0] if dense else None,
+        has_dense_R=dense[1] if dense else None,
+        creator_R=creator_R,
+        category_R=category_R,
+    )
+
+
+def _check_lists(frame: pl.DataFrame, source: str, wanted: Mapping[str, int]) -> None:
+    faults = [
+        fault for name, size in wanted.items() if name in frame.columns for fault in _list_faults(frame[name], size)
+    ]
+    if faults:
+        raise InputError(f"{source}: its lists do not fit the model:\n  " + "\n  ".join(faults))
+
+
+def _floats(
+    frame: pl.DataFrame, features: str, vector: str, width: int
+) -> tuple[tuple[F32, U8], tuple[F32, U8] | None]:
+    everybody = np.ones(len(frame), np.bool_)
+    own = _matrix(frame[features], HASHED) if features in frame.columns else (hash_columns(frame), everybody)
+    return own, _matrix(frame[vector], width) if vector in frame.columns else None
+
+
+def _list_faults(column: pl.Series, width: int) -> list[str]:
+    kind = column.dtype
+    if not isinstance(kind, (pl.List, pl.Array)) or not kind.inner.is_numeric():
+        return [f"column {column.name!r} is {kind}, expected a list of {width} floats"]
+    lists = column.cast(pl.List(pl.Float32))
+    lengths = lists.list.len()
+    odd = (lists.is_not_null() & (lengths != width)).arg_true()
+    if len(odd):
+        row = int(odd[0])
+        return [f"column {column.name!r} has {lengths[row]} floats in row {row}, expected {width}"]
+    flat = lists.explode().drop_nulls()
+    if lists.list.eval(pl.element().is_null().any()).explode().any() or not flat.is_finite().all():
+        return [f"column {column.name!r} holds null, NaN or infinity inside a list"]
+    return []
+
+
+def _matrix(column: pl.Series, width: int) -> tuple[F32, U8]:
+    """Return the lists as [R, width] with zeros for null rows, and which rows are there."""
+    lists = column.cast(pl.List(pl.Float32))
+    has_R = lists.is_not_null().to_numpy()
+    floats_RD = np.zeros((len(lists), width), np.float32)
+    floats_RD[has_R] = lists.drop_nulls().explode().to_numpy().reshape(-1, width)
+    return floats_RD, has_R
+
+
+def _codes(frame: pl.DataFrame, name: str, source: str) -> I32:
+    if name not in frame.columns:
+        return np.full(len(frame), -1, np.int32)
+    if frame.schema[name].is_nested():
+        raise InputError(f"{source}: column {name!r} is {frame.schema[name]}, expected one value per video")
+    codes: I32 = (frame[name].rank("dense").cast(pl.Int32) - 1).fill_null(-1).to_numpy()
+    return codes
+
+
+def hash_columns(frame: pl.DataFrame) -> F32:
+    """Hash all columns but ids and lists into 200 signed floats a row, [R, 200] (Weinberger et al. 2009).
+
+    h = xxh64 (seed 0) of the UTF-8 text; the slot is h mod 200, the sign + where bit 63 is 0, else -. A category, a
+    Boolean or a moment adds 1 for the text `column=value`, a number x adds sgn(x) ln(1 + |x|) for the text `column`.
+    """
+    total_R200: F64 = np.zeros((len(frame), HASHED))
+    rows_R = np.arange(len(frame))
+    for column in frame.get_columns():
+        name, kind = column.name, column.dtype
+        if name == "id" or name.endswith("_id") or kind.is_nested() or kind in (pl.Null, pl.Binary, pl.Object):
+            continue
+        if kind.is_numeric():
+            x = column.cast(pl.Float64).to_numpy()
+            x = np.where(np.isfinite(x), x, 0.0)
+            slot, sign = _slot(name)
+            total_R200[:, slot] += sign * np.sign(x) * np.log1p(np.abs(x))
+            continue
+        text = _text(column)
+        distinct = text.drop_nulls().unique(maintain_order=True)
+        places = [_slot(f"{name}={value}") for value in distinct]
+        coded = pl.DataFrame({"value": distinct, "code": np.arange(len(distinct))})
+        code = text.alias("value").to_frame().join(coded, on="value", how="left", maintain_order="left")["code"]
+        there = code.is_not_null().to_numpy()
+        code_R = code.fill_null(0).to_numpy()
+        slots = np.array([slot for slot, _ in places] or [0])
+        signs = np.array([sign for _, sign in places] or [0.0])
+        total_R200[rows_R[there], slots[code_R[there]]] += signs[code_R[there]]
+    return total_R200.astype(np.float32)
+
+
+def _text(column: pl.Series) -> pl.Series:
+    if column.dtype == pl.Boolean:
+        return column.cast(pl.Int8).replace_strict({1: "true", 0: "false"}, return_dtype=pl.String)
+    if column.dtype == pl.Datetime:
+        return column.dt.to_string("iso:strict")
+    return column.cast(pl.String)
+
+
+def _slot(text: str) -> tuple[int, float]:
+    h = xxhash.xxh64_intdigest(text.encode(), seed=0)
+    return h % HASHED, -1.0 if h >> 63 else 1.0

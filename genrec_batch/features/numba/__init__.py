@@ -1,0 +1,1 @@
+"""The 1024 features, compiled by numba."""

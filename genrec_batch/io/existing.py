@@ -1,0 +1,191 @@
+"""What stands under an output's name, or beside it: a finished output and whose, an unfinished run, other files.
+
+Owns: the names in and beside an output, whether one can be written there, whether a finished one is whole. Must not
+know: how an output is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.io import parquet
+from genrec_batch.io.durable import full_disk, no_folder, read_json, sha256
+
+RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
+FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
+LONGEST_NAME = 200  # bytes, so that the names beside it fit too
+ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
+COUNTS = "genrec.counts"  # of a part: what the run's summary adds up
+
+
+def fingerprint_file(path: Path) -> Path:
+    """Return where the fingerprints of an output's users are kept."""
+    return path.with_name(path.name + ".fingerprints") if path.suffix == ".parquet" else path / FINGERPRINTS
+
+
+def finished_id(path: Path) -> str | None:
+    """Return the run that finished the output there, None where there is none.
+
+    Raises:
+        ConfigError: what is there cannot be read.
+    """
+    return _finished_id(path) if path.exists() else None
+
+
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a directory of parts, None where there is none or it is not one."""
+    found = read_json(path / MANIFEST)
+    if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
+        return None
+    entries = found.get("files")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return None
+    named = all(isinstance(entry.get(name), str) for entry in entries for name in ("file", "sha256"))
+    return found if named else None
+
+
+def check(path: Path, if_exists: str | None) -> None:
+    """Find out whether an output can be written at all, before any work is done.
+
+    Raises:
+        ConfigError: its name, its folder or what is there already forbids it.
+        RetryError: the disk has no room for another file.
+    """
+    if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
+    parent = path.parent
+    if not parent.is_dir():
+        raise ConfigError(f"OUTPUT {path}: {no_folder(parent)}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"OUTPUT {path}: the folder {parent} may not be written by this user")
+    with full_disk(path), tempfile.TemporaryFile(dir=parent):  # a file system may say no where its modes say yes
+        pass
+    if path.suffix == ".parquet" and path.is_dir():
+        raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
+    if path.suffix != ".parquet" and path.is_file():
+        raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
+    if path.suffix != ".parquet" and path.is_symlink():
+        raise ConfigError(f"OUTPUT {path} is a link, which a folder cannot replace; name the folder: {path.resolve()}")
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise ConfigError(
+            f"OUTPUT {path} is a device or a pipe, and an output is put in place as a whole; name another"
+        )
+    if path.is_dir() and path.is_mount():
+        raise ConfigError(
+            f"OUTPUT {path} is a mount point, which no rename can replace; name a folder in it: {path}/recs"
+        )
+    if not present(path):
+        return
+    if not ours(path):
+        never = {"overwrite": ", so it is not replaced", "resume": ", so it is not resumed"}.get(if_exists or "", "")
+        raise ConfigError(f"OUTPUT {path} exists and {_foreign(path)}{never}; name another OUTPUT")
+    if if_exists == "error" or (if_exists is None and not staging(path).exists() and not (path / RUN_FILE).exists()):
+        raise ConfigError(
+            f"OUTPUT {path} exists; --if-exists resume accepts it where the same run finished it, "
+            "--if-exists overwrite replaces it once the new one is whole, or name another"
+        )
+
+
+def staging(path: Path) -> Path:
+    """Return where the parts of an unfinished run are kept."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def ours(path: Path) -> bool:
+    """Return whether everything there was written by a run: a file with its metadata, a folder with its manifest."""
+    if path.is_file():
+        return _finished_id(path) is not None
+    manifest = manifest_of(path)
+    return manifest is not None and not strangers(path, manifest["files"])
+
+
+def _foreign(path: Path) -> str:
+    """Return why what is there is not `ours`."""
+    manifest = manifest_of(path) if path.is_dir() else None
+    if manifest is None:
+        return "was not written by genrec-batch"
+    return f"holds files that were not written by genrec-batch ({', '.join(strangers(path, manifest['files'])[:3])})"
+
+
+def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names in a directory of parts that neither its manifest nor a run knows."""
+    known = {entry["file"] for entry in entries} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
+    return sorted({file.name for file in path.iterdir()} - known)
+
+
+def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield each file that is missing or not what its manifest says."""
+    for entry in entries:
+        part = path / entry["file"]
+        if not part.is_file() or sha256(part) != entry["sha256"]:
+            yield entry["file"]
+
+
+def old(path: Path) -> Path:
+    """Return where an output goes that is being replaced."""
+    return path.with_name(f".{path.name}.old")
+
+
+def present(path: Path) -> bool:
+    """Return whether an output is there; an empty directory is none. Brings back one that a killed run moved aside."""
+    between_renames = not path.exists() and (staging(path) / SUCCESS).exists()
+    if between_renames and old(path).exists():  # an overwrite died there
+        old(path).rename(path)
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def check_whole(path: Path) -> None:
+    """Raise ConfigError where a finished output has lost, gained or changed anything since it was written."""
+    if path.is_file():
+        if not parquet.is_whole(path):
+            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite makes it anew")
+        if ROWS.encode() not in (pq.read_metadata(path).metadata or {}):
+            raise ConfigError(
+                f"OUTPUT {path} was written again by another program; --if-exists overwrite makes it anew"
+            )
+        return
+    if not ours(path):
+        raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")
+    for name in altered(path, read_json(path / MANIFEST)["files"]):
+        raise ConfigError(
+            f"OUTPUT {path}: {name} is missing or not what the manifest says; --if-exists overwrite makes the output "
+            "anew"
+        )
+
+
+def _finished_id(path: Path) -> str | None:
+    try:
+        if path.is_file():
+            metadata = pq.read_metadata(path).metadata or {}
+            return metadata.get(b"genrec.run_id", b"").decode(errors="replace") or None
+        manifest = manifest_of(path) if (path / SUCCESS).exists() else None
+        return manifest["metadata"]["genrec.run_id"] if manifest else None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, KeyError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
+
+
+def files_of(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the files with the rows of a finished output, in their order, and its metadata."""
+    if path.is_file():
+        stored = pq.read_metadata(path).metadata or {}
+        return [path], {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored.items()}
+    manifest = read_json(path / MANIFEST)
+    return [path / entry["file"] for entry in manifest["files"]], manifest["metadata"]
+
+
+def finished_facts(path: Path) -> dict[str, Any]:
+    """Return files, rows, bytes and counts of a finished output."""
+    files, metadata = files_of(path)
+    counts = json.loads(metadata.get(COUNTS, "{}"))
+    return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}

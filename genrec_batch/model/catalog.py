@@ -1,0 +1,135 @@
+"""The catalog: which token stands for which video.
+
+Owns: the token order (0 padding, 1 unknown, 2.. by falling frequency, ties by ascending id), `catalog.parquet`, and the
+way from token back to id. Must not know: users, histories, models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from genrec_batch.core.arrays import FIRST_ITEM
+from genrec_batch.core.errors import InputError, ModelError, refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """Videos in token order: row i of `items` is token i + 2; columns video_id and count (views, UInt64)."""
+
+    items: pl.DataFrame
+    unknown_videos: int = 0  # distinct videos of the log that fell beyond the vocabulary
+    unknown_events: int = 0  # their events
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def id_type(self) -> pl.DataType:
+        """Type of the ids: an integer type or String."""
+        return self.items.schema["video_id"]
+
+    @staticmethod
+    def from_events(events: pl.LazyFrame | pl.DataFrame, *, vocabulary: int, as_of_us: int | None = None) -> Catalog:
+        """Take the most viewed `vocabulary` - 2 videos of the usable events up to as-of (epoch us, None for all)."""
+        events = events.lazy()
+        if as_of_us is not None:
+            events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+        counted = events.select("video_id").group_by("video_id").agg(count=pl.len().cast(pl.UInt64)).collect()
+        return Catalog.from_counts(counted, vocabulary=vocabulary)
+
+    @staticmethod
+    def from_counts(counted: pl.DataFrame, *, vocabulary: int) -> Catalog:
+        """Take the most viewed `vocabulary` - 2 videos; `counted` has columns video_id and count (UInt64)."""
+        ranked = counted.sort(["count", "video_id"], descending=[True, False])
+        kept, beyond = ranked.head(vocabulary - FIRST_ITEM), ranked.slice(vocabulary - FIRST_ITEM)
+        return Catalog(items=kept, unknown_videos=len(beyond), unknown_events=int(beyond["count"].sum()))
+
+    @staticmethod
+    def read(path: Path, *, vocabulary: int) -> Catalog:
+        """Read `catalog.parquet`: columns token, video_id, count.
+
+        Raises:
+            ModelError: not a catalog, ids repeat or are null, tokens are not 2, 3, ..., or exceed the vocabulary.
+        """
+        try:
+            frame = pl.from_arrow(pq.read_table(path))
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise ModelError(f"{path}: not a whole Parquet file ({error})") from error
+        assert isinstance(frame, pl.DataFrame)
+        missing = [name for name in ("token", "video_id", "count") if name not in frame.columns]
+        if missing:
+            raise ModelError(f"{path}: column {', '.join(missing)} is missing; a catalog has token, video_id and count")
+        if frame["video_id"].null_count() or frame["video_id"].n_unique() != len(frame):
+            raise ModelError(f"{path}: column 'video_id' holds nulls or the same id twice; one row per video")
+        frame = frame.sort("token")
+        if (
+            not frame["token"]
+            .cast(pl.Int64)
+            .equals(pl.Series(range(FIRST_ITEM, FIRST_ITEM + len(frame)), dtype=pl.Int64))
+        ):
+            raise ModelError(f"{path}: column 'token' must hold 2, 3, ... without gaps (0 is padding, 1 unknown)")
+        if len(frame) + FIRST_ITEM > vocabulary:
+            raise ModelError(
+                f"{path}: {len(frame)} videos do not fit the model's vocabulary of {vocabulary}; keep the most viewed "
+                f"{vocabulary - FIRST_ITEM}"
+            )
+        return Catalog(items=frame.select("video_id", pl.col("count").cast(pl.UInt64)))
+
+    def write(self, path: Path) -> None:
+        """Write `catalog.parquet`: whole or not at all.
+
+        Raises:
+            ModelError: it cannot be written.
+            RetryError: the disk is full.
+        """
+        tokens = pl.col("token").cast(pl.Int32)
+        scratch, content = path.with_name(path.name + ".tmp"), io.BytesIO()
+        self.items.with_row_index("token", offset=FIRST_ITEM).with_columns(tokens).write_parquet(content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_bytes(content.getbuffer())
+            scratch.replace(path)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise refused(error, str(path), ModelError) from error
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the ids in token order with their type, as 64 hex digits."""
+        ids = self.items["video_id"]
+        text = "\n".join(ids.cast(pl.String).to_list()) if len(ids) else ""
+        return hashlib.sha256(f"{ids.dtype}\n{text}".encode()).hexdigest()
+
+    def check_type(self, log: pl.DataType, source: str) -> None:
+        """Raise ModelError where the log's video_id can never equal the catalog's: integer against string."""
+        if len(self) and log.is_integer() != self.id_type.is_integer():
+            raise ModelError(
+                f"the catalog's video_id is {self.id_type}, that of {source} is {log}: no id would be known; "
+                'use --schema FILE.toml, as in video_id = "CAST(video_id AS VARCHAR)", or give the model that '
+                "belongs to this log"
+            )
+
+    def tokens(self, ids: pl.Series) -> pl.Series:
+        """Return the token of each id (Int32), 1 for an id that is not in the catalog."""
+        known = self.items.select("video_id").with_row_index("token", offset=FIRST_ITEM)
+        if ids.dtype != self.id_type and len(self):
+            ids, known = _common(ids, known)
+        joined = ids.alias("video_id").to_frame().join(known, on="video_id", how="left", maintain_order="left")
+        return joined["token"].cast(pl.Int32).fill_null(1)
+
+    def ids(self, tokens: pl.Series) -> pl.Series:
+        """Return the id of each token from 2 on, null for 0 and 1."""
+        return self.items["video_id"].gather((tokens.cast(pl.Int64) - FIRST_ITEM).set(tokens < FIRST_ITEM, None))
+
+
+def _common(ids: pl.Series, known: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:
+    """Widen two integer types to Int64 (UInt64 ids beyond it cannot meet a signed catalog)."""
+    try:
+        return ids.cast(pl.Int64), known.with_columns(pl.col("video_id").cast(pl.Int64))
+    except pl.exceptions.InvalidOperationError as error:
+        raise InputError(f"column 'video_id' holds ids beyond a signed 64-bit integer ({error})") from error

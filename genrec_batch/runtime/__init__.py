@@ -1,0 +1,1 @@
+"""The process: threads, clocks, the console, signals, memory, compiled loops."""

@@ -1,0 +1,264 @@
+"""What a person or a scheduler sees: logs and progress on stderr, results and one JSON line on stdout.
+
+Owns: the two streams, colours, the log format. Must not know: what is being reported.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Protocol, cast
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from genrec_batch.core.errors import ConfigError, GenrecError, RetryError, TerminalGoneError, is_full
+
+LOG = logging.getLogger("genrec_batch")
+
+
+_SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: one at most
+FILLING = re.compile(r" +(?=\n)")
+WIDE = 72  # columns of a terminal from which progress has a bar and counts
+
+
+def stdout_refused(error: OSError) -> GenrecError:
+    """Return what it is to a user that stdout takes no more; from now on what is printed there goes nowhere.
+
+    It is RetryError where stdout goes to a full disk, TerminalGoneError where its terminal is closed, else ConfigError.
+    """
+    gone = error.errno == errno.EIO and _is_device(sys.stdout)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # a stream of a test has no number
+        os.dup2(nowhere, sys.stdout.fileno())  # what it holds back is written once more when Python ends
+    os.close(nowhere)
+    if is_full(error):
+        return RetryError("stdout could not be written: the disk is full; free space and run the same command again")
+    if gone:
+        return TerminalGoneError(f"the terminal went away, and stdout with it ({error.strerror})")
+    return ConfigError(f"stdout could not be written ({error.strerror or error})")
+
+
+def _is_device(stream: IO[str]) -> bool:
+    """Return whether a stream is a terminal or another device; a terminal that is gone no longer says what it was."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+class _File:
+    """A stream of the process as Rich writes to it, which tells what the stream refuses.
+
+    That is for stdout; of stderr nobody can be told, and a run does not end for it. Rich fills each line of a table
+    with blanks: a pipe or a file gets them without.
+    """
+
+    def __init__(self, stream: IO[str], *, err: bool) -> None:
+        self._stream, self._err = stream, err
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._told():
+            self._stream.write(text if self._stream.isatty() else FILLING.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._told():
+            self._stream.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self._err:
+                raise stdout_refused(error) from error
+
+
+class _Stream(Console):
+    @property
+    def file(self) -> IO[str]:
+        """The stream that is written to."""
+        return cast("IO[str]", _File(super().file, err=self.stderr))
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
+
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the edge, which knows the exit code; Rich would end the process with 1."""
+        raise BrokenPipeError
+
+
+def _console(*, err: bool) -> Console:
+    """Return a console as wide as its terminal; 160 columns where it is a pipe or a file and COLUMNS does not say."""
+    made = _Stream(stderr=err)
+    return made if made.is_terminal or "COLUMNS" in os.environ else _Stream(stderr=err, width=160)
+
+
+stderr, stdout = _console(err=True), _console(err=False)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC, ISO 8601), level, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        return json.dumps({"time": moment, "level": record.levelname.lower(), "message": record.getMessage()})
+
+
+_LATER: list[str] = []
+
+
+def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
+    """Send logs to stderr: warnings only when quiet, everything when verbose; as text or JSON lines."""
+    handler: logging.Handler
+    if log_format == "json":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonFormatter())
+    elif not stderr.is_terminal:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", "%H:%M:%S"))
+    else:
+        handler = RichHandler(console=stderr, show_path=False, markup=False, log_time_format="%H:%M:%S")
+    LOG.handlers = [handler]
+    LOG.propagate = False
+    LOG.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    while _LATER:
+        LOG.warning("%s", _LATER.pop(0))
+
+
+def later(warnings: Iterable[str]) -> None:
+    """Log these warnings once logs are set up, and no earlier ones."""
+    _LATER[:] = warnings
+
+
+class Advance(Protocol):
+    """Says that some more units are done."""
+
+    def __call__(self, units: int) -> None:
+        """Add `units` to what is done."""
+        ...
+
+
+def nowhere(units: int) -> None:
+    """Show no progress."""
+    del units
+
+
+def _hidden() -> bool:
+    handlers = LOG.handlers
+    if not handlers or not stderr.is_terminal or LOG.level > logging.INFO:
+        return True
+    return isinstance(handlers[0].formatter, JsonFormatter)
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
+    """Show a bar with count, rate and time left while the block runs; `done` units were there before it.
+
+    Nothing is shown where stderr is no terminal, under `--quiet`, where logs are JSON, and to callers of the library.
+    """
+    if _hidden():
+        yield nowhere
+        return
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
+    if stderr.width >= WIDE:
+        count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
+        columns = (columns[0], BarColumn(bar_width=None), count)
+    columns = (*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True), TextColumn("left"))
+    with _shown(Progress(*columns, console=stderr, transient=True, expand=stderr.width >= WIDE), title) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="")
+        began = time.perf_counter()
+
+        def advance(units: int) -> None:
+            bar.advance(task, units)
+            rate = (bar.tasks[task].completed - done) / max(time.perf_counter() - began, 1e-9)
+            bar.update(task, rate=f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+
+        yield advance
+
+
+@contextmanager
+def busy(title: str) -> Iterator[None]:
+    """Show that one step of unknown length goes on, and since when; hidden where `progress` is.
+
+    Inside another step that is shown, the title stands beside that one's.
+    """
+    if _hidden():
+        yield
+        return
+    if _SHOWN:
+        doing(title)
+        yield
+        doing("")
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with _shown(Progress(*columns, console=stderr, transient=True), title) as bar:
+        bar.add_task(title, total=None)
+        yield
+
+
+def doing(what: str) -> None:
+    """Say beside the title of the step that is shown what it is at, such as "engine 2 of 4, 30%"; "" for nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # what is done ahead is not what is shown
+    for bar, title in _SHOWN:
+        for task in bar.task_ids:
+            bar.update(task, description=f"{title}: {what}" if what else title)
+
+
+@contextmanager
+def _shown(bar: Progress, title: str) -> Iterator[Progress]:
+    """Draw a bar while the block runs; `doing` adds to its title."""
+    with bar:
+        _SHOWN.append((bar, title))
+        try:
+            yield bar
+        finally:
+            _SHOWN.pop()
+
+
+def line(text: str) -> None:
+    """Print text and an end of line on stdout, without Rich.
+
+    Raises:
+        RetryError: stdout goes to a full disk.
+        TerminalGoneError: stdout goes to a terminal that is closed.
+        ConfigError: it takes no more for another reason.
+    """
+    stdout.file.write(text + "\n")
+    stdout.file.flush()
+
+
+def last_line(summary: Mapping[str, Any]) -> None:
+    """Print the run's summary as one JSON object: the last line of stdout.
+
+    Raises:
+        RetryError, TerminalGoneError, ConfigError: see `line`.
+    """
+    line(json.dumps(summary))

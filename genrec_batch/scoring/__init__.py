@@ -1,0 +1,1 @@
+"""The job: a log in, recommendations out."""

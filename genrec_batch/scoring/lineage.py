@@ -1,0 +1,58 @@
+"""What a run says of itself: what decides its bytes, and the summary that the last line of stdout is.
+
+Owns: the lineage and the summary. Must not know: how a run is carried out. In: options, a job, its clock. Out: plain
+dictionaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from genrec_batch import __version__
+from genrec_batch.core import layout
+from genrec_batch.core.config import HistoryConfig, resolved
+from genrec_batch.engines.protocol import Engine, InSeveralWays
+from genrec_batch.events import schema
+from genrec_batch.events.job import Job
+from genrec_batch.io import output
+from genrec_batch.runtime.profiling import Stages, peak_rss_mib
+
+PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
+
+
+def of(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]:
+    """Return what decides a run's bytes: version, fingerprints, engine, options, inputs. No clock, machine or path."""
+    return {
+        "version": __version__,
+        "model": job.model.fingerprint,
+        "catalog": job.catalog.fingerprint(),
+        "layout": layout.fingerprint(),
+        "engine": engine.name if engine else "none",
+        "device": engine.device.partition(":")[0] if engine else "none",
+        "precision": engine.precision if engine else "none",
+        "arithmetic": engine.arithmetic if isinstance(engine, InSeveralWays) else "",
+        "config": {name: value for name, value in resolved(config).items() if name not in PATHS},
+        "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
+        "input": {name: {**source.snapshot(), "path": ""} for name, source in job.inputs.items()},
+    }
+
+
+def summary(command: str, job: Job, stages: Stages, identity: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Return the run's summary: what was read, who was scored, by what, how long it took."""
+    model_s = stages.seconds.get("model run", 0.0)
+    return {
+        "status": "ok",
+        "command": command,
+        "version": __version__,
+        "run_id": output.run_id(identity),
+        "model": job.model.fingerprint[:16],
+        "trained": job.model.trained,
+        **job.facts,
+        **report,
+        "seconds": round(stages.elapsed_s, 3),
+        "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,
+        "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
+        "peak_rss_mib": round(peak_rss_mib(), 1),
+        "warnings": job.warnings,
+    }

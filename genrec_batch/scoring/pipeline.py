@@ -1,0 +1,324 @@
+"""The whole job: events in, histories, features, batches through an engine, ranked rows out, all at the same time.
+
+Owns: the order of the steps, and which threads they run on. Must not know: how any step does its work, or who
+called. Users go through in id order, a part of the output (a shard) at a time:
+
+    histories-N  loads a bucket of users and orders their events      (`Job.histories`)
+    features-N   computes what the model reads of a shard             (`batching.Part`)
+    main         feeds the engine, batch after batch                  (`Scoring.rank`)
+    write-N      turns a shard's ranking into rows and a part on disk (`Scoring.table`, `Output.write`)
+
+Between them stand short queues, so memory stays bounded; what any thread raises ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import I64, Histories
+from genrec_batch.core.config import HistoryConfig, ScoreConfig, resolved
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.engines.selection import Opening
+from genrec_batch.events import ordering, partition
+from genrec_batch.events.job import Job, prepare, read_log
+from genrec_batch.events.partition import Bucket
+from genrec_batch.features.batching import Part
+from genrec_batch.io import existing, output
+from genrec_batch.runtime import allocation, console, flow
+from genrec_batch.runtime.console import LOG
+from genrec_batch.runtime.profiling import Stages
+from genrec_batch.scoring import carrying, lineage
+from genrec_batch.scoring.carrying import Previous
+from genrec_batch.scoring.scoring import Scored, Scoring, Shard
+
+MANY_CORES = 8  # from which a shard takes so short that its memory is better kept for the next one
+SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
+SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """Threads of each step, for the cores there are: the engine has most of them where it runs on the CPU."""
+
+    histories: int
+    features: int
+    write: int
+
+    @staticmethod
+    def of(cores: int) -> Threads:
+        """Divide `cores`."""
+        return Threads(histories=partition.loaders(cores), features=max(1, cores // 3), write=max(1, cores // 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A part of the output, ready to be written."""
+
+    number: int
+    users: int
+    table: pa.Table
+    counts: dict[str, int]
+    fingerprints: pa.Table | None = None
+
+
+def score(config: ScoreConfig, source: str, target: str | None, stages: Stages | None = None) -> dict[str, Any]:
+    """Score a log and write its recommendations; return the run's summary, and the rows themselves without a target.
+
+    Raises:
+        GenrecError: see its subclasses; each carries the exit code of its kind.
+    """
+    stages = stages or Stages()
+    with ExitStack() as stack:
+        previous = None
+        if target is not None and config.previous is not None:
+            existing.check(Path(target), config.if_exists)
+            with stages.time("previous"), console.busy(f"checking {config.previous}"):
+                previous = Previous.open(config.previous)
+        ahead = Opening(config)
+        job = open_job(config, source, target, stages, stack, candidates=config.candidates, ahead=ahead)
+        scoring = Scoring.of(config, job, stages, ahead=ahead)
+        identity = lineage.of(config, job, engine=scoring.selection.engine)
+        if target is None:
+            done = [finished(scoring, scored, None) for scored in scoring.rank(shards(scoring, set(), None))]
+            counts = _sums([part.counts for part in done])
+            facts = lineage.summary("score", job, stages, identity, {**scoring.report(), **counts})
+            return facts | {"rows": pa.concat_tables([part.table for part in done])}
+        shared = carrying.scope(identity)
+        if previous is not None:
+            previous = previous.compared(shared, job.users.ids.dtype, job.video_type)
+            if previous.why_not:
+                said = f"--previous {config.previous}: everybody is scored again, since it differs in"
+                LOG.warning("%s %s", said, previous.why_not)
+
+        def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
+            for scored in scoring.rank(shards(scoring, skip, previous), advance):
+                yield lambda scored=scored: finished(scoring, scored, previous)  # type: ignore[misc]
+
+        return run("score", config, job, parts, identity, Path(target), stages, scoring.report, shared)
+
+
+def open_job(
+    config: HistoryConfig,
+    source: str,
+    target: str | None,
+    stages: Stages,
+    stack: ExitStack,
+    *,
+    candidates: str | None = None,
+    ahead: Opening | None = None,
+) -> Job:
+    """Check the output, open the log, and prepare a job whose spilled files go when `stack` closes.
+
+    `ahead` opens the engine meanwhile.
+
+    Raises:
+        GenrecError: see `job.prepare`.
+    """
+    if target is not None:
+        existing.check(Path(target), config.if_exists)
+    log, opened = read_log(source, config, stages)
+    with console.busy("loading the kernels"):
+        ordering.for_job(log.rows)  # an import, which another one beside it would hold up
+    if ahead is not None:
+        ahead.start()
+        stack.callback(ahead.close)
+    job = prepare(
+        config,
+        log,
+        stages,
+        path=source,
+        inputs={"events": opened},
+        spill_to=partition.spill_folder(config.spill_dir, target),
+        candidates=candidates,
+        known=None if ahead is None else ahead.know,
+    )
+    stack.callback(job.store.close)
+    _not_an_input(target, job)
+    return job
+
+
+def write_features(config: HistoryConfig, source: str, target: str) -> dict[str, Any]:
+    """Write what the model would read of each user: user_id, features, tokens (newest last), history_length."""
+    stages = Stages()
+    with ExitStack() as stack:
+        job = open_job(config, source, target, stages, stack)
+        identity = lineage.of(config, job, engine=None)
+
+        def made(piece: tuple[int, int, Histories]) -> Finished:
+            number, start, part = piece
+            with stages.time("features", rows=len(part)):
+                dense_NF = Part.of(job, part, start, ScoreConfig(max_events=config.max_events)).dense_NF
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), layout.FEATURES)
+            tokens = pa.ListArray.from_arrays(pa.array(part.offsets_N1.astype(np.int32)), pa.array(part.tokens_E))
+            ids = job.users.ids.slice(start, len(part)).to_arrow(compat_level=pl.CompatLevel.oldest())
+            columns = [ids, flat.cast(pa.list_(pa.float32())), tokens, pa.array(part.lengths_N.astype(np.int32))]
+            table = pa.table(columns, names=["user_id", "features", "tokens", "history_length"])
+            cold = int(part.cold_start_N().sum())
+            return Finished(number=number, users=len(part), table=table, counts={"cold_start_users": cold})
+
+        def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
+            workers = Threads.of(flow.cores()).features
+            for part in flow.ordered(made, pieces(job, skip), workers=workers, name="features"):
+                advance(part.users)
+                yield lambda part=part: part  # type: ignore[misc]
+
+        return run("features", config, job, parts, identity, Path(target), stages, dict, None)
+
+
+def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
+    """Yield each shard that is not in `skip`: its number, first user and histories, loaded a bucket ahead."""
+    size = job.config.shard_users
+    wanted = [
+        bucket for bucket in job.store.buckets if not set(range(bucket.start // size, -(-bucket.stop // size))) <= skip
+    ]
+
+    def load(bucket: Bucket) -> tuple[Bucket, Histories]:
+        built = job.histories(bucket)
+        job.store.done(bucket)
+        return bucket, built
+
+    loaders = Threads.of(flow.cores()).histories
+    for bucket, built in flow.ordered(load, wanted, workers=loaders, name="histories"):
+        for start, stop in partition.shards(bucket.stop - bucket.start, size):
+            number = (bucket.start + start) // size
+            if number not in skip:
+                yield number, bucket.start + start, built.slice(start, stop)
+
+
+def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
+    """Yield each shard that is not in `skip`, cut into batches, made ahead on other threads."""
+    job, config, stages = scoring.job, scoring.config, scoring.stages
+
+    def made(piece: tuple[int, int, Histories]) -> Shard:
+        number, start, histories = piece
+        rows: I64 | None = None
+        with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
+            part = Part.of(job, histories, start, config)
+        with stages.time("batch", rows=len(histories)):
+            prints = carrying.fingerprints(part, job.store.split.compiled)
+            if previous is not None:
+                kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
+                if kept.any():
+                    rows = np.flatnonzero(~kept)
+            size, stop = scoring.batch_users, start + len(histories)
+            return Shard.of(
+                part, number, start, stop,
+                rows=rows, prints=prints, size=size, room=scoring.room, top_k=config.top_k,
+            )  # fmt: skip
+
+    ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
+    workers = Threads.of(flow.cores()).features
+    prepared = flow.ordered(made, ahead, workers=workers, name="features")
+    return prepared if workers == 1 else flow.background(prepared, ahead=1, name="prepare")  # few cores, little memory
+
+
+def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Finished:
+    """Return a shard's part of the output: the rows just ranked, and those that an earlier output still holds for."""
+    shard, ids = scored.shard, scoring.job.users.ids
+    table, counts = scoring.table(scored)
+    all_ids = ids.slice(shard.start, shard.stop - shard.start)
+    if previous is not None:
+        counts |= {"carried_users": 0 if shard.rows is None else len(all_ids) - len(shard.rows)}
+    if shard.rows is not None:
+        assert previous is not None
+        carried = np.setdiff1d(np.arange(len(all_ids)), shard.rows)
+        rows, items_N = previous.rows_of(all_ids.gather(carried))
+        table = carrying.merged(table, rows)
+        counts["short_users"] += int((items_N < shard.wanted_N[carried]).sum())
+    return Finished(
+        number=shard.number,
+        users=len(all_ids),
+        table=table,
+        counts=counts,
+        fingerprints=carrying.as_table(all_ids, shard.prints),
+    )
+
+
+def _not_an_input(target: str | None, job: Job) -> None:
+    """Raise ConfigError where the output would stand in place of an input, or inside a folder that is read."""
+    if target is None:
+        return
+    place = Path(target).resolve()
+    for source in job.inputs.values():
+        files = [Path(file).resolve() for file in source.files]
+        folder = Path(source.path).resolve()
+        if any(place == file or place in file.parents for file in files) or (
+            folder.is_dir() and folder in place.parents
+        ):
+            raise ConfigError(f"OUTPUT {target} stands in the place of input {source.path}; name another")
+
+
+def run(
+    command: str,
+    config: HistoryConfig,
+    job: Job,
+    parts: Callable[[set[int], console.Advance], Generator[Callable[[], Finished], None, None]],
+    identity: dict[str, Any],
+    target: Path,
+    stages: Stages,
+    report: Callable[[], dict[str, Any]],
+    scope: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Compute the parts that are not there yet, write each on other threads, put the output in place.
+
+    `parts` is told which parts are there, and yields the others in order as work that ends in a `Finished`.
+    """
+    out = output.open_output(target, identity, config.if_exists)
+    count = len(partition.shards(len(job), config.shard_users))
+    told = {"config": resolved(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
+    plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
+    out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
+    if out.complete:
+        LOG.info("%s was finished by an identical run; nothing to do", target)
+        already = {"output": str(target), "already_complete": True, **existing.finished_facts(target)}
+        return lineage.summary(command, job, stages, identity, report()) | already
+    resumed = len(out.parts_done)
+    if resumed:
+        LOG.info("going on after %d of %d parts that an identical run left", resumed, count)
+
+    def write(work: Callable[[], Finished]) -> None:
+        part = work()
+        with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
+            out.write(part.number, part.table, part.counts, part.fingerprints)
+        if flow.cores() < MANY_CORES:  # what lies in pieces between the engine's buffers would pile up
+            allocation.give_back_freed_memory()
+
+    there = min(len(job), resumed * config.shard_users)
+    with ExitStack() as stack:
+        stack.callback(out.close)
+        stack.enter_context(flow.watched(lambda: len(stages.spans), limit_s=config.stall_limit, doing=stages.doing))
+        advance = stack.enter_context(console.progress(command, len(job), "users", done=there))
+        writers = Threads.of(flow.cores()).write
+        behind = stack.enter_context(flow.behind(workers=writers, ahead=writers + 1, name="write"))
+        stream = parts(set(out.parts_done), advance)
+        stack.callback(stream.close)
+        for work in stream:
+            behind.submit(lambda work=work: write(work))  # type: ignore[misc]
+        behind.wait()
+        console.doing("finishing")
+        with stages.time("finish"):
+            done = out.finish(scope)
+    if done.get("short_users"):
+        LOG.warning("%s %s", f"{done['short_users']:,}", SHORT)
+    if done.get("seen_candidates"):
+        LOG.warning("%s %s", f"{done['seen_candidates']:,}", SEEN)
+    written = {"output": str(target), "resumed_parts": resumed, **done}
+    return lineage.summary(command, job, stages, identity, report()) | written
+
+
+def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(each.get(name, 0) for each in counts) for name in counts[0]} if counts else {}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -24,10 +24,10 @@ def main() -> None:
             setattr(sys, name, stream)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's `&` has it ignored
         signal.signal(signal.SIGINT, _before_anything)
-    from genrec_batch.cli import cli
+    from genrec_batch.cli import app
 
     try:
-        cli.main()
+        app.main()
     except SystemExit as left:
         if left.code:
             raise

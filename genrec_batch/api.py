@@ -14,16 +14,16 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core.config import ScoreConfig
 from genrec_batch.core.errors import NothingToScoreError
-from genrec_batch.engines.selection import Selection
-from genrec_batch.events.eventlog import EventLog
-from genrec_batch.events.job import open_model, prepare
-from genrec_batch.io.storage import Piece
-from genrec_batch.model.model import Model
-from genrec_batch.runtime.profiling import Stages
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.engines.choose import Selection
+from genrec_batch.events.dataset import open_model, prepare
+from genrec_batch.events.log import EventLog
+from genrec_batch.io.read import Piece
+from genrec_batch.model.weights import Model
+from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
-from genrec_batch.scoring.scoring import Scoring
+from genrec_batch.scoring.shard import Scoring
 
 
 def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)

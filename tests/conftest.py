@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from genrec_batch.cli.cli import app
-from genrec_batch.model import model
+from genrec_batch.cli.app import app
+from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 
 START = dt.datetime(2026, 4, 1, tzinfo=dt.timezone.utc)
@@ -66,8 +66,8 @@ def log_file(tmp_path, log):
 def model_dir(tmp_path_factory, log):
     """A tiny untrained model whose catalog holds the small log's videos."""
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    config = model.PRESETS["tiny"]
-    model.save(directory, config, model.initial_weights(config, 3), trained=True, card="for tests\n")
+    config = weights.PRESETS["tiny"]
+    weights.save(directory, config, weights.initial_weights(config, 3), trained=True, card="for tests\n")
     Catalog.from_events(log, vocabulary=config.vocabulary).write(directory / "catalog.parquet")
     return directory
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from genrec_batch.model.model import EPSILON
+from genrec_batch.model.weights import EPSILON
 
 SCALE = 0.6931471805599453  # queries carry log2(e) / sqrt(head size); softmax here is to base e
 

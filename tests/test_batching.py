@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec_batch.engines.cuda.torch_slate import grid
-from genrec_batch.features.batching import cuts, mixed
+from genrec_batch.engines.cuda.loop import grid
+from genrec_batch.features.batches import cuts, mixed
 
 
 def padding_share(lengths, batches):

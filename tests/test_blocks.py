@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch.events import ordering
-from genrec_batch.events.blocks import RecordType
+from genrec_batch.events import order
+from genrec_batch.events.records import RecordType
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 DEVICES = st.sampled_from([None, "", "mobile", "tablet", "tv", "tv ", "unknown", "mobile phones in landscape", "é"])
@@ -37,7 +37,7 @@ def test_both_twins_pack_the_same_records(rows, cut, seed):
     ids = [frame[name].to_numpy() for name in ("user", "video")]
     for place_R in (None, np.random.default_rng(seed).permutation(len(frame)).astype(np.int32)):
         plain = record.pack(frame, *ids, place_R)
-        compiled = record.pack(frame, *ids, place_R, ordering.kernels())
+        compiled = record.pack(frame, *ids, place_R, order.kernels())
         for name in ("user", "video", "time_us", *record.columns):
             np.testing.assert_array_equal(compiled[name], plain[name], name)
 
@@ -55,7 +55,7 @@ def test_columns_in_several_arrays_are_packed_like_those_in_one(rows, cuts):
     ids = [whole[name].to_numpy() for name in ("user", "video")]
     place_R = np.random.default_rng(1).permutation(len(whole)).astype(np.int32)
     expected = record.pack(whole, *ids, place_R)
-    got = record.pack(frame, *ids, place_R, ordering.kernels())
+    got = record.pack(frame, *ids, place_R, order.kernels())
     for name in ("user", "video", "time_us", *record.columns):
         np.testing.assert_array_equal(got[name], expected[name], name)
 
@@ -65,7 +65,7 @@ def in_two(column, cut):
     return pl.concat([column[:cut].rechunk(), column[cut:].rechunk()], rechunk=False)
 
 
-@pytest.mark.parametrize("kernels", [None, ordering.kernels()])
+@pytest.mark.parametrize("kernels", [None, order.kernels()])
 def test_values_beyond_the_list_are_unlike_those_in_it(kernels):
     devices = pl.Series("device_type", ["tv", None, "phone", "a television set", "unknown", "mobile"])
     frame = pl.DataFrame([devices, pl.Series("timestamp", [0] * 6).cast(pl.Datetime("us"))])

@@ -15,12 +15,12 @@ from conftest import START
 
 from genrec_batch.core.arrays import Ragged
 from genrec_batch.core.errors import InputError
-from genrec_batch.events import histories, ordering
+from genrec_batch.events import histories, order
 from genrec_batch.events.schema import normalize
-from genrec_batch.features.batching import Part
+from genrec_batch.features.batches import Part
 from genrec_batch.model.catalog import Catalog
-from genrec_batch.model.model import PRESETS, initial_weights, save
-from genrec_batch.scoring import carrying
+from genrec_batch.model.weights import PRESETS, initial_weights, save
+from genrec_batch.scoring.previous import Previous, fingerprints
 
 AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
 
@@ -88,7 +88,7 @@ def test_other_options_score_everybody_and_say_why(nights, flags, said):
 
 
 def test_rows_computed_without_numba_are_not_carried_on_with_it(run, log, tmp_path, monkeypatch):
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.engine")
     pytest.importorskip("numba")
     if not torch_engine.fast_int8():
         pytest.skip("this processor has no AVX-512 VNNI")
@@ -239,13 +239,13 @@ def test_a_file_that_is_not_as_its_run_left_it_is_refused(nights, run, model_dir
 
 def test_rows_that_go_while_they_are_read_end_the_run(nights, run, model_dir, monkeypatch):
     nights(1, "a.parquet")
-    compared = carrying.Previous.compared
+    compared = Previous.compared
 
     def later(previous, *arguments):
         only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105))
         return compared(previous, *arguments)
 
-    monkeypatch.setattr(carrying.Previous, "compared", later)
+    monkeypatch.setattr(Previous, "compared", later)
     done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
     assert done.code == 3, (done.code, done.err)
     assert "--previous a.parquet: it " in done.err
@@ -255,7 +255,7 @@ def test_rows_that_go_while_they_are_read_end_the_run(nights, run, model_dir, mo
 @pytest.mark.parametrize("layout", ["long", "nested"])
 def test_rows_that_did_not_come_back_are_noticed(nights, layout):
     nights(1, "a", "--layout", layout)
-    previous = carrying.Previous.open("a")
+    previous = Previous.open("a")
     table, items_N = previous.rows_of(previous.ids[3:9])
     assert table["user_id"].unique().to_pylist() == previous.ids[3:9].to_list()
     assert items_N.tolist() == [10] * 6
@@ -327,11 +327,11 @@ def part_of(log):
 
 def test_every_part_of_a_users_input_is_in_the_fingerprint(log):
     part = part_of(log)
-    before = carrying.fingerprints(part)
+    before = fingerprints(part)
     assert len(np.unique(before, axis=0)) == len(before), "users whose histories differ"
-    assert (before == carrying.fingerprints(part_of(log))).all()
-    assert (before[5:9] == carrying.fingerprints(part.take(np.arange(5, 9)))).all(), "neighbours do not matter"
-    assert (before == carrying.fingerprints(part, ordering.kernels())).all(), "compiled sums are the same"
+    assert (before == fingerprints(part_of(log))).all()
+    assert (before[5:9] == fingerprints(part.take(np.arange(5, 9)))).all(), "neighbours do not matter"
+    assert (before == fingerprints(part, order.kernels())).all(), "compiled sums are the same"
     user, rows = 7, part.histories
     for array, place in (
         (part.dense_NF, (user, 1023)),
@@ -342,6 +342,6 @@ def test_every_part_of_a_users_input_is_in_the_fingerprint(log):
         (part.video[1], user),
     ):
         kept, array[place] = array[place].copy(), 1 - array[place]
-        changed = (carrying.fingerprints(part) != before).any(axis=1)
+        changed = (fingerprints(part) != before).any(axis=1)
         assert changed.nonzero()[0].tolist() == [user]
         array[place] = kept

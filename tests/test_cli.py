@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from genrec_batch.core.arrays import HEADS
-from genrec_batch.model import model
+from genrec_batch.model.weights import PRESETS, parameters, read_weights
 
 COLUMNS = [
     "user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS, "feature_scores", "history_length", "cold_start"
@@ -212,7 +212,7 @@ def test_layout_prints_every_slot(run):
 def test_model_init_info_and_export(run, log_file):
     assert run("model", "init", "m", "--preset", "tiny", "--catalog-from", log_file).code == 0
     info = json.loads(run("model", "info", "m", "--json").out)
-    assert info["parameters"] == model.parameters(model.PRESETS["tiny"])
+    assert info["parameters"] == parameters(PRESETS["tiny"])
     assert info["catalog_videos"] == len(pl.read_parquet("m/catalog.parquet"))
     assert run("model", "export", "m").code == 0
     assert run("model", "init", "m", "--preset", "tiny").code == 4
@@ -503,7 +503,7 @@ def test_other_commands_have_variables_and_tables_too(run, tmp_path):
 
 
 def test_imported_weights_score_a_log(run, log_file, model_dir):
-    renamed = {f"module.{name}": w for name, w in model.read_weights(model_dir / "model.safetensors").items()}
+    renamed = {f"module.{name}": w for name, w in read_weights(model_dir / "model.safetensors").items()}
     renamed["module.odd"] = renamed.pop("module.output_projection.bias")
     save_file(renamed, "theirs.safetensors")
     flags = ["--rename", "module.odd=output_projection.bias", "--catalog", model_dir / "catalog.parquet"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from genrec_batch.core.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.options import HistoryConfig, ScoreConfig, resolved
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch.events import counting, ordering
-from genrec_batch.events.counting import Counter, Index
+from genrec_batch.events import ids as counting
+from genrec_batch.events import order
+from genrec_batch.events.ids import Counter, Index
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 WHOLE = st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1), st.integers(10**6, 10**6 + 3))
@@ -25,7 +26,7 @@ def counted(pieces, kind, compiled=False):
     counter = Counter("user_id")
     for piece in pieces:
         ids = pl.Series(piece, dtype=kind)
-        counter.add(counting.count(ids, ordering.kernels() if compiled else None, counter.tallies))
+        counter.add(counting.count(ids, order.kernels() if compiled else None, counter.tallies))
     return counter.frame()
 
 
@@ -71,7 +72,7 @@ def test_pieces_of_a_log_of_many_users_in_any_order_bring_no_array_each():
     pieces, counter = pieces_of_many_users(40), Counter("user_id")
 
     def look(ids):
-        return counting.count(ids, ordering.kernels(), counter.tallies)
+        return counting.count(ids, order.kernels(), counter.tallies)
 
     with ThreadPoolExecutor(4) as pool:
         looks = list(pool.map(look, pieces))
@@ -88,7 +89,7 @@ def test_many_users_are_counted_as_without_shared_tallies(monkeypatch):
     pieces, counter = pieces_of_many_users(40), Counter("user_id")
     monkeypatch.setattr(counting, "MOST_ROWS", 30_000)  # an array is full after six pieces, the others bring their own
     with ThreadPoolExecutor(4) as pool:
-        for looked in pool.map(lambda ids: counting.count(ids, ordering.kernels(), counter.tallies), pieces):
+        for looked in pool.map(lambda ids: counting.count(ids, order.kernels(), counter.tallies), pieces):
             counter.add(looked)
     plain = Counter("user_id")
     for ids in pieces:
@@ -100,7 +101,7 @@ def test_ids_that_rise_from_piece_to_piece_are_all_counted_in_few_arrays():
     pieces = [pl.Series(range(first, first + 5_000_000, 100_000)) for first in range(0, 150_000_000, 5_000_000)]
     counter, made = Counter("user_id"), []
     for ids in pieces:
-        counter.add(counting.count(ids, ordering.kernels(), counter.tallies))
+        counter.add(counting.count(ids, order.kernels(), counter.tallies))
         made.append(len(counter.tallies))
     assert max(made) == 1  # one thread, one array
     assert list(counter.frame().iter_rows()) == [(i, 1) for i in range(0, 150_000_000, 100_000)]
@@ -112,7 +113,7 @@ def test_ids_that_rise_from_piece_to_piece_are_all_counted_in_few_arrays():
 def test_rows_of_integers(ids, asked, compiled):
     series = pl.Series(sorted(ids), dtype=pl.Int64)
     places = {i: row for row, i in enumerate(sorted(ids))}
-    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64), ordering.kernels() if compiled else None)
+    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64), order.kernels() if compiled else None)
     assert got.tolist() == [places.get(i, -1) for i in asked + ids]
 
 
@@ -126,11 +127,11 @@ def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, nea
     ids = [[i % 1000 for i in part] if near else part for part in parts]
     series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in ids], rechunk=False)
     counter = Counter("user_id")
-    counter.add(counting.count(series, ordering.kernels(), counter.tallies))
+    counter.add(counting.count(series, order.kernels(), counter.tallies))
     flat = [i for part in ids for i in part]
     assert list(counter.frame().iter_rows()) == sorted(collections.Counter(flat).items())
     known = sorted(set(flat))
-    assert Index(pl.Series(known, dtype=pl.Int64)).rows(series, ordering.kernels()).tolist() == [
+    assert Index(pl.Series(known, dtype=pl.Int64)).rows(series, order.kernels()).tolist() == [
         known.index(i) for i in flat
     ]
 
@@ -140,5 +141,5 @@ def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, nea
 def test_extent_says_whether_numbers_never_fall(parts):
     flat = [i for part in parts for i in part]
     series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in parts], rechunk=False)
-    found = counting.extent(counting.Chunks(series), ordering.kernels())
+    found = counting.extent(counting.Chunks(series), order.kernels())
     assert found == (min(flat), max(flat), flat == sorted(flat))

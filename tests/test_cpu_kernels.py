@@ -9,12 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
-from genrec_batch.engines.torch import torch_choice, torch_device  # noqa: E402
+from genrec_batch.engines.torch import choice, device
 
-if not torch_device.fast_int8():
+if not device.fast_int8():
     pytest.skip("this processor has no AVX-512 VNNI", allow_module_level=True)
 
-from genrec_batch.engines.torch.compiled import cpu_attention, cpu_rows  # noqa: E402
+from genrec_batch.engines.torch.compiled import attention
+from genrec_batch.engines.torch.compiled import rows as cpu_rows
 
 ENGINES = Path(cpu_rows.__file__).parent
 ROWS, EPSILON = 5, 1e-5
@@ -196,9 +197,7 @@ def test_choose(vocabulary):
         logits = sums.copy()
         log_sum, best, value = choose(logits, banned, tokens, scale=scale, bias=bias)
         np.testing.assert_allclose(logits, y, rtol=1e-5, atol=1e-4)
-        expected = torch_choice.choose(
-            torch.from_numpy(logits.copy()), torch.from_numpy(banned), tokens=tokens, choices=1
-        )
+        expected = choice.choose(torch.from_numpy(logits.copy()), torch.from_numpy(banned), tokens=tokens, choices=1)
         np.testing.assert_allclose(log_sum, torch.from_numpy(logits).double().logsumexp(1), rtol=1e-6)
         np.testing.assert_array_equal(np.where(value == -np.inf, 0, best), expected.tokens_BW[:, 0])
         np.testing.assert_allclose(value - log_sum, expected.log_prob_BW[:, 0], rtol=1e-6, atol=1e-5)
@@ -248,10 +247,10 @@ def test_attention_in_context(size, dtype, length):
     qkv = halves(numbers(rows * length, 3 * width) * 2)
     qkv.reshape(rows, length, -1)[0, -1, :width] = halves(np.full(width, 40, np.float32))  # far looks
     mixed = filled(rows * length, width, dtype=dtype)
-    room = filled(cpu_attention.context_room(length, size) + 1)
-    cpu_attention.attend_context(qkv, qkv, width, qkv, 2 * width, lengths, heads, mixed, room[:-1])
+    room = filled(attention.context_room(length, size) + 1)
+    attention.attend_context(qkv, qkv, width, qkv, 2 * width, lengths, heads, mixed, room[:-1])
     keys, values = (filled(rows, heads, length + 5, size, dtype=np.uint16) for _ in range(2))
-    cpu_attention.keep(qkv, width, qkv, 2 * width, lengths, keys, values)
+    attention.keep(qkv, width, qkv, 2 * width, lengths, keys, values)
     assert np.isnan(room[-1])
     query, key, value = floats(qkv).reshape(rows, length, 3, heads, size).transpose(2, 0, 3, 1, 4).astype(float)
     found = floats(mixed) if dtype == np.uint16 else mixed
@@ -281,7 +280,7 @@ def test_attention_of_what_is_read_next(size, length):
     mixed = filled(first + rows + 1, width)
     sums /= 50
     qkv = (sums * scale[:, None] + bias).reshape(-1, 3, heads, size)
-    cpu_attention.attend_next(sums, scale, bias.copy(), first, step, lengths, new_keys, new_values, mixed)
+    attention.attend_next(sums, scale, bias.copy(), first, step, lengths, new_keys, new_values, mixed)
     for r, n in enumerate(lengths + step):
         query, key, value = qkv[first + r].astype(float)
         for found, before, new in ((new_keys, keys, key), (new_values, values, value)):

@@ -9,15 +9,16 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import EngineError
-from genrec_batch.demo import demo, show_demo
-from genrec_batch.model import model
-from genrec_batch.reports import show
+from genrec_batch.demo import demo
+from genrec_batch.demo.tables import stdout
+from genrec_batch.model import weights
+from genrec_batch.reports.tables import stderr
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """The demo with a small model and one size to time, over the sample log."""
-    monkeypatch.setitem(model.PRESETS, "reference", model.PRESETS["tiny"])
+    monkeypatch.setitem(weights.PRESETS, "reference", weights.PRESETS["tiny"])
     monkeypatch.setattr(demo, "SIZES", (1,))
     monkeypatch.setattr(demo, "TIMING_S", 0.0)
 
@@ -34,7 +35,7 @@ def test_demo_scores_the_sample_log_and_shows_rows(run):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("columns", [80, 160])
 def test_demo_shows_history_beside_recommendations_at_any_width(run, monkeypatch, columns):
-    for console in (show_demo.stdout, show.stderr):
+    for console in (stdout, stderr):
         monkeypatch.setattr(console, "_width", columns)
     done = run("demo")
     assert done.code == 0, done.err

@@ -14,8 +14,8 @@ from contextlib import suppress
 import pytest
 import typer
 
-from genrec_batch.cli import edge
-from genrec_batch.runtime import console, ending
+from genrec_batch.cli import exits
+from genrec_batch.runtime import console, signals
 
 
 class Again(logging.Handler):
@@ -28,11 +28,11 @@ class Again(logging.Handler):
 
 def test_a_second_sigterm_does_not_break_the_first():
     """`timeout` sends SIGTERM to its child and then to its group; the exit code must stay 143."""
-    before, again = {each: signal.getsignal(each) for each in edge.STOPS}, Again()
+    before, again = {each: signal.getsignal(each) for each in exits.STOPS}, Again()
     console.LOG.addHandler(again)
     try:
         with pytest.raises(typer.Exit) as left:
-            edge.guarded(lambda: signal.raise_signal(signal.SIGTERM), verbose=False)
+            exits.guarded(lambda: signal.raise_signal(signal.SIGTERM), verbose=False)
     finally:
         console.LOG.removeHandler(again)
         for each, handler in before.items():
@@ -47,7 +47,7 @@ def stop(request):
     number, code = request.param
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield number, code
-    ending.nothing_yet()
+    signals.nothing_yet()
     for each, handler in before.items():
         signal.signal(each, handler)
 
@@ -56,14 +56,14 @@ def test_a_signal_while_the_only_output_is_put_in_place_or_later_changes_nothing
     done = []
 
     def work():
-        ending.once_in_place()
-        with ending.placing():
+        signals.once_in_place()
+        with signals.placing():
             signal.raise_signal(stop[0])
             done.append("placed")
         signal.raise_signal(stop[0])
         done.append("said")
 
-    edge.guarded(work, verbose=False)
+    exits.guarded(work, verbose=False)
     assert done == ["placed", "said"]
 
 
@@ -71,25 +71,25 @@ def test_a_command_that_goes_on_ends_after_the_output_is_in_place(stop):
     done = []
 
     def work():
-        with ending.placing():
+        with signals.placing():
             signal.raise_signal(stop[0])
             done.append("placed")
         done.append("went on")
 
     with pytest.raises(typer.Exit) as left:
-        edge.guarded(work, verbose=False)
+        exits.guarded(work, verbose=False)
     assert (left.value.exit_code, done) == (stop[1], ["placed"])
 
 
 def test_a_signal_after_an_output_that_could_not_be_placed_still_ends_the_run(stop, tmp_path):
     def work():
-        ending.once_in_place()
-        with suppress(OSError), ending.placing():
+        signals.once_in_place()
+        with suppress(OSError), signals.placing():
             (tmp_path / "none").rename(tmp_path / "recs")
         signal.raise_signal(stop[0])
 
     with pytest.raises(typer.Exit) as left:
-        edge.guarded(work, verbose=False)
+        exits.guarded(work, verbose=False)
     assert left.value.exit_code == stop[1]
 
 
@@ -111,7 +111,7 @@ def test_a_signal_is_told_in_one_line(stop, monkeypatch):
     told = []
     monkeypatch.setattr(console.LOG, "warning", lambda text, *values: told.append(text % values))
     with pytest.raises(typer.Exit) as left:
-        edge.guarded(lambda: signal.raise_signal(number), verbose=False)
+        exits.guarded(lambda: signal.raise_signal(number), verbose=False)
     said = {129: "the terminal went away", 130: "interrupted", 143: "terminated"}[code]
     assert left.value.exit_code == code
     assert told == [f"{said}; run the same command again to go on where it stopped"]
@@ -121,7 +121,7 @@ def test_under_nohup_a_terminal_that_goes_away_changes_nothing(stop):
     del stop  # puts the handlers back
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     done = []
-    edge.guarded(lambda: (signal.raise_signal(signal.SIGHUP), done.append("went on")), verbose=False)
+    exits.guarded(lambda: (signal.raise_signal(signal.SIGHUP), done.append("went on")), verbose=False)
     assert done == ["went on"]
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
@@ -215,7 +215,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
             def __del__(self): signal.raise_signal(signal.SIGINT)
         class Finder:
             def find_spec(self, name, path=None, target=None):
-                if name == "genrec_batch.cli.cli": Dying()
+                if name == "genrec_batch.cli.app": Dying()
         sys.meta_path.insert(0, Finder())
         sys.argv = ["genrec-batch", "layout"]
         main()"""

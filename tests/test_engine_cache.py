@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from genrec_batch.core.errors import EngineError
-from genrec_batch.engines.engine_cache import EngineCache, EngineKey, default_directory
+from genrec_batch.engines.plan_cache import EngineCache, EngineKey, default_directory
 
 
 def key(**changes) -> EngineKey:

@@ -11,15 +11,15 @@ import pytest
 
 from genrec_batch.core.errors import ConfigError, EngineError, ModelError, RetryError
 from genrec_batch.engines.onnx import export, exported
-from genrec_batch.model import model
+from genrec_batch.model import weights
 
-TINY = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=2, positions=40, heads=4)
+TINY = weights.ModelConfig(vocabulary=60, width=32, ffn=48, layers=2, positions=40, heads=4)
 FILES = ["prefill.onnx", "decode.onnx", "score.onnx", "export.json"]
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return model.demo_model(TINY)
+    return weights.demo_model(TINY)
 
 
 def test_it_writes_three_graphs_and_an_index_that_describes_them(tiny, tmp_path):
@@ -106,7 +106,7 @@ def test_tensorrts_own_parser_takes_the_exported_graphs(tmp_path):
     pytest.importorskip("tensorrt_rtx_libs", reason="pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings")
     trt = pytest.importorskip("tensorrt_rtx_bindings")
     log = trt.Logger(trt.Logger.ERROR)
-    for path in export.export(model.demo_model(model.PRESETS["tiny"]), tmp_path, precision="fp32"):
+    for path in export.export(weights.demo_model(weights.PRESETS["tiny"]), tmp_path, precision="fp32"):
         if path.suffix == ".onnx":
             builder = trt.Builder(log)
             network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -19,7 +19,7 @@ from genrec_batch.core import layout
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.events.histories import build
 from genrec_batch.events.schema import normalize
-from genrec_batch.events.tables import users_table, videos_table
+from genrec_batch.events.side_tables import users_table, videos_table
 from genrec_batch.model.catalog import Catalog
 
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True)

@@ -178,7 +178,7 @@ def test_half_precision_is_the_single_one_rounded_and_stays_finite(kernel: featu
 
 def test_half_precision_without_an_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with_numba()
-    from genrec_batch.features.numba import compiled
+    from genrec_batch.features.numba import fill
 
     of_log = built(busy_log(seed=15, events_per_user=[30, 4, 1]))
 
@@ -187,7 +187,7 @@ def test_half_precision_without_an_instruction_for_it(monkeypatch: pytest.Monkey
         return features.compute(of_log.histories, None, None, max_events=50, out=out, kernel="numba")
 
     by_the_processor = halves()
-    monkeypatch.setattr(compiled.Filler, "rounds_to_half", False)
+    monkeypatch.setattr(fill.Filler, "rounds_to_half", False)
     np.testing.assert_array_equal(halves(), by_the_processor)
 
 
@@ -269,7 +269,8 @@ def test_without_numba_a_job_works_and_says_numpy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "from genrec_batch import features; print(features.kernel_name(10**9))\n"
-        "from genrec_batch.scoring.pipeline import write_features; from genrec_batch.core.config import HistoryConfig\n"
+        "from genrec_batch.core.options import HistoryConfig\n"
+        "from genrec_batch.scoring.pipeline import write_features\n"
         f"found = write_features(HistoryConfig(), {str(SAMPLE)!r}, {str(tmp_path / 'out.parquet')!r})\n"
         "print(found['status'])"
     )
@@ -302,7 +303,7 @@ def test_where_no_folder_can_be_written_kernels_are_compiled_anew_and_that_is_to
 def test_a_kernel_file_stands_alone(path: Path) -> None:
     """numba renews what it kept of a kernel when the kernel's own file changes: nothing else may decide its code."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    tools = {"genrec_batch.runtime.compiling", "genrec_batch.runtime.lanes", "genrec_batch.runtime.sorting"}
+    tools = {"genrec_batch.runtime.jit", "genrec_batch.runtime.simd", "genrec_batch.runtime.simd_sort"}
     assert {node.module for node in nodes} <= {"__future__", "typing", "genrec_batch.core.arrays"} | tools
     types = {alias.name for node in nodes if node.module == "genrec_batch.core.arrays" for alias in node.names}
     assert types <= {"F32", "F64", "I8", "I32", "I64", "U8", "U64"}
@@ -310,7 +311,7 @@ def test_a_kernel_file_stands_alone(path: Path) -> None:
 
 def test_kernels_agree_on_the_key_and_the_fields_of_null() -> None:
     with_numba()
-    from genrec_batch.features.numba import kernel_columns, kernel_order, kernel_users
+    from genrec_batch.features.numba import pass1_columns, pass2_users, pass3_order
 
-    assert kernel_columns.NOTHING == kernel_order.NOTHING == kernel_users.NOTHING
-    assert kernel_columns.NULL == kernel_users.NULL
+    assert pass1_columns.NOTHING == pass3_order.NOTHING == pass2_users.NOTHING
+    assert pass1_columns.NULL == pass2_users.NULL

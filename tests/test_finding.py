@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.io import finding, storage
+from genrec_batch.io import find, read
 
 
 def bad(run, code, *arguments, says):
@@ -45,23 +45,23 @@ def locked(log, monkeypatch):
 @pytest.mark.usefixtures("locked")
 def test_a_folder_that_may_not_be_listed_is_not_left_out(path):
     with pytest.raises(InputError, match="INPUT logs/ds=2: cannot be read by this user"):
-        finding.files(path, "INPUT")
+        find.files(path, "INPUT")
 
 
 @pytest.mark.usefixtures("locked")
 def test_a_folder_that_may_not_be_listed_and_is_not_asked_for_matters_to_nobody():
     for path in ("logs/ds=1", "logs/ds=1/*.parquet", "l*/ds=1/a.parquet"):
-        assert finding.files(path, "INPUT") == ["logs/ds=1/a.parquet"]
+        assert find.files(path, "INPUT") == ["logs/ds=1/a.parquet"]
 
 
 def test_a_file_that_a_folder_names_and_has_not_is_not_left_out(log):
     Path("logs").mkdir()
     log.write_parquet("logs/a.parquet")
     Path("logs/_b.parquet").symlink_to("gone")
-    assert finding.files("logs", "INPUT") == ["logs/a.parquet"]
+    assert find.files("logs", "INPUT") == ["logs/a.parquet"]
     Path("logs/b.parquet").symlink_to("gone")
     with pytest.raises(InputError, match=r"INPUT logs/b.parquet: a link to a file that is not there"):
-        finding.files("logs", "INPUT")
+        find.files("logs", "INPUT")
 
 
 def test_a_pipe_or_a_device_is_told_as_such(run, log_file, model_dir):
@@ -121,4 +121,4 @@ def test_a_refused_run_does_not_read_its_log_to_the_end(log):
 
 def test_a_program_that_calls_commands_goes_on_after_them(run, log_file):
     assert run("score", "nope.parquet", "out.parquet").code == 3
-    assert storage.scan(str(log_file), "INPUT").fingerprint
+    assert read.scan(str(log_file), "INPUT").fingerprint

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from genrec_batch.runtime import flow
+from genrec_batch.runtime import threads
 
 
 def seen_one(made, seen):
@@ -23,12 +23,12 @@ def slow_when_even(number):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_ordered_keeps_the_order_of_its_items(workers):
-    assert list(flow.ordered(slow_when_even, range(12), workers=workers, name="t")) == [n * n for n in range(12)]
+    assert list(threads.ordered(slow_when_even, range(12), workers=workers, name="t")) == [n * n for n in range(12)]
 
 
 def test_ordered_runs_no_further_ahead_than_its_workers():
     begun = []
-    made = flow.ordered(begun.append, range(100), workers=2, name="t")
+    made = threads.ordered(begun.append, range(100), workers=2, name="t")
     next(made)
     time.sleep(0.05)
     assert len(begun) <= 4
@@ -44,9 +44,12 @@ def test_an_error_of_a_thread_comes_out_in_its_place():
 
     got = []
     with pytest.raises(ValueError, match="three"):
-        got.extend(flow.ordered(fails_at_three, range(9), workers=2, name="t"))
+        got.extend(threads.ordered(fails_at_three, range(9), workers=2, name="t"))
     assert got in ([], [0, 1, 2])
-    made, seen = flow.background(flow.ordered(fails_at_three, range(9), workers=2, name="t"), ahead=2, name="b"), []
+    made, seen = (
+        threads.background(threads.ordered(fails_at_three, range(9), workers=2, name="t"), ahead=2, name="b"),
+        [],
+    )
     with pytest.raises(ValueError, match="three"):
         seen.extend(seen_one(made, seen))
     assert seen == [0, 1, 2]
@@ -62,7 +65,7 @@ def test_background_closes_what_it_reads_when_it_is_left():
         finally:
             closed.set()
 
-    made = flow.background(endless(), ahead=3, name="t")
+    made = threads.background(endless(), ahead=3, name="t")
     assert next(made) == 1
     made.close()
     assert closed.is_set()
@@ -70,7 +73,7 @@ def test_background_closes_what_it_reads_when_it_is_left():
 
 def test_work_behind_is_done_in_order_of_need_and_its_error_is_raised():
     done = []
-    with flow.behind(workers=1, ahead=2, name="t") as behind:
+    with threads.behind(workers=1, ahead=2, name="t") as behind:
         for number in range(5):
             behind.submit(lambda number=number: done.append(number))
         behind.wait()
@@ -79,7 +82,7 @@ def test_work_behind_is_done_in_order_of_need_and_its_error_is_raised():
     def fails():
         raise OSError("full")
 
-    with flow.behind(workers=1, ahead=1, name="t") as behind:
+    with threads.behind(workers=1, ahead=1, name="t") as behind:
         behind.submit(fails)
         with pytest.raises(OSError, match="full"):
             behind.wait()
@@ -88,16 +91,16 @@ def test_work_behind_is_done_in_order_of_need_and_its_error_is_raised():
 def test_a_run_that_stands_still_ends_with_what_it_is_at():
     began = time.perf_counter()
     with (
-        pytest.raises(flow.StalledError, match=r"no progress for 0.2 s \(--stall-limit\) while at: waiting"),
-        flow.watched(lambda: 1, limit_s=0.2, doing=lambda: "waiting"),
+        pytest.raises(threads.StalledError, match=r"no progress for 0.2 s \(--stall-limit\) while at: waiting"),
+        threads.watched(lambda: 1, limit_s=0.2, doing=lambda: "waiting"),
     ):
         threading.Event().wait(20)
     assert time.perf_counter() - began < 10
-    assert flow.StalledError.exit_code == 75
+    assert threads.StalledError.exit_code == 75
 
 
 def test_a_run_that_moves_is_left_alone():
-    with flow.watched(time.perf_counter_ns, limit_s=0.05, doing=str):
+    with threads.watched(time.perf_counter_ns, limit_s=0.05, doing=str):
         time.sleep(0.3)
-    with flow.watched(lambda: 1, limit_s=0, doing=str):
+    with threads.watched(lambda: 1, limit_s=0, doing=str):
         time.sleep(0.1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec_batch.model import model
+from genrec_batch.model import weights
 
 FULL = Path("/dev/full")
 COMMAND = [sys.executable, "-m", "genrec_batch"]
@@ -57,7 +57,7 @@ def test_what_was_asked_for_and_no_disk_takes_is_try_again(arguments):
 def test_a_made_model_is_told_where_stdout_is_full(tmp_path):
     done = with_a_full_stdout("model", "init", "m", "--preset", "tiny")
     assert (done.returncode, "m is whole" in done.stderr) == (75, True), done.stderr
-    assert model.load(tmp_path / "m").config == model.PRESETS["tiny"]
+    assert weights.load(tmp_path / "m").config == weights.PRESETS["tiny"]
 
 
 @needs_full
@@ -90,7 +90,7 @@ def test_a_model_that_no_disk_takes_leaves_nothing_behind(run, log_file, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     Path(there).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(model, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     before = sorted(Path().rglob("*"))
     flags = ["--catalog-from", log_file] if catalog else []
     done = run("model", "init", "a/m", "--preset", "tiny", *flags)
@@ -102,7 +102,7 @@ def test_an_import_that_no_disk_takes_leaves_nothing_behind(run, model_dir, monk
     def full(*_, **__):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(model, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     done = run("model", "import", model_dir / "model.safetensors", "m", "--catalog", model_dir / "catalog.parquet")
     assert (done.code, "m: the disk is full" in done.err) == (75, True), done.err
     assert not Path("m").exists()

@@ -8,13 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch.core.arrays import HEADS, Batch, Ranked  # noqa: E402
-from genrec_batch.engines.generate import Decoding, blend, recommend  # noqa: E402
-from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.model import model  # noqa: E402 (only where torch is)
+from genrec_batch.core.arrays import HEADS, Batch, Ranked
+from genrec_batch.engines.decode import Decoding, blend, recommend
+from genrec_batch.engines.torch.engine import TorchEngine
+from genrec_batch.model import weights
 
-CONFIG = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=2, positions=40, heads=4)
-FEW = model.ModelConfig(vocabulary=7, width=16, ffn=16, layers=2, positions=20, heads=2)
+CONFIG = weights.ModelConfig(vocabulary=60, width=32, ffn=48, layers=2, positions=40, heads=4)
+FEW = weights.ModelConfig(vocabulary=7, width=16, ffn=16, layers=2, positions=20, heads=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,12 +28,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def engine():
-    return TorchEngine(model.demo_model(CONFIG))
+    return TorchEngine(weights.demo_model(CONFIG))
 
 
 @pytest.fixture(scope="module")
 def few():
-    return TorchEngine(model.demo_model(FEW))
+    return TorchEngine(weights.demo_model(FEW))
 
 
 def make_batch(lengths, *, seed=0, config=CONFIG, seen=3):

@@ -8,13 +8,13 @@ import pytest
 from genrec_batch.core.arrays import Batch, Ranked
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines import driver
-from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.generate import Decoding, recommend
-from genrec_batch.engines.onnx.onnxruntime_engine import OnnxRuntimeEngine
+from genrec_batch.engines.decode import Decoding, recommend
+from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
 from genrec_batch.engines.parity import top_overlap
-from genrec_batch.engines.tensorrt.kernels import plugin
-from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
-from genrec_batch.model.model import ModelConfig, demo_model, initial_weights
+from genrec_batch.engines.plan_cache import EngineCache
+from genrec_batch.engines.tensorrt.engine import TensorRtEngine
+from genrec_batch.engines.tensorrt.plugin import library
+from genrec_batch.model.weights import ModelConfig, demo_model, initial_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -62,7 +62,7 @@ def opened(tmp_path_factory):
         name, kind = word.split()
         if name == "onnxruntime":
             return OnnxRuntimeEngine(model, device="cuda", precision=kind)
-        tools = plugin.toolchain()
+        tools = library.toolchain()
         if kind == "plugin" and isinstance(tools, str):
             pytest.skip(tools)
         precision = "fp16" if kind == "plugin" else kind
@@ -70,7 +70,7 @@ def opened(tmp_path_factory):
         options = {"precision": precision, "batch_size": 64, "buckets": (16, 32), "cache": cache}
         with pytest.MonkeyPatch.context() as patch:
             if kind != "plugin":
-                patch.delenv(plugin.VARIABLE, raising=False)
+                patch.delenv(library.VARIABLE, raising=False)
             engine = TensorRtEngine(model, **options)
         assert engine.plugin == (kind == "plugin"), engine.variant
         return engine

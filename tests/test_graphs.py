@@ -9,10 +9,10 @@ from numpy_network import NumpyNetwork
 from onnx import TensorProto
 
 from genrec_batch.engines.onnx import graphs
-from genrec_batch.engines.onnx.graph_blocks import Graph
-from genrec_batch.model import model
+from genrec_batch.engines.onnx.layers import Graph
+from genrec_batch.model import weights
 
-TINY = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
+TINY = weights.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
 STATIC = graphs.Sizes(batch=3, tokens=7, banned=5, steps=4, candidates=6, choices=2, items=50)
 BUILDERS = {"prefill": graphs.prefill, "decode": graphs.decode, "score": graphs.score}
 DIMENSIONS = {"B": 3, "S": 7, "P": 8, "X": 5, "T": 4, "C": 6, "K": 2}
@@ -20,7 +20,7 @@ DIMENSIONS = {"B": 3, "S": 7, "P": 8, "X": 5, "T": 4, "C": 6, "K": 2}
 
 @pytest.fixture(scope="module")
 def tiny():
-    return model.demo_model(TINY)
+    return weights.demo_model(TINY)
 
 
 def shapes(values):

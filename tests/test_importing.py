@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from genrec_batch.core.errors import ModelError
-from genrec_batch.model import importing, model
+from genrec_batch.model import import_torch
+from genrec_batch.model.weights import ModelConfig, initial_weights, parameter_shapes
 
-CONFIG = model.ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=4, profile=20, video=24)
+CONFIG = ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=4, profile=20, video=24)
 
 
 @pytest.fixture
 def weights():
-    return model.initial_weights(CONFIG, 3)
+    return initial_weights(CONFIG, 3)
 
 
 def renamed(weights, changes):
@@ -24,13 +25,13 @@ def renamed(weights, changes):
 
 
 def assert_all_there(converted, weights):
-    assert list(converted) == list(model.parameter_shapes(CONFIG))
+    assert list(converted) == list(parameter_shapes(CONFIG))
     for name, weight in weights.items():
         np.testing.assert_array_equal(converted[name], weight)
 
 
 def test_our_own_names_and_the_sizes_read_off_the_shapes(weights):
-    config, converted = importing.convert(weights, heads=4)
+    config, converted = import_torch.convert(weights, heads=4)
     assert config == CONFIG
     assert_all_there(converted, weights)
 
@@ -51,7 +52,7 @@ def test_our_own_names_and_the_sizes_read_off_the_shapes(weights):
 @pytest.mark.parametrize("wrapper", ["", "module.", "model.", "module.model."])
 def test_usual_names_find_their_place(weights, changes, wrapper):
     theirs = {wrapper + name: weight for name, weight in renamed(weights, changes).items()}
-    config, converted = importing.convert(theirs, heads=4)
+    config, converted = import_torch.convert(theirs, heads=4)
     assert config == CONFIG
     assert_all_there(converted, weights)
 
@@ -59,13 +60,13 @@ def test_usual_names_find_their_place(weights, changes, wrapper):
 def test_a_position_table_may_be_a_bare_parameter_with_a_leading_axis(weights):
     theirs = dict(weights)
     theirs["pos_embedding"] = theirs.pop("position_embedding.weight")[None]
-    assert_all_there(importing.convert(theirs, heads=4)[1], weights)
+    assert_all_there(import_torch.convert(theirs, heads=4)[1], weights)
 
 
 def test_a_rename_places_what_no_rule_finds(weights):
     theirs = renamed(weights, {"output_projection.weight": "vocab", "output_projection.bias": "vocab_b"})
     renames = {"vocab": "output_projection.weight", "vocab_b": "output_projection.bias"}
-    assert_all_there(importing.convert(theirs, renames, heads=4)[1], weights)
+    assert_all_there(import_torch.convert(theirs, renames, heads=4)[1], weights)
 
 
 def test_everything_without_a_place_and_everything_missing_is_listed_with_shapes(weights):
@@ -74,7 +75,7 @@ def test_everything_without_a_place_and_everything_missing_is_listed_with_shapes
     theirs["pooler.dense"] = theirs.pop("position_embedding.weight")
     del theirs["encoder.layers.1.linear2.bias"]
     with pytest.raises(ModelError) as caught:
-        importing.convert(theirs, heads=4)
+        import_torch.convert(theirs, heads=4)
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert {"encoder.norm.weight (32,)", "pooler.dense (30, 32)"} <= set(lines)
     assert {"encoder.layers.1.linear2.bias (32)", "position_embedding.weight (positions, 32)"} <= set(lines)
@@ -84,7 +85,7 @@ def test_everything_without_a_place_and_everything_missing_is_listed_with_shapes
 def test_two_tensors_for_one_parameter_are_both_named(weights):
     theirs = dict(weights) | {"item_embedding.weight": weights["token_embedding.weight"]}
     with pytest.raises(ModelError) as caught:
-        importing.convert(theirs, heads=4)
+        import_torch.convert(theirs, heads=4)
     assert "token_embedding.weight (50, 32) (one of 2 for token_embedding.weight)" in str(caught.value)
     assert "item_embedding.weight (50, 32) (one of 2 for token_embedding.weight)" in str(caught.value)
 
@@ -92,35 +93,35 @@ def test_two_tensors_for_one_parameter_are_both_named(weights):
 def test_a_rename_settles_which_of_two_is_meant_only_if_the_other_goes(weights):
     theirs = dict(weights) | {"item_embedding.weight": weights["token_embedding.weight"]}
     with pytest.raises(ModelError, match="one of 2"):
-        importing.convert(theirs, {"item_embedding.weight": "token_embedding.weight"}, heads=4)
+        import_torch.convert(theirs, {"item_embedding.weight": "token_embedding.weight"}, heads=4)
 
 
 def test_renames_of_and_to_nothing_are_named(weights):
     with pytest.raises(ModelError, match=r"no tensor 'output_projecton.bias'. Did you mean 'output_projection.bias'"):
-        importing.convert(weights, {"output_projecton.bias": "output_projection.bias"}, heads=4)
+        import_torch.convert(weights, {"output_projecton.bias": "output_projection.bias"}, heads=4)
     with pytest.raises(ModelError, match=r"no parameter 'output_bias'"):
-        importing.convert(weights, {"output_projection.bias": "output_bias"}, heads=4)
+        import_torch.convert(weights, {"output_projection.bias": "output_bias"}, heads=4)
 
 
 def test_shapes_that_do_not_fit_each_other_are_named(weights):
     theirs = dict(weights) | {"encoder.layers.1.linear1.weight": np.ones((47, 32), np.float32)}
     with pytest.raises(ModelError, match=r"linear1.weight: shape \(47, 32\), expected \(48, 32\)"):
-        importing.convert(theirs, heads=4)
+        import_torch.convert(theirs, heads=4)
 
 
 def test_no_encoder_and_two_encoders_are_refused(weights):
     with pytest.raises(ModelError, match="no encoder"):
-        importing.convert({n: w for n, w in weights.items() if not n.startswith("encoder.")}, heads=4)
+        import_torch.convert({n: w for n, w in weights.items() if not n.startswith("encoder.")}, heads=4)
     with pytest.raises(ModelError, match="more than one encoder"):
-        importing.convert(weights | renamed(weights, {"encoder.": "decoder."}), heads=4)
+        import_torch.convert(weights | renamed(weights, {"encoder.": "decoder."}), heads=4)
 
 
 def test_heads_must_divide_the_width(weights):
     with pytest.raises(ModelError, match="width 32 is not a multiple of heads 5"):
-        importing.convert(weights, heads=5)
+        import_torch.convert(weights, heads=5)
 
 
 def test_another_number_of_features_is_another_layout():
-    config = model.ModelConfig(vocabulary=50, width=32, ffn=48, layers=1, positions=30, heads=4, features=512)
+    config = ModelConfig(vocabulary=50, width=32, ffn=48, layers=1, positions=30, heads=4, features=512)
     with pytest.raises(ModelError, match="512 dense features"):
-        importing.convert(model.initial_weights(config, 1), heads=4)
+        import_torch.convert(initial_weights(config, 1), heads=4)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.core.errors import GateError, InputError
-from genrec_batch.reports import inspecting
+from genrec_batch.reports import inspect
 
 
 @pytest.fixture
@@ -44,15 +44,15 @@ def test_progress_ends_at_100_percent(outputs, name, monkeypatch):
         counted.append(total)
         yield counted.append
 
-    monkeypatch.setattr(inspecting.console, "progress", progress)
-    inspecting.inspect(str(outputs / name))
+    monkeypatch.setattr(inspect.console, "progress", progress)
+    inspect.inspect(str(outputs / name))
     total, *advanced = counted
     assert sum(advanced) == total
 
 
 @pytest.mark.parametrize("name", ["one.parquet", "parts", "nested.parquet"])
 def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
-    facts = inspecting.inspect(str(outputs / name))
+    facts = inspect.inspect(str(outputs / name))
     rows = pl.read_parquet(outputs / "one.parquet")
     assert facts["counts"]["rows"] == len(rows)
     assert facts["counts"]["users"] == facts["counts"]["users_with_rows"] == 40
@@ -71,9 +71,9 @@ def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
         mine = rows.filter(pl.col("rank") == row["rank"])["score"]
         assert (row["users"], row["min"], row["max"]) == (40, round(mine.min(), 4), round(mine.max(), 4))
         exact = mine.quantile(0.5, "lower"), mine.quantile(0.5, "higher")
-        assert exact[0] - width / inspecting.BINS - 1e-4 <= row["p50"] <= exact[1] + width / inspecting.BINS + 1e-4
+        assert exact[0] - width / inspect.BINS - 1e-4 <= row["p50"] <= exact[1] + width / inspect.BINS + 1e-4
     assert all(c["ok"] for c in facts["checks"]), facts["checks"]
-    inspecting.check(facts)
+    inspect.check(facts)
     assert json.loads(json.dumps(facts)) == facts
 
 
@@ -90,10 +90,10 @@ def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
 )
 def test_each_broken_promise_is_found(outputs, run, check, change):
     altered(outputs / "one.parquet", change)
-    facts = inspecting.inspect(str(outputs / "one.parquet"))
+    facts = inspect.inspect(str(outputs / "one.parquet"))
     assert check in [c["check"] for c in facts["checks"] if not c["ok"]]
     with pytest.raises(GateError, match=check.replace(".", r"\.")):
-        inspecting.check(facts)
+        inspect.check(facts)
     assert run("inspect", outputs / "one.parquet").code == 6
 
 
@@ -101,7 +101,7 @@ def test_a_changed_part_and_a_strange_file_are_found(outputs):
     part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
     altered(part, lambda rows: rows.with_columns(pl.col("log_prob") - 1))
     (outputs / "parts" / "note.txt").write_text("hello")
-    failed = {c["check"]: c["found"] for c in inspecting.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
+    failed = {c["check"]: c["found"] for c in inspect.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
     assert failed == {
         "every part is what the manifest says (sha256)": part.name,
         "no file that the manifest does not name": "note.txt",
@@ -182,7 +182,7 @@ def test_a_damaged_page_of_one_file_is_told_with_its_row_group(run, log_file, mo
 def test_a_missing_part_is_found(outputs):
     part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
     part.unlink()
-    failed = {c["check"]: c["found"] for c in inspecting.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
+    failed = {c["check"]: c["found"] for c in inspect.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
     assert failed["every part is what the manifest says (sha256)"] == part.name
 
 
@@ -193,7 +193,7 @@ def test_what_is_no_output_is_said_so(outputs, run, log_file, model_dir):
         (model_dir, "not a finished output"),
     ):
         with pytest.raises(InputError, match=message):
-            inspecting.inspect(str(place))
+            inspect.inspect(str(place))
     (outputs / "text.parquet").write_text("not parquet")
     assert run("inspect", outputs / "text.parquet").code == 3
     assert run("features", log_file, "f.parquet", "--model", model_dir, "--quiet").code == 0
@@ -205,12 +205,12 @@ def test_what_is_no_output_is_said_so(outputs, run, log_file, model_dir):
 def test_an_unfinished_output_is_said_to_be_one(outputs):
     shutil.move(outputs / "parts", outputs / ".parts.unfinished")
     with pytest.raises(InputError, match="unfinished; its parts are in"):
-        inspecting.inspect(str(outputs / "parts"))
+        inspect.inspect(str(outputs / "parts"))
 
 
 def test_a_catalog_of_another_model_covers_nothing(outputs, run):
     run("model", "init", "other", "--preset", "tiny")
-    facts = inspecting.inspect(str(outputs / "one.parquet"), model="other")
+    facts = inspect.inspect(str(outputs / "one.parquet"), model="other")
     assert facts["videos"]["catalog"]["coverage"] is None
     assert "is not there" in facts["videos"]["catalog"]["why"]
 
@@ -228,12 +228,12 @@ def test_the_command_shows_it_and_prints_json(outputs, run):
 def test_a_narrow_terminal_gets_whole_numbers_and_is_told_what_is_left_out(outputs, width, monkeypatch):
     from rich.console import Console
 
-    from genrec_batch.reports import show_facts, terminal
+    from genrec_batch.reports import inspect_text, terminal
 
     console = Console(width=width, record=True, force_terminal=False)
     monkeypatch.setattr(terminal, "stdout", console)
-    facts = inspecting.inspect(str(outputs / "one.parquet"))
-    terminal.show(show_facts.inspection(facts))
+    facts = inspect.inspect(str(outputs / "one.parquet"))
+    terminal.show(inspect_text.inspection(facts))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     for row in facts["scores"]:

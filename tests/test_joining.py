@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch.io import joining, parquet
-from genrec_batch.io.joining import Joined
+from genrec_batch.io import parquet, single_file
+from genrec_batch.io.single_file import Joined
 
 SCHEMA = pa.schema({"user_id": pa.int64(), "videos": pa.list_(pa.int64())})
 TABLES = [
@@ -44,7 +44,7 @@ def test_the_order_of_the_offers_does_not_show(tmp_path, part, monkeypatch):
     expected = whole(tmp_path, part, [])  # all of them read from the disk
     assert pq.read_metadata(tmp_path / "whole").metadata[b"rows"] == b"28"
     assert pq.read_metadata(tmp_path / "whole").metadata[b"run"] == b"1"
-    monkeypatch.setattr(joining, "HELD", 2)
+    monkeypatch.setattr(single_file, "HELD", 2)
     for order in itertools.islice(itertools.permutations(range(7)), 0, 5040, 333):
         offers = [(number, number % 3 > 0) for number in order]
         assert whole(tmp_path, part, offers) == expected, order
@@ -69,7 +69,7 @@ def test_giving_up_ends_at_once_and_leaves_nothing(tmp_path, part, monkeypatch):
         let_go.wait(10)
         return whole_file(path)
 
-    monkeypatch.setattr(joining.pq, "ParquetFile", slow)
+    monkeypatch.setattr(single_file.pq, "ParquetFile", slow)
     for number in range(7):
         joined.offer(number)
     assert begun.wait(10)

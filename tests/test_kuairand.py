@@ -8,7 +8,7 @@ import pytest
 
 from genrec_batch import features
 from genrec_batch.core import layout
-from genrec_batch.events import histories, schema, tables
+from genrec_batch.events import histories, schema, side_tables
 from genrec_batch.model.catalog import Catalog
 
 
@@ -57,12 +57,12 @@ def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuaira
     _, built = histories.build(
         events, catalog=catalog, as_of_us=last, max_events=50, seen_limit=1000, users=users, videos=videos
     )
-    dense = features.compute(built, tables.users_table(users), tables.videos_table(videos), max_events=50)
+    dense = features.compute(built, side_tables.users_table(users), side_tables.videos_table(videos), max_events=50)
     assert abs(dense).max() < 100
     reached = {block for slot, block, _ in layout.describe() if abs(dense[:, slot]).max() > 0}
     assert reached >= {"watch duration", "watch percentage", "interaction flags", "time", "statistics", "sequence"}
     assert reached >= {"recommendation source", "user profile", "videos"}
     pytest.importorskip("numba", reason="the extra `fast` is not installed")
-    sides = tables.users_table(users), tables.videos_table(videos)
+    sides = side_tables.users_table(users), side_tables.videos_table(videos)
     compiled = features.compute(built, *sides, max_events=50, kernel="numba")
     np.testing.assert_array_equal(compiled, dense)

@@ -10,25 +10,38 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from genrec_batch.core.errors import ConfigError, ModelError
-from genrec_batch.model import model
+from genrec_batch.model.weights import (
+    BYTES,
+    PRESETS,
+    ModelConfig,
+    demo_model,
+    initial_weights,
+    load,
+    parameter_groups,
+    parameter_shapes,
+    parameters,
+    preset,
+    save,
+    weights_fingerprint,
+)
 
-SMALL = model.ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=4)
+SMALL = ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=4)
 
 
 @pytest.fixture
 def directory(tmp_path):
-    model.save(tmp_path / "model", SMALL, model.initial_weights(SMALL, 1), trained=True, card="# A model\n")
+    save(tmp_path / "model", SMALL, initial_weights(SMALL, 1), trained=True, card="# A model\n")
     return tmp_path / "model"
 
 
 def test_the_reference_has_the_published_number_of_parameters():
-    assert model.parameters(model.PRESETS["reference"]) == 24_836_372
+    assert parameters(PRESETS["reference"]) == 24_836_372
 
 
 def test_the_reference_has_the_published_groups():
     d, f = 512, 1024
     attention, feed_forward, norms = 4 * (d * d + d), 2 * d * f + f + d, 2 * 2 * d
-    groups = model.parameter_groups(model.PRESETS["reference"])
+    groups = parameter_groups(PRESETS["reference"])
     assert groups == {
         "token embedding": 10_000 * 512,
         "position embedding": 2_048 * 512,
@@ -46,22 +59,22 @@ def test_the_reference_has_the_published_groups():
 
 @pytest.mark.parametrize(("precision", "megabytes"), [("fp32", 94.7), ("fp16", 47.4), ("int8", 23.7)])
 def test_the_reference_takes_the_published_memory(precision, megabytes):
-    total = model.parameters(model.PRESETS["reference"]) * model.BYTES[precision]
+    total = parameters(PRESETS["reference"]) * BYTES[precision]
     assert round(total / 2**20, 1) == megabytes
 
 
-@pytest.mark.parametrize("name", model.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_parameters_are_the_sum_of_the_shapes(name):
-    config = model.preset(name)
-    shapes = model.parameter_shapes(config)
-    assert model.parameters(config) == sum(math.prod(shape) for shape in shapes.values())
+    config = preset(name)
+    shapes = parameter_shapes(config)
+    assert parameters(config) == sum(math.prod(shape) for shape in shapes.values())
     assert config.heads == 16
     assert config.features == 1024
 
 
 def test_an_unknown_preset_says_which_there_are():
     with pytest.raises(ConfigError, match=r"lightweight.*Did you mean 'reference'"):
-        model.preset("referense")
+        preset("referense")
 
 
 @pytest.mark.parametrize(
@@ -75,73 +88,73 @@ def test_an_unknown_preset_says_which_there_are():
 def test_sizes_that_make_no_model_are_refused(change, message):
     sizes = {"vocabulary": 50, "width": 32, "ffn": 48, "layers": 2, "positions": 30, "heads": 4} | change
     with pytest.raises(ModelError, match=message):
-        model.ModelConfig(**sizes)
+        ModelConfig(**sizes)
 
 
 def test_seeded_weights_are_the_same_bytes_everywhere():
-    first, again, other = (model.initial_weights(SMALL, seed) for seed in (7, 7, 8))
-    assert list(first) == list(model.parameter_shapes(SMALL))
-    assert model.weights_fingerprint(first) == model.weights_fingerprint(again)
-    assert model.weights_fingerprint(first) != model.weights_fingerprint(other)
-    assert model.weights_fingerprint(first) == "127ff432dd09a7751c1b535f91d7fdd0aa8cd94d399f10f6a1520b10100468ad"
+    first, again, other = (initial_weights(SMALL, seed) for seed in (7, 7, 8))
+    assert list(first) == list(parameter_shapes(SMALL))
+    assert weights_fingerprint(first) == weights_fingerprint(again)
+    assert weights_fingerprint(first) != weights_fingerprint(other)
+    assert weights_fingerprint(first) == "127ff432dd09a7751c1b535f91d7fdd0aa8cd94d399f10f6a1520b10100468ad"
 
 
 def test_a_saved_model_is_read_back_whole(directory):
-    loaded = model.load(directory)
+    loaded = load(directory)
     assert loaded.config == SMALL
     assert loaded.trained
     assert loaded.tokens == SMALL.vocabulary
-    for name, weight in model.initial_weights(SMALL, 1).items():
+    for name, weight in initial_weights(SMALL, 1).items():
         np.testing.assert_array_equal(loaded.weights[name], weight)
     assert sorted(path.name for path in directory.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_the_fingerprint_follows_weights_and_sizes():
-    assert model.demo_model(SMALL).fingerprint == model.demo_model(SMALL).fingerprint
-    assert model.demo_model(SMALL).fingerprint != model.demo_model(SMALL, 5).fingerprint
-    fewer_heads = model.ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=2)
-    assert model.demo_model(SMALL).fingerprint != model.demo_model(fewer_heads).fingerprint
+    assert demo_model(SMALL).fingerprint == demo_model(SMALL).fingerprint
+    assert demo_model(SMALL).fingerprint != demo_model(SMALL, 5).fingerprint
+    fewer_heads = ModelConfig(vocabulary=50, width=32, ffn=48, layers=2, positions=30, heads=2)
+    assert demo_model(SMALL).fingerprint != demo_model(fewer_heads).fingerprint
 
 
 def test_a_second_model_does_not_overwrite_the_first(directory):
     with pytest.raises(ModelError, match="holds a model already"):
-        model.save(directory, SMALL, model.initial_weights(SMALL, 2), trained=False, card="")
+        save(directory, SMALL, initial_weights(SMALL, 2), trained=False, card="")
 
 
 def test_weights_of_half_precision_are_read_as_fp32(directory):
     path = directory / "model.safetensors"
     save_file({name: weight.astype(np.float16) for name, weight in load_file(path).items()}, path)
-    loaded = model.load(directory)
+    loaded = load(directory)
     assert {weight.dtype for weight in loaded.weights.values()} == {np.dtype(np.float32)}
 
 
 def test_a_missing_directory_says_how_to_make_one(tmp_path):
     with pytest.raises(ModelError, match=r"no such directory.*model init"):
-        model.load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
 
 
 def test_a_directory_without_config_is_not_a_model(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
-        model.load(tmp_path)
+        load(tmp_path)
 
 
 def test_truncated_weights_are_one_clear_error(directory):
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ModelError, match="not a whole safetensors file"):
-        model.load(directory)
+        load(directory)
 
 
 def test_weights_that_are_no_safetensors_are_one_clear_error(directory):
     (directory / "model.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ModelError, match="never read"):
-        model.load(directory)
+        load(directory)
 
 
 def test_missing_weights_are_one_clear_error(directory):
     (directory / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no such weights file"):
-        model.load(directory)
+        load(directory)
 
 
 def test_weights_that_do_not_fit_are_all_named(directory):
@@ -152,7 +165,7 @@ def test_weights_that_do_not_fit_are_all_named(directory):
     weights["retention_head.bias"] = np.array([np.nan], np.float32)
     save_file(weights, path)
     with pytest.raises(ModelError) as caught:
-        model.load(directory)
+        load(directory)
     text = str(caught.value)
     assert "output_projection.bias: shape (49,), expected (50,)" in text
     assert "encoder.layers.0.linear1.weight: missing. Did you mean 'encoder.layers.0.linear1.weights'?" in text
@@ -166,7 +179,7 @@ def test_weights_of_whole_numbers_are_refused(directory):
     weights["retention_head.bias"] = np.array([3], np.int64)
     save_file(weights, path)
     with pytest.raises(ModelError, match=r"'retention_head.bias' has type I64"):
-        model.load(directory)
+        load(directory)
 
 
 def change_config(directory, change):
@@ -188,13 +201,13 @@ def change_config(directory, change):
 def test_a_config_that_does_not_fit_is_one_clear_error(directory, change, message):
     change_config(directory, change)
     with pytest.raises(ModelError, match=message):
-        model.load(directory)
+        load(directory)
 
 
 def test_a_damaged_config_is_one_clear_error(directory):
     (directory / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"not a config\.json"):
-        model.load(directory)
+        load(directory)
 
 
 def test_bfloat16_weights_are_read_without_torch(tmp_path):

@@ -14,18 +14,18 @@ from numpy_network import NumpyNetwork
 
 from genrec_batch.core.arrays import Batch
 from genrec_batch.core.errors import ConfigError, EngineError, ModelError, RetryError
-from genrec_batch.engines import driver, generate
-from genrec_batch.engines.onnx import export, exported, onnxruntime_sessions
-from genrec_batch.engines.onnx.onnxruntime_engine import OnnxRuntimeEngine
+from genrec_batch.engines import decode, driver
+from genrec_batch.engines.onnx import export, exported, sessions
+from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
 from genrec_batch.engines.protocol import OnDevice
-from genrec_batch.model import model
+from genrec_batch.model import weights
 
-TINY = model.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
+TINY = weights.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return model.demo_model(TINY)
+    return weights.demo_model(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -267,32 +267,32 @@ def test_a_suffix_kept_by_a_graph_equals_one_written_in_place(engine):
 @pytest.mark.parametrize(
     "decoding",
     [
-        generate.Decoding(mode="slate", top_k=5),
-        generate.Decoding(mode="slate", top_k=4, beam_width=3),
-        generate.Decoding(mode="candidates", num_candidates=12),
+        decode.Decoding(mode="slate", top_k=5),
+        decode.Decoding(mode="slate", top_k=4, beam_width=3),
+        decode.Decoding(mode="candidates", num_candidates=12),
     ],
 )
 def test_every_way_of_decoding_equals_the_torch_engine(tiny, engine, decoding):
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.engine")
     reference = torch_engine.TorchEngine(tiny, device="cpu", precision="fp32")
     batch = make_batch(TINY, [6, 0, 13, 2], vectors=True)
-    assert_same(generate.recommend(engine, batch, decoding), generate.recommend(reference, batch, decoding))
+    assert_same(decode.recommend(engine, batch, decoding), decode.recommend(reference, batch, decoding))
 
 
 def test_given_candidates_equal_the_torch_engine(tiny, engine):
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.engine")
     reference = torch_engine.TorchEngine(tiny, device="cpu", precision="fp32")
     batch = make_batch(TINY, [6, 0, 13])
     candidates_BC = np.random.default_rng(3).integers(2, TINY.vocabulary, (3, 6)).astype(np.int32)
     candidates_BC[1, 3:] = 0
     batch = Batch(**{**vars(batch), "candidates_BC": candidates_BC})
-    decoding = generate.Decoding()
-    assert_same(generate.recommend(engine, batch, decoding), generate.recommend(reference, batch, decoding))
+    decoding = decode.Decoding()
+    assert_same(decode.recommend(engine, batch, decoding), decode.recommend(reference, batch, decoding))
 
 
 def test_the_reference_size_equals_the_torch_engine():
-    torch_engine = pytest.importorskip("genrec_batch.engines.torch.torch_engine")
-    full = model.demo_model(model.PRESETS["reference"])
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.engine")
+    full = weights.demo_model(weights.PRESETS["reference"])
     batch = make_batch(full.config, [50, 5, 0, 23, 37, 50, 12, 1], seen=60)
     reference = slate(torch_engine.TorchEngine(full, device="cpu", precision="fp32"), batch, 10)
     assert_same(slate(OnnxRuntimeEngine(full, device="cpu", precision="fp32"), batch, 10), reference)
@@ -366,7 +366,7 @@ def test_running_out_of_memory_may_be_tried_again(engine, monkeypatch):
 
 
 def test_a_fitting_export_is_what_runs(tiny, tmp_path, engine, monkeypatch):
-    on_disk = model.Model(**{**vars(tiny), "directory": tmp_path})
+    on_disk = weights.Model(**{**vars(tiny), "directory": tmp_path})
     export.export(on_disk, tmp_path, precision="fp32")
     monkeypatch.setitem(sys.modules, "onnx", None)  # the export does without it
     batch = make_batch(TINY, [6, 3])
@@ -374,15 +374,15 @@ def test_a_fitting_export_is_what_runs(tiny, tmp_path, engine, monkeypatch):
 
 
 def test_an_export_of_other_weights_is_not_used(tiny, tmp_path, engine):
-    other = model.demo_model(TINY, seed=5)
+    other = weights.demo_model(TINY, seed=5)
     export.export(other, tmp_path, precision="fp32")
-    on_disk = model.Model(**{**vars(tiny), "directory": tmp_path})
+    on_disk = weights.Model(**{**vars(tiny), "directory": tmp_path})
     batch = make_batch(TINY, [6, 3])
     assert_same(slate(OnnxRuntimeEngine(on_disk, device="cpu", precision="fp32"), batch, 3), slate(engine, batch, 3), 0)
 
 
 def test_a_damaged_export_is_an_error(tiny, tmp_path):
-    on_disk = model.Model(**{**vars(tiny), "directory": tmp_path})
+    on_disk = weights.Model(**{**vars(tiny), "directory": tmp_path})
     export.export(on_disk, tmp_path, precision="fp32")
     path = tmp_path / exported.FOLDER / "decode.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -392,7 +392,7 @@ def test_a_damaged_export_is_an_error(tiny, tmp_path):
 
 def test_it_takes_the_cores_this_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
-    assert onnxruntime_sessions.usable_cores() == 3
+    assert sessions.usable_cores() == 3
 
 
 def test_on_a_gpu_it_says_what_decides_its_speed(tiny, monkeypatch):

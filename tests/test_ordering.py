@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.events import histories, ordering
-from genrec_batch.events.blocks import RecordType
+from genrec_batch.events import histories, order
+from genrec_batch.events.records import RecordType
 
 KINDS = {
     "narrow": [("time_us", "<i8"), ("user", "<i4"), ("video", "<i4")],
@@ -43,8 +43,8 @@ def records_of(total_N, kind, times, seed, start=7):
 def twin(request):
     if request.param == "numpy":
         return None
-    assert ordering.kernels() is not None, "numba is in the development extra"
-    return ordering.kernels()
+    assert order.kernels() is not None, "numba is in the development extra"
+    return order.kernels()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +64,7 @@ def test_newest_is_what_python_sorts(twin, kind, times, most):
             wide = {name: np.empty(len(kept)) for name in records.dtype.names if name == "x"}
             video_R = np.empty(len(records), np.int32)
             held = np.array_split(records, 3)
-            assert ordering.newest(
+            assert order.newest(
                 held, records.dtype, start=7, total_N=total_N, keep=keep, targets=targets | wide, video_R=video_R,
                 compiled=twin,
             )  # fmt: skip
@@ -76,10 +76,10 @@ def test_newest_is_what_python_sorts(twin, kind, times, most):
 @pytest.mark.parametrize("late", [False, True])
 def test_records_that_stand_by_cells_come_out_the_same(monkeypatch, late):
     """Cells are done one after the other; a block with a record that comes `late` is put in order as a whole."""
-    monkeypatch.setattr(ordering, "CELL_BYTES", 700)
+    monkeypatch.setattr(order, "CELL_BYTES", 700)
     total_N = np.random.default_rng(4).integers(0, 30, 60)
     records = records_of(total_N, "wide", 10**9, 5)
-    cuts = ordering.cells(total_N, records.dtype)
+    cuts = order.cells(total_N, records.dtype)
     assert len(cuts) > 10
     cell_R = np.searchsorted(cuts, records["user"] - 7, "right")
     blocks = []
@@ -87,11 +87,11 @@ def test_records_that_stand_by_cells_come_out_the_same(monkeypatch, late):
         rows = piece[np.argsort(cell_R[piece], kind="stable")]
         blocks.append(records[np.roll(rows, -1) if late else rows])
     found = []
-    for twin in (None, ordering.kernels()):
+    for twin in (None, order.kernels()):
         kept = int(np.minimum(total_N, 9).sum())
         targets = {name: np.zeros(kept, records.dtype[name]) for name in ("video", "time_us", "x", "liked")}
         video_R = np.zeros(len(records), np.int32)
-        assert ordering.newest(
+        assert order.newest(
             blocks, records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=video_R, compiled=twin
         )
         found.append([*targets.values(), video_R])
@@ -104,7 +104,7 @@ def test_places_by_bucket_keep_the_input_order(twin):
     for buckets in (1, 7, 300):
         user_R = records_of(total_N, "wide", 100, 3, start=0)["user"].copy()
         of_user = (np.arange(50) * buckets // 50).astype(np.uint16)
-        place_R, counts = ordering.places_by_bucket(user_R, of_user, buckets, twin)
+        place_R, counts = order.places_by_bucket(user_R, of_user, buckets, twin)
         rows = sorted(range(len(user_R)), key=lambda r: (of_user[user_R[r]], r))
         assert np.argsort(place_R).tolist() == rows, (twin, buckets)
         assert counts.tolist() == np.bincount(of_user[user_R], minlength=buckets).tolist()
@@ -121,7 +121,7 @@ def test_records_that_were_not_counted_are_noticed(twin, change):
     else:
         records["user"][0] = 8 if change == "another user" else 99
     targets = {"time_us": np.empty(7, np.int64)}
-    assert not ordering.newest(
+    assert not order.newest(
         [records], records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=None, compiled=twin
     ), twin
 
@@ -131,7 +131,7 @@ def test_users_without_any_record(twin):
     kind = np.dtype(KINDS["narrow"])
     none = {"video": np.empty(0, np.int32)}
     given = {"start": 0, "total_N": np.zeros(5, np.int64), "keep": 3, "targets": none, "video_R": np.empty(0, np.int32)}
-    assert ordering.newest([], kind, **given, compiled=twin)
+    assert order.newest([], kind, **given, compiled=twin)
 
 
 def test_a_video_that_the_first_look_did_not_see_is_a_changed_input(twin):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.core.errors import ConfigError, RetryError
-from genrec_batch.io import existing, output, parquet
+from genrec_batch.io import output, parquet, published
 
 IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
 
@@ -159,26 +159,26 @@ def test_outputs_that_cannot_be(tmp_path, name, message):
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
-        existing.check(tmp_path / name, None)
+        published.check(tmp_path / name, None)
 
 
 def test_a_folder_that_refuses_files_is_found_before_the_work():
     for name in ("recs.parquet", "recs"):
         with pytest.raises(ConfigError, match=f"OUTPUT /proc/{name}: "):
-            existing.check(Path("/proc") / name, None)
+            published.check(Path("/proc") / name, None)
 
 
 def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
     with pytest.raises(ConfigError, match="is a mount point"):
-        existing.check(tmp_path, None)
+        published.check(tmp_path, None)
 
 
 def test_a_link_to_a_folder_is_refused_before_the_work(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     with pytest.raises(ConfigError, match=f"is a link.*name the folder: {tmp_path / 'real'}"):
-        existing.check(tmp_path / "link", None)
+        published.check(tmp_path / "link", None)
 
 
 def killed(*_):
@@ -269,7 +269,7 @@ def test_what_others_wrote_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize("name", [".", "..", "x" * 300])
 def test_names_that_no_output_can_have(name):
     with pytest.raises(ConfigError, match="not a name that an output can have"):
-        existing.check(output.Path(name), None)
+        published.check(output.Path(name), None)
 
 
 def test_what_a_user_put_into_an_output_is_never_replaced(tmp_path):
@@ -350,7 +350,7 @@ def test_a_kill_while_finishing_keeps_the_fingerprints(tmp_path, monkeypatch, na
         assert again.parts_done == {0, 1, 2}
         again.finish({"of": "this"})
         again.close()
-    assert len(pq.read_table(existing.fingerprint_file(target))) == 3
+    assert len(pq.read_table(published.fingerprint_file(target))) == 3
 
 
 def test_readers_of_a_folder_see_the_parts_alone(tmp_path):

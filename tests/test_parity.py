@@ -7,9 +7,9 @@ import pytest
 
 from genrec_batch.core.arrays import Ranked
 from genrec_batch.core.errors import GateError
-from genrec_batch.engines import parity, selection
-from genrec_batch.model import model
-from genrec_batch.scoring import scoring
+from genrec_batch.engines import choose, parity
+from genrec_batch.model import weights
+from genrec_batch.scoring import shard
 
 
 def ranked(tokens, log_prob=None, heads=0.5):
@@ -60,8 +60,8 @@ def test_verify_compares_two_engines_over_a_log(run, log_file, model_dir, flags)
 
 @pytest.mark.parametrize("least", [0.0, 1.1])
 def test_verify_holds_what_score_would_take(run, log_file, model_dir, monkeypatch, least):
-    monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
-    monkeypatch.setattr(selection, "LEAST_OVERLAP", least)  # bf16 always passes, or never
+    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "LEAST_OVERLAP", least)  # bf16 always passes, or never
     arguments = ["--model", model_dir, "--engine", "torch", "--device", "cpu"]
     scored = run("score", log_file, "recs.parquet", *arguments).summary
     verified = run("verify", log_file, *arguments, "--sample", 20, "--min-topk-overlap", 0).summary
@@ -75,11 +75,11 @@ def test_a_job_that_fails_its_own_check_writes_nothing(run, log_file, model_dir,
     assert run(*arguments).code == 0
     for name in ("recs.parquet", "recs.parquet.fingerprints"):
         (tmp_path / name).unlink()
-    other = model.demo_model(model.PRESETS["tiny"], seed=9)
+    other = weights.demo_model(weights.PRESETS["tiny"], seed=9)
     monkeypatch.setattr(
-        scoring,
+        shard,
         "reference_engine",
-        lambda asked: selection.reference_engine(other.with_catalog(asked.tokens - 2)),
+        lambda asked: choose.reference_engine(other.with_catalog(asked.tokens - 2)),
     )
     done = run(*arguments)
     assert (done.code, "--min-topk-overlap 0.98: measured 0." in done.err) == (6, True), done.err

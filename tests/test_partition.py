@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from conftest import small_log
 
-from genrec_batch.events import ordering, partition
-from genrec_batch.io import storage
+from genrec_batch.events import by_user, order
+from genrec_batch.io import read
 
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"
 SMALL = ["--memory-limit", "1MiB", "--shard-users", "60"]
@@ -19,7 +19,7 @@ SMALL = ["--memory-limit", "1MiB", "--shard-users", "60"]
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Let a few hundred rows be what a million are in a real log."""
-    monkeypatch.setattr(storage, "PIECE_ROWS", 700)
+    monkeypatch.setattr(read, "PIECE_ROWS", 700)
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_compiled_sorts_give_the_rows_of_the_plain_ones(written, big, monkeypatc
         _, expected = written(f"log{number}.parquet", *flags)
         for cell_bytes, most_cells in ((1 << 20, 1 << 14), (2000, 1 << 14), (2000, 1)):
             with monkeypatch.context() as patched:
-                patched.setattr(ordering, "COMPILED_FROM", 0)
-                patched.setattr(ordering, "CELL_BYTES", cell_bytes)
-                patched.setattr(partition, "MOST_CELLS", most_cells)
+                patched.setattr(order, "COMPILED_FROM", 0)
+                patched.setattr(order, "CELL_BYTES", cell_bytes)
+                patched.setattr(by_user, "MOST_CELLS", most_cells)
                 assert written(f"log{number}.parquet", *flags)[1].equals(expected), (cell_bytes, most_cells)
 
 
@@ -144,7 +144,7 @@ def test_spill_files_go_whatever_ends_the_run(run, model_dir, big, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(partition.Split, "_scored", stopped)
+        patched.setattr(by_user.Split, "_scored", stopped)
         assert run("features", "any.parquet", "b.parquet", *flags).code == 130
     assert list(spill.iterdir()) == []
 
@@ -162,7 +162,7 @@ def test_a_memory_limit_that_is_none_is_refused(run, log_file, limit):
 
 def test_buckets_are_whole_shards_in_order():
     events_N = np.array([5, 5, 5, 90, 1, 1, 1, 1])
-    users = partition.Users(ids=pl.Series(range(8)), events_N=events_N)
-    made = partition.buckets(users, 2, 12)
+    users = by_user.Users(ids=pl.Series(range(8)), events_N=events_N)
+    made = by_user.buckets(users, 2, 12)
     assert [(b.start, b.stop, b.events) for b in made] == [(0, 2, 10), (2, 4, 95), (4, 8, 4)]
     assert [b.number for b in made] == [0, 1, 2]

@@ -6,14 +6,14 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import DeviceMemoryError
-from genrec_batch.engines import generate, sizing
-from genrec_batch.events import partition
+from genrec_batch.engines import batch_size, decode
+from genrec_batch.events import by_user
 
 
 def small_device(monkeypatch, most):
     """Let every batch of more than `most` users run out of memory, after the first two batches went well."""
     tried = []
-    real = generate.recommend
+    real = decode.recommend
 
     def recommend(engine, batch, decoding):
         tried.append(len(batch))
@@ -21,7 +21,7 @@ def small_device(monkeypatch, most):
             raise DeviceMemoryError("the device is out of memory")
         return real(engine, batch, decoding)
 
-    monkeypatch.setattr(generate, "recommend", recommend)
+    monkeypatch.setattr(decode, "recommend", recommend)
     return tried
 
 
@@ -50,7 +50,7 @@ def test_many_beams_are_told_what_they_cost(run, log_file, model_dir, monkeypatc
     assert "--beam-width 20: 20 slates are decoded for each user" in " ".join(done.err.split())
     assert done.summary["batch_users"] == 256 // 20
     assert "slates" not in run("score", log_file, "b.parquet", *arguments, "--beam-width", 4).err
-    monkeypatch.setattr(sizing, "machine_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(batch_size, "machine_bytes", lambda: 1 << 20)
     done = run("score", log_file, "c.parquet", *arguments, "--beam-width", 20)
     assert (done.code, "--beam-width 20 needs about" in done.err) == (2, True)
 
@@ -71,4 +71,4 @@ def test_a_column_without_any_value_is_told(run, log, model_dir):
     ("users", "size", "expected"), [(5, 2, [(0, 2), (2, 4), (4, 5)]), (2, 9, [(0, 2)]), (0, 9, [])]
 )
 def test_shards_cover_all_users_in_order(users, size, expected):
-    assert partition.shards(users, size) == expected
+    assert by_user.shards(users, size) == expected

@@ -13,11 +13,11 @@ from fake_tensorrt import FakeTensorRt
 
 from genrec_batch.core.errors import ConfigError, EngineError
 from genrec_batch.engines import driver
-from genrec_batch.engines.tensorrt import prebuilding, tensorrt_build
-from genrec_batch.engines.tensorrt.kernels import plugin
-from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
-from genrec_batch.engines.tensorrt.tensorrt_shapes import BUCKETS, ShapeRule
-from genrec_batch.model.model import preset
+from genrec_batch.engines.tensorrt import build, prebuild
+from genrec_batch.engines.tensorrt.engine import TensorRtEngine
+from genrec_batch.engines.tensorrt.plugin.library import VARIABLE
+from genrec_batch.engines.tensorrt.shapes import BUCKETS, ShapeRule
+from genrec_batch.model.weights import preset
 
 SMALL = ("--batch-size", "64", "--max-events", "8")
 ELSEWHERE = ("--compute-capability", "8.9")
@@ -26,7 +26,7 @@ ELSEWHERE = ("--compute-capability", "8.9")
 @pytest.fixture
 def rtx(monkeypatch, tmp_path):
     if not importlib.util.find_spec("tensorrt_rtx_bindings"):
-        pytest.skip(f"the real builder is not installed: {tensorrt_build.RTX_INSTALL}")
+        pytest.skip(f"the real builder is not installed: {build.RTX_INSTALL}")
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -35,10 +35,10 @@ def rtx(monkeypatch, tmp_path):
 def gpu(monkeypatch, tmp_path):
     """A machine with a GPU and TensorRT 8.6, pretended."""
     runtime = FakeRuntime()
-    library = tensorrt_build.wrap("tensorrt", FakeTensorRt(runtime))
+    library = build.wrap("tensorrt", FakeTensorRt(runtime))
     monkeypatch.setattr(driver, "load_runtime", lambda: runtime)
-    monkeypatch.setattr(tensorrt_build, "load_library", lambda _name=None: library)
-    monkeypatch.delenv(plugin.VARIABLE, raising=False)
+    monkeypatch.setattr(build, "load_library", lambda _name=None: library)
+    monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     return library
 
@@ -106,7 +106,7 @@ def test_what_was_built_is_what_a_run_takes(run, gpu, model_dir):
     assert done.summary["variant"].startswith("plain ONNX engines")
     built = len(gpu.api.builds)
     assert built == done.summary["built"] > 0
-    loaded = prebuilding._with_catalog(model_dir)
+    loaded = prebuild._with_catalog(model_dir)
     for precision in ("fp32", "fp16"):
         engine = TensorRtEngine(loaded, precision=precision, batch_size=64, library=gpu)
         lengths = range(21) if precision == "fp16" else [20]  # fp32 is but compared with
@@ -156,7 +156,7 @@ def test_no_library_gives_the_install_line(run, monkeypatch, model_dir):
     def missing(module):
         raise ImportError(f"No module named {module!r}")
 
-    monkeypatch.setattr(tensorrt_build.importlib, "import_module", missing)
+    monkeypatch.setattr(build.importlib, "import_module", missing)
     done = run("model", "build", model_dir)
     assert done.code == 5
     assert "pip install" in done.err

@@ -14,15 +14,15 @@ import pytest
 
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import Ranked
-from genrec_batch.core.config import resolved
 from genrec_batch.core.errors import ConfigError, DeviceMemoryError, EngineError
-from genrec_batch.engines.generate import Decoding
-from genrec_batch.model import model
+from genrec_batch.core.options import resolved
+from genrec_batch.engines.decode import Decoding
+from genrec_batch.model import weights
 from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace
 from genrec_batch.reports.options import ProfileConfig, RunConfig
-from genrec_batch.runtime.profiling import Span, Stages
+from genrec_batch.runtime.clock import Span, Stages
 
-REFERENCE = model.PRESETS["reference"]
+REFERENCE = weights.PRESETS["reference"]
 
 
 def stages_of(*spans):
@@ -54,7 +54,7 @@ def test_published_sizes_of_the_reference_model():
 
 def test_flops_are_those_of_the_products_one_by_one():
     """A slow twin: every product of every position, counted alone."""
-    c, events, passes = model.PRESETS["tiny"], 7, 3
+    c, events, passes = weights.PRESETS["tiny"], 7, 3
 
     def position(p):
         layer = 2 * c.width * 3 * c.width + 2 * c.width * c.width + 2 * 2 * c.width * c.ffn
@@ -69,7 +69,7 @@ def test_flops_are_those_of_the_products_one_by_one():
 
 
 def test_the_moved_bytes_are_those_of_a_real_batch():
-    tiny = model.demo_model(model.PRESETS["tiny"])
+    tiny = weights.demo_model(weights.PRESETS["tiny"])
     batch = engine_facts.full_histories(tiny, 6, 20)
     arrays = (batch.dense_BF, batch.tokens_BS, batch.lengths_B, batch.seen_BX)
     told = model_facts.moved_bytes(tiny.config, 6, events=20, seen=20, top_k=10)
@@ -77,7 +77,7 @@ def test_the_moved_bytes_are_those_of_a_real_batch():
 
 
 def test_presets_side_by_side_fit_their_positions():
-    rows = model_facts.side_by_side(model.PRESETS, events=2000, top_k=10)
+    rows = model_facts.side_by_side(weights.PRESETS, events=2000, top_k=10)
     assert {r["name"]: r["events"] for r in rows} == {
         "reference": 2000, "high-performance": 2000, "lightweight": 1013, "tiny": 501,
     }  # fmt: skip
@@ -85,7 +85,7 @@ def test_presets_side_by_side_fit_their_positions():
 
 def test_ceilings_are_measured_and_leave_no_file(tmp_path):
     told = []
-    found = ceilings.measure(model.PRESETS["tiny"], tmp_path, told.append)
+    found = ceilings.measure(weights.PRESETS["tiny"], tmp_path, told.append)
     assert len(told) == ceilings.STEPS
     assert found["products"][0]["library"] == "NumPy"
     assert all(p["gflop_per_s"] > 0 for p in found["products"])
@@ -241,7 +241,7 @@ class Fixed(Weak):
 
 def measured(monkeypatch, engines, *, sizes=(1, 8, 64), must=False):
     """What `profile` tells of engines that are opened by name."""
-    tiny = model.demo_model(model.PRESETS["tiny"])
+    tiny = weights.demo_model(weights.PRESETS["tiny"])
 
     def opened(_model, *, name, device, precision):
         assert device == "cuda:0"
@@ -311,7 +311,7 @@ def profiled(tmp_path_factory, model_dir, log):
     """A whole profile of the tiny model over the small log: the JSON, the page, the trace, what was printed."""
     from typer.testing import CliRunner
 
-    from genrec_batch.cli.cli import app
+    from genrec_batch.cli.app import app
 
     folder = tmp_path_factory.mktemp("profile")
     log.write_parquet(folder / "events.parquet")
@@ -341,7 +341,7 @@ def test_the_json_is_what_its_schema_says(profiled):
 def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, model_dir):
     folder, result = profiled
     found = json.loads((folder / "report.json").read_text())
-    assert found["model"]["parameters"] == model.parameters(model.PRESETS["tiny"])
+    assert found["model"]["parameters"] == weights.parameters(weights.PRESETS["tiny"])
     assert [p["name"] for p in found["presets"]] == [str(model_dir), "lightweight", "tiny"]
     assert found["data"]["facts"]["users"] == found["run"]["summary"]["scored_users"] == 40
     assert sum(b["users"] for b in found["data"]["lengths"]["histogram"]) == 40

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from genrec_batch.core.arrays import Batch, Ranked
-from genrec_batch.core.config import ScoreConfig
 from genrec_batch.core.errors import EngineError
-from genrec_batch.engines import selection
-from genrec_batch.engines.generate import Decoding
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.engines import choose
+from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.parity import top_overlap
-from genrec_batch.model import model
+from genrec_batch.model import weights
 
-TINY = model.demo_model(model.PRESETS["tiny"])
+TINY = weights.demo_model(weights.PRESETS["tiny"])
 SAMPLE = Batch(
     dense_BF=np.zeros((3, 1024), np.float32),
     tokens_BS=np.array([[5, 6], [7, 0], [0, 0]], np.int32),
@@ -41,10 +41,10 @@ class Pretend:
 
 def chosen(monkeypatch, first_of_fast, **asked):
     made = {"fp32": Pretend("fp32", 2), "bf16": Pretend("bf16", first_of_fast)}
-    monkeypatch.setattr(selection, "open_engine", lambda _model, *, precision, **_: made[precision])
-    monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "open_engine", lambda _model, *, precision, **_: made[precision])
+    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
     asked = {"name": "torch", "device": "cpu", "precision": "auto", **asked}
-    return selection.select(TINY, SAMPLE, Decoding(top_k=10), **asked)
+    return choose.select(TINY, SAMPLE, Decoding(top_k=10), **asked)
 
 
 def test_auto_takes_the_fast_precision_only_while_it_keeps_the_top_10(monkeypatch):
@@ -69,16 +69,16 @@ def test_overlap_counts_items_not_order_and_ignores_ends():
     [("torch", "genrec-batch[torch]"), ("onnxruntime", "genrec-batch[cpu]"), ("tensorrt", "genrec-batch[gpu]")],
 )
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, name, install):
-    monkeypatch.setattr(selection.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(EngineError, match=rf"--engine {name}: .* is not installed; pip install '{re.escape(install)}'"):
-        selection.open_engine(TINY, name=name, device="cpu", precision="fp32")
+        choose.open_engine(TINY, name=name, device="cpu", precision="fp32")
     with pytest.raises(EngineError, match="--engine auto: none of torch, onnxruntime is installed"):
-        selection.select(TINY, SAMPLE, Decoding(), name="auto", device="cpu", precision="auto")
+        choose.select(TINY, SAMPLE, Decoding(), name="auto", device="cpu", precision="auto")
 
 
 def test_the_sample_spans_all_lengths():
     lengths = np.arange(8000)[::-1].copy()
-    rows = selection.sample_rows(lengths)
+    rows = choose.sample_rows(lengths)
     assert len(rows) == 512
     assert (lengths[rows].min(), lengths[rows].max()) == (0, 7999)
 
@@ -96,15 +96,15 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
         seen_BX=np.zeros((16, 1), np.int32),
         candidates_BC=candidates,
     )
-    other = model.demo_model(model.PRESETS["tiny"], seed=1)
-    real = selection.open_engine
+    other = weights.demo_model(weights.PRESETS["tiny"], seed=1)
+    real = choose.open_engine
     monkeypatch.setattr(
-        selection, "open_engine", lambda m, *, precision, **rest: real(
+        choose, "open_engine", lambda m, *, precision, **rest: real(
             m if precision == "fp32" else other, precision="fp32", **rest
         )
     )  # fmt: skip
-    monkeypatch.setattr(selection, "_fast_precision", lambda *_: "bf16")
-    taken = selection.select(TINY, batch, decoding, name="onnxruntime", device="cpu", precision="auto")
+    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    taken = choose.select(TINY, batch, decoding, name="onnxruntime", device="cpu", precision="auto")
     assert taken.engine.precision == "fp32", taken.why
     assert "100.0%" not in taken.why
 
@@ -119,10 +119,10 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
     ],
 )
 def test_the_fast_precision_is_the_one_measured_on_such_a_processor(monkeypatch, processor, taken):
-    monkeypatch.setattr(selection.Path, "read_text", lambda _: processor)
-    monkeypatch.setattr(selection.Path, "exists", lambda _: True)
-    assert selection._fast_precision("torch", "cpu") == taken
-    assert selection._fast_precision("onnxruntime", "cpu") is None
+    monkeypatch.setattr(choose.Path, "read_text", lambda _: processor)
+    monkeypatch.setattr(choose.Path, "exists", lambda _: True)
+    assert choose._fast_precision("torch", "cpu") == taken
+    assert choose._fast_precision("onnxruntime", "cpu") is None
 
 
 class Woken(Pretend):
@@ -151,14 +151,14 @@ def opening(monkeypatch, make, **asked):
         made.append(make(precision))
         return made[-1]
 
-    monkeypatch.setattr(selection, "preload", lambda *_: None)
-    monkeypatch.setattr(selection, "open_engine", opened)
-    ahead = selection.Opening(ScoreConfig(engine="torch", **asked))
+    monkeypatch.setattr(choose, "preload", lambda *_: None)
+    monkeypatch.setattr(choose, "open_engine", opened)
+    ahead = choose.Opening(ScoreConfig(engine="torch", **asked))
     ahead.start()
     ahead.know(TINY)
     given = {"name": "torch", "batch_size": "64", "ahead": ahead, **asked}
     try:
-        return selection.select(TINY, SAMPLE, Decoding(top_k=10), **given), made
+        return choose.select(TINY, SAMPLE, Decoding(top_k=10), **given), made
     finally:
         assert ahead.engines() is None, "an engine that is not taken must be free to go"
         ahead.close()
@@ -167,7 +167,7 @@ def opening(monkeypatch, make, **asked):
 def test_an_engine_opened_ahead_is_the_one_that_is_taken(monkeypatch):
     found, made = opening(monkeypatch, Woken, device="cuda", precision="fp16")
     assert [found.engine] == made
-    assert found.engine.batches == [selection.WOKEN_USERS]
+    assert found.engine.batches == [choose.WOKEN_USERS]
 
 
 def test_auto_compares_the_engines_opened_ahead(monkeypatch):

@@ -7,12 +7,12 @@ import pytest
 
 from genrec_batch.core.arrays import Batch, Ranked
 from genrec_batch.core.errors import ConfigError, DeviceMemoryError
-from genrec_batch.engines import selection, sizing
-from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.generate import Decoding
-from genrec_batch.model import model
+from genrec_batch.engines import batch_size, choose
+from genrec_batch.engines.decode import Decoding
+from genrec_batch.engines.plan_cache import EngineCache
+from genrec_batch.model import weights
 
-TINY = model.demo_model(model.PRESETS["tiny"])
+TINY = weights.demo_model(weights.PRESETS["tiny"])
 DECODING = Decoding(top_k=3)
 
 
@@ -65,7 +65,7 @@ def cache(tmp_path):
 
 
 def chosen(engine, cache, batch=None, decoding=DECODING):
-    return sizing.choose(engine, TINY, batch or sample(), decoding, cache=cache, clock=engine.clock)
+    return batch_size.choose(engine, TINY, batch or sample(), decoding, cache=cache, clock=engine.clock)
 
 
 def test_the_sweep_ends_where_a_larger_batch_no_longer_pays(cache):
@@ -118,7 +118,7 @@ def test_what_changes_the_speed_is_measured_anew(cache, change, monkeypatch):
     elif change == "longer histories":
         batch = dataclasses.replace(batch, tokens_BS=np.tile(batch.tokens_BS, 4), lengths_B=batch.lengths_B * 4)
     else:
-        monkeypatch.setattr(f"{__name__}.TINY", model.demo_model(model.PRESETS["lightweight"]))
+        monkeypatch.setattr(f"{__name__}.TINY", weights.demo_model(weights.PRESETS["lightweight"]))
     chosen(engine, cache, batch, decoding)
     assert engine.tried
 
@@ -137,9 +137,9 @@ def test_a_size_that_does_not_fit_ends_the_sweep(cache):
 
 def test_a_small_run_and_a_cpu_take_the_constant(cache):
     engine = Gpu()
-    assert chosen(engine, cache, sample(511)).users == sizing.GPU_USERS
+    assert chosen(engine, cache, sample(511)).users == batch_size.GPU_USERS
     engine.device = "cpu"
-    assert chosen(engine, cache).users == sizing.CPU_USERS == 256
+    assert chosen(engine, cache).users == batch_size.CPU_USERS == 256
     assert engine.tried == []
     assert list(cache.directory.iterdir()) == []
 
@@ -148,19 +148,21 @@ def test_each_beam_is_a_row_of_the_batch(cache):
     beams = dataclasses.replace(DECODING, beam_width=8)
     engine = Gpu()
     engine.device = "cpu"
-    assert chosen(engine, cache, decoding=beams).users == sizing.CPU_USERS // 8
+    assert chosen(engine, cache, decoding=beams).users == batch_size.CPU_USERS // 8
     assert chosen(engine, cache, decoding=dataclasses.replace(DECODING, beam_width=1000)).users == 1
 
 
 def test_beams_that_no_memory_holds_are_refused_with_what_fits():
-    reference = model.PRESETS["reference"]
+    reference = weights.PRESETS["reference"]
     beams = dataclasses.replace(DECODING, top_k=10, beam_width=1000)
-    sizing.check_memory(reference, 24, beams, memory_bytes=8 << 30)
+    batch_size.check_memory(reference, 24, beams, memory_bytes=8 << 30)
     with pytest.raises(ConfigError, match=r"--beam-width 1000 needs about 3\.\d GiB .* has 2\.0 GiB") as caught:
-        sizing.check_memory(reference, 24, beams, memory_bytes=2 << 30)
+        batch_size.check_memory(reference, 24, beams, memory_bytes=2 << 30)
     fitting = int(str(caught.value).rsplit("about ", 1)[1].split()[0].replace(",", ""))
-    sizing.check_memory(reference, 24, dataclasses.replace(beams, beam_width=int(0.98 * fitting)), memory_bytes=2 << 30)
-    assert 1 << 28 < sizing.machine_bytes() < 1 << 50
+    batch_size.check_memory(
+        reference, 24, dataclasses.replace(beams, beam_width=int(0.98 * fitting)), memory_bytes=2 << 30
+    )
+    assert 1 << 28 < batch_size.machine_bytes() < 1 << 50
 
 
 class OneSize(Gpu):
@@ -191,11 +193,11 @@ def test_an_engine_for_one_size_takes_it_or_what_fits(cache):
 @pytest.mark.parametrize(("asked", "users"), [("auto", 2048), ("512", 512)])
 def test_a_run_gets_the_size_and_so_does_the_engine(monkeypatch, asked, users):
     engine = OneSize()
-    monkeypatch.setattr(selection, "open_engine", lambda *_, **__: engine)
+    monkeypatch.setattr(choose, "open_engine", lambda *_, **__: engine)
     given = {"name": "tensorrt", "device": "cuda:0", "precision": "fp16", "batch_size": asked}
-    found = selection.select(TINY, sample(20), DECODING, **given)
+    found = choose.select(TINY, sample(20), DECODING, **given)
     assert (found.batch_users, engine.rows) == (users, users)
     lengths = sample(20).lengths_B
     assert engine.run == {"longest": lengths.max(), "mean": lengths.mean() + 1, "steps": DECODING.top_k}
-    selection.select(TINY, sample(20), DECODING, **given, longest=50, mean=7.5)
+    choose.select(TINY, sample(20), DECODING, **given, longest=50, mean=7.5)
     assert engine.run == {"longest": 50, "mean": 8.5, "steps": DECODING.top_k}, "of the run, not of its sample"

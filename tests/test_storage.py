@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.io import storage
+from genrec_batch.io.read import _sha256, reading, scan, table
 
 ROWS = pl.DataFrame({"user_id": [1, 2, 3], "x": [1.0, 2.0, 3.0]})
 
@@ -27,7 +27,7 @@ def test_file_glob_and_directory_read_the_same_rows(tmp_path):
     for part in range(3):
         write(tmp_path / "log" / f"{part}.parquet", ROWS[part : part + 1])
     for path in (tmp_path / "log", tmp_path / "log" / "*.parquet", tmp_path / "*" / "?.parquet"):
-        source = storage.scan(str(path), "INPUT")
+        source = scan(str(path), "INPUT")
         assert source.frame.collect().equals(ROWS)
         assert (len(source.files), source.rows) == (3, 3)
 
@@ -36,20 +36,20 @@ def test_hive_partitions_become_columns(tmp_path):
     write(tmp_path / "log" / "day=1" / "a.parquet", ROWS[:1])
     write(tmp_path / "log" / "day=2" / "a.parquet", ROWS[1:])
     for path in (tmp_path / "log", tmp_path / "log" / "*" / "*.parquet"):
-        assert storage.scan(str(path), "INPUT").frame.collect()["day"].to_list() == [1, 2, 2]
+        assert scan(str(path), "INPUT").frame.collect()["day"].to_list() == [1, 2, 2]
 
 
 def test_hidden_files_and_markers_are_left_alone(tmp_path):
     write(tmp_path / "log" / "a.parquet")
     write(tmp_path / "log" / ".tmp" / "b.parquet")
     write(tmp_path / "log" / "_old.parquet")
-    assert storage.scan(str(tmp_path / "log"), "INPUT").rows == 3
+    assert scan(str(tmp_path / "log"), "INPUT").rows == 3
 
 
 def test_columns_of_later_files_are_read_and_types_widen(tmp_path):
     write(tmp_path / "log" / "a.parquet", ROWS.select(pl.col("user_id").cast(pl.Int32)))
     write(tmp_path / "log" / "b.parquet", ROWS)
-    frame = storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()
+    frame = scan(str(tmp_path / "log"), "INPUT").frame.collect()
     assert frame.schema["user_id"] == pl.Int64
     assert frame["x"].to_list() == [None, None, None, 1.0, 2.0, 3.0]
 
@@ -58,28 +58,26 @@ def test_files_that_disagree_are_named(tmp_path):
     write(tmp_path / "log" / "a.parquet")
     write(tmp_path / "log" / "b.parquet", ROWS.with_columns(pl.col("x").cast(pl.String)))
     with pytest.raises(InputError, match=r"'x' is Float64 in .*a.parquet and String in .*b.parquet"):
-        storage.scan(str(tmp_path / "log"), "INPUT")
+        scan(str(tmp_path / "log"), "INPUT")
 
 
 def test_fingerprint_follows_content_and_not_the_clock(tmp_path):
-    one = storage.scan(str(write(tmp_path / "a" / "x.parquet")), "INPUT").fingerprint
-    same = storage.scan(str(write(tmp_path / "b" / "x.parquet")), "INPUT").fingerprint
-    other = storage.scan(
-        str(write(tmp_path / "c" / "x.parquet", ROWS.reverse().with_columns(x=9.0))), "INPUT"
-    ).fingerprint
+    one = scan(str(write(tmp_path / "a" / "x.parquet")), "INPUT").fingerprint
+    same = scan(str(write(tmp_path / "b" / "x.parquet")), "INPUT").fingerprint
+    other = scan(str(write(tmp_path / "c" / "x.parquet", ROWS.reverse().with_columns(x=9.0))), "INPUT").fingerprint
     assert one == same != other
 
 
 def test_a_file_is_hashed_to_its_last_byte(tmp_path):
     content = bytes(range(256)) * 3000 + b"end"
     (tmp_path / "x").write_bytes(content)
-    assert storage._sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
+    assert _sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
 
 
 def test_missing_file_shows_near_names(tmp_path):
     write(tmp_path / "events.parquet")
     with pytest.raises(InputError, match=r"no such file or directory. Did you mean 'events.parquet'"):
-        storage.scan(str(tmp_path / "event.parquet"), "INPUT")
+        scan(str(tmp_path / "event.parquet"), "INPUT")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_files_that_are_not_whole_parquet(tmp_path, content, message):
     path = write(tmp_path / "events.parquet")
     path.write_bytes(path.read_bytes()[:-20] if content is None else content)
     with pytest.raises(InputError, match=message):
-        storage.scan(str(path), "INPUT")
+        scan(str(path), "INPUT")
 
 
 @pytest.mark.parametrize(
@@ -109,12 +107,12 @@ def test_the_way_from_text_to_parquet_is_told_and_works(tmp_path, monkeypatch, n
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(content)
     with pytest.raises(InputError, match=f"INPUT {re.escape(name)}: not a Parquet file; convert it, such as") as raised:
-        storage.scan(name, "INPUT")
+        scan(name, "INPUT")
     told = str(raised.value)
     command = told[told.index("python -c") :].replace("python", sys.executable, 1)
     subprocess.run(["/bin/sh", "-c", command], check=True)
     (made,) = (path for path in tmp_path.iterdir() if path.name != name)
-    frame = storage.scan(made.name, "INPUT").frame.collect()
+    frame = scan(made.name, "INPUT").frame.collect()
     assert frame["user_id"].to_list() == [1]
     assert frame["moment"].dtype == (pl.String if "ndjson" in name else pl.Datetime("us"))
 
@@ -124,16 +122,16 @@ def test_a_damaged_page_is_an_input_error_that_names_the_file(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 3 : len(data) // 2] = b"\0" * (len(data) // 2 - len(data) // 3)
     path.write_bytes(bytes(data))
-    source = storage.scan(str(path), "INPUT")
+    source = scan(str(path), "INPUT")
     with pytest.raises(InputError, match=r"events\.parquet: cannot be read"):
-        storage.reading(source.frame.collect, f"INPUT {path}")
+        reading(source.frame.collect, f"INPUT {path}")
 
 
 def test_empty_directory_and_pattern_without_match(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.parquet file"):
-        storage.scan(str(tmp_path), "INPUT")
+        scan(str(tmp_path), "INPUT")
     with pytest.raises(InputError, match="no file matches"):
-        storage.scan(str(tmp_path / "*.parquet"), "INPUT")
+        scan(str(tmp_path / "*.parquet"), "INPUT")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +146,13 @@ def test_empty_directory_and_pattern_without_match(tmp_path):
 def test_tables_need_one_row_per_id(tmp_path, frame, message):
     path = write(tmp_path / "users.parquet", frame)
     with pytest.raises(InputError, match=message):
-        storage.table(str(path), "--users", "user_id", lambda lazy: lazy)
+        table(str(path), "--users", "user_id", lambda lazy: lazy)
 
 
 def test_a_column_without_values_takes_the_type_of_other_files(tmp_path):
     write(tmp_path / "log" / "a.parquet")
     write(tmp_path / "log" / "b.parquet", ROWS.with_columns(x=pl.lit(None)))
-    assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["x"].to_list() == [
+    assert scan(str(tmp_path / "log"), "INPUT").frame.collect()["x"].to_list() == [
         1.0,
         2.0,
         3.0,
@@ -167,7 +165,7 @@ def test_a_column_without_values_takes_the_type_of_other_files(tmp_path):
 def test_partition_ids_with_leading_zeros_stay_as_they_are(tmp_path):
     for value in ("001", "01"):
         write(tmp_path / "log" / f"user_id={value}" / "a.parquet", ROWS.select("x"))
-    assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].unique().sort().to_list() == [
+    assert scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].unique().sort().to_list() == [
         "001",
         "01",
     ]
@@ -175,12 +173,12 @@ def test_partition_ids_with_leading_zeros_stay_as_they_are(tmp_path):
 
 def test_names_with_glob_characters_are_read(tmp_path):
     path = write(tmp_path / "we[1]rd.parquet")
-    assert storage.scan(str(path), "INPUT").frame.collect().equals(ROWS)
+    assert scan(str(path), "INPUT").frame.collect().equals(ROWS)
 
 
 def test_an_empty_name_is_refused():
     with pytest.raises(InputError, match="INPUT is empty"):
-        storage.scan("", "INPUT")
+        scan("", "INPUT")
 
 
 def test_same_footer_and_other_values_is_another_input(tmp_path):
@@ -195,18 +193,18 @@ def test_same_footer_and_other_values_is_another_input(tmp_path):
         )
     sizes = {(tmp_path / name / "f.parquet").stat().st_size for name in "ab"}
     assert len(sizes) == 1
-    prints = {storage.scan(str(tmp_path / name / "f.parquet"), "INPUT").fingerprint for name in "ab"}
+    prints = {scan(str(tmp_path / name / "f.parquet"), "INPUT").fingerprint for name in "ab"}
     assert len(prints) == 2
 
 
 def test_a_uri_is_never_taken_for_unchanged(tmp_path):
     path = write(tmp_path / "a.parquet")
-    assert storage.scan(f"file://{path}", "INPUT").fingerprint != storage.scan(f"file://{path}", "INPUT").fingerprint
+    assert scan(f"file://{path}", "INPUT").fingerprint != scan(f"file://{path}", "INPUT").fingerprint
 
 
 def test_a_partition_column_that_the_files_have_too_is_read_from_the_files(tmp_path):
     write(tmp_path / "log" / "user_id=7" / "a.parquet")
-    assert storage.scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].to_list() == [1, 2, 3]
+    assert scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].to_list() == [1, 2, 3]
 
 
 def test_files_whose_moments_have_other_units_are_one_log(tmp_path):
@@ -214,7 +212,7 @@ def test_files_whose_moments_have_other_units_are_one_log(tmp_path):
     for unit in ("ms", "us", "ns"):
         frame = pl.DataFrame({"user_id": [1, 2], "timestamp": moments.dt.cast_time_unit(unit)})
         frame.write_parquet(tmp_path / f"{unit}.parquet")
-    source = storage.scan(str(tmp_path), "INPUT")
+    source = scan(str(tmp_path), "INPUT")
     read = source.frame.collect()
     assert read["timestamp"].to_list() == moments.to_list() * 3
     pieces = pl.concat([piece.frame.collect() for piece in source.pieces])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.events.tables import users_table, videos_table
+from genrec_batch.events.side_tables import users_table, videos_table
 
 
 def cell(vector, text, amount):

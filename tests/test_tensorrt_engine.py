@@ -14,13 +14,13 @@ from fake_tensorrt import FakeTensorRt
 from genrec_batch.core.arrays import HEADS, Batch
 from genrec_batch.core.errors import EngineError, RetryError
 from genrec_batch.engines import driver
-from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.generate import Decoding, recommend_all
+from genrec_batch.engines.decode import Decoding, recommend_all
+from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.protocol import Slates
-from genrec_batch.engines.tensorrt import tensorrt_build
-from genrec_batch.engines.tensorrt.kernels import plugin
-from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
-from genrec_batch.model.model import Model, ModelConfig, demo_model, initial_weights, preset
+from genrec_batch.engines.tensorrt import build as tensorrt_build
+from genrec_batch.engines.tensorrt.engine import TensorRtEngine
+from genrec_batch.engines.tensorrt.plugin import library as plugin
+from genrec_batch.model.weights import Model, ModelConfig, demo_model, initial_weights, preset
 
 STEPS = 3
 PLUGIN_SIZES = ModelConfig(vocabulary=120, width=512, ffn=64, layers=2, positions=64)
@@ -486,7 +486,7 @@ def test_a_precision_that_is_not_there_is_refused(build, precision, word):
 
 def test_torch_and_polars_are_never_imported():
     code = (
-        "import sys, genrec_batch.engines.tensorrt.tensorrt_engine as t; "
+        "import sys, genrec_batch.engines.tensorrt.engine as t; "
         "assert not {'torch', 'polars', 'triton', 'tensorrt', 'cuda'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

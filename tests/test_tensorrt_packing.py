@@ -8,16 +8,16 @@ import pytest
 from fake_tensorrt import FakeTensorRt
 from test_tensorrt_engine import PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 
-from genrec_batch.engines import driver, selection
-from genrec_batch.engines.generate import Decoding, recommend
+from genrec_batch.engines import choose, driver
+from genrec_batch.engines.decode import Decoding, recommend
 from genrec_batch.engines.protocol import FixedRows, PacksRows
-from genrec_batch.engines.tensorrt import tensorrt_build
-from genrec_batch.engines.tensorrt.kernels import plugin
-from genrec_batch.engines.tensorrt.tensorrt_shapes import BUCKETS, Packing, ShapeRule
-from genrec_batch.model import model
+from genrec_batch.engines.tensorrt import build as tensorrt_build
+from genrec_batch.engines.tensorrt.plugin import library as plugin
+from genrec_batch.engines.tensorrt.shapes import BUCKETS, Packing, ShapeRule
+from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
-from genrec_batch.model.model import ModelConfig, preset
-from genrec_batch.scoring import scoring
+from genrec_batch.model.weights import ModelConfig, preset
+from genrec_batch.scoring import shard
 
 __all__ = ["build", "gpu"]  # fixtures
 
@@ -146,12 +146,12 @@ def test_a_shape_is_built_for_every_number_of_seen_videos():
 
 def test_a_batch_too_large_after_the_device_was_full_is_cut_by_users_and_positions():
     batch = batch_of(preset("tiny"), 9, width=8)
-    pieces = list(scoring._pieces(None, np.arange(9), batch, 4, 20))
+    pieces = list(shard._pieces(None, np.arange(9), batch, 4, 20))
     assert [row for _, rows, _ in pieces for row in rows] == list(range(9))
     for _, rows, piece in pieces:
         assert len(rows) == len(piece) <= 4
         assert int(piece.lengths_B.sum()) + len(piece) <= 20
-    assert len(list(scoring._pieces(None, np.arange(9), batch, 9, 0))) == 1
+    assert len(list(shard._pieces(None, np.arange(9), batch, 9, 0))) == 1
 
 
 @pytest.mark.usefixtures("gpu")
@@ -173,10 +173,10 @@ def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log
     monkeypatch.setattr(tensorrt_build, "load_library", lambda _name=None: library)
     monkeypatch.setattr(plugin, "toolchain", lambda: plugin.Toolchain(compiler="g++", include=()))
     monkeypatch.setattr(plugin, "load", lambda *_, **__: None)
-    monkeypatch.setattr(selection, "_need", lambda _name: None)
+    monkeypatch.setattr(choose, "_need", lambda _name: None)
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     config = ModelConfig(vocabulary=1_000, width=512, ffn=64, layers=2, positions=64)
-    model.save(tmp_path / "m", config, model.initial_weights(config, 3), trained=True, card="for tests\n")
+    weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="for tests\n")
     Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
     given = ("--model", tmp_path / "m", "--max-events", "20", "--top-k", "3")
     asked = ("--engine", "tensorrt", "--precision", "fp16", "--batch-size", "64")

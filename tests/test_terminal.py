@@ -17,10 +17,11 @@ import uuid
 import polars as pl
 import pytest
 
-from genrec_batch.cli import cli_model, edge
+from genrec_batch.cli import exits
+from genrec_batch.cli.model import PRESETS
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.engines import selection
-from genrec_batch.model import model
+from genrec_batch.engines import choose
+from genrec_batch.model import weights
 from genrec_batch.runtime import console
 
 COMMAND = [sys.executable, "-m", "genrec_batch"]
@@ -222,8 +223,8 @@ def test_a_step_says_what_it_is_at_beside_its_title(monkeypatch):
 def test_opening_an_engine_says_which(monkeypatch):
     pytest.importorskip("onnxruntime")
     told = []
-    monkeypatch.setattr(selection, "doing", told.append)
-    selection.open_engine(model.demo_model(model.PRESETS["tiny"]), name="onnxruntime", device="cpu", precision="fp32")
+    monkeypatch.setattr(choose, "doing", told.append)
+    choose.open_engine(weights.demo_model(weights.PRESETS["tiny"]), name="onnxruntime", device="cpu", precision="fp32")
     assert told == ["onnxruntime in fp32 on cpu"]
 
 
@@ -241,7 +242,7 @@ def test_a_shell_completes_options_and_choices():
             "COMP_CWORD": str(len(words.split(" ")) - 1),
             "_GENREC_BATCH_COMPLETE": "complete_bash",
         }
-        code = "import sys; from genrec_batch.cli.cli import app; app(prog_name='genrec-batch')"
+        code = "import sys; from genrec_batch.cli.app import app; app(prog_name='genrec-batch')"
         return subprocess.run(
             [sys.executable, "-c", code], env=os.environ | said, capture_output=True, text=True, check=False
         ).stdout.split()
@@ -249,8 +250,8 @@ def test_a_shell_completes_options_and_choices():
     assert completed("genrec-batch sc") == ["score"]
     assert "--top-k" in completed("genrec-batch score --top")
     assert completed("genrec-batch score --engine o") == ["onnxruntime"]
-    assert completed("genrec-batch model init --preset ") == list(model.PRESETS)
-    assert tuple(model.PRESETS) == cli_model.PRESETS
+    assert completed("genrec-batch model init --preset ") == list(weights.PRESETS)
+    assert tuple(weights.PRESETS) == PRESETS
 
 
 def test_ctrl_c_is_one_line(log_file, model_dir, tmp_path):
@@ -317,5 +318,5 @@ def test_tables_are_whole_in_a_real_terminal(log_file, model_dir, columns):
 
 def test_an_error_outside_a_command_is_told(capsys):
     with pytest.raises(Exception, match="2"):
-        edge.fail(ConfigError("--x: no"))
+        exits.fail(ConfigError("--x: no"))
     assert "--x: no" in capsys.readouterr().err

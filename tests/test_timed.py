@@ -9,14 +9,14 @@ import pytest
 
 from genrec_batch.core.arrays import Ranked
 from genrec_batch.engines import marks
-from genrec_batch.engines.generate import Decoding, recommend_all
+from genrec_batch.engines.decode import Decoding, recommend_all
 
 torch = pytest.importorskip("torch")
 
-from test_generate import CONFIG, make_batch  # noqa: E402 (only where torch is)
+from test_generate import CONFIG, make_batch
 
-from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.model import model  # noqa: E402
+from genrec_batch.engines.torch.engine import TorchEngine
+from genrec_batch.model import weights
 
 WAYS = {
     "slate": (Decoding(top_k=4), ["copy in", "prefill", "decode", "copy out"]),
@@ -27,7 +27,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def engine():
-    return TorchEngine(model.demo_model(CONFIG))
+    return TorchEngine(weights.demo_model(CONFIG))
 
 
 @pytest.mark.parametrize(("decoding", "stages"), WAYS.values(), ids=WAYS)

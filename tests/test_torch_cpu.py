@@ -11,28 +11,30 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
-from test_torch_engine import make_batch, one_thread, placed, slate, take  # noqa: E402, F401 (a fixture)
+from test_torch_engine import make_batch, one_thread, placed, slate, take  # noqa: F401 (a fixture)
 
-from genrec_batch.engines import generate  # noqa: E402
-from genrec_batch.engines.torch import torch_choice, torch_device, torch_engine  # noqa: E402
-from genrec_batch.engines.torch.compiled import cpu_attention, cpu_rows  # noqa: E402
-from genrec_batch.engines.torch.compiled.torch_cpu import CompiledPhases  # noqa: E402
-from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.engines.torch.torch_phases import PlainPhases  # noqa: E402
-from genrec_batch.model import model  # noqa: E402
+from genrec_batch.engines import decode
+from genrec_batch.engines.torch import choice, device
+from genrec_batch.engines.torch import engine as torch_engine
+from genrec_batch.engines.torch.compiled import attention
+from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.engines.torch.compiled.phases import CompiledPhases
+from genrec_batch.engines.torch.engine import TorchEngine
+from genrec_batch.engines.torch.phases import PlainPhases
+from genrec_batch.model.weights import ModelConfig, demo_model
 
-pytestmark = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
+pytestmark = pytest.mark.skipif(not device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 
 CONFIGS = {  # by the size of a head
-    16: model.ModelConfig(vocabulary=83, width=64, ffn=72, layers=3, positions=210, heads=4, features=40),
-    32: model.ModelConfig(vocabulary=101, width=64, ffn=41, layers=2, positions=210, heads=2, features=40),
-    48: model.ModelConfig(vocabulary=67, width=96, ffn=100, layers=3, positions=210, heads=2, features=40),
+    16: ModelConfig(vocabulary=83, width=64, ffn=72, layers=3, positions=210, heads=4, features=40),
+    32: ModelConfig(vocabulary=101, width=64, ffn=41, layers=2, positions=210, heads=2, features=40),
+    48: ModelConfig(vocabulary=67, width=96, ffn=100, layers=3, positions=210, heads=2, features=40),
 }
 
 
 def shaken(config):
     """A model whose biases and norms are not all alike."""
-    random, made = np.random.default_rng(1), model.demo_model(config)
+    random, made = np.random.default_rng(1), demo_model(config)
     vectors = {n: w + random.normal(0, 0.1, w.shape).astype(np.float32) for n, w in made.weights.items() if w.ndim == 1}
     return replace(made, weights={**made.weights, **vectors})
 
@@ -265,7 +267,7 @@ def test_choices_are_those_of_the_plain_choice():
             found = phases.choose(hidden_BD, banned_BX, tokens=tokens, choices=choices)
             torch.testing.assert_close(found.logits_BV, exact_BV, atol=2e-3, rtol=0)
             torch.testing.assert_close(found.log_sum_B, found.logits_BV.logsumexp(1), atol=1e-5, rtol=0)
-            again = torch_choice.choose(found.logits_BV.clone(), banned_BX, tokens=tokens, choices=choices)
+            again = choice.choose(found.logits_BV.clone(), banned_BX, tokens=tokens, choices=choices)
             assert torch.equal(found.tokens_BW, again.tokens_BW)
             torch.testing.assert_close(found.log_prob_BW, again.log_prob_BW, atol=1e-5, rtol=0)
 
@@ -291,7 +293,7 @@ def test_selected_rows_go_on_as_copies(precision):
 def test_candidates_and_beams_are_what_reading_each_alone_gives(precision):
     engine, batch = opened(32, precision), make_batch([4, 17, 0, 128, 129, 1, 16], config=CONFIGS[32])
     exact, rows = opened(32, "fp32"), np.arange(len(batch))[:, None]
-    ranked = generate.recommend(engine, batch, generate.Decoding(mode="candidates", num_candidates=5))
+    ranked = decode.recommend(engine, batch, decode.Decoding(mode="candidates", num_candidates=5))
     everything = np.tile(np.arange(101, dtype=np.int32), (len(batch), 1))
     log_probs_BV = exact.log_probs(exact.prefill(batch, steps=1), everything)
     np.testing.assert_allclose(ranked.log_prob_BK, log_probs_BV[rows, ranked.tokens_BK], atol=NEAR)
@@ -300,10 +302,10 @@ def test_candidates_and_beams_are_what_reading_each_alone_gives(precision):
         engine.decode(alone, items_B)
         np.testing.assert_allclose(ranked.heads_BKH[:, column], engine.collect(alone).heads_BKH[:, 0], atol=NEAR / 4)
     given = replace(batch, candidates_BC=ranked.tokens_BK[:, ::-1].copy())
-    listed = generate.recommend(engine, given, generate.Decoding())
+    listed = decode.recommend(engine, given, decode.Decoding())
     np.testing.assert_array_equal(listed.log_prob_BK, ranked.log_prob_BK[:, ::-1])
     np.testing.assert_allclose(listed.heads_BKH, ranked.heads_BKH[:, ::-1], atol=1e-6)
-    found = generate.recommend(engine, batch, generate.Decoding(top_k=STEPS, beam_width=3))
+    found = decode.recommend(engine, batch, decode.Decoding(top_k=STEPS, beam_width=3))
     state = engine.prefill(batch, steps=STEPS)
     for items_B in found.tokens_BK.T:
         engine.decode(state, items_B)
@@ -315,13 +317,13 @@ def test_candidates_and_beams_are_what_reading_each_alone_gives(precision):
 def test_without_numba_or_for_other_heads_pytorch_computes_alone(precision, monkeypatch, caplog):
     single, narrow = replace(CONFIGS[16], layers=1), replace(CONFIGS[16], heads=16)
     for config in (single, narrow):
-        assert isinstance(TorchEngine(model.demo_model(config), precision=precision)._program.phases, PlainPhases)
+        assert isinstance(TorchEngine(demo_model(config), precision=precision)._program.phases, PlainPhases)
     batch = make_batch(SHORT, config=narrow)
     items_BK = items_of(16, batch)
-    engines = (TorchEngine(model.demo_model(narrow), precision=p) for p in (precision, "fp32"))
+    engines = (TorchEngine(demo_model(narrow), precision=p) for p in (precision, "fp32"))
     assert_near(*(answer(engine, batch, items_BK) for engine in engines))
     assert isinstance(without_numba(MODELS[16], precision)._program.phases, PlainPhases)
-    monkeypatch.setitem(sys.modules, "genrec_batch.engines.torch.compiled.torch_cpu", None)
+    monkeypatch.setitem(sys.modules, "genrec_batch.engines.torch.compiled.phases", None)
     with caplog.at_level("WARNING"):
         assert isinstance(TorchEngine(MODELS[16], precision=precision)._program.phases, PlainPhases)
     assert "numba is installed but does not load" in caplog.text
@@ -341,7 +343,7 @@ def test_no_kernel_is_compiled_twice_for_one_precision():
     for precision in ("bf16", "int8"):
         for lengths in ([1], [1, 1], [5], [5, 7, 0], [2, 2], [129, 3]):
             slate(opened(16, precision), make_batch(lengths, config=CONFIGS[16]), 2)
-    kernels = {**vars(cpu_rows), **vars(cpu_attention)}
+    kernels = {**vars(cpu_rows), **vars(attention)}
     types = {
         name: len(kernel.signatures)
         for name, kernel in kernels.items()

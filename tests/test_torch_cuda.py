@@ -8,13 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import plain_kernels  # noqa: E402 (after the check)
+import plain_kernels
 
-from genrec_batch.core.arrays import HEADS, Batch  # noqa: E402
-from genrec_batch.core.errors import EngineError, ModelError  # noqa: E402
-from genrec_batch.engines.cuda import torch_cuda, torch_slate  # noqa: E402
-from genrec_batch.engines.cuda.torch_cuda import TorchCudaEngine  # noqa: E402
-from genrec_batch.model.model import ModelConfig, demo_model  # noqa: E402
+from genrec_batch.core.arrays import HEADS, Batch
+from genrec_batch.core.errors import EngineError, ModelError
+from genrec_batch.engines.cuda import engine as torch_cuda
+from genrec_batch.engines.cuda import loop
+from genrec_batch.engines.cuda.engine import TorchCudaEngine
+from genrec_batch.model.weights import ModelConfig, demo_model
 
 SIZES = ModelConfig(vocabulary=61, width=32, ffn=64, layers=3, positions=24, heads=4, features=24, profile=8, video=16)
 STEPS = 4
@@ -276,8 +277,8 @@ def test_the_slate_loop_tells_when_it_copied_and_computed_each_batch(slow, engin
 
 def test_packing_adds_little_and_few_shapes():
     for rows in (1, 63, 64, 65, 127, 128, 129, 1000, 117_882, 208_896):
-        assert rows <= torch_slate.grid(rows) <= rows * (1 + 1 / 64)
-    assert len({torch_slate.grid(rows) for rows in range(65_536, 131_072)}) == 65
+        assert rows <= loop.grid(rows) <= rows * (1 + 1 / 64)
+    assert len({loop.grid(rows) for rows in range(65_536, 131_072)}) == 65
 
 
 def test_too_long_a_history_names_the_way_out(engine):

@@ -8,15 +8,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch.core.arrays import Batch, Ranked  # noqa: E402
-from genrec_batch.core.errors import EngineError, ModelError, RetryError  # noqa: E402
-from genrec_batch.engines.torch import torch_choice, torch_device, torch_engine, torch_network  # noqa: E402
-from genrec_batch.engines.torch.torch_engine import TorchEngine  # noqa: E402
-from genrec_batch.engines.torch.torch_linear import Linear  # noqa: E402
-from genrec_batch.model import model  # noqa: E402 (only where torch is)
+from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.errors import EngineError, ModelError, RetryError
+from genrec_batch.engines.torch import choice
+from genrec_batch.engines.torch import device as torch_device
+from genrec_batch.engines.torch import engine as torch_engine
+from genrec_batch.engines.torch.engine import TorchEngine
+from genrec_batch.engines.torch.linear import Linear
+from genrec_batch.engines.torch.network import Network, load_network
+from genrec_batch.model.weights import PRESETS, ModelConfig, demo_model, parameter_shapes
 
-CONFIG = model.ModelConfig(vocabulary=80, width=32, ffn=48, layers=3, positions=40, heads=4)
-MODEL = model.demo_model(CONFIG)
+CONFIG = ModelConfig(vocabulary=80, width=32, ffn=48, layers=3, positions=40, heads=4)
+MODEL = demo_model(CONFIG)
 STEPS = 6
 NEEDS_VNNI = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 
@@ -37,7 +40,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def network():
-    return torch_network.load_network(CONFIG, MODEL.weights, torch.device("cpu"))
+    return load_network(CONFIG, MODEL.weights, torch.device("cpu"))
 
 
 def make_batch(lengths=(7, 0, 3, 1, 12, 12, 5), *, seed=0, config=CONFIG, vectors=True, seen=4):
@@ -119,9 +122,9 @@ def full_forwards(network, batch, steps, tokens=CONFIG.vocabulary):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_parameters_are_named_and_shaped_as_the_model_says(training):
-    network = torch_network.Network(CONFIG).train(training)
+    network = Network(CONFIG).train(training)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    assert shapes == model.parameter_shapes(CONFIG)
+    assert shapes == parameter_shapes(CONFIG)
 
 
 def test_prefill_equals_pytorchs_encoder(engine):
@@ -161,18 +164,18 @@ def test_prefill_and_cached_steps_equal_full_forwards(engine, network, vectors):
 
 
 def test_the_reference_size_equals_full_forwards():
-    reference = model.demo_model(model.PRESETS["reference"])
+    reference = demo_model(PRESETS["reference"])
     batch = make_batch([5, 0, 9], config=reference.config)
-    network = torch_network.load_network(reference.config, reference.weights, torch.device("cpu"))
+    network = load_network(reference.config, reference.weights, torch.device("cpu"))
     expected = full_forwards(network, batch, 4, tokens=reference.config.vocabulary)
     assert_alike(slate(TorchEngine(reference), batch, 4), expected, 1e-4)
 
 
 def test_long_histories_equal_full_forwards(monkeypatch):
     config = replace(CONFIG, positions=200)
-    longer = model.demo_model(config)
+    longer = demo_model(config)
     batch = make_batch([150, 3, 140, 0, 145])
-    network = torch_network.load_network(config, longer.weights, torch.device("cpu"))
+    network = load_network(config, longer.weights, torch.device("cpu"))
     monkeypatch.setattr(torch_engine, "GROUP_ROWS", 3)
     monkeypatch.setattr(torch_engine, "CONTEXT_POSITIONS", 160)
     assert_alike(slate(TorchEngine(longer), batch, 3), full_forwards(network, batch, 3), 1e-4)
@@ -329,11 +332,11 @@ def test_every_lane_computes_on_its_own_thread_alone(threads):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
 def test_engines_opened_anew_give_the_same_bits_wherever_numbers_lie_in_memory(precision):
     config = replace(CONFIG, features=1024, width=64)  # products large enough that two threads would share them
-    weights, batch = model.demo_model(config).weights, make_batch([7, 3, 12, 0, 5] * 8, config=config)
+    weights, batch = demo_model(config).weights, make_batch([7, 3, 12, 0, 5] * 8, config=config)
     answers = set()
     for offset in (0, 16, 32, 48):
         torch.set_num_threads(2)
-        here = replace(model.demo_model(config), weights={n: placed(w, offset) for n, w in weights.items()})
+        here = replace(demo_model(config), weights={n: placed(w, offset) for n, w in weights.items()})
         arrays = {n: placed(getattr(batch, n), offset) for n in ("dense_BF", "profile_BP", "video_BV", "tokens_BS")}
         engine, again = TorchEngine(here, precision=precision), replace(batch, **arrays)
         for _ in range(10):  # which thread takes which lane is left to chance
@@ -345,7 +348,7 @@ def test_engines_opened_anew_give_the_same_bits_wherever_numbers_lie_in_memory(p
 
 def test_bf16_stays_close_to_fp32():
     config = replace(CONFIG, vocabulary=500, width=64, ffn=128)
-    small = model.demo_model(config)
+    small = demo_model(config)
     batch = make_batch(range(30), config=config, vectors=False)
     exact, fast = slate(TorchEngine(small), batch), slate(TorchEngine(small, precision="bf16"), batch)
     same = exact.tokens_BK == fast.tokens_BK
@@ -357,7 +360,7 @@ def test_bf16_stays_close_to_fp32():
 @NEEDS_VNNI
 def test_int8_stays_close_to_fp32():
     config = replace(CONFIG, vocabulary=500, width=64, ffn=128)
-    small = model.demo_model(config)
+    small = demo_model(config)
     batch = make_batch(range(30), config=config, vectors=False)
     exact, fast = slate(TorchEngine(small), batch), slate(TorchEngine(small, precision="int8"), batch)
     same = exact.tokens_BK == fast.tokens_BK
@@ -418,12 +421,12 @@ def test_more_choices_than_items_are_filled_with_zeros():
 def test_equal_logits_give_the_lower_token_first():
     logits_BV = torch.tensor([[9.0, 9.0, -1.0, 3.0, 3.0, -0.0, 0.0, 3.0]])
     banned_BX = torch.tensor([[0, 1, 3]])
-    found = torch_choice.choose(logits_BV, banned_BX, tokens=8, choices=6)
+    found = choice.choose(logits_BV, banned_BX, tokens=8, choices=6)
     assert found.tokens_BW.tolist() == [[4, 7, 5, 6, 2, 0]]
     assert torch.isneginf(found.log_prob_BW[0, 5])
     assert logits_BV.tolist() == [[9.0, 9.0, -1.0, 3.0, 3.0, 0.0, 0.0, 3.0]]
-    assert torch_choice.choose(logits_BV, banned_BX, tokens=8, choices=1).tokens_BW.tolist() == [[4]]
-    assert torch_choice.choose(logits_BV, banned_BX, tokens=4, choices=1).tokens_BW.tolist() == [[2]]
+    assert choice.choose(logits_BV, banned_BX, tokens=8, choices=1).tokens_BW.tolist() == [[4]]
+    assert choice.choose(logits_BV, banned_BX, tokens=4, choices=1).tokens_BW.tolist() == [[2]]
 
 
 def test_choices_are_the_best_first_and_over_the_whole_vocabulary(engine):

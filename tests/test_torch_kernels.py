@@ -14,10 +14,10 @@ if DEVICE == "cpu":  # Triton looks at this variable when it is imported, and ag
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-import plain_kernels  # noqa: E402 (after the variable above)
+import plain_kernels
 
-from genrec_batch.engines.cuda import torch_kernels as kernels  # noqa: E402 (as above)
-from genrec_batch.engines.cuda.torch_fused import Tables  # noqa: E402 (as above)
+from genrec_batch.engines.cuda import kernels
+from genrec_batch.engines.cuda.weights import Tables
 
 HEADS = 4
 SIZES = [pytest.param(head, id=f"head{head}") for head in (4, 32, 48)]

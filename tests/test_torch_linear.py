@@ -4,10 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch.engines.torch import torch_device, torch_linear  # noqa: E402 (only where torch is)
-from genrec_batch.engines.torch.torch_linear import Int8Linear, PairLinear  # noqa: E402
+from genrec_batch.engines.torch import device, linear
+from genrec_batch.engines.torch.linear import Int8Linear, PairLinear
 
-pytestmark = pytest.mark.skipif(not torch_device.fast_int8(), reason="this processor has no AVX-512 VNNI")
+pytestmark = pytest.mark.skipif(not device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 WEIGHT, BIAS = torch.randn(48, 64, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 48)
 
 
@@ -69,7 +69,7 @@ def test_an_output_without_weights_is_its_bias():
     weight = WEIGHT.clone()
     weight[3] = 0
     assert Int8Linear(weight, BIAS)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4
-    assert torch_linear.Linear(weight, BIAS, torch.float32)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4
+    assert linear.Linear(weight, BIAS, torch.float32)(rows(4))[:, 3].tolist() == [BIAS[3].item()] * 4
 
 
 def test_pairs_are_nearly_exact_whatever_type_comes_in():

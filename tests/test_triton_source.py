@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="Triton's interpreter works on torch tensors")
 pytest.importorskip("triton", reason="the kernels' source is Triton")
 
-from fake_tensorrt import GenrecKernel  # noqa: E402 (after the skips)
-from triton.runtime import interpreter  # noqa: E402
+from fake_tensorrt import GenrecKernel
+from triton.runtime import interpreter
 
-from genrec_batch.engines.tensorrt import kernels  # noqa: E402
-from genrec_batch.engines.tensorrt.kernels import triton_source as source  # noqa: E402
+from genrec_batch.engines.tensorrt import plugin
+from genrec_batch.engines.tensorrt.plugin import triton_source as source
 
 PATCH = interpreter._patch_lang_tensor
 
@@ -217,9 +217,9 @@ def test_what_is_not_a_number_is_not_passed_off_as_nothing_left():
 
 
 def test_every_architecture_ships_every_kernel():
-    names = {cubin.name for cubin in kernels.read("sm_90")}
-    for architecture in kernels.architectures():
-        cubins = kernels.read(architecture)
+    names = {cubin.name for cubin in plugin.read("sm_90")}
+    for architecture in plugin.architectures():
+        cubins = plugin.read(architecture)
         assert {cubin.name for cubin in cubins} == names
         assert all(cubin.code.startswith(b"\x7fELF") and cubin.warps for cubin in cubins)
-    assert {f"causal_attention_{kernels.LONGEST}", "rank_items"} <= names
+    assert {f"causal_attention_{plugin.LONGEST}", "rank_items"} <= names

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from genrec_batch.cli.edge import option_file, tell, variable
+from genrec_batch.cli.exits import option_file, tell, variable
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest, refused
 from genrec_batch.runtime import console
 

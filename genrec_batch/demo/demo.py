@@ -19,14 +19,16 @@ from typing import Any
 
 import polars as pl
 
-from genrec_batch.core.config import ScoreConfig
 from genrec_batch.core.errors import ConfigError, EngineError
-from genrec_batch.demo import show_demo, synthetic
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.demo import synthetic
+from genrec_batch.demo.tables import DEEDS, beside, commands, engines, pairs, say, step
+from genrec_batch.engines.choose import decoding_of, device_of
 from genrec_batch.engines.onnx import export, exported
-from genrec_batch.engines.selection import decoding_of, device_of
-from genrec_batch.events.job import catalog_of
-from genrec_batch.model import model
-from genrec_batch.reports import engine_facts, show
+from genrec_batch.events.dataset import catalog_of
+from genrec_batch.model import weights
+from genrec_batch.reports import engine_facts
+from genrec_batch.reports import tables as show
 from genrec_batch.reports.sections import duration, figure, size
 from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
@@ -72,14 +74,14 @@ def run(folder: Path, users: int) -> dict[str, Any]:
     """
     began = time.perf_counter()
     files = _prepare(folder, users)
-    show_demo.say(UNTRAINED)
+    say(UNTRAINED)
     one = _one_user(files)
     summary = _whole_log(files)
     performance = _performance(files)
     written = _export(files, one)
     _what_next(files, one, summary)
     seconds = time.perf_counter() - began
-    show_demo.say(f"The demo took {duration(seconds)}.")
+    say(f"The demo took {duration(seconds)}.")
     facts = {"command": "demo", "performance": performance, "export": written, "seconds": round(seconds, 3)}
     return {**summary, **facts}
 
@@ -99,8 +101,10 @@ def _prepare(folder: Path, users: int) -> Files:
         tables = []
     directory = folder / "model"
     shutil.rmtree(directory, ignore_errors=True)
-    config = model.PRESETS["reference"]
-    model.save(directory, config, model.initial_weights(config, model.DEMO_SEED), trained=False, card="A demo model.\n")
+    config = weights.PRESETS["reference"]
+    weights.save(
+        directory, config, weights.initial_weights(config, weights.DEMO_SEED), trained=False, card="A demo model.\n"
+    )
     catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
     user_table, video_table = (_near(path) if path.is_file() else None for path in tables or (log / "0", log / "0"))
     return Files(
@@ -135,7 +139,7 @@ def _config(files: Files, **more: Any) -> ScoreConfig:
 
 def _one_user(files: Files) -> list[dict[str, Any]]:
     """Show one user's history beside what is recommended; return these rows."""
-    deeds = [name for name in show_demo.DEEDS if name != "watch_complete"]
+    deeds = [name for name in DEEDS if name != "watch_complete"]
     newest = (
         pl.scan_parquet(files.log)
         .drop_nulls(["user_id", "video_id", "timestamp"])
@@ -145,13 +149,13 @@ def _one_user(files: Files) -> list[dict[str, Any]]:
     )
     busiest = newest.group_by("user_id").agg(events=pl.len(), deeds=pl.sum_horizontal(pl.col(deeds).sum()))
     user = busiest.sort("events", "deeds", "user_id", descending=[True, True, False]).first().collect()["user_id"][0]
-    show_demo.step(1, "One user: what was watched, and what to show next", files.command("--user", str(user)))
+    step(1, "One user: what was watched, and what to show next", files.command("--user", str(user)))
     with _only_errors(), console.busy("scoring one user"):
         rows: list[dict[str, Any]] = pipeline.score(
             _config(files, user=(str(user),), top_k=SHOWN), str(files.log), None
         )["rows"].to_pylist()
     history = newest.filter(pl.col("user_id") == user).collect().reverse().to_dicts()
-    show_demo.beside(user, history, rows, _categories(files))
+    beside(user, history, rows, _categories(files))
     return rows
 
 
@@ -164,7 +168,7 @@ def _categories(files: Files) -> Mapping[Any, str]:
 
 def _whole_log(files: Files) -> dict[str, Any]:
     command = files.command(str(files.output), "--if-exists", "overwrite")
-    show_demo.step(2, "Batch: every user of the log", command)
+    step(2, "Batch: every user of the log", command)
     summary = pipeline.score(_config(files, if_exists="overwrite"), str(files.log), str(files.output))
     show.summary(summary)
     return summary
@@ -172,8 +176,8 @@ def _whole_log(files: Files) -> dict[str, Any]:
 
 def _performance(files: Files) -> list[dict[str, Any]]:
     command = shlex.join(["genrec-batch", "profile", "--model", str(files.model), "--data", str(files.log)])
-    show_demo.step(3, "Performance: the engines installed, on histories of 50 events", command)
-    loaded = model.load(files.model)
+    step(3, "Performance: the engines installed, on histories of 50 events", command)
+    loaded = weights.load(files.model)
     config = _config(files)
     wanted = engine_facts.choices((), device_of("cpu", "auto"))
     with _only_errors(), console.busy("timing engines"):
@@ -190,8 +194,8 @@ def _performance(files: Files) -> list[dict[str, Any]]:
             ceilings={"products": []},
             advance=console.nowhere,
         )
-    show_demo.engines(found["engines"])
-    show_demo.say("`profile` measures this and much more: the machine's ceilings, stages, memory, the data.")
+    engines(found["engines"])
+    say("`profile` measures this and much more: the machine's ceilings, stages, memory, the data.")
     rows: list[dict[str, Any]] = [
         {name: row[name] for name in ("engine", "precision", "topk_overlap", "points")} for row in found["engines"]
     ]
@@ -200,29 +204,27 @@ def _performance(files: Files) -> list[dict[str, Any]]:
 
 def _export(files: Files, one: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Write the graphs, read them back with ONNX Runtime and score the one user; None where a package is missing."""
-    show_demo.step(
-        4, "Export: ONNX graphs, read back", shlex.join(["genrec-batch", "model", "export", str(files.model)])
-    )
+    step(4, "Export: ONNX graphs, read back", shlex.join(["genrec-batch", "model", "export", str(files.model)]))
     user = str(one[0]["user_id"])
     try:
-        paths = export.export(model.load(files.model), files.model, precision="fp32")
+        paths = export.export(weights.load(files.model), files.model, precision="fp32")
         with _only_errors(), console.busy("reading them back"):
             again = pipeline.score(
                 _config(files, user=(user,), top_k=SHOWN, engine="onnxruntime", precision="fp32"), str(files.log), None
             )["rows"].to_pylist()
     except EngineError as error:
-        show_demo.say(f"Left out: {error}")
+        say(f"Left out: {error}")
         return None
-    show_demo.pairs([(str(path), size(path.stat().st_size)) for path in paths if path.suffix == ".onnx"])
+    pairs([(str(path), size(path.stat().st_size)) for path in paths if path.suffix == ".onnx"])
     same = len({row["video_id"] for row in one} & {row["video_id"] for row in again})
-    show_demo.say(f"ONNX Runtime read them and recommends {same} of the same {len(one)} videos to user {user}.")
+    say(f"ONNX Runtime read them and recommends {same} of the same {len(one)} videos to user {user}.")
     return {"folder": str(files.model / exported.FOLDER), "same_videos": same, "of": len(one)}
 
 
 def _what_next(files: Files, one: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
     user = str(one[0]["user_id"])
-    show_demo.step(5, "What is where, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
-    show_demo.pairs(
+    step(5, "What is where, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
+    pairs(
         [
             (str(files.output), f"the recommendations: {figure(summary['rows'])} rows"),
             (str(files.model), "the model, its catalog and its graphs"),
@@ -230,7 +232,7 @@ def _what_next(files: Files, one: list[dict[str, Any]], summary: Mapping[str, An
         ]
     )
     console.stdout.print()
-    show_demo.commands(
+    commands(
         [
             ("look at the output", f"genrec-batch inspect {files.output}"),
             ("why these videos", files.command("--explain", user)),

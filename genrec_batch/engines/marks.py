@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from genrec_batch.engines.protocol import Recorder
-from genrec_batch.engines.timed import COPY_IN, COPY_OUT, DECODE, PREFILL
+from genrec_batch.engines.timing import COPY_IN, COPY_OUT, DECODE, PREFILL
 
 LANES = {COPY_IN: "device in", PREFILL: "device", DECODE: "device", COPY_OUT: "device out"}  # a lane for each stream
 GRAPHS = "graphs"  # the stage in which the host builds, loads or captures what the device runs

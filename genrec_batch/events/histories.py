@@ -17,10 +17,10 @@ import polars as pl
 
 from genrec_batch.core.arrays import I32, I64, Histories, Ragged
 from genrec_batch.core.errors import InputError
-from genrec_batch.events import ordering
-from genrec_batch.events.blocks import Records, RecordType
-from genrec_batch.events.contract import SCORED
-from genrec_batch.events.counting import Index
+from genrec_batch.events.columns import SCORED
+from genrec_batch.events.ids import Index
+from genrec_batch.events.order import entries, newest
+from genrec_batch.events.records import Records, RecordType
 from genrec_batch.model.catalog import Catalog
 
 
@@ -57,7 +57,7 @@ def order(
     arrays = _room(record, int(kept_N.sum()))
     seen_is_kept = int(total_N.max(initial=0)) <= min(max_events, seen_limit)
     video_R = None if seen_is_kept else np.empty(int(total_N.sum()), np.int32)
-    counted = ordering.newest(
+    counted = newest(
         held,
         record.kind,
         start=start,
@@ -70,13 +70,13 @@ def order(
     video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
     if not counted or any(len(rows) and rows.min() < 0 for rows in (video_E, video_R) if rows is not None):
         raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
-    tokens_E = ordering.entries(videos.token_V, video_E, compiled)
+    tokens_E = entries(videos.token_V, video_E, compiled)
     return Histories(
         offsets_N1=offsets_N1,
         time_us_E=arrays["time_us"],
         tokens_E=tokens_E,
         video_code_E=video_E,
-        video_row_E=ordering.entries(videos.row_V, video_E, compiled),
+        video_row_E=entries(videos.row_V, video_E, compiled),
         session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
         numbers=_of("number", arrays),
         flags=_of("flag", arrays),
@@ -124,7 +124,7 @@ def _offsets(lengths_N: I64) -> I64:
 def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int, compiled: Any) -> Ragged:
     """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
     busy = np.flatnonzero(total_N > limit)
-    values = ordering.entries(token_V, video_R, compiled)
+    values = entries(token_V, video_R, compiled)
     if not len(busy):
         return Ragged(offsets_N1=_offsets(total_N), values=values)
     begins, counts = (np.cumsum(total_N) - total_N)[busy], total_N[busy]

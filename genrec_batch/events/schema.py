@@ -17,8 +17,8 @@ from pathlib import Path
 import polars as pl
 
 from genrec_batch.core.errors import ConfigError, InputError, nearest
-from genrec_batch.events import contract
-from genrec_batch.events.contract import KNOWN, REQUIRED, SCORED, Kind
+from genrec_batch.events import columns as contract
+from genrec_batch.events.columns import KNOWN, REQUIRED, SCORED, Kind
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -14,12 +14,12 @@ import polars as pl
 from genrec_batch.core.arrays import FIRST_ITEM, Ragged
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import schema
-from genrec_batch.io import storage
+from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
 
 def table(
-    path: str | None, flag: str, key: str, names: Mapping[str, str], log: pl.DataType, inputs: dict[str, storage.Source]
+    path: str | None, flag: str, key: str, names: Mapping[str, str], log: pl.DataType, inputs: dict[str, read.Source]
 ) -> pl.DataFrame | None:
     """Read `--users` or `--videos` with the log's own type of id (`log`), None where there is none.
 
@@ -29,7 +29,7 @@ def table(
     if path is None:
         return None
     rename = partial(schema.rename, expressions=names, source=f"{flag} {path}")
-    frame, source = storage.table(path, flag, key, rename)
+    frame, source = read.table(path, flag, key, rename)
     inputs[flag.lstrip("-")] = source
     return _same_type(frame, key, log, f"{flag} {path}")
 
@@ -49,9 +49,7 @@ def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> 
         raise InputError(f"{source}: column {key!r} holds ids that do not fit the log's {log} ({error})") from error
 
 
-def candidates(
-    path: str | None, ids: Mapping[str, pl.DataType], inputs: dict[str, storage.Source]
-) -> pl.DataFrame | None:
+def candidates(path: str | None, ids: Mapping[str, pl.DataType], inputs: dict[str, read.Source]) -> pl.DataFrame | None:
     """Read `--candidates` with the log's own types of user_id and video_id (`ids`), None where there is none.
 
     Raises:
@@ -59,7 +57,7 @@ def candidates(
     """
     if path is None:
         return None
-    frame, source = storage.table(path, "--candidates", "user_id", lambda lazy: lazy)
+    frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy)
     inputs["candidates"] = source
     where = f"--candidates {path}"
     kind = frame.schema.get("video_id")

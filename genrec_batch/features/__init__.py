@@ -17,14 +17,14 @@ import numpy as np
 
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import F16, F32, U8, Histories, SideTable
-from genrec_batch.features import events
-from genrec_batch.features import videos as of_videos
-from genrec_batch.features.events import Part
+from genrec_batch.features import from_log
+from genrec_batch.features import from_videos as of_videos
+from genrec_batch.features.from_log import Part
 from genrec_batch.features.segments import CACHE_LINE, PART_EVENTS, PART_USERS, Segments, parts, weighted_sums
 from genrec_batch.runtime.console import LOG
 
 if TYPE_CHECKING:
-    from genrec_batch.features.numba.compiled import Filler
+    from genrec_batch.features.numba.fill import Filler
 
 Kernel = Literal["numba", "numpy"]
 COMPILED_FROM = 100_000  # users of a job from which loading numba and its kernels pays
@@ -44,8 +44,8 @@ def _fastest() -> Kernel:
     if find_spec("numba") is None:
         return "numpy"
     try:
-        from genrec_batch.features.numba import compiled  # noqa: F401 - loading it is the question
-        from genrec_batch.runtime.compiling import tell_if_not_kept
+        from genrec_batch.features.numba import fill  # noqa: F401 - loading it is the question
+        from genrec_batch.runtime.jit import tell_if_not_kept
     except ImportError as error:
         LOG.warning("numba is installed but does not load (%s); NumPy computes the features, more slowly", error)
         return "numpy"
@@ -129,7 +129,7 @@ def _rows(users: int) -> F32:
 
 
 def _compiled(histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int) -> Filler:
-    from genrec_batch.features.numba.compiled import Filler
+    from genrec_batch.features.numba.fill import Filler
 
     return Filler(histories, users, videos, max_events=max_events)
 
@@ -156,7 +156,7 @@ def _fill(dense_NF: F32, histories: Histories, users: SideTable | None, videos: 
 
 def _fill_active(dense_GF: F32, histories: Histories, videos: SideTable | None, max_events: int) -> None:
     part = Part(histories=histories, segments=Segments(lengths_G=histories.lengths_N[histories.lengths_N > 0]))
-    events.fill(dense_GF, part, max_events=max_events)
+    from_log.fill(dense_GF, part, max_events=max_events)
     if videos is not None:
         of_videos.fill(dense_GF, part, videos)
 
@@ -183,7 +183,7 @@ def video_vectors(histories: Histories, videos: SideTable, *, kernel: Kernel = "
     if videos.dense_RD is None or videos.has_dense_R is None:
         return None
     if kernel == "numba":
-        from genrec_batch.features.numba.compiled import video_means
+        from genrec_batch.features.numba.fill import video_means
 
         return video_means(videos.dense_RD, videos.has_dense_R, histories)
     has_R, row_E = videos.has_dense_R, histories.video_row_E

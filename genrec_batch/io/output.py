@@ -22,16 +22,16 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core.config import differences
 from genrec_batch.core.errors import ConfigError, RetryError
-from genrec_batch.io import existing, parquet
+from genrec_batch.core.options import differences
+from genrec_batch.io import parquet, published
 from genrec_batch.io.durable import full_disk as _disk
 from genrec_batch.io.durable import read_json as _read_json
 from genrec_batch.io.durable import sync as _sync
 from genrec_batch.io.durable import write_json as _write_json
-from genrec_batch.io.existing import COUNTS, FINGERPRINTS, LOCK, MANIFEST, ROWS, RUN_FILE, SUCCESS
-from genrec_batch.io.joining import Joined
-from genrec_batch.runtime import ending
+from genrec_batch.io.published import COUNTS, FINGERPRINTS, LOCK, MANIFEST, ROWS, RUN_FILE, SUCCESS
+from genrec_batch.io.single_file import Joined
+from genrec_batch.runtime import signals
 
 Counts = Mapping[str, int]
 DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
@@ -98,7 +98,7 @@ class Output:
         Returns: files, rows, bytes and counts of the finished output.
         """
         with _disk(self.path):
-            if not self.replaces and existing.present(self.path):
+            if not self.replaces and published.present(self.path):
                 raise ConfigError(
                     f"OUTPUT {self.path} appeared while the run was going on; its parts stay in {self.staging}"
                 )
@@ -122,8 +122,8 @@ class Output:
 
     def _join(self, parts: int, metadata: dict[str, str]) -> dict[str, int]:
         self._whole().finish(parts, {key: value for key, value in metadata.items() if key not in self.metadata})
-        kept, beside = self.staging / FINGERPRINTS, existing.fingerprint_file(self.path)
-        with ending.placing():
+        kept, beside = self.staging / FINGERPRINTS, published.fingerprint_file(self.path)
+        with signals.placing():
             beside.unlink(missing_ok=True)  # never those of another output beside this one
             if kept.exists():
                 kept.replace(beside)
@@ -139,9 +139,9 @@ class Output:
         for piece in self.staging.glob("part-*.fingerprints"):
             piece.unlink()
         _sync(self.staging)
-        with ending.placing():
+        with signals.placing():
             if self.path.exists():  # only with `overwrite`, or an empty directory
-                old = existing.old(self.path)
+                old = published.old(self.path)
                 shutil.rmtree(old, ignore_errors=True)
                 self.path.rename(old)
                 self.staging.rename(self.path)
@@ -174,9 +174,9 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
         ConfigError: the output exists, or an unfinished run of other settings is there.
         RetryError: it is being written now.
     """
-    existing.check(path, if_exists)
+    published.check(path, if_exists)
     identifier = run_id(identity)
-    staging = existing.staging(path)
+    staging = published.staging(path)
     output = Output(
         path=path,
         staging=staging,
@@ -184,13 +184,13 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
         metadata={"genrec.run_id": identifier},
         replaces=if_exists == "overwrite",
     )
-    if existing.present(path) and if_exists != "overwrite":
-        if existing.finished_id(path) != identifier:
+    if published.present(path) and if_exists != "overwrite":
+        if published.finished_id(path) != identifier:
             raise ConfigError(
                 f"OUTPUT {path} cannot be resumed: {_unlike(path, identity)}; --if-exists overwrite replaces it once "
                 "the new one is whole, or name another"
             )
-        existing.check_whole(path)
+        published.check_whole(path)
         shutil.rmtree(staging, ignore_errors=True)  # what a run left that was killed after its last rename
         for name in (RUN_FILE, LOCK) if path.is_dir() else ():
             (path / name).unlink(missing_ok=True)
@@ -203,9 +203,9 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
 
 def _unlike(path: Path, identity: Identity) -> str:
     """Return what a run differs in from the one that an output says it is of, in words."""
-    if existing.finished_id(path) is None:
+    if published.finished_id(path) is None:
         return "it has no _SUCCESS, so nobody can say that it is whole"
-    _, said = existing.files_of(path)
+    _, said = published.files_of(path)
     began = {key: _value(said[f"genrec.{key}"]) for key in identity if f"genrec.{key}" in said}
     now = {key: json.loads(json.dumps(identity[key])) for key in began}
     if "config" in began:  # with paths, which do not count

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch.model.model import ModelConfig
+from genrec_batch.model.weights import ModelConfig
 
 ROWS = 4096  # of the product's left side: the positions of a batch
 COPY_BYTES = DISK_BYTES = 128 << 20

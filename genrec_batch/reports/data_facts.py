@@ -14,7 +14,7 @@ import numpy as np
 from genrec_batch import features
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import FIRST_ITEM, I64
-from genrec_batch.events.job import Job
+from genrec_batch.events.dataset import Job
 from genrec_batch.runtime import console
 
 PIECE = 4096  # users whose features are computed at once

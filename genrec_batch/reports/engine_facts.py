@@ -19,12 +19,12 @@ import numpy as np
 
 from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError, nearest
-from genrec_batch.engines.generate import Decoding, recommend_all
+from genrec_batch.engines.batch_size import GPU_USERS
+from genrec_batch.engines.choose import NEEDS, computes_int8, open_engine, reference_engine
+from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, compare, joined
 from genrec_batch.engines.protocol import Engine, FixedRows
-from genrec_batch.engines.selection import NEEDS, computes_int8, open_engine, reference_engine
-from genrec_batch.engines.sizing import GPU_USERS
-from genrec_batch.model.model import Model
+from genrec_batch.model.weights import Model
 from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
 from genrec_batch.runtime.console import LOG, doing

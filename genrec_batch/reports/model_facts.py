@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from genrec_batch.core.arrays import HEADS
-from genrec_batch.model import model
-from genrec_batch.model.model import ModelConfig
+from genrec_batch.model import weights
+from genrec_batch.model.weights import ModelConfig
 
 MIB = 2**20
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -57,7 +57,7 @@ def moved_bytes(config: ModelConfig, users: int, *, events: int, seen: int, top_
 
 def cache_bytes(config: ModelConfig, users: int, *, positions: int, precision: str) -> int:
     """Return the bytes of the KV cache: keys and values of every layer and position."""
-    return users * config.layers * 2 * positions * config.width * model.BYTES[precision]
+    return users * config.layers * 2 * positions * config.width * weights.BYTES[precision]
 
 
 def layer_flops(config: ModelConfig) -> int:
@@ -97,13 +97,13 @@ def decode_flops(config: ModelConfig, events: float, passes: int) -> float:
 
 def describe(config: ModelConfig, *, events: int, top_k: int) -> dict[str, Any]:
     """Return everything above for one model, with histories of `events` and slates of `top_k`."""
-    total = model.parameters(config)
+    total = weights.parameters(config)
     prefill, decode = prefill_flops(config, events), decode_flops(config, events, top_k)
     return {
         "sizes": asdict(config),
         "parameters": total,
-        "groups": model.parameter_groups(config),
-        "memory_mb": {name: round(total * model.BYTES[name] / MIB, 1) for name in PRECISIONS},
+        "groups": weights.parameter_groups(config),
+        "memory_mb": {name: round(total * weights.BYTES[name] / MIB, 1) for name in PRECISIONS},
         "inputs": [_inputs(config, users, events=events, top_k=top_k) for users in BATCHES],
         "flops": {
             "events": events,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genrec_batch.core.config import ScoreConfig, option
 from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.options import ScoreConfig, option
 
 CPU_SIZES, GPU_SIZES = "1,4,16,64,256", "1,16,256,2048,8192"
 

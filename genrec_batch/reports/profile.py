@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.core.config import ScoreConfig
-from genrec_batch.engines.selection import decoding_of, device_of, sample_rows
-from genrec_batch.events.job import UNTRAINED, Job, open_model, prepare, read_log
-from genrec_batch.events.partition import spill_folder
-from genrec_batch.features.batching import Part
-from genrec_batch.io import finding
-from genrec_batch.model import model
-from genrec_batch.model.model import Model
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.engines.choose import decoding_of, device_of, sample_rows
+from genrec_batch.events.by_user import spill_folder
+from genrec_batch.events.dataset import UNTRAINED, Job, open_model, prepare, read_log
+from genrec_batch.features.batches import Part
+from genrec_batch.io import find
+from genrec_batch.model import weights
+from genrec_batch.model.weights import Model
 from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
 from genrec_batch.reports.options import ProfileConfig
 from genrec_batch.runtime import console
-from genrec_batch.runtime.profiling import Stages
+from genrec_batch.runtime.clock import Stages
 
 COMPARED_USERS = 256  # of the log, for the overlap with fp32
 
@@ -41,7 +41,7 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
     _check_data(config.data)
     device = device_of(config.device, config.engine)
     wanted = engine_facts.choices(_listed(config.engines), device)
-    compared = {name: model.preset(name) for name in _listed(config.compare)}
+    compared = {name: weights.preset(name) for name in _listed(config.compare)}
     loaded = open_model(config)
     config.check_positions(loaded.config.positions)
     with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
@@ -100,7 +100,7 @@ def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
 def _check_data(data: str | None) -> None:
     """Raise InputError where there is no log, before a minute is spent on measuring."""
     if data is not None and "://" not in data:
-        finding.files(data, "--data")
+        find.files(data, "--data")
 
 
 def _run(config: ProfileConfig, folder: Path) -> separate.Ran:

@@ -17,10 +17,10 @@ from typing import Any
 from genrec_batch import __version__
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.io.durable import no_folder
-from genrec_batch.model.model import ModelConfig
+from genrec_batch.model.weights import ModelConfig
 from genrec_batch.reports import ceilings, page, run_facts
 from genrec_batch.reports.trace import whole_file
-from genrec_batch.runtime.profiling import Stages
+from genrec_batch.runtime.clock import Stages
 
 SCHEMA, SCHEMA_VERSION = "genrec-batch/report", 2
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from genrec_batch.model.model import ModelConfig
+from genrec_batch.model.weights import ModelConfig
 from genrec_batch.reports import model_facts
 from genrec_batch.reports.ceilings import product_ceiling
-from genrec_batch.runtime.profiling import Span, Stages
+from genrec_batch.runtime.clock import Span, Stages
 
 MODEL = "model run"
 COMPUTE = ("prefill", "decode")

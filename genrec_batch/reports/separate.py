@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NoReturn
 
-from genrec_batch.core.config import ScoreConfig
 from genrec_batch.core.errors import GenrecError, RetryError
+from genrec_batch.core.options import ScoreConfig
 from genrec_batch.runtime import console
-from genrec_batch.runtime.profiling import Span, Stages
+from genrec_batch.runtime.clock import Span, Stages
 from genrec_batch.scoring import pipeline
 
 ENDS_WITHIN_S = 30.0  # after its answer

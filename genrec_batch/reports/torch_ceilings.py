@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from genrec_batch.engines.torch.torch_device import fast_int8
-from genrec_batch.engines.torch.torch_linear import Int8Linear, Linear
+from genrec_batch.engines.torch.device import fast_int8
+from genrec_batch.engines.torch.linear import Int8Linear, Linear
 
 TRIES = 30
 CPU = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec_batch.core.errors import ConfigError, refused
-from genrec_batch.runtime.profiling import Stages
+from genrec_batch.runtime.clock import Stages
 
 
 def events(stages: Stages) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from genrec_batch import __version__
 from genrec_batch.core import layout
-from genrec_batch.core.config import HistoryConfig, resolved
+from genrec_batch.core.options import HistoryConfig, resolved
 from genrec_batch.engines.protocol import Engine, InSeveralWays
 from genrec_batch.events import schema
-from genrec_batch.events.job import Job
+from genrec_batch.events.dataset import Job
 from genrec_batch.io import output
-from genrec_batch.runtime.profiling import Stages, peak_rss_mib
+from genrec_batch.runtime.clock import Stages, peak_rss_mib
 
 PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 

@@ -26,20 +26,21 @@ import pyarrow as pa
 
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import I64, Histories
-from genrec_batch.core.config import HistoryConfig, ScoreConfig, resolved
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.engines.selection import Opening
-from genrec_batch.events import ordering, partition
-from genrec_batch.events.job import Job, prepare, read_log
-from genrec_batch.events.partition import Bucket
-from genrec_batch.features.batching import Part
-from genrec_batch.io import existing, output
-from genrec_batch.runtime import allocation, console, flow
+from genrec_batch.core.options import HistoryConfig, ScoreConfig, resolved
+from genrec_batch.engines.choose import Opening
+from genrec_batch.events import by_user, order
+from genrec_batch.events.by_user import Bucket
+from genrec_batch.events.dataset import Job, prepare, read_log
+from genrec_batch.features.batches import Part
+from genrec_batch.io import output, published
+from genrec_batch.runtime import console, malloc, threads
+from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
-from genrec_batch.runtime.profiling import Stages
-from genrec_batch.scoring import carrying, lineage
-from genrec_batch.scoring.carrying import Previous
-from genrec_batch.scoring.scoring import Scored, Scoring, Shard
+from genrec_batch.scoring import lineage
+from genrec_batch.scoring import previous as carrying
+from genrec_batch.scoring.previous import Previous
+from genrec_batch.scoring.shard import Scored, Scoring, Shard
 
 MANY_CORES = 8  # from which a shard takes so short that its memory is better kept for the next one
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
@@ -57,7 +58,7 @@ class Threads:
     @staticmethod
     def of(cores: int) -> Threads:
         """Divide `cores`."""
-        return Threads(histories=partition.loaders(cores), features=max(1, cores // 3), write=max(1, cores // 4))
+        return Threads(histories=by_user.loaders(cores), features=max(1, cores // 3), write=max(1, cores // 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     with ExitStack() as stack:
         previous = None
         if target is not None and config.previous is not None:
-            existing.check(Path(target), config.if_exists)
+            published.check(Path(target), config.if_exists)
             with stages.time("previous"), console.busy(f"checking {config.previous}"):
                 previous = Previous.open(config.previous)
         ahead = Opening(config)
@@ -125,10 +126,10 @@ def open_job(
         GenrecError: see `job.prepare`.
     """
     if target is not None:
-        existing.check(Path(target), config.if_exists)
+        published.check(Path(target), config.if_exists)
     log, opened = read_log(source, config, stages)
     with console.busy("loading the kernels"):
-        ordering.for_job(log.rows)  # an import, which another one beside it would hold up
+        order.for_job(log.rows)  # an import, which another one beside it would hold up
     if ahead is not None:
         ahead.start()
         stack.callback(ahead.close)
@@ -138,7 +139,7 @@ def open_job(
         stages,
         path=source,
         inputs={"events": opened},
-        spill_to=partition.spill_folder(config.spill_dir, target),
+        spill_to=by_user.spill_folder(config.spill_dir, target),
         candidates=candidates,
         known=None if ahead is None else ahead.know,
     )
@@ -167,8 +168,8 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
             return Finished(number=number, users=len(part), table=table, counts={"cold_start_users": cold})
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
-            workers = Threads.of(flow.cores()).features
-            for part in flow.ordered(made, pieces(job, skip), workers=workers, name="features"):
+            workers = Threads.of(threads.cores()).features
+            for part in threads.ordered(made, pieces(job, skip), workers=workers, name="features"):
                 advance(part.users)
                 yield lambda part=part: part  # type: ignore[misc]
 
@@ -187,9 +188,9 @@ def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
         job.store.done(bucket)
         return bucket, built
 
-    loaders = Threads.of(flow.cores()).histories
-    for bucket, built in flow.ordered(load, wanted, workers=loaders, name="histories"):
-        for start, stop in partition.shards(bucket.stop - bucket.start, size):
+    loaders = Threads.of(threads.cores()).histories
+    for bucket, built in threads.ordered(load, wanted, workers=loaders, name="histories"):
+        for start, stop in by_user.shards(bucket.stop - bucket.start, size):
             number = (bucket.start + start) // size
             if number not in skip:
                 yield number, bucket.start + start, built.slice(start, stop)
@@ -216,10 +217,12 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
                 rows=rows, prints=prints, size=size, room=scoring.room, top_k=config.top_k,
             )  # fmt: skip
 
-    ahead = flow.background(pieces(job, skip), ahead=1, name="shards")
-    workers = Threads.of(flow.cores()).features
-    prepared = flow.ordered(made, ahead, workers=workers, name="features")
-    return prepared if workers == 1 else flow.background(prepared, ahead=1, name="prepare")  # few cores, little memory
+    ahead = threads.background(pieces(job, skip), ahead=1, name="shards")
+    workers = Threads.of(threads.cores()).features
+    prepared = threads.ordered(made, ahead, workers=workers, name="features")
+    return (
+        prepared if workers == 1 else threads.background(prepared, ahead=1, name="prepare")
+    )  # few cores, little memory
 
 
 def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Finished:
@@ -274,13 +277,13 @@ def run(
     `parts` is told which parts are there, and yields the others in order as work that ends in a `Finished`.
     """
     out = output.open_output(target, identity, config.if_exists)
-    count = len(partition.shards(len(job), config.shard_users))
+    count = len(by_user.shards(len(job), config.shard_users))
     told = {"config": resolved(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
     plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
-        already = {"output": str(target), "already_complete": True, **existing.finished_facts(target)}
+        already = {"output": str(target), "already_complete": True, **published.finished_facts(target)}
         return lineage.summary(command, job, stages, identity, report()) | already
     resumed = len(out.parts_done)
     if resumed:
@@ -290,16 +293,16 @@ def run(
         part = work()
         with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
             out.write(part.number, part.table, part.counts, part.fingerprints)
-        if flow.cores() < MANY_CORES:  # what lies in pieces between the engine's buffers would pile up
-            allocation.give_back_freed_memory()
+        if threads.cores() < MANY_CORES:  # what lies in pieces between the engine's buffers would pile up
+            malloc.give_back_freed_memory()
 
     there = min(len(job), resumed * config.shard_users)
     with ExitStack() as stack:
         stack.callback(out.close)
-        stack.enter_context(flow.watched(lambda: len(stages.spans), limit_s=config.stall_limit, doing=stages.doing))
+        stack.enter_context(threads.watched(lambda: len(stages.spans), limit_s=config.stall_limit, doing=stages.doing))
         advance = stack.enter_context(console.progress(command, len(job), "users", done=there))
-        writers = Threads.of(flow.cores()).write
-        behind = stack.enter_context(flow.behind(workers=writers, ahead=writers + 1, name="write"))
+        writers = Threads.of(threads.cores()).write
+        behind = stack.enter_context(threads.behind(workers=writers, ahead=writers + 1, name="write"))
         stream = parts(set(out.parts_done), advance)
         stack.callback(stream.close)
         for work in stream:

@@ -24,13 +24,13 @@ from bench_engines import GFLOP_50, make_batch
 from cpu_peer import tuned
 
 from genrec_batch.core.arrays import I32
-from genrec_batch.engines.generate import Decoding, recommend
+from genrec_batch.engines.choose import open_engine
+from genrec_batch.engines.decode import Decoding, recommend
 from genrec_batch.engines.parity import top_overlap
-from genrec_batch.engines.selection import open_engine
-from genrec_batch.engines.torch.torch_device import fast_int8
-from genrec_batch.engines.torch.torch_linear import Int8Linear, Linear
-from genrec_batch.model import model
-from genrec_batch.runtime.allocation import keep_freed_memory
+from genrec_batch.engines.torch.device import fast_int8
+from genrec_batch.engines.torch.linear import Int8Linear, Linear
+from genrec_batch.model import weights
+from genrec_batch.runtime.malloc import keep_freed_memory
 
 STEPS, PARITY = 10, 0.98
 ROWS, WIDTH, OUTPUTS = 816, 512, 1536  # of the product that the ceiling is measured with
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     most = ceilings(asked.threads, time.thread_time if asked.clock == "cpu" else clock)
     print(f"ceiling on {asked.threads} threads: " + ", ".join(f"{k} {v} GFLOP/s" for k, v in most.items()), flush=True)
-    reference = model.demo_model(model.PRESETS["reference"])
+    reference = weights.demo_model(weights.PRESETS["reference"])
     batch, small = make_batch(asked.users, 50, 50), make_batch(min(256, asked.users), 50, 50)
     runs: dict[str, Callable[[], I32]] = {}
     for kind in (kind for kind in ("fp32", "bf16") if kind in asked.kinds):

@@ -89,13 +89,13 @@ def run(log, output, options):
 def device_alone(kind, size, asked, rounds=3, batches=24):
     """Return users/s of the engine over batches of the same lengths that were made before."""
     from genrec_batch.core.arrays import Batch
-    from genrec_batch.engines.generate import Decoding, recommend_all
+    from genrec_batch.engines.choose import open_engine
+    from genrec_batch.engines.decode import Decoding, recommend_all
     from genrec_batch.engines.protocol import FixedRows, PacksRows
-    from genrec_batch.engines.selection import open_engine
-    from genrec_batch.features.batching import cuts, mixed
-    from genrec_batch.model import model
+    from genrec_batch.features.batches import cuts, mixed
+    from genrec_batch.model import weights
 
-    loaded = model.demo_model(model.PRESETS["reference"]).with_catalog(9_000)
+    loaded = weights.demo_model(weights.PRESETS["reference"]).with_catalog(9_000)
     device = "cuda:0" if asked.device == "cuda" else asked.device
     engine = open_engine(loaded, name=asked.engine, device=device, precision=asked.precision)
     random = np.random.default_rng(1)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.engines.generate import Decoding, recommend
-from genrec_batch.engines.selection import open_engine, top_overlap
-from genrec_batch.engines.torch.torch_linear import Linear
-from genrec_batch.model import model
+from genrec_batch.engines.choose import open_engine, top_overlap
+from genrec_batch.engines.decode import Decoding, recommend
+from genrec_batch.engines.torch.linear import Linear
+from genrec_batch.model import weights
 
 ENGINES = (("torch", "fp32"), ("torch", "bf16"), ("onnxruntime", "fp32"))
 GFLOP_50 = 1.311 + 0.361  # prefill of 51 positions and 10 decode passes, per user
@@ -59,7 +59,7 @@ def main() -> None:
         f"ceiling on {torch.get_num_threads()} threads: "
         + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in ceilings.items())
     )
-    reference = model.demo_model(model.PRESETS["reference"])
+    reference = weights.demo_model(weights.PRESETS["reference"])
     engines = {key: open_engine(reference, name=key[0], device="cpu", precision=key[1]) for key in ENGINES}
     results = []
     for label, shortest, longest in (("50 events", 50, 50), ("2 to 8 events", 2, 8)):

@@ -27,10 +27,10 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when NumPy is imported
     os.environ.setdefault(_name, "1")
 
-import numpy as np  # noqa: E402 - the number of threads is set before
+import numpy as np
 
-from genrec_batch import features  # noqa: E402 - the number of threads is set before
-from genrec_batch.core.arrays import F16, F32, I64, Histories, Ragged, SideTable  # noqa: E402 - the number of threads is set before
+from genrec_batch import features
+from genrec_batch.core.arrays import F16, F32, I64, Histories, Ragged, SideTable
 
 START_US = 1_774_828_800_000_000
 PLAIN_FLAGS = ("watch_complete", "is_liked", "is_shared", "is_commented", "is_followed_creator")

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gpu_peers import NoCache, Plain, Tuned, graphed
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.engines.cuda.torch_cuda import TorchCudaEngine
-from genrec_batch.engines.cuda.torch_slate import ban_all, grid, pack
-from genrec_batch.model.model import PRESETS, demo_model
-from genrec_batch.runtime.profiling import Stages
+from genrec_batch.engines.cuda.engine import TorchCudaEngine
+from genrec_batch.engines.cuda.loop import ban_all, grid, pack
+from genrec_batch.model.weights import PRESETS, demo_model
+from genrec_batch.runtime.clock import Stages
 
 FLOOR = 287_000  # users/s: 1.311 + 0.361 GFLOP per user of 50 events and 10 steps, at the best rates of the card
 SIZES = PRESETS["reference"]

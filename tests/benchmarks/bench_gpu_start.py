@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from bench_tensorrt import WIDTH, agreement, inputs
 
-from genrec_batch.engines.generate import Decoding, recommend_all
-from genrec_batch.model.model import load
+from genrec_batch.engines.decode import Decoding, recommend_all
+from genrec_batch.model.weights import load
 
 
 def since_start():
@@ -55,7 +55,7 @@ def main():
     mark("model_s", now)
     batch = inputs(arguments.users, arguments.lengths)
     now = time.perf_counter()
-    from genrec_batch.engines.selection import open_engine
+    from genrec_batch.engines.choose import open_engine
 
     engine = open_engine(model, name=arguments.engine, device=arguments.device, precision=arguments.precision)
     if hasattr(engine, "resize"):

@@ -44,33 +44,35 @@ def make_log(path, rows, order):
 def ours(path, memory="64GiB", way="memory"):
     import numpy as np
 
-    from genrec_batch.core.config import HistoryConfig
-    from genrec_batch.events import eventlog, histories, ordering, partition
-    from genrec_batch.events.blocks import RecordType
-    from genrec_batch.events.counting import Index
-    from genrec_batch.io import storage
+    from genrec_batch.core.options import HistoryConfig
+    from genrec_batch.events import by_user, histories
+    from genrec_batch.events.ids import Index
+    from genrec_batch.events.log import EventLog, survey
+    from genrec_batch.events.order import kernels
+    from genrec_batch.events.records import RecordType
+    from genrec_batch.io import read
     from genrec_batch.model.catalog import Catalog
-    from genrec_batch.runtime import flow
+    from genrec_batch.runtime import threads as flow
 
-    source = storage.scan(path, "INPUT", hashed=False)
-    log = eventlog.EventLog.of(source.frame, source.pieces, None, "INPUT")
-    found = eventlog.survey(log, None, flow.cores(), ordering.kernels())
-    users = partition.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
+    source = read.scan(path, "INPUT", hashed=False)
+    log = EventLog.of(source.frame, source.pieces, None, "INPUT")
+    found = survey(log, None, flow.cores(), kernels())
+    users = by_user.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
     catalog = Catalog.from_counts(found.videos, vocabulary=10_000)
     videos = histories.known(found.videos["video_id"], catalog, None)
-    split = partition.Split(
+    split = by_user.Split(
         log=log,
         record=RecordType.of(log.contract.reading.columns, log.contract.types),
         users=Index(users.ids),
         videos=Index(found.videos["video_id"]),
         as_of_us=found.as_of_us,
-        compiled=ordering.kernels(),
+        compiled=kernels(),
     )
     limit = HistoryConfig(memory_limit=memory).memory_bytes()
     padded_NS = np.zeros((len(users), KEPT), np.int32)
     lengths_N = np.minimum(users.events_N, KEPT)
     with tempfile.TemporaryDirectory() as folder:
-        store = partition.store(
+        store = by_user.store(
             split, users, found, shard_users=16_384, memory_bytes=limit, spill_to=Path(folder), workers=flow.cores()
         )
         assert store.way == way, store.way
@@ -206,7 +208,7 @@ def measure(arguments):
     """In a process of its own, which has its threads set: every peer in turn, round by round."""
     import numpy as np
 
-    from genrec_batch.runtime.allocation import keep_freed_memory
+    from genrec_batch.runtime.malloc import keep_freed_memory
 
     keep_freed_memory()  # as the command line does; the peers have it too
     peers = {"ours": ours, "polars": with_polars, "pandas": with_pandas, "duckdb": with_duckdb}

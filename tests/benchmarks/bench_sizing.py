@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_tensorrt import inputs
 
-from genrec_batch.engines.engine_cache import EngineCache
-from genrec_batch.engines.generate import Decoding
-from genrec_batch.engines.selection import open_engine
-from genrec_batch.engines.sizing import choose
-from genrec_batch.model.model import load
+from genrec_batch.engines.batch_size import choose
+from genrec_batch.engines.choose import open_engine
+from genrec_batch.engines.decode import Decoding
+from genrec_batch.engines.plan_cache import EngineCache
+from genrec_batch.model.weights import load
 
 
 def main():

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from genrec_batch.core.arrays import HEADS, Batch
-from genrec_batch.model.model import DEMO_SEED, ModelConfig, demo_model, initial_weights, preset
+from genrec_batch.model.weights import DEMO_SEED, ModelConfig, demo_model, initial_weights, preset
 
 STEPS, WIDTH = 10, 50
 # Least time per user on an H200 with 790 TFLOP/s of dense fp16 and 4.27 TB/s, both measured there: prefill is 1.311
@@ -177,12 +177,12 @@ def profile(engine, program, slot, top):
 
 def run(arguments):
     """Build or load the engines, check them, time them."""
-    from genrec_batch.engines.engine_cache import EngineCache
-    from genrec_batch.engines.tensorrt.kernels import plugin
-    from genrec_batch.engines.tensorrt.tensorrt_engine import TensorRtEngine
+    from genrec_batch.engines.plan_cache import EngineCache
+    from genrec_batch.engines.tensorrt.engine import TensorRtEngine
+    from genrec_batch.engines.tensorrt.plugin import library
 
     if arguments.plain:
-        os.environ.pop(plugin.VARIABLE, None)
+        os.environ.pop(library.VARIABLE, None)
     print(f"floor: {1e6 / FLOOR_US:,.0f} users/s, prefill alone {1e6 / PREFILL_FLOOR_US:,.0f} users/s")
     builds, phase = {}, {}
 

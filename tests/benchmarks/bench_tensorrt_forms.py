@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import bench_tensorrt as bench
 
-from genrec_batch.engines.tensorrt import tensorrt_build as building
-from genrec_batch.engines.tensorrt import tensorrt_graphs as loop
-from genrec_batch.engines.tensorrt import tensorrt_nodes as nodes
-from genrec_batch.engines.tensorrt import tensorrt_slot as slots
+from genrec_batch.engines.tensorrt import build as building
+from genrec_batch.engines.tensorrt import graphs as loop
+from genrec_batch.engines.tensorrt import layers as nodes
+from genrec_batch.engines.tensorrt import memory as slots
 
 ROWS = 16  # equal query rows for the fused attention kernel, whose tile has as many anyway
 

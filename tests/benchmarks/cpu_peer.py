@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genrec_batch.core.arrays import HEADS, I32, Batch
-from genrec_batch.model.model import EPSILON, Model
+from genrec_batch.model.weights import EPSILON, Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genrec_batch.core.arrays import HEADS, Batch
-from genrec_batch.model.model import EPSILON, Model
+from genrec_batch.model.weights import EPSILON, Model
 
 
 def graphed(run):

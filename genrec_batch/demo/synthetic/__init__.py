@@ -9,8 +9,8 @@ a row is the same whatever chunk it is made in, and two runs write the same byte
 
 from __future__ import annotations
 
-from genrec_batch.demo.synthetic.files import write
 from genrec_batch.demo.synthetic.traits import users_frame, videos_frame
 from genrec_batch.demo.synthetic.world import Order, SampleConfig
+from genrec_batch.demo.synthetic.write import write
 
 __all__ = ["Order", "SampleConfig", "users_frame", "videos_frame", "write"]

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from genrec_batch.core.errors import ConfigError, EngineError, ModelError, refused
 from genrec_batch.engines.onnx import exported
-from genrec_batch.model.model import Model
+from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console
 
 PRECISIONS = ("fp32", "fp16")

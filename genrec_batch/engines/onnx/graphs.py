@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from genrec_batch.core.arrays import F32, HEADS
-from genrec_batch.engines.onnx import graph_blocks as blocks
-from genrec_batch.engines.onnx.graph_blocks import FLOAT, INT32, Dimension, Graph
-from genrec_batch.model.model import EPSILON, ModelConfig, Weights
+from genrec_batch.engines.onnx import layers as blocks
+from genrec_batch.engines.onnx.layers import FLOAT, INT32, Dimension, Graph
+from genrec_batch.model.weights import EPSILON, ModelConfig, Weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,107 @@
+"""The commands that show: `profile`, `inspect`, and what `score` shows beside its result.
+
+Owns: their arguments. Must not know: how anything is computed. Heavy modules are imported inside commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genrec_batch.cli.exits import options
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.options import LogConfig
+from genrec_batch.reports.options import ProfileConfig, RunConfig
+from genrec_batch.runtime import console
+
+if TYPE_CHECKING:
+    from genrec_batch.runtime.clock import Stages
+
+
+def check_paths(options: RunConfig) -> None:
+    """Raise ConfigError where `--report` or `--trace` could not be written, before any work is done."""
+    from genrec_batch.reports import report
+
+    report.check_path(options.report, "--report", (".html", ".json"))
+    report.check_path(options.trace, "--trace", (".json",))
+
+
+def write_reports(options: RunConfig, stages: Stages, summary: Mapping[str, Any]) -> None:
+    """Write `--report` and `--trace` of a run that is done, last of all.
+
+    Raises:
+        ConfigError: a file cannot be written.
+        RetryError: the disk is full.
+    """
+    from genrec_batch.reports import report, trace
+
+    if options.report:
+        report.write_run(stages, summary, Path(options.report))
+    if options.trace:
+        trace.write(stages, Path(options.trace))
+
+
+def explain(options: RunConfig, source: str, output: str | None) -> None:
+    """Show why one user gets what it gets (`score --explain`)."""
+    import pyarrow as pa
+
+    from genrec_batch.reports import explain as explaining
+    from genrec_batch.reports import inspect_text, tables, terminal
+
+    if output is not None or options.user or options.report or options.trace:
+        raise ConfigError("--explain tells of one user and writes nothing: leave OUTPUT, --user, --report, --trace out")
+    found = explaining.explain(options, source, str(options.explain))
+    if not options.quiet and options.log_format == "text":
+        terminal.show(inspect_text.explanation(found))
+        tables.recommendations(pa.Table.from_pylist(found["recommended"]), "long")
+        found = {name: found[name] for name in ("status", "command", "user_id", "events", "recommended")}
+    console.last_line(found)
+
+
+@options(ProfileConfig)
+def profile(*, options: ProfileConfig) -> None:
+    """Measure the model, a log, the engines and a real run on this machine; as tables, JSON and a page.
+
+    Example: genrec-batch profile --model model/ --data events.parquet --html report.html --json report.json
+    """
+    from genrec_batch.reports import chapters, report, terminal
+    from genrec_batch.reports import profile as profiler
+
+    report.check_path(options.html, "--html", (".html",))
+    report.check_path(options.json, "--json", (".json",))
+    report.check_path(options.trace, "--trace", (".json",))
+    found = profiler.profile(options)
+    if not options.quiet and options.log_format == "text":
+        terminal.show(chapters.sections(found))
+    for path, flag in ((options.html, "--html"), (options.json, "--json")):
+        if path:
+            report.write(found, Path(path), flag)
+    console.last_line(report.brief(found))
+
+
+@options(LogConfig)
+def inspect(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="What `score` wrote: a .parquet file or a directory.")],
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Model directory whose catalog is covered; default: that of the run.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Most recommended videos to name.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show a finished output: lineage, counts, scores by rank, most recommended videos; exit code 6 if not whole.
+
+    Example: genrec-batch inspect recs.parquet
+    """
+    from genrec_batch.reports import inspect as inspecting
+    from genrec_batch.reports import inspect_text, terminal
+
+    facts = inspecting.inspect(output, model=model, top=top)
+    if as_json:
+        console.last_line(facts)
+    else:
+        terminal.show(inspect_text.inspection(facts))
+    inspecting.check(facts)

@@ -1,0 +1,234 @@
+"""The `model` commands: make, import, look at, export a model directory, and build its engines.
+
+Owns: their flags and printed lines. Must not know: how weights are computed or read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from genrec_batch.cli.exits import beginning, done, options
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.options import LogConfig
+from genrec_batch.engines.tensorrt.options import BuildConfig
+from genrec_batch.runtime import console
+
+if TYPE_CHECKING:
+    from genrec_batch.model.catalog import Catalog
+    from genrec_batch.model.weights import ModelConfig
+
+model_app = typer.Typer(
+    no_args_is_help=True, help="Make, import, look at and export model directories; build their engines."
+)
+
+DIRECTORY = Annotated[Path, typer.Argument(metavar="DIR", help="The model directory.")]
+
+PRESETS = ("reference", "high-performance", "lightweight", "tiny")  # for completion, which imports no model
+
+CARD = """# A genrec-batch model
+
+Generative recommender for short video: {parameters:,} parameters, vocabulary {vocabulary:,}, width {width}, {layers}
+layers, {heads} attention heads, {positions:,} positions. {origin}
+
+| file | what |
+| --- | --- |
+| `config.json` | sizes, feature layout, whether it is trained |
+| `model.safetensors` | the weights, under PyTorch's names |
+| `catalog.parquet` | token, video_id, count; without it the catalog is taken from the log that is scored |
+| `onnx/` | graphs, after `genrec-batch model export` |
+
+Score a log with it: `genrec-batch score events.parquet recs.parquet --model DIR`
+"""
+
+
+def _card(config: ModelConfig, origin: str) -> str:
+    from genrec_batch.model import weights as model
+
+    sizes = {name: getattr(config, name) for name in ("vocabulary", "width", "layers", "heads", "positions")}
+    return CARD.format(parameters=model.parameters(config), origin=origin, **sizes)
+
+
+def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> None:
+    """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves neither, nor a folder.
+
+    Raises:
+        ModelError: the directory cannot be written.
+        RetryError: the disk is full.
+    """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]  # the innermost first
+    saved = False
+    try:
+        if items is not None:
+            items.write(directory / "catalog.parquet")
+        save()
+        saved = True
+    finally:
+        if not saved:
+            (directory / "catalog.parquet").unlink(missing_ok=True)
+            with suppress(OSError):  # one that another process has filled meanwhile, or that never was
+                for folder in made:
+                    folder.rmdir()
+
+
+def _say(text: str, written: Path) -> None:
+    """Print a line on stdout about what was just written.
+
+    Raises:
+        RetryError, TerminalGoneError, ConfigError: stdout takes no more; the message says what is there.
+    """
+    with done(f"{written} is whole"):
+        console.line(text)
+
+
+@model_app.command()
+@options(LogConfig)
+def init(
+    directory: DIRECTORY,
+    *,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Sizes: reference, high-performance, lightweight or tiny.", autocompletion=beginning(PRESETS)
+        ),
+    ] = "reference",
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights; default: that of the demo.")] = None,
+    catalog_from: Annotated[str | None, typer.Option(help="Take the catalog from this log.")] = None,
+    schema_name: Annotated[
+        str | None, typer.Option("--schema", envvar="GENREC_BATCH_SCHEMA", help="Names of the log's columns.")
+    ] = None,
+) -> None:
+    """Make a model directory with seeded, untrained weights.
+
+    Example: genrec-batch model init model/ --preset reference --catalog-from events.parquet
+    """
+    from genrec_batch.events import dataset
+    from genrec_batch.model import weights as model
+
+    chosen = model.DEMO_SEED if seed is None else seed
+    config = model.preset(preset)
+    items = dataset.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
+    with console.busy("making the weights"):
+        weights = model.initial_weights(config, chosen)
+    origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
+    model.check_free(directory)
+    with console.busy("writing the model"):
+        _save(
+            directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
+        )
+    said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
+    if items is not None and items.unknown_videos:
+        every = len(items) + items.unknown_videos
+        said += f" (those seen most of the log's {every:,}; a --preset with a larger vocabulary holds more)"
+    _say(f"{directory}: {said}, untrained", directory)
+
+
+@model_app.command("import")
+@options(LogConfig)
+def import_(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A PyTorch state_dict in safetensors.")],
+    directory: DIRECTORY,
+    *,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="A tensor's name there and here, THEIRS=OURS; may be repeated.")
+    ] = None,
+    heads: Annotated[int, typer.Option(help="Attention heads: they are not in the shapes.")] = 16,
+    catalog_file: Annotated[
+        Path | None, typer.Option("--catalog", help="catalog.parquet that the weights were trained with.")
+    ] = None,
+) -> None:
+    """Make a model directory from trained weights whose encoder has nn.TransformerEncoder's names.
+
+    Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
+    """
+    from genrec_batch.model import catalog, import_torch
+    from genrec_batch.model import weights as model
+
+    pairs = dict(_pair(text) for text in rename or [])
+    config, converted = import_torch.convert(model.read_weights(weights), pairs, heads=heads)
+    items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
+    card = _card(config, f"Imported from `{weights.name}`.")
+    model.check_free(directory)
+    with console.busy("writing the model"):
+        _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
+    if items is None:
+        console.LOG.warning(
+            "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
+        )
+    _say(f"{directory}: {model.parameters(config):,} parameters", directory)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    theirs, equals, ours = text.partition("=")
+    if not equals or not theirs or not ours:
+        raise ConfigError(f"--rename {text!r}: expected THEIRS=OURS")
+    return theirs, ours
+
+
+@model_app.command()
+@options(LogConfig)
+def info(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The model directory; none for a preset.")
+    ] = None,
+    *,
+    preset: Annotated[
+        str, typer.Option(help="Describe a preset instead.", autocompletion=beginning(PRESETS))
+    ] = "reference",
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Print a model's parameters by group, memory by precision, sizes and fingerprint.
+
+    Example: genrec-batch model info model/
+    """
+    from genrec_batch.model import catalog
+    from genrec_batch.model import weights as model
+    from genrec_batch.reports import tables
+
+    loaded = model.load(directory, "DIR") if directory else model.demo_model(model.preset(preset))
+    file = directory / "catalog.parquet" if directory else None
+    has = file is not None and file.exists()
+    videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
+    facts = tables.model_info(loaded, str(directory) if directory else f"preset {preset}", videos)
+    if as_json:
+        console.last_line(facts)
+    else:
+        tables.model_table(facts)
+
+
+@model_app.command()
+@options(LogConfig)
+def export(
+    directory: DIRECTORY,
+    *,
+    precision: Annotated[
+        str, typer.Option(help="Number format of the graphs: fp32 or fp16.", autocompletion=beginning(("fp32", "fp16")))
+    ] = "fp32",
+) -> None:
+    """Write DIR/onnx/: prefill, decode and score graphs with dynamic batch and length, top-k inside.
+
+    Example: genrec-batch model export model/ --precision fp32
+    """
+    from genrec_batch.engines.onnx import export as exporting
+    from genrec_batch.model import weights as model
+
+    if precision not in ("fp32", "fp16"):
+        raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
+    for path in exporting.export(model.load(directory, "DIR"), directory, precision=precision):
+        _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB", path.parent)
+
+
+@model_app.command()
+@options(BuildConfig)
+def build(directory: DIRECTORY, *, options: BuildConfig) -> None:
+    """Build the TensorRT engines that `score --engine tensorrt` needs with the same options, ahead of it.
+
+    Example: genrec-batch model build model/ --precision fp16
+    """
+    from genrec_batch.engines.tensorrt import prebuild
+
+    console.last_line(prebuild.build(options, directory))

@@ -1,0 +1,330 @@
+"""Which engine computes: what was asked for by name, or the fastest that is there and right.
+
+Owns: the order of preference, the parity check behind `auto`, and the sentence that says why. Must not know: users,
+files, output. An engine asked for by name is taken or the run fails; nothing is silently replaced. What `auto` takes
+depends on the machine's hardware, the installed packages and the parity on a sample of the run's own users, never on a
+clock, so that the same run on the same machine takes the same engine. (How many users a GPU's batch holds is timed,
+once, and kept: `sizing`.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from genrec_batch.core.arrays import FIRST_ITEM, I32, I64, Batch
+from genrec_batch.core.errors import EngineError
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.engines.batch_size import Size, choose, fixed
+from genrec_batch.engines.decode import Decoding, recommend_all
+from genrec_batch.engines.parity import best, top_overlap
+from genrec_batch.engines.protocol import Engine, FixedRows, PacksRows
+from genrec_batch.model.weights import Model
+from genrec_batch.runtime.console import LOG, busy, doing, progress
+
+NEEDS = {  # modules of which one must be there, and the extra that brings it
+    "torch": (("torch",), "torch"),
+    "onnxruntime": (("onnxruntime",), "cpu"),
+    "tensorrt": (("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"), "gpu"),
+}
+COMPARED_USERS = 64  # at a time on a CPU, so that a terminal sees them pass
+LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
+SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
+WOKEN_USERS = 64  # of a batch that only wakes a device
+COMPARED_BEAMS = 4  # of a user of the sample: more of them tell no more of a precision, and cost as much as a run
+WHY = "the fastest engine installed for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The engine of a run and why it is this one."""
+
+    engine: Engine
+    why: str
+    size: Size | None = None  # of a batch; None: the constant of the kind of device
+
+    @property
+    def batch_users(self) -> int:
+        """Users of a batch: what `--batch-size` says, else what fits and runs fastest."""
+        return (self.size or fixed(self.engine)).users
+
+
+def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engine:
+    """Open an engine by name.
+
+    Raises:
+        EngineError: it, its device or its precision is not there; the message says how to install it.
+    """
+    _need(name)
+    doing(f"{name} in {precision} on {device}")
+    engine: Engine
+    if name == "torch":
+        from genrec_batch.engines.cuda.engine import TorchCudaEngine, why_not
+        from genrec_batch.engines.torch.engine import TorchEngine
+
+        declined = why_not(model.config, device, precision)
+        if device.startswith("cuda"):
+            LOG.info("torch on %s: %s", device, f"the plain loop: {declined}" if declined else "hand-fused kernels")
+        fused = not declined
+        engine = (TorchCudaEngine if fused else TorchEngine)(model, device=device, precision=precision)
+    elif name == "onnxruntime":
+        from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
+
+        engine = OnnxRuntimeEngine(model, device=device, precision=precision)
+    else:
+        from genrec_batch.engines.tensorrt.engine import TensorRtEngine
+
+        trt = TensorRtEngine(model, device=device, precision=precision, progress=_building)
+        LOG.info("tensorrt: %s", trt.variant)
+        engine = trt
+    return engine
+
+
+def _building(what: str, done: float) -> None:
+    LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
+    doing(f"{what}, {done:.0%}" if done < 1 else "")
+
+
+def select(
+    model: Model,
+    sample: Batch,
+    decoding: Decoding,
+    *,
+    name: str,
+    device: str,
+    precision: str,
+    batch_size: str = "auto",
+    longest: int | None = None,
+    mean: float | None = None,
+    ahead: Opening | None = None,
+) -> Selection:
+    """Return the engine of a run; `sample` are users of the run, read where something is decided by them.
+
+    `longest` and `mean` are the most and the mean of the users' kept events, by default those of the sample; `ahead` is
+    what is opened already.
+
+    Raises:
+        EngineError: nothing that was asked for is there.
+        DeviceMemoryError: the device has no room for the smallest batch.
+    """
+    with busy("opening the engine"):
+        ready = ahead.engines() if ahead is not None else None
+        opened, why = ready or _opened(model, name=name, device=device, precision=precision)
+    sizes: dict[str, Size] = {}
+    for engine in opened:
+        if isinstance(engine, FixedRows):  # before they are compared, so that this builds what the run needs
+            sizes[engine.precision] = _size(engine, model, sample, decoding, batch_size)
+            engine.resize(sizes[engine.precision].users)
+            if sample.candidates_BC is None and len(sample):
+                lengths_B = sample.lengths_B
+                most = int(lengths_B.max()) if longest is None else longest
+                tell(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
+    chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
+    engine = chosen.engine
+    with busy("sizing the batches"):
+        size = sizes.get(engine.precision) or _size(engine, model, sample, decoding, batch_size)
+    if engine.device.startswith("cuda"):
+        LOG.info("batch: %s", size.why)
+    return replace(chosen, size=size)
+
+
+def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked: str) -> Size:
+    if asked == "auto":
+        return choose(engine, model, sample, decoding)
+    return Size(users=int(asked), why=f"{int(asked):,} users a batch, as asked", users_per_s={})
+
+
+def tell(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
+    """Tell an engine that is built for one size what a run's histories are like: most and mean of the kept events."""
+    if isinstance(engine, FixedRows) and decoding.mode == "slate" and decoding.beam_width == 1:
+        engine.expect(longest=longest, mean=mean + 1, steps=decoding.top_k)
+
+
+def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
+    """Return the engine and why it is this one, or the one in fp32 and a faster one to hold against it."""
+    place = device_of(device, name)
+    chosen = _available(place) if name == "auto" else name
+    if precision != "auto":
+        why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
+        return [open_engine(model, name=chosen, device=place, precision=precision)], why
+    plain = open_engine(model, name=chosen, device=place, precision="fp32")
+    fast = _fast_precision(chosen, place)
+    if fast is None:
+        return [plain], f"{chosen} in fp32: {WHY} {place}"
+    return [plain, open_engine(model, name=chosen, device=place, precision=fast)], ""
+
+
+def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selection:
+    """Return the faster of two engines if it recommends what the one in fp32 does, else that one."""
+    plain, faster = opened
+    fast, narrow = faster.precision, replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
+    size = COMPARED_USERS if plain.device == "cpu" else len(sample)  # a GPU takes them all at once
+    tokens: list[list[I32]] = [[], []]
+    with progress(f"comparing fp32 and {fast}", 2 * len(sample), "users") as advance:
+        for start in range(0, len(sample), size):
+            piece = sample.rows(start, start + size)
+            for engine, found in zip(opened, tokens, strict=True):
+                answer = next(recommend_all(engine, [piece], narrow))
+                found.append(best(answer, decoding.top_k).tokens_BK)
+                advance(len(piece))
+    overlap = top_overlap(*map(np.concatenate, tokens))
+    measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
+    if overlap >= LEAST_OVERLAP:
+        return Selection(engine=faster, why=f"{faster.name} in {fast}: {measured}")
+    why = f"{plain.name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
+    return Selection(engine=plain, why=why)
+
+
+class Opening:
+    """The engine of a run, made ready while the log is read and arranged: only a head start, for who waits for it then.
+
+    What goes wrong here goes wrong again, and is told, where the engine is asked for.
+    """
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self._config = config
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="opening")
+        self._opened: Future[tuple[list[Engine], str]] | None = None
+
+    def start(self) -> None:
+        """Import the engine's package, and wake its GPU."""
+        self._pool.submit(preload, self._config.engine, self._config.device)
+
+    def close(self) -> None:
+        """Wait for what has begun."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def know(self, model: Model) -> None:
+        """Open the engine of a model, on a GPU: a CPU has enough to do."""
+        if device_of(self._config.device, self._config.engine) != "cpu":
+            self._opened = self._pool.submit(self._open, model)
+
+    def _open(self, model: Model) -> tuple[list[Engine], str]:
+        config = self._config
+        opened = _opened(model, name=config.engine, device=config.device, precision=config.precision)
+        decoding = decoding_of(config, model)
+        for engine in opened[0]:
+            if isinstance(engine, PacksRows) and not isinstance(engine, FixedRows):  # no engine is built for this
+                next(recommend_all(engine, [_anybody(model, config.max_events)], decoding))
+        return opened
+
+    def engines(self) -> tuple[list[Engine], str] | None:
+        """Return the engines that `select` wants and why these, None where they are not open."""
+        opened, self._opened = self._opened, None  # what is not taken must be free to go
+        if opened is None or opened.exception() is not None:
+            return None
+        return opened.result()
+
+
+def _anybody(model: Model, events: int) -> Batch:
+    """Return users whom nobody asks for: a batch of them has a device load what it needs."""
+    tokens_BS = np.full((WOKEN_USERS, events), FIRST_ITEM, np.int32)
+    return Batch(
+        dense_BF=np.zeros((WOKEN_USERS, model.config.features), np.float32),
+        tokens_BS=tokens_BS,
+        lengths_B=np.full(WOKEN_USERS, events, np.int32),
+        seen_BX=np.zeros((WOKEN_USERS, 1), np.int32),
+    )
+
+
+def preload(name: str, device: str) -> None:
+    """Import the package of the engine that a run will open, and wake its GPU: a head start while the log is read.
+
+    Raises:
+        EngineError: none is installed.
+    """
+    place = device_of(device, name)
+    chosen = _available(place) if name == "auto" else name
+    for module in NEEDS[chosen][0]:
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
+            break
+    if chosen == "torch" and place.startswith("cuda"):
+        from genrec_batch.engines.torch.device import wake
+
+        wake(place)
+
+
+def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
+    """Return how lists are made, with no more candidates than the catalog has."""
+    return Decoding(
+        mode=config.decode,
+        top_k=config.top_k,
+        num_candidates=min(config.num_candidates, model.tokens),
+        beam_width=min(config.beam_width, model.tokens),
+    )
+
+
+def reference_engine(model: Model, *, name: str = "auto", precision: str = "fp32") -> Engine:
+    """Open the engine that others are held against: torch, else ONNX Runtime, on a CPU.
+
+    Raises:
+        EngineError: neither is installed.
+    """
+    with busy("opening the engine to compare with"):
+        return open_engine(model, name=_available("cpu") if name == "auto" else name, device="cpu", precision=precision)
+
+
+def sample_rows(lengths_N: I64, most: int | None = None) -> I64:
+    """Return rows spread evenly over the users by history length: `most`, or one in eight from 32 to 512."""
+    order_N = np.argsort(lengths_N, kind="stable")
+    wanted = min(SAMPLE_USERS, max(32, len(order_N) // SAMPLE_SHARE)) if most is None else most
+    picked = np.linspace(0, len(order_N) - 1, min(wanted, len(order_N))).astype(np.int64)
+    return order_N[picked]
+
+
+def _need(engine: str) -> None:
+    modules, extra = NEEDS[engine]
+    if not any(importlib.util.find_spec(module) for module in modules):
+        raise EngineError(
+            f"--engine {engine}: the package {modules[0]} is not installed; pip install 'genrec-batch[{extra}]'"
+        )
+
+
+def device_of(device: str, name: str) -> str:
+    """Return the device that `--device` means for an engine: "cpu" or "cuda:N"."""
+    if device != "auto":
+        return "cuda:0" if device == "cuda" else device
+    if name == "tensorrt":  # it has no other device, and says what is missing there
+        return "cuda:0"
+    return "cuda:0" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def _available(place: str) -> str:
+    """Return the engine that `auto` takes: measured fastest first, among what is installed."""
+    order = ("torch", "tensorrt", "onnxruntime") if place.startswith("cuda") else ("torch", "onnxruntime")
+    for name in order:
+        if any(importlib.util.find_spec(module) for module in NEEDS[name][0]):
+            return name
+    raise EngineError(
+        f"--engine auto: none of {', '.join(order)} is installed for {place}; pip install 'genrec-batch[cpu]' or "
+        "'genrec-batch[torch]'"
+    )
+
+
+def computes_int8() -> bool:
+    """Return whether this processor multiplies 8-bit integers fast enough for the torch engine (AVX-512 VNNI)."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "avx512_vnni" in flags.read_text()
+
+
+def _fast_precision(name: str, place: str) -> str | None:
+    """Return the type that this hardware computes faster than fp32, None where there is none.
+
+    bf16 is faster than fp32 with AMX and on AMD; on Intel's AVX-512 without AMX it takes twice as long as fp32, and
+    int8 is the fast one.
+    """
+    if place.startswith("cuda"):
+        return "fp16"
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text() if flags.exists() else ""
+    if name != "torch":
+        return None
+    if "amx_bf16" in text or ("avx512_bf16" in text and "AuthenticAMD" in text):
+        return "bf16"
+    return "int8" if computes_int8() else None

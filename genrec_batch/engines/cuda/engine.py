@@ -1,0 +1,296 @@
+"""The hand-fused CUDA engine: `engines.Engine` over packed rows, and `slate`, its greedy loop without the host in it.
+
+Owns: the protocol's states and the checks of device, precision and sizes. Must not know: users, video ids, Parquet,
+Polars, or what runs inside a pass (`torch_passes`, `torch_kernels`) or a captured loop (`torch_slate`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.core.errors import EngineError
+from genrec_batch.engines.cuda import passes
+from genrec_batch.engines.cuda.loop import SlateLoop, ban_all, memory_for
+from genrec_batch.engines.cuda.packing import pack
+from genrec_batch.engines.cuda.weights import fuse
+from genrec_batch.engines.protocol import Recorder
+from genrec_batch.engines.timing import nothing
+from genrec_batch.model.weights import Model, ModelConfig
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SCORED_ROWS = 16_384  # candidates read in one go
+USER_POSITIONS = 128  # of a batch, for each user it may have: longer histories mean fewer users
+
+
+def why_not(config: ModelConfig, device: str, precision: str) -> str:
+    """Return why this engine cannot serve, or "" where it can: the plain torch engine serves what this one declines."""
+    if not device.startswith("cuda"):
+        return f"the hand-fused engine runs on --device cuda, not {device}"
+    if precision not in ("fp16", "bf16"):
+        return f"the hand-fused engine computes in --precision fp16 or bf16, not {precision}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device; `pip install torch` from an index with CUDA builds, and an NVIDIA driver"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; `pip install triton` brings it"
+    return _fits(config)
+
+
+def _fits(config: ModelConfig) -> str:
+    if config.layers < 2:
+        return "the hand-fused engine needs a model of at least 2 layers"
+    if config.width % 8 or config.ffn % 8:
+        return f"the hand-fused engine needs width and ffn in multiples of 8, not {config.width} and {config.ffn}"
+    return ""
+
+
+@dataclass(kw_only=True)
+class _State:
+    history: passes.History
+    rows: passes.Rows
+    suffix: Tensor
+    banned_BW: Tensor
+    choices: int
+    after_history: tuple[Tensor, Tensor]  # logits and heads [B, N] before any item was read, their log sum exp [B]
+    read: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # per item: token, log_prob, heads [B, H]
+
+
+class TorchCudaEngine:
+    """The reference transformer in fp16 or bf16 on one NVIDIA GPU, through cuBLASLt products and Triton kernels."""
+
+    name = "torch"
+
+    def __init__(
+        self, model: Model, *, device: str = "cuda:0", precision: str = "fp16", kernels: passes.Kernels | None = None
+    ) -> None:
+        """Fold the weights and put them on the device.
+
+        Args:
+            model: the weights.
+            device: a CUDA device.
+            precision: fp16 (the better 16-bit type for this model) or bf16.
+            kernels: a twin of `torch_kernels` to run instead, on any device and in any precision (tests).
+
+        Raises:
+            EngineError: the device, the precision, Triton or the model's sizes are not what this engine needs.
+            DeviceMemoryError: the device ran out of memory.
+        """
+        reason = why_not(model.config, device, precision) if kernels is None else _fits(model.config)
+        if reason:
+            raise EngineError(reason)
+        if kernels is None:
+            from genrec_batch.engines.cuda import kernels as torch_kernels
+
+            kernels = torch_kernels
+        self.precision = precision
+        self._device = torch.device(device)
+        if self._device.type == "cuda":
+            self._device = torch.device("cuda", self._device.index or 0)
+        self.device = str(self._device)
+        self._kernels = kernels
+        self.arrived = nothing
+        with memory_for("the weights"), torch.inference_mode():
+            self._fused = fuse(model, self._device, DTYPES[precision])
+        self._loop = SlateLoop(self._fused, kernels)
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free, or held by the allocator and unused."""
+        free = torch.cuda.mem_get_info(self._device)[0]
+        return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+
+    def hardware(self) -> str:
+        """Return the GPU, its memory and torch's version."""
+        found = torch.cuda.get_device_properties(self._device)
+        return f"{found.name}, {found.total_memory >> 30} GiB, torch {torch.__version__}"
+
+    def wait(self) -> None:
+        """Return once the device has done all that was asked of it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def peak_bytes(self) -> int:
+        """Return the most GPU memory that PyTorch held for this process."""
+        return torch.cuda.max_memory_reserved(self._device)
+
+    def room(self, users: int) -> int:
+        """Return the positions of a batch of so many users; see `engines.PacksRows`."""
+        return users * USER_POSITIONS
+
+    def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
+        """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.
+
+        Two batches are in flight; what is yielded owns its memory. `record` is told when the device did what.
+
+        Raises:
+            ModelError: the longest history and `steps` do not fit the position table.
+            DeviceMemoryError: the device ran out of memory.
+        """
+        return self._loop.slates(batches, steps, record)
+
+    @torch.inference_mode()
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> _State:
+        """Read B histories and choose the next items; see `engines.Engine`.
+
+        Raises:
+            ModelError: the longest history and `steps` do not fit the position table.
+            DeviceMemoryError: the device ran out of memory.
+        """
+        fused = self._fused
+        packed = pack(batch, steps=steps, positions=fused.config.positions)
+        with memory_for(f"a batch of {len(batch)} users"):
+            sent = {
+                name: torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for name, a in packed.arrays.items()
+            }
+            given = {
+                n: (sent[n].to(fused.dtype), sent[f"has {n}"].to(fused.dtype))
+                for n in ("profile", "video")
+                if n in sent
+            }
+            self.arrived()
+            inputs = passes.Inputs(
+                tokens_BS=sent["tokens"],
+                features_BF=sent["features"].to(fused.dtype),
+                profile=given.get("profile"),
+                video=given.get("video"),
+            )
+            banned_BW = self._room("banned", (packed.users, fused.words), torch.int32)
+            ban_all(fused, self._kernels, sent["seen"], banned_BW)
+            history = passes.make_history(
+                fused, self._room, sent["lengths"], sent["first"], packed.rows, packed.longest
+            )
+            rows = passes.make_rows(fused, self._room, packed.users)
+            scratch = passes.make_scratch(fused, self._room, "packed", packed.rows)
+            passes.prefill(fused, self._kernels, inputs, history, scratch, rows)
+            passes.choose(fused, self._kernels, rows, banned_BW)
+            return _State(
+                history=history,
+                rows=rows,
+                suffix=passes.make_suffix(fused, self._room, packed.users, steps),
+                banned_BW=banned_BW,
+                choices=choices,
+                after_history=(rows.raw_RN.clone(), rows.log_sum_R.clone()),
+            )
+
+    @torch.inference_mode()
+    def decode(self, state: _State, tokens_B: I32 | None = None) -> None:
+        """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`."""
+        rows, step = state.rows, len(state.read)
+        assert step < state.suffix.shape[2], "prefill made room for fewer steps"
+        if tokens_B is None:
+            tokens, log_prob_B = rows.next_R.clone(), rows.log_prob_R.clone()
+        else:
+            tokens = torch.from_numpy(np.ascontiguousarray(tokens_B, np.int32)).to(self._device)
+            log_prob_B = _log_probs(rows.raw_RN, rows.log_sum_R, tokens[:, None])[:, 0]
+            log_prob_B = log_prob_B.masked_fill(tokens == 0, -torch.inf)
+        passes.read(
+            self._fused, self._kernels, tokens, state.history, rows, step=step, suffix=state.suffix,
+            banned_RW=state.banned_BW,
+        )  # fmt: skip
+        passes.choose(self._fused, self._kernels, rows, state.banned_BW)
+        state.read.append((tokens, log_prob_B, self._heads(rows.raw_RN[:, self._fused.config.vocabulary :], tokens)))
+
+    @torch.inference_mode()
+    def choose(self, state: _State) -> tuple[I32, F32]:
+        """Return the best items of the next position, [B, choices]; see `engines.Engine`."""
+        rows, vocabulary = state.rows, self._fused.config.vocabulary
+        if state.choices == 1:
+            return _host(rows.next_R)[:, None], _host(rows.log_prob_R)[:, None]
+        token_V = torch.arange(vocabulary, device=self._device)
+        banned = (state.banned_BW[:, token_V // 32] >> (token_V % 32).to(torch.int32)) & 1
+        logits_BV = rows.raw_RN[:, :vocabulary].float().masked_fill(banned.bool(), -torch.inf)
+        tokens_BC = _top(logits_BV, state.choices)
+        chosen = logits_BV.gather(1, tokens_BC)
+        tokens_BC = tokens_BC.masked_fill(chosen == -torch.inf, 0)
+        return _host(tokens_BC.int()), _host(chosen - rows.log_sum_R[:, None])
+
+    @torch.inference_mode()
+    def log_probs(self, state: _State, tokens_BC: I32) -> F32:
+        """Return log-probabilities right after the history, [B, C]; see `engines.Engine`."""
+        tokens = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device)
+        log_probs_BC: F32 = _host(_log_probs(*state.after_history, tokens))
+        return log_probs_BC
+
+    @torch.inference_mode()
+    def score(self, state: _State, tokens_BC: I32) -> F32:
+        """Return the heads of candidates each read alone right after the history, [B, C, H]; see `engines.Engine`.
+
+        Raises:
+            DeviceMemoryError: the device ran out of memory.
+        """
+        history, width = state.history, tokens_BC.shape[1]
+        tokens_R = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device).view(-1)
+        heads: list[Tensor] = []
+        with memory_for(f"the candidates of {len(tokens_BC)} users"):
+            rows = passes.make_rows(self._fused, self._room, min(SCORED_ROWS, len(tokens_R)))
+            for start in range(0, len(tokens_R), SCORED_ROWS):
+                tokens = tokens_R[start : start + SCORED_ROWS]
+                owner = torch.arange(start, start + len(tokens), device=self._device) // width
+                if len(tokens) < len(rows.next_R):
+                    rows = passes.make_rows(self._fused, self._room, len(tokens))
+                shared = replace(history, lengths_B=history.lengths_B[owner], first_B=history.first_B[owner])
+                passes.read(self._fused, self._kernels, tokens, shared, rows, step=0, suffix=None, banned_RW=None)
+                heads.append(self._heads(passes.heads_only(self._fused, rows), tokens))
+            heads_BCH: F32 = _host(torch.cat(heads).view(len(tokens_BC), width, len(HEADS)))
+        return heads_BCH
+
+    @torch.inference_mode()
+    def select(self, state: _State, rows_R: I64) -> _State:
+        """Return a state whose row r is a copy of row rows_R[r]; keys and values of the histories are shared."""
+        with memory_for(f"{len(rows_R)} beams"):
+            index = torch.from_numpy(np.ascontiguousarray(rows_R, np.int64)).to(self._device)
+            rows = passes.make_rows(self._fused, self._room, len(rows_R))
+            for name in ("raw_RN", "next_R", "log_prob_R", "log_sum_R"):
+                getattr(rows, name).copy_(getattr(state.rows, name)[index])
+            history = state.history
+            return _State(
+                history=replace(history, lengths_B=history.lengths_B[index], first_B=history.first_B[index]),
+                rows=rows,
+                suffix=state.suffix[:, index],
+                banned_BW=state.banned_BW[index],
+                choices=state.choices,
+                after_history=(state.after_history[0][index], state.after_history[1][index]),
+                read=[(tokens[index], log_prob[index], heads[index]) for tokens, log_prob, heads in state.read],
+            )
+
+    def collect(self, state: _State) -> Ranked:
+        """Return the items read so far, in the order they were read; see `engines.Engine`."""
+        if not state.read:
+            none_BK = np.zeros((len(state.rows.next_R), 0))
+            return Ranked(
+                tokens_BK=none_BK.astype(np.int32),
+                log_prob_BK=none_BK.astype(np.float32),
+                heads_BKH=np.zeros((*none_BK.shape, len(HEADS)), np.float32),
+            )
+        tokens, log_prob, heads = (torch.stack(column, 1) for column in zip(*state.read, strict=True))
+        return Ranked(tokens_BK=_host(tokens), log_prob_BK=_host(log_prob), heads_BKH=_host(heads))
+
+    def _room(self, _name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+    def _heads(self, raw_RH: Tensor, tokens_R: Tensor) -> Tensor:
+        out_RH = self._room("heads", (len(tokens_R), len(HEADS)), torch.float32)
+        self._kernels.heads(raw_RH, tokens_R, out_RH)
+        return out_RH
+
+
+def _log_probs(raw_RN: Tensor, log_sum_R: Tensor, tokens_RC: Tensor) -> Tensor:
+    return raw_RN.gather(1, tokens_RC.long()).float() - log_sum_R[:, None]
+
+
+def _top(logits_BV: Tensor, count: int) -> Tensor:
+    """Return the tokens of the largest logits, [B, count]; of equals the lower token first, which topk leaves open."""
+    bits = logits_BV.add(0.0).view(torch.int32)  # adding 0 makes -0 equal to 0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    token_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+    return (ordered * 2**32 + (2**31 - token_V)).topk(count).indices
+
+
+def _host(tensor: Tensor) -> Any:  # an array of the tensor's type
+    return tensor.cpu().numpy()

@@ -1,0 +1,271 @@
+"""The two passes of the hand-fused engine: which product and which kernel runs after which.
+
+Owns: the device buffers, prefill over packed rows and one decode step. Must not know: batches, streams, CUDA graphs,
+the engine protocol, or whether the kernels are Triton's or a plain twin's. Nothing here allocates beyond what it is
+asked to, so each pass can be captured.
+
+What is saved against the plain network, with equal results: no row for padding; the first layer's query, key and value
+come from tables (`torch_fused.Tables`); a residual is added inside the product that follows it; the last layer works
+out keys and values for all rows and the rest for one row per user; logits and heads are one product.
+
+Shape legend beside that of `arrays.py`: R rows of a decode pass (users, or users times candidates), M packed rows of a
+prefill (user b owns rows first_B[b] .. first_B[b] + lengths_B[b]: its prefix, then its tokens), D width, W = V / 32
+words of the bit map of banned tokens, T decoded items that have room, N columns of the output product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genrec_batch.engines.cuda.weights import Fused, Layer, Tables
+
+Room = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # gives a buffer of that name, shape and type, finite
+
+
+class Kernels(Protocol):
+    """The functions of `torch_kernels`, whose docstrings say more; a module can be one."""
+
+    def embed(
+        self,
+        tokens_BS: Tensor,
+        lengths_B: Tensor,
+        first_B: Tensor,
+        prefix_BD: Tensor,
+        prefix_qkv_B3: Tensor,
+        tables: Tables,
+        x_MD: Tensor,
+        qkv_M3: Tensor,
+    ) -> None:
+        """Write the packed rows and their first layer's query, key and value."""
+
+    def read(
+        self,
+        tokens_R: Tensor,
+        lengths_R: Tensor,
+        step: int,
+        tables: Tables,
+        banned_RW: Tensor | None,
+        x_RD: Tensor,
+        qkv_R3: Tensor,
+    ) -> None:
+        """Write the rows of one new item each, and ban it."""
+
+    def attend_history(
+        self, qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int
+    ) -> None:
+        """Attend causally from every packed row to its user's."""
+
+    def attend_one(
+        self,
+        query_R: Tensor,
+        cache_M: Tensor,
+        lengths_R: Tensor,
+        first_R: Tensor,
+        suffix_RT2: Tensor | None,
+        count: int,
+        out_RD: Tensor,
+        heads: int,
+        longest: int,
+    ) -> None:
+        """Attend from one query per row."""
+
+    def add_norm(self, x_MD: Tensor, bias_D: Tensor, gain_D: Tensor, shift_D: Tensor) -> None:
+        """Normalise x + bias in place."""
+
+    def choose(
+        self,
+        logits_RN: Tensor,
+        vocabulary: int,
+        banned_RW: Tensor,
+        tokens_R: Tensor,
+        log_probs_R: Tensor,
+        log_sums_R: Tensor,
+    ) -> None:
+        """Write the best free tokens, their log-probabilities and log sum exp."""
+
+    def ban(self, seen_RX: Tensor, banned_RW: Tensor) -> None:
+        """Set the bits of tokens."""
+
+    def heads(self, raw_RH: Tensor, tokens_R: Tensor, out_RH: Tensor) -> None:
+        """Write the sigmoids of the heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a prefill reads for B users, on the device; `profile` and `video` are (floats, 1.0 where given [B, 1])."""
+
+    tokens_BS: Tensor
+    features_BF: Tensor
+    profile: tuple[Tensor, Tensor] | None
+    video: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Keys and values of the packed rows of every layer, and which rows belong to whom."""
+
+    lengths_B: Tensor
+    first_B: Tensor
+    longest: int  # no length is above it
+    qkv_M3: tuple[Tensor, ...]  # of every layer but the last
+    last_kv_M2: Tensor
+
+    def cache(self, layer: int) -> Tensor:
+        """Return a layer's keys (columns 0..D) and values (D..2D) as a view."""
+        width = self.last_kv_M2.shape[1] // 2
+        return self.last_kv_M2 if layer == len(self.qkv_M3) else self.qkv_M3[layer][:, width:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """What one pass over M packed rows (or R single rows) leaves behind: hidden rows, attention, inner rows."""
+
+    x_MD: Tensor
+    context_MD: Tensor
+    up_MF: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a decode pass reads and writes for R rows."""
+
+    scratch: Scratch
+    qkv_R3: Tensor
+    raw_RN: Tensor  # logits of the vocabulary, then the heads before their sigmoid
+    next_R: Tensor  # best token of the next position, int32
+    log_prob_R: Tensor
+    log_sum_R: Tensor  # log sum exp of the logits
+
+
+def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, rows: int, longest: int) -> History:
+    """Return a history with place for `rows` packed rows."""
+    d, dtype = fused.config.width, fused.dtype
+    last = len(fused.layers) - 1
+    return History(
+        lengths_B=lengths_B,
+        first_B=first_B,
+        longest=longest,
+        qkv_M3=tuple(room(f"qkv {i}", (rows, 3 * d), dtype) for i in range(last)),
+        last_kv_M2=room(f"qkv {last}", (rows, 2 * d), dtype),
+    )
+
+
+def make_scratch(fused: Fused, room: Room, name: str, rows: int) -> Scratch:
+    """Return place for one pass over `rows` rows."""
+    d, ffn, dtype = fused.config.width, fused.config.ffn, fused.dtype
+    return Scratch(
+        x_MD=room(f"{name} x", (rows, d), dtype),
+        context_MD=room(f"{name} context", (rows, d), dtype),
+        up_MF=room(f"{name} up", (rows, ffn), dtype),
+    )
+
+
+def make_rows(fused: Fused, room: Room, rows: int) -> Rows:
+    """Return place for decode passes over `rows` rows."""
+    return Rows(
+        scratch=make_scratch(fused, room, "row", rows),
+        qkv_R3=room("row qkv", (rows, 3 * fused.config.width), fused.dtype),
+        raw_RN=room("raw", (rows, len(fused.output[1])), fused.dtype),
+        next_R=room("next", (rows,), torch.int32),
+        log_prob_R=room("log_prob", (rows,), torch.float32),
+        log_sum_R=room("log_sum", (rows,), torch.float32),
+    )
+
+
+def make_suffix(fused: Fused, room: Room, rows: int, steps: int) -> Tensor:
+    """Return place for keys and values of `steps` decoded items, [layers, R, T, 2D]."""
+    return room("suffix", (len(fused.layers), rows, steps, 2 * fused.config.width), fused.dtype)
+
+
+def _linear(x: Tensor, weights: tuple[Tensor, Tensor], out: Tensor) -> None:
+    torch.addmm(weights[1], x, weights[0].T, out=out)
+
+
+def _finish_layer(kernels: Kernels, layer: Layer, scratch: Scratch) -> None:
+    """Attention's output product, residual, LayerNorm, feed-forward, residual, LayerNorm; scratch.x_MD in place."""
+    x_MD = scratch.x_MD
+    x_MD.addmm_(scratch.context_MD, layer.out[0].T)
+    kernels.add_norm(x_MD, layer.out[1], *layer.norm1)
+    torch._addmm_activation(layer.up[1], x_MD, layer.up[0].T, use_gelu=False, out=scratch.up_MF)  # noqa: SLF001 (the one way to cuBLASLt's ReLU epilogue)
+    x_MD.addmm_(scratch.up_MF, layer.down[0].T)
+    kernels.add_norm(x_MD, layer.down[1], *layer.norm2)
+
+
+def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, scratch: Scratch, rows: Rows) -> None:
+    """Read B histories: fills the history's keys and values, and rows.scratch.x_MD with each user's last hidden row."""
+    lengths_B, first_B, heads = history.lengths_B, history.first_B, fused.config.heads
+    width, last = fused.config.width, len(fused.layers) - 1
+    prefix_BD = rows.scratch.x_MD
+    _linear(inputs.features_BF, fused.inputs["feature"], prefix_BD)
+    for name, given in (("user_profile", inputs.profile), ("video_feature", inputs.video)):
+        if given is not None:
+            values_BP, has_B1 = given
+            weight, bias = fused.inputs[name]
+            prefix_BD.addmm_(values_BP, weight.T).addcmul_(has_B1, bias)
+    _linear(prefix_BD, fused.layers[0].qkv, rows.qkv_R3)
+    kernels.embed(
+        inputs.tokens_BS, lengths_B, first_B, prefix_BD, rows.qkv_R3, fused.tables, scratch.x_MD, history.qkv_M3[0]
+    )
+    for i, layer in enumerate(fused.layers[:last]):
+        kernels.attend_history(history.qkv_M3[i], lengths_B, first_B, scratch.context_MD, heads, history.longest)
+        _finish_layer(kernels, layer, scratch)
+        weight, bias = fused.layers[i + 1].qkv
+        if i + 1 < last:
+            _linear(scratch.x_MD, (weight, bias), history.qkv_M3[i + 1])
+        else:
+            _linear(scratch.x_MD, (weight[width:], bias[width:]), history.last_kv_M2)
+    torch.index_select(scratch.x_MD, 0, first_B + lengths_B, out=rows.scratch.x_MD)
+    query_BD = rows.qkv_R3.view(-1)[: prefix_BD.numel()].view_as(prefix_BD)
+    _linear(rows.scratch.x_MD, (weight[:width], bias[:width]), query_BD)
+    kernels.attend_one(
+        query_BD, history.last_kv_M2, lengths_B, first_B, None, 0, rows.scratch.context_MD, heads, history.longest
+    )
+    _finish_layer(kernels, fused.layers[last], rows.scratch)
+
+
+def read(
+    fused: Fused,
+    kernels: Kernels,
+    tokens_R: Tensor,
+    history: History,
+    rows: Rows,
+    *,
+    step: int,
+    suffix: Tensor | None,
+    banned_RW: Tensor | None,
+) -> None:
+    """Read one item per row as the `step`-th after its history; rows.scratch.x_MD is then its last hidden row."""
+    kernels.read(tokens_R, history.lengths_B, step, fused.tables, banned_RW, rows.scratch.x_MD, rows.qkv_R3)
+    for i, layer in enumerate(fused.layers):
+        if i:
+            _linear(rows.scratch.x_MD, layer.qkv, rows.qkv_R3)
+        kernels.attend_one(
+            rows.qkv_R3,
+            history.cache(i),
+            history.lengths_B,
+            history.first_B,
+            None if suffix is None else suffix[i],
+            step,
+            rows.scratch.context_MD,
+            fused.config.heads,
+            history.longest,
+        )
+        _finish_layer(kernels, layer, rows.scratch)
+
+
+def choose(fused: Fused, kernels: Kernels, rows: Rows, banned_RW: Tensor) -> None:
+    """Logits and heads of the last hidden rows in one product, then the best token that is not banned."""
+    _linear(rows.scratch.x_MD, fused.output, rows.raw_RN)
+    kernels.choose(rows.raw_RN, fused.config.vocabulary, banned_RW, rows.next_R, rows.log_prob_R, rows.log_sum_R)
+
+
+def heads_only(fused: Fused, rows: Rows) -> Tensor:
+    """Return the heads of the last hidden rows before their sigmoid, [R, columns >= H], without any logits."""
+    start = fused.config.vocabulary
+    weight, bias = fused.output
+    return torch.addmm(bias[start:], rows.scratch.x_MD, weight[start:].T)

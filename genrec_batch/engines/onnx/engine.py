@@ -1,0 +1,333 @@
+"""The ONNX Runtime engine: the model's graphs run by the CPU or the CUDA execution provider.
+
+Owns: sessions, bindings and the state of a batch between calls. Must not know: torch (it is never imported), Polars,
+users, or what the graphs compute (`graphs`). Caches live where the graphs run: on CUDA they never come to the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
+from genrec_batch.core.errors import ConfigError, EngineError
+from genrec_batch.engines import driver
+from genrec_batch.engines.onnx import exported
+from genrec_batch.engines.onnx.sessions import Array, Sessions, Value, import_or_say
+from genrec_batch.engines.timing import nothing
+from genrec_batch.model.weights import Model
+
+PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
+
+PART = 32  # rows of a prefill on the CPU: their activations stay in the caches (at 256 rows, 20% over all at once)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class State:
+    """A batch between calls. Values live on the engine's device unless they are arrays."""
+
+    rows: int
+    steps: int  # items there is room for
+    choices: int
+    lengths: Value
+    banned: Value
+    prefix: dict[str, Value]
+    first_log_probs: Value  # right after the history, [B, vocabulary]
+    next_tokens: Value  # [B, K]
+    next_log_prob: Value
+    log_probs: Value  # of the next position
+    origin_R: I64  # the row of the prefill that each row's prefix cache came from
+    step: int = 0  # items read
+    read: Value | None = None  # [B, T]
+    suffix: dict[str, Value] = field(default_factory=dict)
+    suffix_arrays: dict[str, Array] = field(default_factory=dict)  # the same memory, where it is the host's
+    log_prob_read: list[Value | Array] = field(default_factory=list)  # of each step, [B] or [B, K] (best first)
+    heads_read: list[Value | Array] = field(default_factory=list)  # of each step, [B, H]
+
+
+class OnnxRuntimeEngine:
+    """The protocol of `engines.protocol` on ONNX Runtime; deterministic for a given machine and thread count."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Model, *, device: str, precision: str, threads: int | None = None) -> None:
+        """Load the prefill and decode graphs.
+
+        The graphs come from the model directory's export where it holds these weights in this precision, and are made
+        in memory otherwise: the same either way.
+
+        Args:
+            model: sizes and weights.
+            device: "cpu", "cuda" or "cuda:N".
+            precision: fp32, on CUDA also fp16.
+            threads: of one operator on the CPU; by default as many as this process may use.
+
+        Raises:
+            EngineError: onnxruntime, onnx, the provider or the precision is not there.
+            ModelError: the model directory's export is damaged.
+        """
+        kind, _, number = device.partition(":")
+        if kind not in PRECISIONS or (number and not (kind == "cuda" and number.isdecimal())):
+            raise EngineError(f"--device {device!r}: the onnxruntime engine knows cpu, cuda and cuda:N")
+        if precision not in PRECISIONS[kind]:
+            supported = " and ".join(PRECISIONS[kind])
+            raise EngineError(f"--precision {precision}: the onnxruntime engine has {supported} on {kind}")
+        self.device = f"cuda:{int(number or 0)}" if kind == "cuda" else kind
+        self.precision = precision
+        self._model = model
+        self.arrived = nothing
+        self._element = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        self._export = self._usable_export()
+        self._sessions = Sessions(self.device, threads=threads, graph=self._graph)
+        self._sessions.load("prefill")
+        self._sessions.load("decode")
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now (on CUDA; needs cuda-python, as `genrec-batch[gpu]` brings it)."""
+        return driver.Device(self.device).free_bytes()
+
+    def wait(self) -> None:
+        """Return at once: a session's run ends when its device is done."""
+
+    def hardware(self) -> str:
+        """Return the GPU's architecture and memory, and onnxruntime's version."""
+        gpu = driver.Device(self.device)
+        return f"{gpu.architecture}, {gpu.total_bytes() >> 30} GiB, onnxruntime {self._sessions.version}"
+
+    def _usable_export(self) -> exported.Index | None:
+        directory = self._model.directory
+        index = None if directory is None else exported.read_index(directory)
+        if index is None or exported.fits(index, model=self._model.fingerprint, precision=self.precision):
+            return index
+        log.info("%s: the export is of other weights, precision or sizes; graphs are made in memory", directory)
+        return None
+
+    def _graph(self, name: str) -> bytes | Path:
+        if self._export is not None and self._model.directory is not None and name in exported.GRAPHS:
+            return exported.graph_path(self._model.directory, self._export, name)
+        import_or_say("onnx", self.device.partition(":")[0])
+        from genrec_batch.engines.onnx import graphs  # needs onnx, which an export does without
+
+        model = graphs.build(name, self._model.config, self._model.weights, precision=self.precision)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+        """Read features and histories, [B, F] and [B, S]; see the protocol.
+
+        Raises:
+            ConfigError: history and steps do not fit the position table.
+            DeviceMemoryError: memory ran out.
+        """
+        config, rows = self._model.config, len(batch)
+        needed = 1 + int(batch.lengths_B.max(initial=0)) + steps
+        if needed > config.positions or 1 + batch.tokens_BS.shape[1] > config.positions:
+            raise ConfigError(
+                f"--max-events and --top-k: a history and {steps} items need {needed} positions, the model has "
+                f"{config.positions}"
+            )
+        arrays = {
+            "dense": batch.dense_BF.astype(self._element, copy=False),
+            **self._given("profile", batch.profile_BP, batch.has_profile_B, rows, config.profile),
+            **self._given("video", batch.video_BV, batch.has_video_B, rows, config.video),
+            "tokens": batch.tokens_BS,
+            "lengths": batch.lengths_B.copy(),  # kept in the state, which must outlive the caller's buffers
+            "banned": batch.seen_BX.copy(),
+        }
+        if self._sessions.kind == "cpu":
+            self.arrived()
+            outputs = self._prefill_in_parts(arrays, choices)
+        else:
+            values = self._values(arrays)
+            self.arrived()
+            outputs = self._sessions.run("prefill", values | self._choosing(choices))
+        return State(
+            rows=rows,
+            steps=steps,
+            choices=choices,
+            lengths=self._sessions.value(arrays["lengths"]),
+            banned=self._sessions.value(arrays["banned"]),
+            prefix={name: value for name, value in outputs.items() if name.startswith("prefix_")},
+            first_log_probs=outputs["log_probs"],
+            next_tokens=outputs["next_tokens"],
+            next_log_prob=outputs["next_log_prob"],
+            log_probs=outputs["log_probs"],
+            origin_R=np.arange(rows, dtype=np.int64),
+        )
+
+    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+        """Read one item per row, [B] (by default the best choice); see the protocol.
+
+        Raises:
+            DeviceMemoryError: memory ran out.
+        """
+        assert state.step < state.steps, f"the state has room for {state.steps} items"
+        if state.read is None:
+            self._make_suffix(state)
+        token_B1, log_prob = self._item(state, tokens_B)
+        step_1 = self._sessions.value(np.array([state.step], np.int32))
+        inputs = {
+            "token": token_B1,
+            "lengths": state.lengths,
+            "step": step_1,
+            "banned": state.banned,
+            "read": state.read,
+            **state.prefix,
+            **state.suffix,
+            **self._choosing(state.choices),
+        }
+        outputs = self._sessions.run("decode", inputs)
+        self._append(state, step_1, outputs)
+        state.log_prob_read.append(log_prob)
+        state.heads_read.append(outputs["heads"])
+        state.read = outputs["read_next"]
+        state.next_tokens, state.next_log_prob = outputs["next_tokens"], outputs["next_log_prob"]
+        state.log_probs = outputs["log_probs"]
+        state.step += 1
+
+    def choose(self, state: State) -> tuple[I32, F32]:
+        """Return the best items of the next position, best first: tokens [B, K], log-probabilities [B, K]."""
+        return _host(state.next_tokens), _host(state.next_log_prob)
+
+    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+        """Return the log-probability of items at the position right after the history, [B, C]; -inf for token 0."""
+        return _log_probs_of(state.first_log_probs, tokens_BC)
+
+    def score(self, state: State, tokens_BC: I32) -> F32:
+        """Return the heads [B, C, H] of C items, each read alone right after the history, in one pass.
+
+        Raises:
+            DeviceMemoryError: memory ran out.
+        """
+        inputs = {"candidates": self._sessions.value(tokens_BC), "lengths": state.lengths, **state.prefix}
+        heads_BCH: F32 = _host(self._sessions.run("score", inputs)["heads"])
+        return heads_BCH
+
+    def select(self, state: State, rows_R: I64) -> State:
+        """Return a state whose row r is a copy of row `rows_R[r]`; prefix caches that stay the same are shared.
+
+        Raises:
+            DeviceMemoryError: memory ran out.
+        """
+        origin_R = state.origin_R[rows_R]
+        same_prefix = np.array_equal(origin_R, state.origin_R)
+        rows = self._sessions.value(rows_R.astype(np.int32))
+
+        def taken(value: Value) -> Value:
+            graph = f"select {value.element_type()} {len(value.shape())}"
+            return self._sessions.run(graph, {"values": value, "rows": rows})["selected"]
+
+        suffix_arrays = {name: array[rows_R] for name, array in state.suffix_arrays.items()}
+        return replace(
+            state,
+            rows=len(rows_R),
+            lengths=taken(state.lengths),
+            banned=taken(state.banned),
+            prefix=state.prefix if same_prefix else {name: taken(value) for name, value in state.prefix.items()},
+            first_log_probs=state.first_log_probs if same_prefix else taken(state.first_log_probs),
+            next_tokens=taken(state.next_tokens),
+            next_log_prob=taken(state.next_log_prob),
+            log_probs=taken(state.log_probs),
+            origin_R=origin_R,
+            read=None if state.read is None else taken(state.read),
+            suffix_arrays=suffix_arrays,
+            suffix={
+                name: self._sessions.value(suffix_arrays[name]) if name in suffix_arrays else taken(value)
+                for name, value in state.suffix.items()
+            },
+            log_prob_read=[_host(log_prob)[rows_R] for log_prob in state.log_prob_read],
+            heads_read=[_host(heads)[rows_R] for heads in state.heads_read],
+        )
+
+    def collect(self, state: State) -> Ranked:
+        """Return all items read so far, in the order they were read: [B, step]."""
+        none_read = np.zeros((state.rows, 0, len(HEADS)), np.float32)
+        log_prob_BK = np.zeros((state.rows, state.step), np.float32)
+        for step, log_prob in enumerate(state.log_prob_read):
+            log_prob_BK[:, step] = _host(log_prob).reshape(state.rows, -1)[:, 0]
+        return Ranked(
+            tokens_BK=none_read[:, :, 0].astype(np.int32) if state.read is None else _host(state.read)[:, : state.step],
+            log_prob_BK=log_prob_BK,
+            heads_BKH=np.stack([_host(x) for x in state.heads_read], axis=1) if state.heads_read else none_read,
+        )
+
+    def _prefill_in_parts(self, arrays: dict[str, Array], choices: int) -> dict[str, Value]:
+        """Run prefill over some rows at a time, each writing its rows of the same outputs: few rows stay in cache."""
+        config, (rows, width) = self._model.config, arrays["tokens"].shape
+        cache_shape = (rows, config.heads, 1 + width, config.head_size)
+        shapes: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
+            "next_tokens": ((rows, choices), np.int32),
+            "next_log_prob": ((rows, choices), np.float32),
+            "log_probs": ((rows, config.vocabulary), np.float32),
+        }
+        for layer in range(config.layers):
+            shapes |= {f"prefix_{part}_{layer}": (cache_shape, self._element) for part in ("key", "value")}
+        outputs = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        for start in range(0, rows, PART):
+            part = slice(start, start + PART)
+            inputs = self._values({name: array[part] for name, array in arrays.items()})
+            into = self._values({name: array[part] for name, array in outputs.items()})
+            self._sessions.run("prefill", inputs | self._choosing(choices), into=into)
+        return self._values(outputs)
+
+    def _values(self, arrays: dict[str, Array]) -> dict[str, Value]:
+        return {name: self._sessions.value(array) for name, array in arrays.items()}
+
+    def _choosing(self, choices: int) -> dict[str, Value]:
+        """Return the inputs that say how many items are chosen, and from how many tokens."""
+        sizes = {"choices": choices, "items": self._model.tokens}
+        return {name: self._sessions.value(np.array([n], np.int64), on_host=True) for name, n in sizes.items()}
+
+    def _given(self, name: str, given_BW: F32 | None, has_B: U8 | None, rows: int, width: int) -> dict[str, Array]:
+        """Return the inputs of an optional vector; without it, rows of zeros that count as not given."""
+        if given_BW is None or has_B is None:
+            given_BW, has_B = np.zeros((rows, width), np.float32), np.zeros(rows, np.bool_)
+        return {
+            name: given_BW.astype(self._element, copy=False),
+            f"has_{name}": has_B[:, None].astype(self._element),
+        }
+
+    def _make_suffix(self, state: State) -> None:
+        """Give a state its empty suffix cache."""
+        config = self._model.config
+        shape = (state.rows, config.heads, state.steps, config.head_size)
+        state.read = self._sessions.value(np.zeros((state.rows, state.steps), np.int32))
+        for name in state.prefix:
+            array = np.zeros(shape, self._element)
+            suffix = name.replace("prefix", "suffix")
+            state.suffix[suffix] = self._sessions.value(array)
+            if self._sessions.kind == "cpu":
+                state.suffix_arrays[suffix] = array
+
+    def _append(self, state: State, step_1: Value, outputs: dict[str, Value]) -> None:
+        """Put the columns that decode gave into the suffix cache: in place on the host, else by a graph."""
+        columns = {name: value for name, value in outputs.items() if name.startswith("column_")}
+        for name, array in state.suffix_arrays.items():
+            array[:, :, state.step] = columns[name.replace("suffix", "column")].numpy()[:, :, 0]
+        if not state.suffix_arrays:
+            appended = self._sessions.run("append", {"step": step_1, **state.suffix, **columns})
+            state.suffix = {name: appended[name.replace("suffix", "appended")] for name in state.suffix}
+
+    def _item(self, state: State, tokens_B: I32 | None) -> tuple[Value, Value | Array]:
+        """Return the item to read, [B, 1], and its log-probability."""
+        if tokens_B is None:
+            if state.choices == 1:
+                return state.next_tokens, state.next_log_prob
+            return self._sessions.value(_host(state.next_tokens)[:, :1]), state.next_log_prob
+        token_B1 = tokens_B[:, None].astype(np.int32)
+        return self._sessions.value(token_B1), _log_probs_of(state.log_probs, token_B1)
+
+
+def _log_probs_of(log_probs_BV: Value, tokens_BC: I32) -> F32:
+    log_prob_BC = np.take_along_axis(_host(log_probs_BV), tokens_BC, axis=1)
+    return np.where(tokens_BC > PADDING, log_prob_BC, np.float32(-np.inf))
+
+
+def _host(value: Value | Array) -> Array:
+    """Return a tensor's content as an array of its own: onnxruntime's may be a view that does not keep it alive."""
+    return value if isinstance(value, np.ndarray) else np.array(value.numpy())

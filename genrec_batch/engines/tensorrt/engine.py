@@ -1,0 +1,331 @@
+"""The TensorRT engine: prefill, decode and choice stay on the GPU from one small copy in to one small copy out.
+
+Owns: the protocol of `engines/__init__.py` on top of TensorRT; which static shapes exist, when they are built, and
+which memory is in use. Must not know: users, files but the engine cache, torch. `slate` is the fast way: whole batches
+as captured graphs, with copies of one batch under the computation of another.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.core.errors import DeviceMemoryError, EngineError
+from genrec_batch.engines.driver import Device, Stream
+from genrec_batch.engines.plan_cache import EngineCache
+from genrec_batch.engines.protocol import Recorder
+from genrec_batch.engines.tensorrt import build as building
+from genrec_batch.engines.tensorrt import side_graphs as side
+from genrec_batch.engines.tensorrt.loop import SlateLoop
+from genrec_batch.engines.tensorrt.memory import Slot, SlotPool
+from genrec_batch.engines.tensorrt.network import Network, Shape
+from genrec_batch.engines.tensorrt.plugin import LONGEST
+from genrec_batch.engines.tensorrt.plugin.library import load, toolchain, unfit
+from genrec_batch.engines.tensorrt.program import Exchange, Executable, Program, State, padded
+from genrec_batch.engines.tensorrt.shapes import BUCKETS, PLAIN_ROWS, PLUGIN_ROWS, Packing, ShapeRule, rounded
+from genrec_batch.engines.tensorrt.store import PlanStore
+from genrec_batch.engines.timing import nothing
+from genrec_batch.model.weights import Model, weights_fingerprint
+
+MOST_CHOICES = 3840  # TensorRT's TopK has no more
+PLUGIN_STEPS = 63  # items that the kernels' one block of earlier steps can hold
+
+
+class TensorRtEngine:
+    """A model on one NVIDIA GPU; see `engines.protocol.Engine` for what each method means."""
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str = "cuda",
+        precision: str = "fp16",
+        batch_size: int | None = None,
+        buckets: Sequence[int] = BUCKETS,
+        cache: EngineCache | None = None,
+        progress: building.Progress | None = None,
+        library: building.Library | None = None,
+    ) -> None:
+        """Open the device and the library; engines are loaded, or built, when a batch first needs them.
+
+        Args:
+            model: sizes and weights.
+            device: "cuda" or "cuda:<number>".
+            precision: "fp32", "fp16" or "bf16".
+            batch_size: rows of every engine, rounded up to a multiple of 64; by default 4,096 with the plugin's
+                kernels, 2,048 without.
+            buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
+            cache: where built engines are kept; the user's own cache by default.
+            progress: told what is being built, and how much of it is done.
+            library: an imported TensorRT; by default `tensorrt`, or `tensorrt_rtx` where only that is installed.
+
+        Raises:
+            EngineError: no GPU, no driver, no library, no such precision, or a cache that others may write to.
+        """
+        self.library = library or building.load_library()
+        building.check_precision(self.library, precision)
+        self._gpu = Device(device)
+        self.device, self.precision = self._gpu.name, precision
+        self._buckets = tuple(buckets)
+        self._packing: Packing | None = None
+        self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
+        self.resize(batch_size or PLAIN_ROWS)
+        self._cache = cache or EngineCache()
+        self._progress, self._making = progress, ""  # which engine is at work
+        self.store = PlanStore(
+            self.library,
+            self._cache,
+            weights_sha256=weights_fingerprint(model.weights),
+            precision=precision,
+            architecture=self._gpu.architecture,
+            progress=self._tell,
+        )
+        self._log = building.logger(self.library)
+        self._runtime = self.library.api.Runtime(self._log)
+        self.plugin, self.variant = self._load_plugin()
+        if batch_size is None and self.plugin:
+            self.resize(PLUGIN_ROWS)
+        self._compute = Stream(self._gpu)
+        self._exchange = Exchange(self._gpu, self._compute)
+        self._programs: dict[Shape, Program] = {}
+        self._pool = SlotPool(self._gpu, self._compute)
+        self._loop = SlateLoop(self._gpu, self._compute, self._pool, self._ready)
+        self.arrived = nothing
+
+    def _load_plugin(self) -> tuple[bool, str]:
+        """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
+        why = unfit(self._config, self.precision, self._gpu.architecture)
+        tools = why or toolchain()
+        if isinstance(tools, str):
+            return False, f"plain ONNX engines, without the plugin: {tools}"
+        version = self.library.version
+        core = f"libnvinfer.so.{version.split('.')[0]}"
+        load(self._cache, tools, library=core, version=version, architecture=self._gpu.architecture)
+        return True, "engines with the plugin's kernels"
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free now; what idle batches hold counts as used."""
+        return self._gpu.free_bytes()
+
+    def peak_bytes(self) -> int:
+        """Return the most device memory that was taken since the engine was opened."""
+        return self._gpu.most_taken()
+
+    def wait(self) -> None:
+        """Return once the device has done all that the protocol's calls asked of it."""
+        self._compute.synchronize()
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of every batch; smaller batches are padded."""
+        return self.shapes.batch_size
+
+    def resize(self, rows: int) -> None:
+        """Take engines of so many rows from now on, rounded up to a multiple of 64."""
+        self.shapes = ShapeRule(self._config, rows, self._buckets, self._packing)
+
+    def expect(self, *, longest: int, mean: float, steps: int) -> None:
+        """Prepare for a run of slates; with the plugin's kernels, rows then stand end to end. See `FixedRows`."""
+        short = any(longest <= bucket < LONGEST for bucket in self.shapes.buckets)
+        fits = self.plugin and short and steps <= PLUGIN_STEPS
+        self._packing = Packing(longest=longest, mean=mean) if fits else None
+        self.resize(self.rows)
+
+    def computed(self, longest: int) -> int:
+        """Return the positions that a batch computes, spare rows with them; see `FixedRows`."""
+        return self.shapes.places or self.rows * (self.shapes.bucket(longest) + 1)
+
+    def room(self, users: int) -> int:  # noqa: ARG002 (the engines' rows decide)
+        """Return the positions that a batch has room for, 0 where rows are padded; see `PacksRows`."""
+        return self.shapes.places
+
+    @contextmanager
+    def _smaller_when_full(self) -> Iterator[None]:
+        """Halve the rows where the device is too small: half of this batch then takes half the memory."""
+        try:
+            yield
+        except DeviceMemoryError:
+            self.resize(max(1, self.rows // 2))
+            raise
+
+    def hardware(self) -> str:
+        """Return the GPU's architecture and memory, the library's version, and whether the plugin runs."""
+        plugged = ", plugin" if self.plugin else ""
+        return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
+
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+        """Read the features and histories; see the protocol.
+
+        Raises:
+            EngineError: more choices than TensorRT's TopK has, or more positions than the model.
+            DeviceMemoryError: the batch does not fit the device.
+        """
+        if min(choices, self._tokens) > MOST_CHOICES:
+            raise EngineError(f"the tensorrt engine offers at most {MOST_CHOICES} choices per step, not {choices}")
+        self._gpu.use()
+        shape = self.shapes.of(batch, steps)
+        program = self._program(shape)
+        with self._smaller_when_full():
+            program.load(decode=False)
+            slot = self._pool.acquire(program.network, shape)
+        state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
+        slot.fill(batch)
+        self._compute.copy_in(slot.device_in.address, slot.host_in, slot.filled)
+        self._compute.record(slot.arrived)
+        self.arrived()
+        program.prefill(slot, self._compute)
+        self._compute.record(slot.computed)
+        return state
+
+    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+        """Read one item per row; see the protocol. `tokens_B` None reads what was chosen on the device."""
+        assert state.step < state.slot.shape.steps, "prefill was told how many items will be read"
+        if tokens_B is not None:
+            self._read_given(state, tokens_B)
+        state.program.decode(state.slot, state.step, self._compute)
+        self._compute.record(state.slot.computed)
+        state.step += 1
+
+    def choose(self, state: State) -> tuple[I32, F32]:
+        """Return the best items of the next position; see the protocol."""
+        if state.choices > 1:
+            return self._choose_many(state)
+        slot, step, rows = state.slot, state.step, state.rows
+        self._copy_results(slot)
+        place = slot.results["read"]
+        token_B = slot.host_out.view(place.start, place.shape, place.kind)[step, :rows].copy()
+        log_prob_B = slot.ranked(rows, step + 1).log_prob_BK[:, step]
+        return token_B[:, None], log_prob_B[:, None]
+
+    def _choose_many(self, state: State) -> tuple[I32, F32]:
+        slot, rows, count = state.slot, state.slot.shape.rows, min(state.choices, self._tokens)
+        engine = self._side(state, f"choose_{count}", lambda n, s: side.choose(n, s, count))
+        addresses = slot.state() | {"hidden": slot.address(state.hidden), "step": slot.step_address(state.step - 1)}
+        sizes = {"tokens": ((rows, count), np.int32), "values": ((rows, count), np.float32)}
+        found = self._exchange.run(engine, addresses, sizes | {"log_sum": ((rows, 1), np.float32)})
+        return side.best_first({name: array[: state.rows] for name, array in found.items()}, state.choices)
+
+    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+        """Return the log-probability of given items right after the history, [B, C]."""
+        return self._lookup(state, "first_hidden", tokens_BC)
+
+    def _lookup(self, state: State, hidden: str, tokens_BC: I32) -> F32:
+        count = side.padded_count(tokens_BC.shape[1])
+        engine = self._side(state, f"lookup_{count}", lambda n, s: side.lookup(n, s, count))
+        block = self._exchange.upload(padded(tokens_BC, state.slot.shape.rows, count))
+        addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
+        found = self._exchange.run(engine, addresses, {"log_prob": ((state.slot.shape.rows, count), np.float32)})
+        return np.ascontiguousarray(found["log_prob"][: state.rows, : tokens_BC.shape[1]])
+
+    def score(self, state: State, tokens_BC: I32) -> F32:
+        """Return the heads [B, C, H] of C items, each read alone right after the history."""
+        rows, count = state.slot.shape.rows, side.padded_count(tokens_BC.shape[1])
+        engine = self._side(state, f"score_{count}", lambda n, s: side.score(n, s, count))
+        block = self._exchange.upload(padded(tokens_BC, rows, count))
+        sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
+        heads = self._exchange.run(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
+        heads = heads[: state.rows, : tokens_BC.shape[1]]
+        return np.where(tokens_BC[:, :, None] == 0, np.float32(0), heads)
+
+    def select(self, state: State, rows_R: I64) -> State:
+        """Return a state whose row r is a copy of row `rows_R[r]`."""
+        rows_out = rounded(len(rows_R), self.shapes.batch_size)
+        old = state.slot.shape
+        shape = replace(old, rows=rows_out)
+        program = self._program(shape)
+        slot = self._pool.acquire(program.network, shape)
+        taken = self._own(State(program=program, slot=slot, rows=len(rows_R), choices=state.choices, step=state.step))
+        engine = self._side(state, f"select_{rows_out}", lambda n, s: side.select(n, s, rows_out))
+        rows = np.zeros(rows_out, np.int32)
+        rows[: len(rows_R)] = rows_R
+        block = self._exchange.upload(rows)
+        targets = {f"chosen_{name}": address for name, address in slot.state().items()}
+        engine.launch(state.slot.state() | targets | {"rows": block.address}, self._compute)
+        self._compute.synchronize()  # the old state's memory may be given to another batch after this
+        return taken
+
+    def collect(self, state: State) -> Ranked:
+        """Return all items read so far with their log-probabilities and heads."""
+        self._copy_results(state.slot)
+        return state.slot.ranked(state.rows, state.step)
+
+    def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
+        """Decode `steps` items greedily for every batch, in order, copies and computation overlapping.
+
+        `record` is told when the device did what.
+
+        Raises:
+            EngineError: see `prefill`.
+            DeviceMemoryError: two batches at once do not fit the device.
+        """
+        return self._loop.slates(batches, steps, record)
+
+    def _ready(self, batch: Batch, steps: int) -> tuple[Program, Slot]:
+        """Return the engines and the memory of a whole slate."""
+        self._gpu.use()
+        packs = self._packing is not None
+        program = self._program(shape := (self.shapes.packed if packs else self.shapes.of)(batch, steps))
+        with self._smaller_when_full():
+            program.load()
+            slot = self._pool.acquire(program.network, shape)
+        return program, slot
+
+    def network(self, shape: Shape) -> Network:
+        """Return what the graphs of a shape are made from: with the plugin's kernels where they fit it."""
+        plugged = self.plugin and shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
+        return Network(
+            config=self._config,
+            weights=self._weights,
+            tokens=self._tokens,
+            precision=self.precision,
+            plugin=plugged,
+            piece=0 if plugged else self.library.piece,
+        )
+
+    def _program(self, shape: Shape) -> Program:
+        if shape not in self._programs:
+            self._programs[shape] = Program(self.network(shape), shape, self._load)
+        return self._programs[shape]
+
+    def _load(self, name: str, shape: Shape, graph: bytes) -> Executable:
+        network = self.network(shape)
+        titles = [*network.titles("prefill"), *network.titles("decode")]
+        place = f"engine {titles.index(name) + 1} of {len(titles)}" if name in titles else "engine"
+        self._making = f"{place}, {name}"
+        self._tell("", 0.0)
+        made = Executable(self.library, self._runtime, self.store.plan(name, shape, graph).content)
+        self._tell("", 1.0)
+        self._gpu.look()
+        return made
+
+    def _tell(self, phase: str, done: float) -> None:
+        if self._progress is not None:
+            self._progress(f"{self._making}: {phase}" if phase else self._making, done)
+
+    def _side(self, state: State, name: str, make: Callable[[Network, Shape], bytes]) -> Executable:
+        program = state.program
+        return program.executable(name, lambda: make(program.network, program.shape))
+
+    def _own(self, state: State) -> State:
+        weakref.finalize(state, self._pool.release, state.slot).atexit = False
+        return state
+
+    def _read_given(self, state: State, tokens_B: I32) -> None:
+        """Put the caller's items, and their log-probabilities, where the chosen ones would stand."""
+        log_prob_B = self._lookup(state, state.hidden, tokens_B[:, None])[:, 0]
+        rows = state.slot.shape.rows
+        tokens, values = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+        tokens[: state.rows], values[: state.rows] = tokens_B, log_prob_B
+        self._exchange.write(state.slot.address("read", state.step), tokens)
+        self._exchange.write(state.slot.address("log_prob", state.step), values)
+
+    def _copy_results(self, slot: Slot) -> None:
+        self._compute.copy_out(slot.host_out, slot.device_out.address, slot.device_out.count)
+        self._compute.synchronize()

@@ -1,0 +1,101 @@
+"""What the ONNX graphs for TensorRT are made from: the model's weights as they stand there, and the static sizes.
+
+Owns: sizes of inputs and caches, the layers of each engine, weights folded for the first product and for attention.
+Must not know: how a layer is spelled in ONNX, TensorRT, CUDA, files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec_batch.core.arrays import F32
+from genrec_batch.engines.tensorrt.layers import Graph
+from genrec_batch.engines.tensorrt.plugin import DEPTH
+from genrec_batch.model.weights import ModelConfig, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The static sizes of one set of engines."""
+
+    rows: int  # B, users
+    positions: int  # S, prefix and tokens
+    seen: int  # X, banned items per user; padding and unknown take two
+    steps: int  # T, items that can be read
+    profile: bool = False  # the run has user profiles
+    video: bool = False  # the run has video vectors
+    packed: int = 0  # N, places that hold rows end to end; 0: every row has S places of its own (plugin only)
+
+    @property
+    def places(self) -> int:
+        """Return N, the positions that a prefill computes."""
+        return self.packed or self.rows * self.positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What every graph is made from."""
+
+    config: ModelConfig
+    weights: Weights
+    tokens: int  # items from here on are in no catalog: they count in log_prob and are never chosen
+    precision: str
+    plugin: bool
+    piece: int = 0  # layers of one engine; 0: all of them
+
+    def pieces(self) -> list[range]:
+        """Return the layers of each engine, first to last; what one leaves, the next takes."""
+        size, layers = self.piece or self.config.layers, self.config.layers
+        return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
+
+    def titles(self, name: str) -> list[str]:
+        """Return what the engines are called that prefill or decode consists of."""
+        count = len(self.pieces())
+        return [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
+
+    def layer(self, index: int, name: str) -> F32:
+        """Return a weight of an encoder layer."""
+        return self.weights[f"encoder.layers.{index}.{name}"]
+
+    def attention_input(self, index: int) -> tuple[F32, F32]:
+        """Return the stacked q, k, v product [3D, D] and bias, with 1 / sqrt(head size) folded into q's part."""
+        weight, bias = (self.layer(index, f"self_attn.in_proj_{name}") for name in ("weight", "bias"))
+        scale = np.ones(len(bias), np.float32)
+        scale[: self.config.width] = 1 / math.sqrt(self.config.head_size)
+        return weight * scale[:, None], bias * scale
+
+    def graph(self) -> Graph:
+        """Return an empty graph of this precision."""
+        return Graph(precision=self.precision)
+
+
+def feature_columns(config: ModelConfig, shape: Shape) -> int:
+    """Return the width of the `features` input: features | profile, has | video, has, padded to a multiple of 64."""
+    count = config.features + (config.profile + 1) * shape.profile + (config.video + 1) * shape.video
+    return -(-count // DEPTH) * DEPTH
+
+
+def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
+    """Return weight [D, columns] and bias [D] of position 0: a row without a profile gets neither product nor bias.
+
+    The biases of the optional projections are columns of the weight, multiplied by the input's 0 or 1.
+    """
+    parts = [network.weights["feature_projection.weight"]]
+    for wanted, name in ((shape.profile, "user_profile_projection"), (shape.video, "video_feature_projection")):
+        if wanted:
+            parts += [network.weights[f"{name}.weight"], network.weights[f"{name}.bias"][:, None]]
+    weight = np.concatenate(parts, axis=1)
+    spare = feature_columns(network.config, shape) - weight.shape[1]
+    return np.pad(weight, ((0, 0), (0, spare))), network.weights["feature_projection.bias"]
+
+
+def cache_shapes(network: Network, shape: Shape) -> dict[str, list[int]]:
+    """Return the caches that prefill writes: per layer one [N, 3D] with the plugin, else two of [B, H, S, HD]."""
+    config, layers = network.config, range(network.config.layers)
+    if network.plugin:
+        return {f"cache_{index}": [shape.places, 3 * config.width] for index in layers}
+    by_head = [shape.rows, config.heads, shape.positions, config.head_size]
+    return {f"{name}_{index}": by_head for index in layers for name in ("keys", "values")}

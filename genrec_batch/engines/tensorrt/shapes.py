@@ -1,0 +1,186 @@
+"""Which static shape serves a batch: TensorRT engines here have no dynamic sizes.
+
+Owns: rounding rows, lengths and seen items up to the sizes that engines are built for. Must not know: engines, memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from genrec_batch.core.arrays import Batch
+from genrec_batch.core.errors import EngineError
+from genrec_batch.engines.tensorrt.network import Shape
+from genrec_batch.model.weights import ModelConfig
+
+BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
+ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
+LADDER = 1.12  # from one size of packed batches to the next
+PLAIN_ROWS, PLUGIN_ROWS = 2048, 4096  # of a batch: the plain engines' attention slows down beyond 65,535 rows x heads
+SEEN_SIZES = (64, 256, 1024)  # columns of the banned list; beyond, powers of two
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What a run whose rows stand end to end says of its histories."""
+
+    longest: int  # tokens
+    mean: float  # positions: tokens and the prefix
+
+
+class ShapeRule:
+    """Batch sizes and history lengths of one model's engines."""
+
+    def __init__(
+        self, config: ModelConfig, batch_size: int, buckets: Sequence[int], packing: Packing | None = None
+    ) -> None:
+        """Round sizes up.
+
+        Args:
+            config: the model's sizes.
+            batch_size: rows of every engine.
+            buckets: lengths in tokens.
+            packing: lay rows end to end; None: each row takes its bucket's positions.
+        """
+        longest = config.positions - 1
+        self.packing = packing
+        self._positions = config.positions
+        self.batch_size = rounded(batch_size, ROWS_MULTIPLE)
+        self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
+
+    @property
+    def places(self) -> int:
+        """Return the positions that packed batches have room for; 0 where rows are not packed."""
+        if self.packing is None:
+            return 0
+        positions = self.bucket(self.packing.longest) + 1
+        below = math.ceil(math.log(positions / min(self.packing.mean, positions)) / math.log(LADDER) - 1e-9)
+        room = int(self.batch_size * positions / LADDER**below) // ROWS_MULTIPLE * ROWS_MULTIPLE
+        return max(rounded(positions, ROWS_MULTIPLE), room)  # one full row always fits
+
+    def bucket(self, length: int) -> int:
+        """Return the tokens that a row of so many takes where rows are padded."""
+        return next(bucket for bucket in self.buckets if bucket >= length)
+
+    def run(self, *, steps: int, seen: int = 0, profile: bool = False, video: bool = False) -> Shape:
+        """Return the one shape of a run whose rows stand end to end.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        assert self.packing is not None
+        shape = self.shape(
+            rows=self.batch_size,
+            length=self.packing.longest,
+            steps=steps,
+            seen=max(seen, SEEN_SIZES[-1] - 2),  # of which a batch takes as many columns as it needs
+            profile=profile,
+            video=video,
+        )
+        return replace(shape, packed=self.places)
+
+    def runs(self, *, steps: int, seen_limit: int, profile: bool = False, video: bool = False) -> list[Shape]:
+        """Return the shapes of `run` for every number of seen items up to a limit."""
+        sizes = [SEEN_SIZES[-1]]
+        while sizes[-1] < seen_limit + 2:
+            sizes.append(2 * sizes[-1])
+        return [self.run(steps=steps, seen=size - 2, profile=profile, video=video) for size in sizes]
+
+    def packed(self, batch: Batch, steps: int) -> Shape:
+        """Return the shape that serves a batch whose rows stand end to end: the run's one, larger if it must be.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        shape = self.run(
+            steps=steps,
+            seen=batch.seen_BX.shape[1],
+            profile=batch.profile_BP is not None,
+            video=batch.video_BV is not None,
+        )
+        longest, needed = int(batch.lengths_B.max(initial=0)), int(batch.lengths_B.sum()) + len(batch)
+        shape = replace(
+            shape,
+            rows=rounded(max(len(batch), 1), self.batch_size),
+            positions=max(shape.positions, self.bucket(longest) + 1),
+        )
+        room = shape.packed
+        while room < needed:
+            room = rounded(int(room * LADDER), ROWS_MULTIPLE)
+        return replace(shape, packed=room)
+
+    def of(self, batch: Batch, steps: int) -> Shape:
+        """Return the shape that serves a batch whose rows read `steps` items.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        return self.shape(
+            rows=len(batch),
+            length=int(batch.lengths_B.max(initial=0)),
+            steps=steps,
+            seen=batch.seen_BX.shape[1],
+            profile=batch.profile_BP is not None,
+            video=batch.video_BV is not None,
+        )
+
+    def shape(
+        self, *, rows: int, length: int, steps: int, seen: int, profile: bool = False, video: bool = False
+    ) -> Shape:
+        """Return the shape for so many rows, tokens of the longest history, items to read and seen items.
+
+        Raises:
+            EngineError: history and decoded items exceed the position table.
+        """
+        if length + steps + 1 > self._positions:
+            raise EngineError(
+                f"{length} events and {steps} items need {length + steps + 1} positions, the model has "
+                f"{self._positions}; lower --max-events or --top-k"
+            )
+        bucket = self.bucket(length)
+        return Shape(
+            rows=rounded(max(rows, 1), self.batch_size),
+            positions=bucket + 1,
+            seen=_columns(max(seen, min(bucket, SEEN_SIZES[-1] - 2)) + 2),  # padding and unknown take two places
+            steps=max(steps, 1),
+            profile=profile,
+            video=video,
+        )
+
+    def all(
+        self,
+        *,
+        max_events: int,
+        steps: int,
+        seen_limit: int,
+        profile: bool = False,
+        video: bool = False,
+        shorter: bool = True,
+    ) -> list[Shape]:
+        """Return the shapes that a run may need, longest histories first; `shorter` ones only if asked for.
+
+        Only users with `max_events` kept events can have seen more videos than they have events; fewer seen videos
+        than a history's bucket take that bucket's size.
+
+        Raises:
+            EngineError: see `shape`.
+        """
+        lengths = [bucket for bucket in self.buckets if bucket < max_events and shorter]
+
+        def of(length: int, seen: int) -> Shape:
+            return self.shape(rows=self.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video)
+
+        least, most = min(max_events, seen_limit), seen_limit
+        sizes = [least, *(size - 2 for size in SEEN_SIZES if least < size - 2 < most), most]
+        found = [of(max_events, seen) for seen in sizes] + [of(length, 0) for length in lengths[::-1]]
+        return list(dict.fromkeys(found))
+
+
+def _columns(count: int) -> int:
+    return next((size for size in SEEN_SIZES if size >= count), 1 << (count - 1).bit_length())
+
+
+def rounded(count: int, multiple: int) -> int:
+    """Return a count rounded up to a multiple."""
+    return -(-count // multiple) * multiple

@@ -1,0 +1,145 @@
+"""Built TensorRT engines of one model: from the cache, or from the builder, and said which.
+
+Owns: what makes two engines the same (`EngineKey`), and which engines a way of decoding needs. Must not know: CUDA,
+buffers, batches. In: names, static shapes, serialized ONNX. Out: serialized engines. Works on a machine without a GPU
+where the library can build for another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from genrec_batch.engines.plan_cache import EngineCache, EngineKey
+from genrec_batch.engines.tensorrt import build as building
+from genrec_batch.engines.tensorrt import graphs as loop
+from genrec_batch.engines.tensorrt import side_graphs as side
+from genrec_batch.engines.tensorrt.network import Network, Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A serialized engine and where it came from."""
+
+    content: bytes
+    seconds: float  # to build it, or to read it
+    built: bool  # False: it was in the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One engine that a run needs."""
+
+    name: str
+    shape: Shape
+    graph: Callable[[], bytes]  # made only where it is needed: weights are in it
+
+    @property
+    def sizes(self) -> str:
+        """Return the static sizes for a person."""
+        return f"{self.shape.rows:,} users x {self.shape.positions - 1:,} events, {self.shape.seen:,} seen"
+
+
+class PlanStore:
+    """Engines of one model in one precision, for one library and GPU architecture."""
+
+    def __init__(
+        self,
+        library: building.Library,
+        cache: EngineCache,
+        *,
+        weights_sha256: str,
+        precision: str,
+        architecture: str,
+        elsewhere: bool = False,
+        progress: building.Progress | None = None,
+    ) -> None:
+        """Describe what is built.
+
+        Args:
+            library: the TensorRT to build with.
+            cache: where built engines are kept.
+            weights_sha256: fingerprint of the weights.
+            precision: "fp32", "fp16" or "bf16".
+            architecture: of the GPU that runs the engines, such as `sm_90`.
+            elsewhere: that GPU is in another machine.
+            progress: told what the builder does.
+        """
+        self._library, self._cache, self._progress = library, cache, progress
+        self._target = architecture if elsewhere else None
+        self._key = EngineKey(
+            name="",
+            weights_sha256=weights_sha256,
+            graph_sha256="",
+            precision=precision,
+            shape={},
+            library=library.label,
+            architecture=architecture,
+            options={"builder": str(building.WAY)},
+        )
+
+    def plan(self, name: str, shape: Shape, graph: bytes) -> Plan:
+        """Return an engine from the cache; build it first where it is not there.
+
+        Raises:
+            EngineError: it cannot be built, or the cache is not private.
+        """
+        started, built = time.monotonic(), []
+        graph_sha256 = hashlib.sha256(graph).hexdigest()
+        key = replace(self._key, name=name, graph_sha256=graph_sha256, shape=asdict(shape))
+
+        def build() -> bytes:
+            timings = replace(self._key, name="timings", weights_sha256="")
+            made = building.build(
+                self._library,
+                graph,
+                precision=key.precision,
+                architecture=self._target,
+                progress=self._progress,
+                timings=self._cache.read(timings),
+            )
+            if made.timings is not None:
+                self._cache.write(timings, made.timings)
+            built.append(made)
+            return made.plan
+
+        content = self._cache.get(key, build)
+        return Plan(content=content, seconds=time.monotonic() - started, built=bool(built))
+
+
+def wanted(network: Network, shape: Shape, *, choices: int = 0, beam_width: int = 1) -> Iterator[Wanted]:
+    """Yield the engines that one static shape needs.
+
+    Args:
+        network: the model.
+        shape: of a batch.
+        choices: candidates that are taken and scored in one look; 0 for a slate.
+        beam_width: slates kept side by side.
+    """
+
+    def one(name: str, where: Shape, make: Callable[[], bytes]) -> Wanted:
+        return Wanted(name=name, shape=where, graph=make)
+
+    def pieces(name: str, where: Shape, make: Callable[[Network, Shape, int], bytes]) -> Iterator[Wanted]:
+        for number, title in enumerate(network.titles(name)):
+            yield one(title, where, partial(make, network, where, number))
+
+    yield from pieces("prefill", shape, loop.prefill)
+    if choices:
+        count = side.padded_count(choices)
+        yield one(f"choose_{choices}", shape, lambda: side.choose(network, shape, choices))
+        yield one(f"score_{count}", shape, lambda: side.score(network, shape, count))
+        return
+    if beam_width == 1:
+        yield from pieces("decode", shape, loop.decode)
+        return
+    rows = shape.rows * beam_width
+    beams, least = replace(shape, rows=rows), side.padded_count(1)
+    yield one(f"select_{rows}", shape, lambda: side.select(network, shape, rows))
+    yield from pieces("decode", beams, loop.decode)
+    yield one(f"choose_{beam_width}", beams, lambda: side.choose(network, beams, beam_width))
+    yield one(f"lookup_{least}", beams, lambda: side.lookup(network, beams, least))
+    yield one(f"select_{rows}", beams, lambda: side.select(network, beams, rows))

@@ -1,0 +1,130 @@
+"""Attention of the torch engine on a CPU, compiled.
+
+Owns: loops over rows, heads and positions. Must not know: products, layers, lanes, torch. Needs numba; loaded by name.
+Keys and values are bf16, as bits in arrays of uint16; sums are fp32. Heads must be whole vectors (`WIDTH`). Every row
+is computed alone and in one order, whatever stands beside it. Shapes as in `torch_network`; besides: N rows of numbers,
+R rows of S positions, end to end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from genrec_batch.core.arrays import F32, I64
+from genrec_batch.engines.torch.compiled.dots import dots, exponentials, look, mix, mix_16, share, turn
+from genrec_batch.runtime.jit import borrowed, kernel
+from genrec_batch.runtime.simd_bf16 import WIDTH, move
+
+F = np.float32
+# made of vectors 583511cd
+AHEAD = 4  # heads between those that are computed and those that are brought from memory
+
+
+@kernel(reorder=True)
+def keep(
+    keys_NX: Any, key_at: int, values_NX: Any, value_at: int, lengths_R: I64, keys_RGTZ: Any, values_RGTZ: Any
+) -> None:
+    """Put keys and values of S positions a row into a cache, as far as the row's length, and zeros behind them.
+
+    In a row of `keys_NX` and `values_NX` they stand from a column on, those of all heads.
+    """
+    rows, heads, _, size = keys_RGTZ.shape
+    positions = len(keys_NX) // rows
+    for r in range(rows):
+        for g in range(heads):
+            key, value = key_at + g * size, value_at + g * size
+            _keep(borrowed(keys_NX), key, r * positions, lengths_R[r], borrowed(keys_RGTZ)[r, g])
+            _keep(borrowed(values_NX), value, r * positions, lengths_R[r], borrowed(values_RGTZ)[r, g])
+
+
+@kernel(reorder=True)
+def _keep(from_NX: Any, at: int, first: int, length: int, to_TZ: Any) -> None:
+    size = to_TZ.shape[1]
+    from_X, to_X, stride = from_NX.reshape(-1), to_TZ.reshape(-1), from_NX.shape[1]
+    for t in range(length):
+        for z in range(0, size, WIDTH):
+            move(from_X, (first + t) * stride + at + z, to_X, t * size + z)
+    to_X[length * size :] = 0
+
+
+def context_room(positions: int, size: int) -> int:
+    """Return how many numbers `attend_context` works with."""
+    return 2 * positions * size + WIDTH * (positions + size + 1 + WIDTH)
+
+
+@kernel(reorder=True)
+def attend_context(
+    queries_NX: Any, keys_NX: Any, key_at: int, values_NX: Any, value_at: int, lengths_R: I64, heads: int,
+    mixed_ND: Any, room_X: F32,
+) -> None:  # fmt: skip
+    """Causal attention of each row's positions up to its length, zeros for those behind; computed in fp32.
+
+    In: bf16; out: bf16 or fp32. Queries, keys and values stand in rows from a column on, queries from the first.
+    `room_X` has space for `context_room` numbers. 16 queries go together, one in each lane of a vector, so that no
+    sum is taken across lanes.
+    """
+    width = mixed_ND.shape[1]
+    size, rows = width // heads, len(lengths_R)
+    positions, stride = len(queries_NX) // rows, queries_NX.shape[1]
+    keys_X, values_X = borrowed(room_X)[: positions * size], borrowed(room_X)[positions * size : 2 * positions * size]
+    rest_X = borrowed(room_X)[2 * positions * size :]
+    scale_I, tile_X, turned_X = rest_X[:WIDTH], rest_X[WIDTH : WIDTH + WIDTH * WIDTH], rest_X[WIDTH + WIDTH * WIDTH :]
+    looks_X = turned_X[size * WIDTH :]
+    queries_X, mixed_X = borrowed(queries_NX).reshape(-1), borrowed(mixed_ND).reshape(-1)
+    for r in range(rows):
+        first, length = r * positions, lengths_R[r]
+        mixed_X[(first + length) * width : (first + positions) * width] = 0
+        for g in range(heads):
+            _keep(borrowed(keys_NX), key_at + g * size, first, length, keys_X.reshape(positions, size))
+            _keep(borrowed(values_NX), value_at + g * size, first, length, values_X.reshape(positions, size))
+            for t in range(0, length, WIDTH):
+                queries = min(WIDTH, length - t)
+                for z in range(0, size, WIDTH):
+                    turn(queries_X, (first + t) * stride + g * size + z, stride, queries, turned_X, z * WIDTH)
+                look(turned_X, keys_X, t + queries, size, looks_X)
+                share(looks_X, t + queries, t, scale_I)
+                for z in range(0, size, WIDTH):
+                    mix_16(looks_X, t + queries, values_X, z, size, scale_I, tile_X)
+                    for i in range(queries):
+                        move(tile_X, i * WIDTH, mixed_X, (first + t + i) * width + g * size + z)
+
+
+@kernel(reorder=True)
+def attend_next(
+    sums_N3D: F32, scale_N: F32, bias_3D: F32, first: int, step: int, lengths_R: I64, keys_RGTZ: Any,
+    values_RGTZ: Any, mixed_ND: F32,
+) -> None:  # fmt: skip
+    """Attention of the one position that each row reads next.
+
+    Its query, key and value are scale x sums + bias, in the rows of N from `first` on; key and value go into the cache
+    behind the row's `lengths` and the `step` positions read before. Values behind those are finite.
+    """
+    rows, heads, slots, size = keys_RGTZ.shape
+    width, ahead = heads * size, AHEAD * slots * size
+    qkv_3D = np.empty(3 * width, np.float32)
+    looks_X, scale_G = np.empty(heads * slots, np.float32), np.empty(heads, np.float32)
+    mixed_X = borrowed(mixed_ND).reshape(-1)
+    keys_X, values_X = borrowed(keys_RGTZ).reshape(-1), borrowed(values_RGTZ).reshape(-1)
+    for r in range(rows):
+        n, count = first + r, lengths_R[r] + step + 1
+        whole = (count + WIDTH - 1) // WIDTH * WIDTH
+        sums_3D, scale = borrowed(sums_N3D)[n], scale_N[n]
+        for m in range(3 * width):
+            qkv_3D[m] = sums_3D[m] * scale + bias_3D[m]
+        for g in range(heads):
+            start, at = (r * heads + g) * slots * size, g * size
+            for z in range(0, size, WIDTH):
+                move(qkv_3D, width + at + z, keys_X, start + (count - 1) * size + z)
+                move(qkv_3D, 2 * width + at + z, values_X, start + (count - 1) * size + z)
+            for t in range(0, whole, WIDTH):
+                dots(qkv_3D, at, keys_X, start + t * size, size, ahead, looks_X, g * slots + t)
+        for g in range(heads):
+            scale_G[g] = F(1) / exponentials(looks_X, g * slots, count)
+        for g in range(heads):
+            for z in range(0, size, WIDTH):
+                mix(
+                    looks_X, g * slots, whole, values_X, (r * heads + g) * slots * size + z, size, ahead, mixed_X,
+                    n * width + g * size + z, scale_G[g],
+                )  # fmt: skip

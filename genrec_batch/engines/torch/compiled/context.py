@@ -1,0 +1,255 @@
+"""What stands before a row's newest event, read on a CPU in bf16 or in int8 with compiled kernels.
+
+Owns: which product and which kernel comes after which. Must not know: lanes, decoding, how a kernel works. Needs numba;
+loaded by name. The slow twin is `torch_network.context`.
+
+The residual stream is fp32, the cache bf16. Long histories go the plain way, in bf16 or in pairs: there the time is
+that of attention, and PyTorch's own is made for it. Shapes as in `torch_network`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec_batch.core.arrays import F32
+from genrec_batch.engines.torch.cache import Cache
+from genrec_batch.engines.torch.compiled import attention
+from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear
+from genrec_batch.engines.torch.network import (
+    FUSED_FROM,
+    ContextLayers,
+    Layer,
+    Network,
+    Norm,
+    prepare_context,
+    prepare_layers,
+    scaled_qkv,
+)
+from genrec_batch.engines.torch.phases import fill_context
+from genrec_batch.model.weights import EPSILON
+
+BF16 = torch.bfloat16
+
+
+def bits(x: Tensor) -> Any:
+    """Return bf16 numbers as an array of their bits, in the same memory."""
+    return x.view(torch.int16).numpy().view(np.uint16)
+
+
+def assert_within(tokens: Tensor, vocabulary: int) -> None:
+    """Kernels take tokens at their word: one that is not there would be looked up in memory of others."""
+    assert not tokens.numel() or (tokens.min() >= 0 and tokens.max() < vocabulary), "no such token"
+
+
+def norm_arrays(norm: Norm) -> tuple[F32, F32, float]:
+    """Return gain, shift and epsilon of a LayerNorm as kernels take them."""
+    gain_D, shift_D = norm
+    return gain_D.numpy(), shift_D.numpy(), EPSILON
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Room for rows as pairs of 8-bit numbers; see `cpu_rows`."""
+
+    high: Tensor
+    both: Tensor
+    scale: F32
+
+    @staticmethod
+    def room(rows: int, width: int) -> Pairs:
+        """Return room for rows of `width` numbers."""
+        high, both = (torch.empty(rows, times * width, dtype=torch.uint8) for times in (1, 2))
+        return Pairs(high, both, np.empty(rows, np.float32))
+
+    def arrays(self) -> tuple[F32, Any, Any]:
+        """Return the three as kernels take them."""
+        return self.scale, self.high.numpy(), self.both.numpy()
+
+    def times(self, product: PairLinear) -> Tensor:
+        """Return the product's sums."""
+        return product.sums(self.high, self.both)
+
+
+class _Pass:
+    """One pass over R rows of S positions: their residual stream, and what every layer needs."""
+
+    def __init__(
+        self, network: Network, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache, mixed: torch.dtype
+    ) -> None:
+        self.rows, self.width = prefix_RD.shape
+        self.positions = tokens_RS.shape[1] + 1
+        count = self.rows * self.positions
+        self.x_ND = torch.empty(count, self.width)
+        self.mixed_ND = torch.empty(count, self.width, dtype=mixed)
+        self.cache, self.lengths_R = cache, cache.lengths_R.numpy()
+        self._heads = network.config.heads
+        self._room_X = np.empty(attention.context_room(self.positions, network.config.head_size), np.float32)
+
+    def embed(
+        self, network: Network, layers: ContextLayers, prefix: tuple[Tensor, Tensor], tokens_RS: Tensor
+    ) -> Tensor:
+        """Fill x and return the first layer's queries, keys and values [N, 3 D]; `prefix` is position 0 and its own."""
+        qkv_N3D = torch.empty(len(self.x_ND), 3 * self.width, dtype=BF16)
+        assert_within(tokens_RS, len(layers.first_of_tokens_VN))
+        cpu_rows.embed(
+            prefix[0].numpy(), bits(prefix[1]), tokens_RS.contiguous().numpy(), network.token_embedding.weight.numpy(),
+            network.position_embedding.weight.numpy(), layers.first_of_tokens_VN.numpy(),
+            layers.first_of_positions_PN.numpy(), self.x_ND.numpy(), bits(qkv_N3D),
+        )  # fmt: skip
+        return qkv_N3D
+
+    def attend(self, layer: int, queries_NX: Tensor, values_NX: Tensor) -> Tensor:
+        """Keep a layer's keys and values and return what its queries mix, [N, D].
+
+        Keys stand behind the queries; values in the last D columns.
+        """
+        keys, values = bits(queries_NX), bits(values_NX)
+        at = values.shape[1] - self.width
+        self.keep(layer, queries_NX, self.width, values_NX)
+        attention.attend_context(
+            keys,
+            keys,
+            self.width,
+            values,
+            at,
+            self.lengths_R,
+            self._heads,
+            bits(self.mixed_ND) if self.mixed_ND.dtype == BF16 else self.mixed_ND.numpy(),
+            self._room_X,
+        )
+        return self.mixed_ND
+
+    def keep(self, layer: int, keys_NX: Tensor, key_at: int, values_NX: Tensor) -> None:
+        """Keep a layer's keys, which stand from a column on, and values, which stand in the last D."""
+        attention.keep(
+            bits(keys_NX), key_at, bits(values_NX), values_NX.shape[1] - self.width, self.lengths_R,
+            bits(self.cache.keys[layer]), bits(self.cache.values[layer]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bf16Context:
+    """All products in bf16."""
+
+    network: Network
+    layers: ContextLayers
+
+    @staticmethod
+    def of(network: Network) -> Bf16Context:
+        """Prepare a network's products."""
+        layers = prepare_layers(network, BF16)
+        return Bf16Context(
+            network=network, layers=prepare_context(network, layers, lambda weight, bias: Linear(weight, bias, BF16))
+        )
+
+    def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
+        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
+        if tokens_RS.shape[1] >= FUSED_FROM:
+            fill_context(self.network, self.layers, prefix_RD, tokens_RS, cache)
+            return
+        a_pass = _Pass(self.network, prefix_RD, tokens_RS, cache, BF16)
+        prefix = prefix_RD, self.layers.layers[0].qkv(prefix_RD)
+        qkv_N3D, half_ND = a_pass.embed(self.network, self.layers, prefix, tokens_RS), torch.empty_like(a_pass.mixed_ND)
+        for i, layer in enumerate(self.layers.layers):
+            qkv_N3D = layer.qkv(half_ND) if i else qkv_N3D
+            self._add_norm(a_pass, layer.out(a_pass.attend(i, qkv_N3D, qkv_N3D)), layer.norm1, half_ND)
+            self._add_norm(a_pass, layer.down(layer.up(half_ND, relu=True)), layer.norm2, half_ND)
+        kv_N2D = self.layers.last(half_ND)
+        a_pass.keep(-1, kv_N2D, 0, kv_N2D)
+
+    def _add_norm(self, a_pass: _Pass, more_ND: Tensor, norm: Norm, half_ND: Tensor) -> None:
+        cpu_rows.add_norm_half(a_pass.x_ND.numpy(), bits(more_ND), *norm_arrays(norm), bits(half_ND))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Int8Layer:
+    """Queries and keys [2 D], or the last layer's keys [D], and the feed-forward block in int8; the others in pairs."""
+
+    looks: Int8Linear
+    values: PairLinear
+    out: PairLinear
+    up: Int8Linear
+    down: Int8Linear
+    norm1: Norm
+    norm2: Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Context:
+    """Queries, keys and the feed-forward block in int8; values and attention's output product in pairs of 8 bits.
+
+    Attention carries the error of values straight to a row's last position: with 8 bits they would make up most of all
+    error at a quarter of the work.
+    """
+
+    network: Network
+    plain: ContextLayers  # the tables of the first layer, and long histories
+    layers: Sequence[_Int8Layer]
+    first: PairLinear  # the first layer's queries, keys and values
+
+    @staticmethod
+    def of(network: Network, reading: Sequence[Layer[PairLinear]]) -> Int8Context:
+        """Prepare a network's products; those of `reading`, in pairs, are used again."""
+        layers = []
+        for i, layer in enumerate(network.encoder.layers):
+            weight, bias = scaled_qkv(network, i)
+            width, last = network.config.width, i + 1 == network.config.layers
+            looks = slice(width if last else 0, 2 * width)
+            layers.append(
+                _Int8Layer(
+                    looks=Int8Linear(weight[looks], bias[looks]),
+                    values=PairLinear(weight[2 * width :], bias[2 * width :]),
+                    out=reading[i].out,
+                    up=Int8Linear(layer.linear1.weight, layer.linear1.bias),
+                    down=Int8Linear(layer.linear2.weight, layer.linear2.bias, positive=True, finer=True),
+                    norm1=reading[i].norm1,
+                    norm2=reading[i].norm2,
+                )
+            )
+        plain = prepare_context(network, reading, PairLinear)
+        return Int8Context(network=network, plain=plain, layers=layers, first=reading[0].qkv)
+
+    def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
+        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
+        if tokens_RS.shape[1] >= FUSED_FROM:
+            fill_context(self.network, self.plain, prefix_RD, tokens_RS, cache)
+            return
+        a_pass = _Pass(self.network, prefix_RD, tokens_RS, cache, torch.float32)
+        count, width = a_pass.x_ND.shape
+        one, mixed = Pairs.room(count, width), Pairs.room(count, width)
+        scale_N, wide_NF = np.empty(count, np.float32), torch.empty(count, self.network.config.ffn, dtype=torch.uint8)
+        looks_NX, values_ND = torch.empty(count, 2 * width, dtype=BF16), torch.empty(count, width, dtype=BF16)
+        qkv_N3D = a_pass.embed(self.network, self.plain, (prefix_RD, self.first(prefix_RD).to(BF16)), tokens_RS)
+        for i, layer in enumerate(self.layers[:-1]):
+            if i:
+                _scaled_half(layer.looks.sums(one.high), one.scale, layer.looks, looks_NX)
+                _scaled_half(one.times(layer.values), one.scale, layer.values, values_ND)
+                a_pass.attend(i, looks_NX, values_ND)
+            else:
+                a_pass.attend(i, qkv_N3D, qkv_N3D)
+            cpu_rows.split(a_pass.mixed_ND.numpy(), *mixed.arrays())
+            cpu_rows.add_norm_round(
+                a_pass.x_ND.numpy(), mixed.times(layer.out).numpy(), mixed.scale, layer.out.bias_N.numpy(),
+                *norm_arrays(layer.norm1), one.scale, one.high.numpy(),
+            )  # fmt: skip
+            sums = layer.up.sums(one.high).numpy()
+            cpu_rows.relu_round(sums, one.scale, layer.up.bias_N.numpy(), scale_N, wide_NF.numpy())
+            cpu_rows.add_norm_split(
+                a_pass.x_ND.numpy(), layer.down.sums(wide_NF).numpy(), scale_N, layer.down.bias_N.numpy(),
+                *norm_arrays(layer.norm2), *one.arrays(),
+            )  # fmt: skip
+        last, keys_ND = self.layers[-1], looks_NX.view(-1)[: count * width].view(count, width)
+        _scaled_half(last.looks.sums(one.high), one.scale, last.looks, keys_ND)
+        _scaled_half(one.times(last.values), one.scale, last.values, values_ND)
+        a_pass.keep(-1, keys_ND, 0, values_ND)
+
+
+def _scaled_half(sums_NM: Tensor, scale_N: F32, product: Int8Linear | PairLinear, half_NX: Tensor) -> None:
+    cpu_rows.scaled_half(sums_NM.numpy(), scale_N, product.bias_N.numpy(), bits(half_NX))

@@ -1,0 +1,259 @@
+"""The torch engine: prefill once, decode K times, on a CPU or a CUDA device.
+
+Owns: what the engine protocol asks: arrays in and out, the caller's order of rows, and the threads of a CPU. Must not
+know: how rows go through the network (`torch_lane`), how it is computed (`torch_network`), users, Parquet.
+
+On a CPU the rows are dealt to lanes, one thread each, that meet only at the end of a call. Threads that share each
+product instead wait for each other hundreds of times a call, for whole time slices when something else runs beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from threading import Barrier
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.core.errors import ModelError
+from genrec_batch.engines.timing import nothing
+from genrec_batch.engines.torch import lane as torch_lane
+from genrec_batch.engines.torch.choice import log_probs
+from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
+from genrec_batch.engines.torch.lane import Lane, Program
+from genrec_batch.engines.torch.network import Network, load_network
+from genrec_batch.engines.torch.phases import Phases, PlainPhases
+from genrec_batch.model.weights import Model
+from genrec_batch.runtime.console import LOG
+
+GROUP_ROWS = 32  # that share a cache on a CPU
+CONTEXT_POSITIONS = 816  # of one pass on a CPU: 16 rows of 51, whose activations stay in its caches
+ASIDE_POSITIONS = 2048
+WHOLE = 1 << 30  # a GPU takes all at once
+
+Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """A batch on its way: its lanes, and which rows of the caller each lane's rows are."""
+
+    rows: int
+    lanes: list[Lane]
+    places: list[I64]
+
+
+class TorchEngine:
+    """The engine protocol in PyTorch.
+
+    Precisions. fp32: everything. bf16 on a CPU: the cache, and all products of the positions before the newest event,
+    which are most of the work and matter only through attention. int8 on a CPU: most products of those same positions,
+    with a bf16 cache. The products of the newest event and of decoded items and the logits are pairs of 8-bit numbers
+    there (`torch_linear.PairLinear`), which keeps close items in order at little cost. Where the compiled kernels do
+    not run (`_phases`) those are fp32, and so is the cache of int8. bf16 and fp16 on CUDA: the cache and all products
+    of the encoder. The residual stream, norms, softmax and heads are fp32 everywhere, the logits but for those pairs.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: Model, *, device: str = "cpu", precision: str = "fp32") -> None:
+        """Load the weights onto a device.
+
+        Raises:
+            EngineError: the device or precision is not there.
+            DeviceMemoryError: the device is out of memory.
+        """
+        self._device = resolve_device(device)
+        dtype = resolve_precision(precision, self._device)
+        self.device, self.precision = str(self._device), precision
+        self._positions = model.config.positions
+        on_cpu = self._device.type == "cpu"
+        with retry_when_out_of_memory(self._device), torch.inference_mode():
+            network = load_network(model.config, model.weights, self._device)
+            phases = _phases(network, self._device, dtype)
+            self.arithmetic = "plain" if isinstance(phases, PlainPhases) else "compiled"
+            self._program = Program.of(
+                network,
+                phases,
+                tokens=model.tokens,
+                group_rows=GROUP_ROWS if on_cpu else WHOLE,
+                context_positions=CONTEXT_POSITIONS if on_cpu else WHOLE,
+                aside_positions=ASIDE_POSITIONS if on_cpu else WHOLE,
+            )
+        self.arrived = nothing
+        self._threads = torch.get_num_threads() if on_cpu else 1
+        self._pool = _lane_threads(self._threads) if self._threads > 1 else None
+
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> _State:
+        """Read the features and histories of B rows and choose the next items; see `engines.Engine`.
+
+        Raises:
+            ModelError: history and steps do not fit the model's position table.
+            DeviceMemoryError: the device is out of memory.
+        """
+        longest = int(batch.lengths_B.max(initial=0))
+        if longest + 1 + steps > self._positions:
+            raise ModelError(
+                f"a history of {longest} items and {steps} decoded ones need {longest + 1 + steps} positions, the "
+                f"model has {self._positions}: lower --max-events or --top-k"
+            )
+        rising_B = np.argsort(batch.lengths_B, kind="stable")
+        places = [rising_B[lane :: self._threads] for lane in range(min(self._threads, len(batch)))]
+
+        def put(rows: I64) -> dict[str, Tensor]:
+            return {name: self._put(array[rows]) for name, array in _inputs(batch).items()}
+
+        def start(inputs: dict[str, Tensor]) -> Lane:
+            return torch_lane.prefill(self._program, inputs, steps=steps, choices=choices)
+
+        inputs = self._each(put, places)
+        self.arrived()
+        return _State(rows=len(batch), lanes=self._each(start, inputs), places=places)
+
+    def wait(self) -> None:
+        """Return once a GPU has done all that was asked of it; a CPU has by then."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def peak_bytes(self) -> int:
+        """Return the most GPU memory that PyTorch held for this process."""
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else 0
+
+    def decode(self, state: _State, tokens_B: I32 | None = None) -> None:
+        """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`.
+
+        Raises:
+            DeviceMemoryError: the device is out of memory.
+        """
+        items = [None if tokens_B is None else self._put(tokens_B[rows]) for rows in state.places]
+        self._each(lambda lane, given: torch_lane.decode(self._program, lane, given), state.lanes, items)
+
+    def choose(self, state: _State) -> tuple[I32, F32]:
+        """Return the best items of the next position, best first: tokens [B, W], log-probabilities [B, W]."""
+        found = [lane.next for lane in state.lanes if lane.next is not None]
+        assert len(found) == len(state.lanes), "prefill made room for fewer steps"
+        tokens_BW: I32 = _gather(state, [choice.tokens_BW.int() for choice in found])
+        log_prob_BW: F32 = _gather(state, [choice.log_prob_BW for choice in found])
+        return tokens_BW, log_prob_BW
+
+    def log_probs(self, state: _State, tokens_BC: I32) -> F32:
+        """Return the log-probabilities of items right after the history, [B, C]; -inf for token 0."""
+
+        def found(lane: Lane, items_BC: Tensor) -> Tensor:
+            return log_probs(lane.start.logits_BV, lane.start.log_sum_B, items_BC)
+
+        log_prob_BC: F32 = _gather(state, self._each(found, state.lanes, self._deal(state, tokens_BC)))
+        return log_prob_BC
+
+    def score(self, state: _State, tokens_BC: I32) -> F32:
+        """Return the heads [B, C, H] of items, each read alone right after the history; 0 for token 0.
+
+        Raises:
+            DeviceMemoryError: the device is out of memory.
+        """
+
+        def found(lane: Lane, items_BC: Tensor) -> Tensor:
+            return torch_lane.score(self._program, lane, items_BC)
+
+        heads_BCH: F32 = _gather(state, self._each(found, state.lanes, self._deal(state, tokens_BC)))
+        return heads_BCH
+
+    def select(self, state: _State, rows_R: I64) -> _State:
+        """Return a state whose row r is a copy of row `rows_R[r]`; see `engines.Engine`.
+
+        Raises:
+            DeviceMemoryError: the device is out of memory.
+        """
+        within_B = np.full(state.rows, -1, np.int64)
+        lanes, places, sources = [], [], []
+        for lane, rows in zip(state.lanes, state.places, strict=True):
+            within_B[:] = -1
+            within_B[rows] = np.arange(len(rows))
+            place = np.flatnonzero(within_B[rows_R] >= 0)
+            place = place[np.argsort(within_B[rows_R[place]], kind="stable")]
+            if len(place):
+                lanes.append(lane)
+                places.append(place)
+                sources.append(self._put(within_B[rows_R[place]]))
+        return _State(rows=len(rows_R), lanes=self._each(torch_lane.take, lanes, sources), places=places)
+
+    def collect(self, state: _State) -> Ranked:
+        """Return all items read so far, in the order they were read: [B, K]."""
+        if not state.lanes[0].tokens:
+            none_read = np.zeros((state.rows, 0, len(HEADS)), np.float32)
+            tokens_BK, log_prob_BK = none_read[:, :, 0].astype(np.int32), none_read[:, :, 0]
+            return Ranked(tokens_BK=tokens_BK, log_prob_BK=log_prob_BK, heads_BKH=none_read)
+        return Ranked(
+            tokens_BK=_gather(state, [torch.stack(lane.tokens, 1).int() for lane in state.lanes]),
+            log_prob_BK=_gather(state, [torch.stack(lane.log_probs, 1) for lane in state.lanes]),
+            heads_BKH=_gather(state, [torch.stack(lane.heads, 1) for lane in state.lanes]),
+        )
+
+    def _put(self, array: Array) -> Tensor:
+        """Return an array on the device; whole numbers as int64, which PyTorch's indices are."""
+        wide = array.astype(np.int64, copy=False) if array.dtype.kind == "i" else array
+        return torch.from_numpy(np.ascontiguousarray(wide)).to(self._device)
+
+    def _deal(self, state: _State, tokens_BC: I32) -> list[Tensor]:
+        return [self._put(tokens_BC[rows]) for rows in state.places]
+
+    def _each(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
+        """Do some work for every lane, each on its own thread, and wait for all."""
+
+        def alone(*given: Any) -> T:
+            with torch.inference_mode():
+                return work(*given)
+
+        with retry_when_out_of_memory(self._device):
+            return list(map(alone, *arguments) if self._pool is None else self._pool.map(alone, *arguments))
+
+
+def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phases:
+    """Return the fastest phases in a type."""
+    if device.type == "cpu" and dtype != torch.float32 and fast_int8():
+        if find_spec("numba") is None:
+            LOG.info("numba is not installed: PyTorch computes alone, more slowly; pip install 'genrec-batch[fast]'")
+        else:
+            try:
+                from genrec_batch.engines.torch.compiled.phases import CompiledPhases, fits
+            except ImportError as error:
+                LOG.warning("numba is installed but does not load (%s); PyTorch computes alone, more slowly", error)
+            else:
+                if fits(network.config):
+                    return CompiledPhases.of(network, dtype)
+    return PlainPhases.of(network, dtype=dtype, reading_dtype=torch.float32 if device.type == "cpu" else dtype)
+
+
+def _lane_threads(count: int) -> ThreadPoolExecutor:
+    """Return threads in which PyTorch computes alone; everywhere else it keeps its number of threads."""
+    all_there = Barrier(count)
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first question sets its number to the process's: ask before it is set
+        torch.set_num_threads(1)
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=alone)
+    assert [future.result() for future in [pool.submit(torch.get_num_threads) for _ in range(count)]] == [1] * count
+    torch.set_num_threads(count)  # the number is each thread's own, but what later threads begin with is not
+    return pool
+
+
+def _inputs(batch: Batch) -> dict[str, Array]:
+    names = ("dense_BF", "tokens_BS", "lengths_B", "seen_BX", "profile_BP", "has_profile_B", "video_BV", "has_video_B")
+    return {name: array for name in names if (array := getattr(batch, name)) is not None}
+
+
+def _gather(state: _State, parts: list[Tensor]) -> Any:  # an array of the tensors' type
+    """Return the lanes' rows in the caller's order, on the host."""
+    gathered = np.empty((state.rows, *parts[0].shape[1:]), parts[0].cpu().numpy().dtype)
+    for rows, part in zip(state.places, parts, strict=True):
+        gathered[rows] = part.cpu().numpy()
+    return gathered

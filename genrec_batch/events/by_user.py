@@ -1,0 +1,301 @@
+"""The log by users: everything of some neighbouring users in one block, from a log in any order and of any size.
+
+Owns: shards and buckets of users, the pass that splits a log into them, spill files, and when that pass is not needed.
+Must not know: what an event means, histories, the model. In: a log and its survey. Out: `EventStore.load`, which gives
+all records of a bucket's users, each user's in input order.
+
+Users stand in id order. A shard is a fixed number of them, and one part of the output; a bucket is a run of whole
+shards whose events fit in memory together. Buckets depend on `--memory-limit`, shards do not: the output is the same
+whatever the limit. Three ways, chosen by what the survey saw, never by assumption:
+
+- direct: the log's pieces lie close to id order (a log sorted or partitioned by user), so each bucket reads the few
+  pieces that can hold its users, and filters them, while earlier buckets are scored.
+- memory: all records fit; they are split in memory.
+- spill: they do not; one pass writes each bucket's records to a file of its own.
+
+Why ranges of ids and not a hash of them: the output is sorted by id, so ranges need no merge at the end, and ids are
+counted anyway, which balances ranges as well as a hash would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from genrec_batch.core.arrays import I32, I64
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.events import order
+from genrec_batch.events.ids import Index
+from genrec_batch.events.log import EventLog, Survey
+from genrec_batch.events.records import Records, RecordType
+from genrec_batch.io.durable import full_disk
+from genrec_batch.runtime import console, threads
+
+RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
+DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
+BUCKET_EVENTS = 1 << 20  # that are ordered together, at most: measured, larger buckets leave the caches
+MOST_CELLS = 1 << 14  # into which a piece is split at once; above it, into buckets alone
+WORKING_BYTES = 600  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Users `start`..`stop` (rows of the run's ids), whole shards of them."""
+
+    number: int
+    start: int
+    stop: int
+    events: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Users:
+    """Who is scored, in id order, and how many events each has up to as-of."""
+
+    ids: pl.Series
+    events_N: I64
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def loaders(cores: int) -> int:
+    """Return how many buckets are loaded at the same time."""
+    return max(1, cores // 4)
+
+
+def spill_folder(asked: str | None, target: str | None) -> Path:
+    """Return the folder for spill files: `--spill-dir`, else that of the output, else the system's temporary one.
+
+    Raises:
+        ConfigError: `--spill-dir` is no folder that can be written.
+    """
+    if asked is None:
+        return Path(target).absolute().parent if target else Path(tempfile.gettempdir())
+    if not Path(asked).is_dir() or not os.access(asked, os.W_OK | os.X_OK):
+        raise ConfigError(f"--spill-dir {asked}: not a folder that this user may write; make it first")
+    return Path(asked)
+
+
+def shards(users: int, size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of each part of `size` users."""
+    return [(start, min(users, start + size)) for start in range(0, users, size)]
+
+
+def buckets(users: Users, shard_users: int, most_events: int) -> list[Bucket]:
+    """Join neighbouring shards up to `most_events` events; a shard with more stands alone."""
+    made: list[Bucket] = []
+    for start, stop in shards(len(users), shard_users):
+        events = int(users.events_N[start:stop].sum())
+        last = made[-1] if made else None
+        if last and last.events + events <= most_events and stop - last.start <= RADIX:
+            made[-1] = Bucket(number=last.number, start=last.start, stop=stop, events=last.events + events)
+        else:
+            made.append(Bucket(number=len(made), start=start, stop=stop, events=events))
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How a log's rows become records: the way from ids to rows of the run's users and videos."""
+
+    log: EventLog
+    record: RecordType
+    users: Index
+    videos: Index
+    as_of_us: int
+    compiled: Any  # what sorts records: see `ordering.for_job`
+    seen: list[dict[str, int]] = field(default_factory=list, repr=False)  # of each piece read: values that are there
+
+    def empty_columns(self) -> list[str]:
+        """Return the columns without any value in what was read so far; none where nothing was read."""
+        return [name for name in self.record.columns if self.seen and not any(piece[name] for piece in self.seen)]
+
+    def records(self, piece: int) -> Records:
+        """Return a piece's usable records of scored users, in order."""
+        frame, user_R = self._scored(piece)
+        return self.record.pack(
+            frame, user_R, self.videos.rows(frame["video_id"], self.compiled), compiled=self.compiled
+        )
+
+    def by_bucket(self, piece: int, bucket_of_user: npt.NDArray[np.uint16], buckets: int) -> tuple[Records, I64]:
+        """Return the same records by the bucket of their user, in order within each, and each bucket's count."""
+        frame, user_R = self._scored(piece)
+        place_R, counts = order.places_by_bucket(user_R, bucket_of_user, buckets, self.compiled)
+        return self.record.pack(
+            frame, user_R, self.videos.rows(frame["video_id"], self.compiled), place_R, self.compiled
+        ), counts
+
+    def _scored(self, piece: int) -> tuple[pl.DataFrame, I32]:
+        """Return a piece's usable events of scored users up to as-of, and the users' rows."""
+        frame = self.log.usable(piece)
+        if self.log.latest_us.get(piece, self.as_of_us + 1) > self.as_of_us:
+            frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
+        if len(frame):
+            self.seen.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
+        user_R = self.users.rows(frame["user_id"], self.compiled)
+        if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
+            frame = frame.filter(pl.Series(user_R >= 0))
+            user_R = user_R[user_R >= 0]
+        return frame, user_R
+
+
+@dataclass(kw_only=True)
+class EventStore:
+    """All records of the scored users, by bucket."""
+
+    split: Split
+    buckets: list[Bucket]
+    way: str  # "memory", "spill" or "direct"
+    pieces: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
+    held: dict[int, list[Records]] = field(default_factory=dict)  # memory: of each bucket
+    folder: Path | None = None  # spill: a file for each bucket
+    spilled: dict[int, list[int]] = field(default_factory=dict)  # spill: rows of each block in a bucket's file
+    spilled_bytes: int = 0
+
+    def load(self, bucket: Bucket) -> list[Records]:
+        """Return all records of a bucket's users, each user's in input order, in blocks."""
+        if self.way == "memory":
+            return self.held.get(bucket.number, [])
+        if self.way == "spill":
+            assert self.folder is not None
+            records = np.fromfile(_file(self.folder, bucket), self.split.record.kind)
+            return np.split(records, np.cumsum(self.spilled.get(bucket.number, []))[:-1])
+        found = []
+        for piece in self.pieces[bucket.number]:
+            records = self.split.records(piece)
+            inside = (records["user"] >= bucket.start) & (records["user"] < bucket.stop)
+            found.append(records if inside.all() else records[inside])
+        return found
+
+    def done(self, bucket: Bucket) -> None:
+        """Let go of a bucket that nobody will load again."""
+        if self.way == "memory":
+            self.held.pop(bucket.number, None)
+        elif self.way == "spill":
+            assert self.folder is not None
+            _file(self.folder, bucket).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove what was spilled."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _file(folder: Path, bucket: Bucket) -> Path:
+    return folder / f"bucket-{bucket.number:05d}.events"
+
+
+def store(
+    split: Split,
+    users: Users,
+    found: Survey,
+    *,
+    shard_users: int,
+    memory_bytes: int,
+    spill_to: Path,
+    workers: int,
+) -> EventStore:
+    """Arrange a log by users; see the module for the three ways.
+
+    Args:
+        split: how rows become records.
+        users: who is scored.
+        found: the log's survey.
+        shard_users: users of a part of the output.
+        memory_bytes: what events and histories may take in memory.
+        spill_to: the folder in which a folder of spill files is made where one is needed.
+        workers: threads that read.
+
+    Raises:
+        InputError: a page is damaged.
+        RetryError: the disk is full.
+    """
+    size = split.record.kind.itemsize
+    total = int(users.events_N.sum())
+    in_flight = loaders(threads.cores()) + 2
+    most = max(1, min(BUCKET_EVENTS, memory_bytes // (in_flight * (size + WORKING_BYTES))))
+    fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
+    made = buckets(users, shard_users, most)
+    read = _pieces_of(made, users, found)
+    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.pieces):
+        return EventStore(split=split, buckets=made, way="direct", pieces=read)
+    if fits:
+        out = EventStore(split=split, buckets=made, way="memory")
+        for number, records in _parts(split, users, made, workers):
+            out.held.setdefault(number, []).append(records)
+        return out
+    with full_disk(spill_to):
+        folder = Path(tempfile.mkdtemp(prefix=".genrec-spill-", dir=spill_to))
+    out = EventStore(split=split, buckets=made, way="spill", folder=folder)
+    with ExitStack() as stack:
+        stack.callback(out.close)  # whatever ends this pass, its files go
+        out.spilled_bytes = _spill(out, users, folder, workers)
+        stack.pop_all()
+    return out
+
+
+def _pieces_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, list[int]]:
+    """Return the pieces that can hold events of each bucket's users, by the ids that the survey saw in them."""
+    first = users.ids.gather([bucket.start for bucket in made])
+    last = users.ids.gather([bucket.stop - 1 for bucket in made])
+    read: dict[int, list[int]] = {bucket.number: [] for bucket in made}
+    for piece, span in enumerate(found.spans):
+        if span is not None:
+            low = int(last.search_sorted(span[0], "left"))
+            high = int(first.search_sorted(span[1], "right"))
+            for number in range(low, high):
+                read[number].append(piece)
+    return read
+
+
+def _parts(split: Split, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
+    """Yield each piece's records of each bucket by `ordering.cells`, in order within each."""
+    cuts, firsts = _cells(split, users, made)
+    of_user = np.repeat(np.arange(firsts[-1], dtype=np.uint16), np.diff(cuts))
+
+    def parted(piece: int) -> list[tuple[int, Records]]:
+        if firsts[-1] == 1:
+            return [(0, split.records(piece))]
+        records, counts = split.by_bucket(piece, of_user, int(firsts[-1]))
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[firsts]
+        return [(number, records[ends[number] : ends[number + 1]]) for number in np.flatnonzero(np.diff(ends)).tolist()]
+
+    with console.progress("arranging by user", split.log.rows, "rows") as advance:
+        numbers = range(len(split.log.pieces))
+        for number, parts in enumerate(threads.ordered(parted, numbers, workers=workers, name="partition")):
+            yield from parts
+            advance(split.log.pieces[number].rows)
+
+
+def _cells(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
+    """Return the first user of each cell (`ordering.cells`), and the end; and each bucket's first cell, and the end."""
+    cuts = [np.array([bucket.start, bucket.stop]) for bucket in made]
+    if split.compiled is not None:
+        finer = [b.start + order.cells(users.events_N[b.start : b.stop], split.record.kind) for b in made]
+        cuts = finer if sum(map(len, finer)) < MOST_CELLS else cuts
+    firsts = np.cumsum([0, *(len(each) - 1 for each in cuts)])
+    return np.concatenate([*(each[:-1] for each in cuts), [made[-1].stop]]), firsts
+
+
+def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
+    written = 0
+    with full_disk(folder):
+        for bucket in out.buckets:
+            _file(folder, bucket).touch()
+        for number, records in _parts(out.split, users, out.buckets, workers):
+            with _file(folder, out.buckets[number]).open("ab", buffering=0) as file:  # one large write
+                file.write(records.view(np.uint8).data)
+            out.spilled.setdefault(number, []).append(len(records))
+            written += records.nbytes
+    return written

@@ -1,0 +1,145 @@
+"""From histories to batches: users of like history length side by side.
+
+Owns: the order of users in batches, padding, and what a `Batch` is filled with. Must not know: engines, files. In: a
+job and the rows of some of its users. Out: `arrays.Batch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from genrec_batch import features
+from genrec_batch.core.arrays import F32, I64, U8, Batch, Histories, Ragged
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.events.dataset import Job
+
+LONG = 128  # positions up to which a batch has all its users
+LEAST_USERS = 64  # of a batch that may end early: a quarter of a full one if that is less, a sixteenth if that is more
+LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that may end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some users of a job with all that the model reads of them, in the order given."""
+
+    histories: Histories
+    dense_NF: F32
+    profile: tuple[F32, U8] | None
+    video: tuple[F32, U8] | None
+    candidates: Ragged | None
+    include_seen: bool
+
+    @staticmethod
+    def of(job: Job, histories: Histories, start: int, config: ScoreConfig, rows_N: I64 | None = None) -> Part:
+        """Compute the features of users `start`.. of the job, whose histories these are; or of `rows_N` of them."""
+        if rows_N is not None:
+            histories = histories.take(rows_N)
+        users, user_row_N = job.profiles(histories.user_row_N)
+        histories = replace(histories, user_row_N=user_row_N)
+        places_N = start + (np.arange(len(histories)) if rows_N is None else rows_N)
+        kernel = features.kernel_name(len(job))
+        return Part(
+            histories=histories,
+            dense_NF=features.compute(histories, users, job.videos, max_events=config.max_events, kernel=kernel),
+            profile=None if users is None else features.profile_vectors(histories, users),
+            video=None if job.videos is None else features.video_vectors(histories, job.videos, kernel=kernel),
+            candidates=None if job.candidates is None else job.candidates.take(places_N),
+            include_seen=config.include_seen,
+        )
+
+    def take(self, rows_N: I64) -> Part:
+        """Return some of the users, in the order given."""
+        return Part(
+            histories=self.histories.take(rows_N),
+            dense_NF=self.dense_NF[rows_N],
+            profile=None if self.profile is None else (self.profile[0][rows_N], self.profile[1][rows_N]),
+            video=None if self.video is None else (self.video[0][rows_N], self.video[1][rows_N]),
+            candidates=None if self.candidates is None else self.candidates.take(rows_N),
+            include_seen=self.include_seen,
+        )
+
+    def spans(self, size: int, *, room: int = 0) -> list[I64]:
+        """Return the rows of each batch, at most `size` users: of like length, longest first, or as they come.
+
+        They come as they are for an engine that packs rows, up to `room` positions.
+        """
+        if room:
+            pairs = mixed(self.histories.lengths_N, size, room)
+            return [np.arange(start, stop) for start, stop in pairs]
+        order_N = np.argsort(-self.histories.lengths_N, kind="stable")
+        return [order_N[start:stop] for start, stop in cuts(self.histories.lengths_N[order_N], size)]
+
+    def batch(self, rows_B: I64) -> Batch:
+        """Return what the model reads of B users; views where they stand side by side."""
+        straight = len(rows_B) > 0 and bool((np.diff(rows_B) == 1).all())
+        pick = slice(int(rows_B[0]), int(rows_B[-1]) + 1) if straight else rows_B
+        tokens = self.histories.token_rows()
+        tokens_BS = tokens.padded(rows_B)
+        seen = self.histories.seen
+        if self.include_seen:
+            seen_BX = np.zeros((len(rows_B), 1), np.int32)
+        else:
+            seen_BX = tokens_BS if seen.same_as(tokens) else seen.padded(rows_B)
+        return Batch(
+            dense_BF=self.dense_NF[pick],
+            tokens_BS=tokens_BS,
+            lengths_B=self.histories.lengths_N[pick].astype(np.int32),
+            seen_BX=seen_BX,
+            candidates_BC=None if self.candidates is None else self.candidates.padded(rows_B),
+            profile_BP=None if self.profile is None else self.profile[0][pick],
+            has_profile_B=None if self.profile is None else self.profile[1][pick],
+            video_BV=None if self.video is None else self.video[0][pick],
+            has_video_B=None if self.video is None else self.video[1][pick],
+        )
+
+    def seen_candidates(self) -> int:
+        """Return how many given candidates are left out because their user has seen them."""
+        if self.candidates is None or self.include_seen:
+            return 0
+        given, seen = (
+            np.repeat(np.arange(len(rows.lengths_N)), rows.lengths_N) << 32 | rows.values.astype(np.int64)
+            for rows in (self.candidates, self.histories.seen)
+        )
+        return int(np.isin(given, seen).sum())
+
+    def wanted_N(self, top_k: int) -> I64:
+        """Return how many items each user could get at most, [N]."""
+        users = len(self.histories)
+        return np.full(users, top_k) if self.candidates is None else np.minimum(top_k, self.candidates.lengths_N)
+
+
+def mixed(lengths_N: I64, size: int, room: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of batches as the users come: at most `size` users, and `room` positions.
+
+    A user with more stands alone. Neighbours are of all lengths, so one batch has about as many positions as the next.
+    """
+    ends_N = np.cumsum(lengths_N + 1)
+    batches, start = [], 0
+    while start < len(ends_N):
+        before = int(ends_N[start - 1]) if start else 0
+        fit = int(np.searchsorted(ends_N, before + room, side="right"))
+        stop = min(len(ends_N), start + size, max(fit, start + 1))
+        batches.append((start, stop))
+        start = stop
+    return batches
+
+
+def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
+
+    A batch of enough users ends where a row would fill less than LEAST_FILLED of its longest row's positions. Of rows
+    of more than LONG positions fewer fit: attention takes memory by the square of the positions.
+    """
+    positions_N = falling_N + 1
+    batches, start = [], 0
+    while start < len(positions_N):
+        longest = int(positions_N[start])
+        most = size if longest <= LONG else max(1, size * LONG**2 // longest**2)
+        shorter = int(np.searchsorted(-positions_N, -longest * LEAST_FILLED, side="right"))
+        least = max(1, most // 16, min(LEAST_USERS, most // 4))
+        stop = min(len(positions_N), start + most, max(shorter, start + least))
+        batches.append((start, stop))
+        start = stop
+    return batches

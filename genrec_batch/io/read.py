@@ -1,0 +1,297 @@
+"""Files in: one file, a glob, a directory or a URI becomes one lazy frame with a snapshot of what was read.
+
+Owns: pieces of files, one schema over all of them, a fingerprint, tables with one row per id. Must not know: the events
+contract, what a row means. Which files there are is `finding.py`'s, output is `output.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec_batch.core.errors import InputError, RetryError, nearest
+from genrec_batch.io import find
+from genrec_batch.runtime import signals
+
+T = TypeVar("T")
+
+PIECE_ROWS = 1 << 20  # of a log that are read at once
+HASHED_AT_ONCE = 1 << 18  # bytes: they stay in a core's own cache
+
+LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some neighbouring rows of a log: whole row groups where they are small, else a part of one."""
+
+    frame: pl.LazyFrame
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A log or table on disk: its lazy frame and a snapshot of what it was when the run began."""
+
+    path: str  # as the user gave it
+    frame: pl.LazyFrame
+    pieces: tuple[Piece, ...]  # the same rows, in order
+    files: tuple[str, ...]  # sorted
+    rows: int
+    bytes: int | None  # None for a URI
+    contents: Future[str] | None  # the fingerprint, computed beside the reading
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a sha256 over every file's name and content; of a URI, whose content may change, unlike any other."""
+        assert self.contents is not None, "nobody was to ask for it"
+        return self.contents.result()
+
+    def snapshot(self) -> dict[str, object]:
+        """Return what goes into lineage: files, rows, bytes, fingerprint."""
+        return {
+            "path": self.path,
+            "files": len(self.files),
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "sha256": self.fingerprint,
+        }
+
+
+def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
+    """Open Parquet input; `flag` ("INPUT", "--users") names it in errors.
+
+    Its content is hashed on a thread of its own, except where `hashed` says that nobody asks for the fingerprint.
+
+    Raises:
+        InputError: nothing there, a file is not Parquet or is truncated, or files disagree about a column's type.
+    """
+    if "://" in path:
+        return _scan_uri(path, flag)
+    files = find.files(path, flag)
+    base = find.base(path)
+    groups = [_row_groups(find.metadata(file, flag)) for file in files]
+    names = [str(Path(file).relative_to(base)) for file in files]
+    contents = _begin(lambda: _fingerprint(files, names, flag)) if hashed else None
+    schema = _one_schema(files, flag)
+    hive = _hive(names)
+    both = sorted(hive.keys() & schema.keys())
+    if both and len(both) < len(hive):
+        raise InputError(
+            f"{flag} {path}: {', '.join(both)} stands in the files and in the folders' names; drop one of them"
+        )
+    hive = {} if both else hive  # the files say it themselves
+    scanned = partial(
+        pl.scan_parquet,
+        schema=schema,
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=bool(hive),
+        hive_schema=hive or None,
+        cast_options=pl.ScanCastOptions(
+            integer_cast="upcast",
+            float_cast="upcast",
+            datetime_cast=["nanosecond-downcast", "millisecond-upcast", "convert-timezone"],
+        ),
+        glob=False,
+    )
+    return Source(
+        path=path,
+        frame=scanned(files),
+        pieces=tuple(_pieces(scanned, files, groups)),
+        files=tuple(files),
+        rows=sum(map(sum, groups)),
+        bytes=sum(Path(file).stat().st_size for file in files),
+        contents=contents,
+    )
+
+
+def _scan_uri(path: str, flag: str) -> Source:
+    frame = pl.scan_parquet(path)
+    rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
+    unlike_any = f"unverified-{uuid.uuid4().hex}"  # what an object store holds may change: such a run is never resumed
+    pieces = tuple(Piece(frame=frame.slice(start, count), rows=count) for start, count in cut([rows]))
+    contents: Future[str] = Future()
+    contents.set_result(unlike_any)
+    return Source(path=path, frame=frame, pieces=pieces, files=(path,), rows=rows, bytes=None, contents=contents)
+
+
+def _pieces(scanned: Callable[[list[str]], pl.LazyFrame], files: list[str], groups: list[list[int]]) -> Iterator[Piece]:
+    """Yield a log in pieces: neighbouring small files together, a large one by its row groups."""
+    small: list[str] = []
+    held = 0
+    for file, counts in zip(files, groups, strict=True):
+        rows = sum(counts)
+        if small and held + rows > PIECE_ROWS:
+            yield Piece(frame=scanned(small), rows=held)
+            small, held = [], 0
+        if rows <= PIECE_ROWS:
+            small, held = [*small, file], held + rows
+        else:
+            yield from (Piece(frame=scanned([file]).slice(start, count), rows=count) for start, count in cut(counts))
+    if small:
+        yield Piece(frame=scanned(small), rows=held)
+
+
+def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first row, rows) of pieces of at most PIECE_ROWS rows: neighbouring row groups, or parts of a large."""
+    start = held = 0
+    for rows in groups:
+        if held and held + rows > PIECE_ROWS:
+            yield start, held
+            start, held = start + held, 0
+        held += rows
+        while held > PIECE_ROWS:
+            yield start, PIECE_ROWS
+            start, held = start + PIECE_ROWS, held - PIECE_ROWS
+    if held:
+        yield start, held
+
+
+def _row_groups(metadata: pq.FileMetaData) -> list[int]:
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _begin(work: Callable[[], T]) -> Future[T]:
+    """Begin work on a thread of its own."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+    begun = pool.submit(work)
+    pool.shutdown(wait=False)
+    return begun
+
+
+def _fingerprint(files: list[str], names: list[str], flag: str) -> str:
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(lambda file: reading(lambda: _sha256(file), f"{flag} {file}"), files))
+    return hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest()
+
+
+def _sha256(file: str) -> str:
+    digest, room = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with Path(file).open("rb", buffering=0) as opened:
+        while count := opened.readinto(room):
+            if signals.given_up():
+                raise InterruptedError(f"{file}: nobody waits for its fingerprint any more")
+            digest.update(room[:count])
+    return digest.hexdigest()
+
+
+def _hive(names: list[str]) -> dict[str, pl.DataType]:
+    """Return the type of each hive partition column: whole numbers and dates as such, else (also 007) as they are."""
+    values: dict[str, list[str]] = {}
+    for name in names:
+        for part in Path(name).parts[:-1]:
+            key, equals, value = part.partition("=")
+            if equals:
+                values.setdefault(key, []).append(value)
+    return {
+        key: pl.Int64()
+        if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", value) for value in texts)
+        else pl.Date()
+        if all(re.fullmatch(r"\d{4}-\d\d-\d\d", value) for value in texts)
+        else pl.String()
+        for key, texts in values.items()
+    }
+
+
+def _schema_of(file: str) -> pl.Schema:
+    with Path(file).open("rb") as opened:  # a name may hold what Polars takes for a glob
+        return pl.Schema(pl.read_parquet_schema(opened))
+
+
+def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
+    """Return every column of any file with one type: integers and floats widen, moments are in us, others agree."""
+    schema: dict[str, pl.DataType] = {}
+    first_seen: dict[str, str] = {}
+    faults = []
+    for file in files:
+        for name, kind in reading(partial(_schema_of, file), f"{flag} {file}").items():
+            have = schema.setdefault(name, kind)
+            first_seen.setdefault(name, file)
+            if have == kind:
+                continue
+            wide = _wider(have, kind)
+            if wide is None:
+                faults.append(f"column {name!r} is {have} in {first_seen[name]} and {kind} in {file}")
+            else:
+                schema[name] = wide
+    if faults:
+        raise InputError(f"{flag}: its files disagree:\n  " + "\n  ".join(faults[:20]))
+    return schema
+
+
+def _wider(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
+    if pl.Null in (a, b):  # a file without a single value says nothing of the type
+        return b if a == pl.Null else a
+    if a.is_integer() and b.is_integer() and a.is_signed_integer() == b.is_signed_integer():
+        return max(a, b, key=lambda kind: int(str(kind).lstrip("UInt")))
+    if a.is_float() and b.is_float():
+        return pl.Float64()
+    if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime) and a.time_zone == b.time_zone:
+        return pl.Datetime("us", a.time_zone)  # what a log is read in anyway
+    return None
+
+
+def reading(read: Callable[[], T], source: str) -> T:
+    """Call `read` and turn what goes wrong with a file into one error that names it.
+
+    Raises:
+        InputError: a page is damaged, or a type does not fit.
+        RetryError: a connection was lost.
+    """
+    try:
+        return read()
+    except (ConnectionError, TimeoutError) as error:
+        raise RetryError(f"{source}: connection lost while reading ({error}); run the same command again") from error
+    except (
+        pl.exceptions.PolarsError,
+        OSError,
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+        UnicodeDecodeError,
+    ) as error:
+        if "://" in source and LOST.search(str(error)):
+            raise RetryError(f"{source}: connection lost ({error}); run the same command again") from error
+        raise InputError(f"{source}: cannot be read: {error}") from error
+
+
+def table(
+    path: str, flag: str, key: str, rename: Callable[[pl.LazyFrame], pl.LazyFrame]
+) -> tuple[pl.DataFrame, Source]:
+    """Read a table with one row per id, in memory, after `rename`.
+
+    Raises:
+        InputError: the key column is missing, null, of another type than integer or string, or an id stands twice.
+    """
+    source = scan(path, flag)
+    names = source.frame.collect_schema().names()
+    frame = rename(source.frame)
+    if key not in frame.collect_schema().names():
+        raise InputError(
+            f"{flag} {path}: column {key!r} is missing.{nearest(key, names)} Its columns: {', '.join(names[:40])}"
+        )
+    read = reading(frame.collect, f"{flag} {path}")
+    kind = read.schema[key]
+    if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
+        raise InputError(f"{flag} {path}: column {key!r} is {kind}, expected an integer or a string")
+    if not kind.is_integer():
+        read = read.with_columns(pl.col(key).cast(pl.String))
+    ids = read[key]
+    if ids.null_count():
+        row = ids.is_null().arg_true()[0]
+        raise InputError(f"{flag} {path}: column {key!r} is null in row {row}; every row needs an id")
+    if ids.n_unique() != len(ids):
+        row = int(ids.is_first_distinct().not_().arg_true()[0])
+        raise InputError(f"{flag} {path}: {key} {ids[row]!r} stands twice (again in row {row}); one row per id")
+    return read, source

@@ -1,0 +1,201 @@
+"""`score --explain USER`: why one user gets what it gets.
+
+Owns: which facts explain a list. Must not know: how histories, features or engines compute; it asks them. In: the
+options of `score`, a log and a user's id. Out: a plain dictionary. What was masked as seen is found by decoding twice
+side by side: once as always, once with nothing seen, both reading the same videos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from genrec_batch import features
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32, Batch, Histories
+from genrec_batch.core.options import ScoreConfig
+from genrec_batch.engines.choose import decoding_of, select
+from genrec_batch.engines.decode import Decoding, blend, recommend
+from genrec_batch.engines.protocol import Engine
+from genrec_batch.events.by_user import spill_folder
+from genrec_batch.events.dataset import Job, prepare, read_log
+from genrec_batch.events.log import EventLog
+from genrec_batch.features.batches import Part
+from genrec_batch.runtime import console
+from genrec_batch.runtime.clock import Stages
+from genrec_batch.runtime.console import LOG
+from genrec_batch.scoring import rows as recommendations
+from genrec_batch.scoring.rows import Ranking
+
+LOOKS = 100  # best videos looked at in each step, seen ones among them
+TOLD = 5  # of those, told; slots told of a feature block
+SHOWN = ("watch_duration", "watch_percentage", "is_liked", "recommendation_source")  # of a kept event, where logged
+
+
+def explain(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
+    """Return the user's kept history, unknown and seen videos, feature blocks, candidates per step, and the list.
+
+    Raises:
+        GenrecError: see its subclasses; ConfigError where the user is in no input.
+    """
+    config = dataclasses.replace(config, user=(user,))
+    stages = Stages()
+    log, opened = read_log(source, config, stages)
+    spill_to, inputs = spill_folder(config.spill_dir, None), {"events": opened}
+    job = prepare(config, log, stages, path=source, inputs=inputs, spill_to=spill_to, candidates=config.candidates)
+    with closing(job.store):
+        histories = job.first_shard()
+    part = Part.of(job, histories, 0, config)
+    batch = part.batch(np.zeros(1, np.int64))
+    decoding = decoding_of(config, job.model)
+    chosen = select(job.model, batch, decoding, name=config.engine, device=config.device, precision=config.precision)
+    LOG.info("engine: %s", chosen.why)
+    total, kept = int(histories.total_events_N[0]), int(histories.lengths_N[0])
+    return {
+        "status": "ok",
+        "command": "score --explain",
+        "user_id": job.users.ids[0],
+        "as_of": job.facts["as_of"],
+        "engine": chosen.why,
+        "trained": job.model.trained,
+        "in_users_table": bool(histories.user_row_N[0] >= 0),
+        "cold_start": bool(histories.cold_start_N()[0]),
+        "events": {"in_all": total, "kept": kept, "older_left_out": total - kept, "max_events": config.max_events},
+        **_history(job, log, histories),
+        "seen": _seen(job, histories, config),
+        "features": _blocks(part.dense_NF[0]),
+        "steps": _steps(chosen.engine, batch, decoding, job, histories),
+        "recommended": _recommended(chosen.engine, batch, decoding, job, config, part),
+        "warnings": job.warnings,
+    }
+
+
+def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
+    """Return the kept events, newest first, and the ids among them that the catalog does not know."""
+    ours = (pl.col("user_id") == job.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= job.as_of_us)
+    found = []
+    with console.progress("reading the history", log.rows, "rows") as advance:
+        for number, piece in enumerate(log.pieces):
+            found.append(log.usable(number).filter(ours))
+            advance(piece.rows)
+    mine = pl.concat(found)
+    mine = mine.sort("timestamp", maintain_order=True).tail(job.config.max_events).reverse()
+    tokens = job.catalog.tokens(mine["video_id"])
+    assert (tokens.to_numpy() == histories.tokens_E[::-1]).all(), "not the history that the model reads"
+    known = (tokens >= FIRST_ITEM).to_list()
+    columns = [name for name in SHOWN if name in mine.columns]
+    rows = mine.select(pl.col("timestamp").dt.to_string("iso:strict"), "video_id", *columns).to_dicts()
+    unknown = mine["video_id"].filter(tokens < FIRST_ITEM).unique(maintain_order=True)
+    return {
+        "history": [{**row, "known": is_known} for row, is_known in zip(rows, known, strict=True)],
+        "unknown_videos": unknown.to_list(),
+    }
+
+
+def _seen(job: Job, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
+    """Return the seen videos that the catalog has, and how many it has not: those cannot be recommended anyway."""
+    ids = job.catalog.ids(pl.Series(histories.seen.values)).to_list()
+    known = [video for video in ids if video is not None]
+    return {
+        "removed": not config.include_seen,
+        "seen_limit": config.seen_limit,
+        "videos": known,
+        "not_in_catalog": len(ids) - len(known),
+    }
+
+
+def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, Any]]:
+    """Return the feature blocks by falling magnitude (Euclidean norm), each with its largest slots."""
+    blocks: dict[str, list[tuple[int, str]]] = {}
+    for slot, block, name in layout.describe():
+        if block != "reserved":
+            blocks.setdefault(block, []).append((slot, name))
+    told = []
+    for block, members in blocks.items():
+        values = dense_F[[slot for slot, _ in members]]
+        largest = np.argsort(-np.abs(values), kind="stable")[:TOLD]
+        told.append(
+            {
+                "block": block,
+                "norm": round(float(np.linalg.norm(values)), 4),
+                "non_zero": int(np.count_nonzero(values)),
+                "slots": len(members),
+                "largest": [
+                    {"slot": members[i][0], "name": members[i][1], "value": round(float(values[i]), 4)}
+                    for i in largest
+                    if values[i]
+                ],
+            }
+        )
+    return sorted(told, key=lambda row: -float(row["norm"]))
+
+
+def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories: Histories) -> list[dict[str, Any]]:
+    """Return what stood best at each step of a greedy slate: chosen, and removed as seen.
+
+    Beam search and candidates look once, so they have one step; given candidates have none.
+    """
+    if batch.candidates_BC is not None:
+        return []
+    looks = min(LOOKS, job.model.tokens)
+    greedy = decoding.mode == "slate" and decoding.beam_width == 1
+    steps = decoding.top_k if greedy else 1
+    seen = set(histories.seen.values.tolist()) if batch.seen_BX.any() else set()
+    masked = engine.prefill(batch, steps=steps, choices=1)
+    everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32))
+    free = engine.prefill(everything, steps=steps, choices=looks)
+    told = []
+    for step in range(1, steps + 1):
+        tokens_BK: I32
+        tokens_BK, log_prob_BK = engine.choose(free)
+        choice_B = engine.choose(masked)[0][:, 0]
+        if not choice_B[0]:  # nothing left to recommend
+            break
+        ids = job.catalog.ids(pl.Series(tokens_BK[0])).to_list()
+        best = [
+            {"video_id": video, "log_prob": round(float(log_prob), 4), "removed_as_seen": int(token) in seen}
+            for video, token, log_prob in zip(ids, tokens_BK[0], log_prob_BK[0], strict=True)
+            if token
+        ]
+        place = int(np.argmax(tokens_BK[0] == choice_B[0])) if (tokens_BK[0] == choice_B[0]).any() else None
+        told.append(
+            {
+                "step": step,
+                "chosen": job.catalog.ids(pl.Series(choice_B)).to_list()[0],
+                "removed_before_it": sum(
+                    row["removed_as_seen"] for row in best[: place if place is not None else looks]
+                ),
+                "more_than_told": place is None,
+                "best": best[:TOLD],
+            }
+        )
+        if step < steps or greedy:
+            engine.decode(masked, choice_B)
+            engine.decode(free, choice_B)
+    return told
+
+
+def _recommended(
+    engine: Engine, batch: Batch, decoding: Decoding, job: Job, config: ScoreConfig, part: Part
+) -> list[dict[str, Any]]:
+    """Return the user's rows, as `score` writes them."""
+    ranked = recommend(engine, batch, decoding)
+    ranking = Ranking.empty(1, config.top_k)
+    ranking.put(np.zeros(1, np.int64), ranked, blend(ranked, config.blend()))
+    table = recommendations.table(
+        job.users.ids,
+        ranking,
+        catalog=job.catalog,
+        video_type=job.video_type,
+        feature_scores_N3=features.feature_scores(part.dense_NF),
+        history_length_N=part.histories.lengths_N,
+        cold_start_N=part.histories.cold_start_N(),
+        nested=False,
+    )
+    columns = ["user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS]
+    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
+    return rows

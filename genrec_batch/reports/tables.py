@@ -1,0 +1,151 @@
+"""How results look on a terminal: the summary of a run, one user's recommendations, a model's sizes.
+
+Owns: Rich tables. Must not know: how the numbers came about. Summaries go to stderr (stdout's last line is theirs as
+JSON), results that were asked for go to stdout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+from rich.text import Text
+
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.model import weights
+from genrec_batch.runtime.console import stderr, stdout
+
+NARROW = 112  # columns of a terminal under which a table of recommendations has only what matters most
+
+
+def number(value: Any) -> str:
+    """Return a figure as a person reads it: thousands apart, floats with the digits that matter."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.4g}"
+    return str(value)
+
+
+def summary(facts: Mapping[str, Any]) -> None:
+    """Print a run's summary as a small table on stderr."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # nothing is cut on a narrow terminal
+    rows = {
+        "input rows": facts.get("input_rows"),
+        "rejected rows": facts.get("rejected_rows"),
+        "timestamps": facts.get("timestamps"),
+        "as of": facts.get("as_of"),
+        "users": facts.get("users"),
+        "  without events": facts.get("users_without_events"),
+        "  cold start": facts.get("cold_start_users"),
+        "  carried over": facts.get("carried_users"),
+        "given videos seen": facts.get("seen_candidates"),
+        "catalog videos": facts.get("catalog_videos"),
+        "engine": facts.get("engine_why"),
+        "users/s (model)": facts.get("users_per_s"),
+        "seconds": facts.get("seconds"),
+        "peak memory": f"{facts['peak_rss_mib']:,.0f} MiB" if facts.get("peak_rss_mib") else None,
+        "  of the GPU": f"{facts['device_peak_mib']:,.0f} MiB" if facts.get("device_peak_mib") else None,
+        "output": facts.get("output"),
+        "output rows": facts.get("rows"),
+    }
+    if facts.get("ignored_columns"):
+        rows["ignored columns"] = ", ".join(facts["ignored_columns"])
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(f"[dim]{name}[/]", Text(number(value)))
+    stages = ", ".join(
+        f"{name} {seconds:.2f}" for name, seconds in facts.get("stages_s", {}).items() if seconds >= 0.005
+    )
+    if stages:
+        table.add_row("[dim]stage seconds[/]", stages)
+    stderr.print(table)
+
+
+def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
+    """Print recommendations, at most `most` rows, on stdout."""
+    if layout == "nested":
+        for user in rows.slice(0, most).to_pylist():
+            stdout.print_json(data=user, default=str)
+        return
+    narrow = stdout.width < NARROW
+    table = Table()
+    for name in ("user_id", "rank", "video_id", "score"):
+        table.add_column(name, justify="left" if name.endswith("_id") else "right", no_wrap=True, overflow="ignore")
+    for name in () if narrow else ("log_prob", "step"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for head in HEADS:
+        table.add_column(f"{head[:5]}." if narrow else head, justify="right", no_wrap=True)
+    for row in rows.slice(0, most).to_pylist():
+        cells = [str(row["user_id"]), str(row["rank"]), str(row["video_id"]), f"{row['score']:.4f}"]
+        cells += [] if narrow else [f"{row['log_prob']:.4f}", str(row["step"])]
+        table.add_row(*map(Text, cells), *(f"{row[head]:.4f}" for head in HEADS))
+    stdout.print(table)
+    if len(rows) > most:
+        stdout.print(f"... and {len(rows) - most:,} rows more")
+
+
+def written(output: str, layout: str, most: int = 200) -> None:
+    """Print the first rows of an output that was just written."""
+    recommendations(pq.read_table(output), layout, most)
+
+
+def parity(report: Mapping[str, Any]) -> None:
+    """Print how far two engines agree, on stderr."""
+    table = Table(title=f"{report['engine']} against {report['against']}")
+    for name in ("measure", "value"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    table.add_row("users", number(report["users"]))
+    table.add_row("same first video", f"{report['top1_match']:.2%}")
+    table.add_row("top K in common", f"{report['topk_overlap']:.2%}")
+    table.add_row("items compared", number(report["compared_items"]))
+    for name, largest in report["largest"].items():
+        table.add_row(f"{name}: largest, mean difference", f"{largest:.2e}, {report['mean'][name]:.2e}")
+    stderr.print(table)
+
+
+def model_info(loaded: weights.Model, name: str, catalog_videos: int | None) -> dict[str, Any]:
+    """Return what there is to say of a model: parameters by group, memory by precision, fingerprints."""
+    config = loaded.config
+    total = weights.parameters(config)
+    return {
+        "model": name,
+        "parameters": total,
+        "groups": weights.parameter_groups(config),
+        "memory_mb": {
+            precision: round(total * weights.BYTES[precision] / 2**20, 1) for precision in ("fp32", "fp16", "int8")
+        },
+        "config": {f: getattr(config, f) for f in config.__dataclass_fields__},
+        "fingerprint": loaded.fingerprint,
+        "trained": loaded.trained,
+        "catalog_videos": catalog_videos,
+    }
+
+
+def model_table(info: Mapping[str, Any]) -> None:
+    """Print what `model_info` says on stdout."""
+    table = Table(title=f"{info['model']}: {info['parameters']:,} parameters")
+    table.add_column("group")
+    table.add_column("parameters", justify="right")
+    table.add_column("share", justify="right")
+    for group, count in info["groups"].items():
+        table.add_row(group, f"{count:,}", f"{count / info['parameters']:.1%}")
+    stdout.print(table)
+    memory = ", ".join(f"{size} MB in {precision}" for precision, size in info["memory_mb"].items())
+    sizes = ", ".join(f"{name} {value:,}" for name, value in info["config"].items())
+    catalog = "none (taken from the input)" if info["catalog_videos"] is None else f"{info['catalog_videos']:,} videos"
+    for line in (
+        f"memory: {memory}",
+        f"sizes: {sizes}",
+        f"catalog: {catalog}",
+        f"weights: {'trained' if info['trained'] else 'untrained: the ranking means nothing'}",
+        f"fingerprint: {info['fingerprint']}",
+    ):
+        stdout.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,290 @@
+"""Incremental scoring: a fingerprint of all that a user's rows depend on, and an earlier output whose rows still hold.
+
+Owns: fingerprints, the file that keeps them beside an output, and reading an earlier output's rows. Must not know: how
+rows are computed. In: what the model reads of users (`batching.Part`) and an earlier output. Out: who must be scored
+again, and the rows of the others.
+
+A fingerprint covers the 1024 features (so the kept history, the profile, the videos, and as-of), the tokens, the seen
+videos, given candidates and vectors; a `scope` covers what all users share: version, model, catalog, layout, engine,
+precision, and the options that change rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec_batch.core.arrays import F32, I64, U8, Ragged
+from genrec_batch.core.errors import ConfigError, InputError
+from genrec_batch.core.options import differences
+from genrec_batch.features.batches import Part
+from genrec_batch.io import parquet, published
+from genrec_batch.io.read import reading
+
+T = TypeVar("T")
+U64 = npt.NDArray[np.uint64]
+
+WORDS = 2  # of 64 bits: a fingerprint
+WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
+ROWS_AT_ONCE = 64  # of features, so that they stay in a core's cache
+SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
+UNSHARED = ("limit", "user", "as_of", "max_events", "seen_limit", "max_rejects", "shard_users", "batch_size")
+SCOPE = b"genrec.scope"
+
+
+def scope(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the rows of all users alike, of a run's lineage: not what a fingerprint covers."""
+    shared = {name: identity[name] for name in SHARED}
+    config = {name: value for name, value in identity["config"].items() if name not in UNSHARED}
+    return {**shared, "config": config}
+
+
+@lru_cache(maxsize=8)
+def _multipliers(count: int) -> U64:
+    """Return odd multipliers for so many values, [count, WORDS]: the first ones are the same for every count."""
+    stream = hashlib.shake_128(b"genrec-batch fingerprint 1").digest(count * WORDS * 8)
+    return np.frombuffer(stream, "<u8").reshape(count, WORDS) | np.uint64(1)
+
+
+def fingerprints(part: Part, compiled: Any = None) -> U64:
+    """Return a fingerprint for each of N users, [N, WORDS]; `compiled` is what `ordering.for_job` returns.
+
+    Multilinear hashing (Carter and Wegman 1979): each 32-bit value times its place's own multiplier, summed
+    modulo 2^64; two sums with different multipliers, so that two inputs collide with a chance of about 2^-66.
+    """
+    total_NW = _of_rows(part.dense_NF, compiled)
+    ragged = [part.histories.token_rows(), part.histories.seen, part.candidates]
+    for salt, rows in enumerate(ragged, start=2):
+        if rows is not None:
+            total_NW += _of_ragged(rows) * np.uint64(2 * salt + 1)
+    vectors = [part.profile, part.video]
+    for salt, vector in enumerate(vectors, start=7):
+        if vector is not None:
+            total_NW += _of_vectors(*vector) * np.uint64(2 * salt + 1)
+    return total_NW
+
+
+def _of_rows(values_NF: F32, compiled: Any = None) -> U64:
+    bits_NF = np.ascontiguousarray(values_NF).view(np.uint32)
+    by_FW = _multipliers(bits_NF.shape[1])
+    total_NW = np.empty((len(bits_NF), WORDS), np.uint64)
+    if compiled is not None:
+        compiled.multiply_add(bits_NF, np.ascontiguousarray(by_FW.T), total_NW)
+        return total_NW
+    for start in range(0, len(bits_NF), ROWS_AT_ONCE):
+        wide = bits_NF[start : start + ROWS_AT_ONCE].astype(np.uint64)
+        for word in range(WORDS):
+            total_NW[start : start + ROWS_AT_ONCE, word] = (wide * by_FW[:, word]).sum(axis=1)
+    return total_NW
+
+
+def _of_ragged(rows: Ragged) -> U64:
+    lengths_N = rows.lengths_N
+    place = np.arange(len(rows.values)) - np.repeat(rows.offsets_N1[:-1], lengths_N)
+    by_EW = _multipliers(int(lengths_N.max(initial=0)) + 1)
+    total_NW = np.empty((len(rows), WORDS), np.uint64)
+    for word in range(WORDS):
+        sums = np.zeros(len(rows.values) + 1, np.uint64)
+        np.cumsum(rows.values.astype(np.uint64) * by_EW[1:, word][place], out=sums[1:])
+        total_NW[:, word] = np.diff(sums[rows.offsets_N1]) + lengths_N.astype(np.uint64) * by_EW[0, word]
+    return total_NW
+
+
+def _of_vectors(values_ND: F32, has_N: U8) -> U64:
+    return _of_rows(np.concatenate([values_ND, has_N.astype(np.float32)[:, None]], axis=1))
+
+
+def as_table(ids: pl.Series, prints_NW: U64) -> pa.Table:
+    """Return users and their fingerprints as a table."""
+    columns = {name: prints_NW[:, word] for word, name in enumerate(WORD_NAMES)}
+    return pl.DataFrame({"user_id": ids, **columns}).to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Previous:
+    """An earlier output: who is in it with which fingerprint, and where their rows are."""
+
+    path: str
+    ids: pl.Series  # rising
+    prints_NW: U64
+    stored_N: I64  # rows of each
+    rows: pl.LazyFrame
+    scope: Mapping[str, Any]
+    why_not: str = ""  # why none of its rows can hold, "" where they may
+
+    @staticmethod
+    def open(path: str) -> Previous:
+        """Open the output of an earlier run, and hold all of it against what it says of itself.
+
+        Raises:
+            InputError: not a finished output of `score`, one without fingerprints, or not as the run left it; the
+                message names the file.
+        """
+        try:
+            return Previous._open(path)
+        except InputError:
+            raise
+        except (
+            ValueError,
+            KeyError,
+            pl.exceptions.PolarsError,
+            *parquet.UNREADABLE,
+        ) as error:  # in what no checksum covers
+            raise _damaged(path, f"it is damaged ({error})") from error
+
+    @staticmethod
+    def _open(path: str) -> Previous:
+        place = Path(path)
+        kept = published.fingerprint_file(place)
+        run_id = _checked_files(path, place)
+        if not kept.is_file() or run_id is None:
+            raise _not_one(path, kept)
+        if not parquet.is_whole(kept):
+            raise _damaged(path, f"{kept.name} is damaged")
+        about = pq.read_metadata(kept).metadata or {}
+        if about.get(b"genrec.run_id") != run_id.encode() or SCOPE not in about:
+            raise _not_one(path, kept)
+        table = pq.read_table(kept).replace_schema_metadata(None)
+        frame = pl.DataFrame(table) if table.column_names == ["user_id", *WORD_NAMES] else pl.DataFrame()
+        if not frame.width or not frame["user_id"].is_sorted():
+            raise _damaged(path, f"{kept.name} is damaged")
+        files, metadata = published.files_of(place)
+        stored = _read(path, lambda: sum(pq.read_metadata(file).num_rows for file in files))
+        for what, count, said in (
+            ("rows", stored, metadata.get(published.ROWS)),
+            ("users with fingerprints", len(frame), metadata.get("genrec.users")),
+        ):
+            if str(count) != said:
+                raise _damaged(path, f"it has {count:,} {what} where its metadata says {said}")
+        rows = pl.scan_parquet([str(file) for file in files], glob=False)
+        return Previous(
+            path=path,
+            ids=frame["user_id"],
+            prints_NW=frame.select(WORD_NAMES).to_numpy().astype(np.uint64),
+            stored_N=_stored(path, rows, frame["user_id"]),
+            rows=rows,
+            scope=json.loads(about[SCOPE]),
+        )
+
+    def compared(self, shared: Mapping[str, Any], user_type: pl.DataType, video_type: pl.DataType) -> Previous:
+        """Return this output with the reason why none of its rows can hold; `shared` is this run's scope."""
+        differing = differences(self.scope, shared)
+        video = self.rows.collect_schema()["video_id"]
+        video = video.inner if isinstance(video, pl.List) else video  # type: ignore[assignment]
+        for name, before, now in (("user_id", self.ids.dtype, user_type), ("video_id", video, video_type)):
+            if before != now:
+                differing.append(f"{name} ({before}, now {now})")
+        return replace(self, why_not=", ".join(differing))
+
+    def unchanged(self, ids: pl.Series, prints_NW: U64) -> U8:
+        """Return which of some users (rising ids) have the same fingerprint here, [N]."""
+        if self.why_not or not len(self.ids) or not len(ids):
+            return np.zeros(len(ids), np.bool_)
+        place_N = self._places(ids)
+        same = (self.ids.gather(place_N) == ids).to_numpy()
+        result: U8 = same & (self.prints_NW[place_N] == prints_NW).all(axis=1)
+        return result
+
+    def _places(self, ids: pl.Series) -> I64:
+        place_N: I64 = self.ids.search_sorted(ids, "left").to_numpy().astype(np.int64)
+        return np.minimum(place_N, len(self.ids) - 1)
+
+    def rows_of(self, ids: pl.Series) -> tuple[pa.Table, I64]:
+        """Return the rows of some users of it (rising ids), in order, and how many items each has, [N].
+
+        Raises:
+            InputError: the files have changed since they were opened.
+        """
+        low, high = ids[0], ids[-1]
+        near = self.rows.filter(pl.col("user_id").is_between(pl.lit(low, ids.dtype), pl.lit(high, ids.dtype)))
+        wanted = near.filter(pl.col("user_id").is_in(ids.implode()))
+        found = _read(self.path, wanted.collect)
+        place_R = ids.search_sorted(found["user_id"], "left").to_numpy()
+        rows_N = np.bincount(place_R, minlength=len(ids))
+        lost_N = rows_N != self.stored_N[self._places(ids)]
+        if lost_N.any():
+            user = ids[int(lost_N.argmax())]
+            raise _damaged(self.path, f"it has changed while it was read (the rows of user {user} are not all there)")
+        lists = found.schema["video_id"].is_nested()
+        items_N = found["video_id"].list.len().to_numpy().astype(np.int64) if lists else rows_N.astype(np.int64)
+        return found.to_arrow(compat_level=pl.CompatLevel.oldest()), items_N
+
+
+def _not_one(path: str, kept: Path) -> InputError:
+    return InputError(
+        f"--previous {path}: not a finished output of genrec-batch score with its fingerprints ({kept.name}); "
+        "name one, or leave the option out to score everybody"
+    )
+
+
+def _damaged(path: str, what: str) -> InputError:
+    return InputError(
+        f"--previous {path}: {what}, so its rows are not carried over; name an intact output, or leave the option out "
+        "to score everybody"
+    )
+
+
+def _read(path: str, read: Callable[[], T]) -> T:
+    try:
+        return reading(read, f"--previous {path}")
+    except InputError as error:
+        raise _damaged(path, f"it cannot be read ({error.__cause__})") from error
+
+
+def _checked_files(path: str, place: Path) -> str | None:
+    """Return the run that finished an output, None where none did; raise InputError where its files are others now."""
+    try:
+        run_id = published.finished_id(place)
+    except ConfigError as error:
+        raise InputError(f"--previous {path}: {error.__cause__ or error}") from error
+    if run_id is None:
+        return None
+    if place.is_file():
+        if not parquet.is_whole(place):
+            raise _damaged(path, f"{place.name} is damaged")
+        if published.ROWS not in published.files_of(place)[1]:
+            raise _damaged(path, f"{place.name} was written again by another program")
+        return run_id
+    entries = (published.manifest_of(place) or {})["files"]
+    for name in published.strangers(place, entries):
+        raise _damaged(path, f"{name} is in it and not in its {published.MANIFEST}")
+    for name in _read(path, lambda: list(published.altered(place, entries))):
+        raise _damaged(path, f"{name} is missing or not what its {published.MANIFEST} says")
+    return run_id
+
+
+def _stored(path: str, rows: pl.LazyFrame, ids: pl.Series) -> I64:
+    """Return how many rows of an earlier output each of its users has, [N].
+
+    Raises:
+        InputError: a user without a fingerprint, or one whose ranks are not 1, 2, 3, ...
+    """
+    nested = rows.collect_schema()["video_id"].is_nested()
+    last = pl.len() if nested else pl.col("rank").max()  # a row for each user, or for each rank
+    by_user = rows.group_by("user_id").agg(rows=pl.len(), last=last.cast(pl.Int64))
+    counted = _read(path, lambda: by_user.collect(engine="streaming"))
+    users = ids.to_frame().join(counted, on="user_id", how="left", maintain_order="left").fill_null(0)
+    wrong = users.filter(pl.col("rows") != (1 if nested else pl.col("last")))
+    for user in wrong["user_id"].head(1):
+        raise _damaged(path, f"user {user} has rows too many or too few in it")
+    if int(users["rows"].sum()) != int(counted["rows"].sum()):
+        raise _damaged(path, "it has rows of users without a fingerprint")
+    return users["rows"].to_numpy().astype(np.int64)
+
+
+def merged(scored: pa.Table, carried: pa.Table) -> pa.Table:
+    """Return the rows of two groups of users, each in order, in the order of one output."""
+    both = pl.concat([pl.DataFrame(scored), pl.DataFrame(carried)])
+    keys = ["user_id", "rank"] if "rank" in both.columns and not both.schema["rank"].is_nested() else ["user_id"]
+    return both.sort(keys).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(scored.schema)

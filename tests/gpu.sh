@@ -25,7 +25,7 @@ run() { # name, command...
 
 marked() { # interpreter, file
   "$1" -c 'import numpy.testing, pytest' || exit 2 # a packed NumPy may lack what its own testing imports
-  run "$2" "$1" -m pytest -q -W ignore -m gpu --noconftest -p no:cacheprovider -o addopts= "$2"
+  run "$2" "$1" -m pytest -q -W ignore -m gpu --noconftest -p no:cacheprovider -o addopts=--import-mode=importlib "$2"
 }
 
 end_to_end() { # interpreter, engine
@@ -38,10 +38,10 @@ end_to_end() { # interpreter, engine
 for what in "${@:-usage}"; do
   case $what in
     tests)
-      for file in tests/test_torch_cuda.py tests/test_torch_engine.py; do
+      for file in tests/engines/cuda/test_engine.py tests/engines/torch/test_engine.py; do
         [ -z "${TORCH_PYTHON:-}" ] || marked "$TORCH_PYTHON" "$file"
       done
-      for file in tests/test_tensorrt_engine.py tests/test_gpu_decoding.py; do
+      for file in tests/engines/tensorrt/test_engine.py tests/engines/test_gpu_decoding.py; do
         [ -z "${TENSORRT_PYTHON:-}" ] || marked "$TENSORRT_PYTHON" "$file"
       done
       ;;

@@ -6,10 +6,10 @@ import pickle
 
 import polars as pl
 import pytest
-from conftest import small_log
 
 from genrec_batch import Scorer, score
 from genrec_batch.core.errors import ConfigError, GateError, InputError, NothingToScoreError
+from tests.conftest import small_log
 
 
 @pytest.fixture

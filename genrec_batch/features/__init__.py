@@ -4,7 +4,7 @@ Owns: which users are computed together, by which of two kernels, and the inputs
 vectors. The formulas stand in `events.py` (from the log) and `videos.py` (from the videos table), their arithmetic in
 `segments.py`: that is the kernel `numpy`. The kernel `numba` (`compiled.py`, `kernel_*.py`) computes the same bits, and
 wants numba and a job that is long enough to be worth its start. Must not know: files, Polars, the model. No result
-depends on a user's neighbours; `tests/reference.py` computes the same row by row.
+depends on a user's neighbours; `tests/twins/features.py` computes the same row by row.
 """
 
 from __future__ import annotations

@@ -1,0 +1,184 @@
+"""Each Triton kernel against its plain twin: on the GPU where there is one, else in Triton's interpreter."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":  # Triton looks at this variable when it is imported, and again when a kernel is first called
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton was imported before it could be told to interpret", allow_module_level=True)
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from genrec_batch.engines.cuda import kernels
+from genrec_batch.engines.cuda.weights import Tables
+from tests.twins import kernels as plain_kernels
+
+HEADS = 4
+SIZES = [pytest.param(head, id=f"head{head}") for head in (4, 32, 48)]
+TYPE = torch.float16
+
+
+def drawn(*shape, seed=0, scale=1.0):
+    numbers = np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+    return torch.from_numpy(numbers * np.float32(scale)).to(DEVICE, TYPE)
+
+
+def packed_rows(lengths):
+    lengths = torch.tensor(lengths, dtype=torch.int32)
+    first = (lengths + 1).cumsum(0).int() - lengths - 1 + 3  # three rows that are nobody's come before
+    return lengths.to(DEVICE), first.to(DEVICE), int((lengths + 1).sum()) + 5
+
+
+def tables(width, vocabulary=70, positions=300):
+    return Tables(
+        token_VD=drawn(vocabulary, width, seed=1),
+        position_PD=drawn(positions, width, seed=2),
+        token_qkv_V3=drawn(vocabulary, 3 * width, seed=3),
+        position_qkv_P3=drawn(positions, 3 * width, seed=4),
+    )
+
+
+def both(call, *outputs):
+    """Run a kernel and its twin on copies of the same outputs; return the pairs, on the CPU."""
+    mine, theirs = [t.clone() for t in outputs], [t.clone().cpu() for t in outputs]
+    call(kernels, DEVICE, *mine)
+    call(plain_kernels, "cpu", *theirs)
+    return [(m.cpu(), t) for m, t in zip(mine, theirs, strict=True)]
+
+
+def on(device, *values):
+    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def moved(found, device):
+    return Tables(**{name: getattr(found, name).to(device) for name in Tables.__dataclass_fields__})
+
+
+@pytest.mark.parametrize("head", SIZES)
+def test_embed_writes_each_users_rows_and_no_others(head):
+    width = HEADS * head
+    lengths, first, rows = packed_rows([3, 0, 7])
+    tokens = torch.randint(0, 70, (3, 9), dtype=torch.int32, device=DEVICE)
+    found = tables(width)
+
+    def call(module, device, x, qkv):
+        module.embed(
+            *on(device, tokens, lengths, first, drawn(3, width), drawn(3, 3 * width)), moved(found, device), x, qkv
+        )
+
+    for mine, theirs in both(call, drawn(rows, width, seed=8), drawn(rows, 3 * width, seed=9)):
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=1e-3)
+
+
+def test_read_bans_what_it_reads_from_there_on():
+    width, found = 4 * HEADS, tables(4 * HEADS)
+    tokens = torch.tensor([0, 31, 32, 69], dtype=torch.int32)
+    lengths = torch.tensor([0, 5, 2, 9], dtype=torch.int32)
+    banned = torch.zeros(4, 3, dtype=torch.int32)
+    banned[:, 0] = 0b11
+
+    def call(module, device, x, qkv, bits):
+        module.read(*on(device, tokens, lengths, 2), moved(found, device), bits, x, qkv)
+
+    (x, x2), (qkv, qkv2), (bits, bits2) = both(call, drawn(4, width), drawn(4, 3 * width), banned.to(DEVICE))
+    torch.testing.assert_close(x, x2, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(qkv, qkv2, atol=2e-3, rtol=1e-3)
+    assert bits.tolist() == bits2.tolist() == [[3, 0, 0], [3 - 2**31, 0, 0], [3, 1, 0], [3, 0, 32]]
+
+
+@pytest.mark.parametrize("head", SIZES)
+@pytest.mark.parametrize("lengths", [[0, 15, 16, 31, 50, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])
+def test_attention_over_packed_rows_is_causal_and_stays_within_the_user(head, lengths):
+    longest = max(lengths)
+    lengths, first, rows = packed_rows(lengths)
+    qkv = drawn(rows, 3 * HEADS * head, scale=0.7)
+
+    def call(module, device, out):
+        module.attend_history(*on(device, qkv, lengths, first), out, HEADS, longest)
+
+    ((mine, theirs),) = both(call, drawn(rows, HEADS * head, seed=5))
+    torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("head", SIZES)
+@pytest.mark.parametrize(("steps", "count"), [(10, 0), (10, 9), (20, 18)])
+@pytest.mark.parametrize("lengths", [[0, 15, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])
+def test_a_new_item_reads_the_history_the_items_before_it_and_itself(head, steps, count, lengths):
+    longest, width = max(lengths), HEADS * head
+    lengths, first, rows = packed_rows(lengths)
+    query, cache = drawn(3, 3 * width, seed=6), drawn(rows, 3 * width, scale=0.7)
+
+    def call(module, device, out, suffix):
+        q, c, n, f = on(device, query, cache, lengths, first)
+        module.attend_one(q, c[:, width:], n, f, suffix, count, out, HEADS, longest)
+
+    (out, out2), (suffix, suffix2) = both(call, drawn(3, width, seed=5), drawn(3, steps, 2 * width, seed=7))
+    torch.testing.assert_close(out, out2, atol=3e-3, rtol=1e-2)
+    assert torch.equal(suffix, suffix2)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_without_decoded_items_only_the_history_and_perhaps_itself_is_read(own):
+    width = HEADS * 32
+    lengths, first, rows = packed_rows([4, 0, 40])
+    query, cache = drawn(3, (3 if own else 1) * width, seed=6), drawn(rows, 2 * width, scale=0.7)
+
+    def call(module, device, out):
+        module.attend_one(*on(device, query, cache, lengths, first), None, 0, out, HEADS, 40)
+
+    ((mine, theirs),) = both(call, drawn(3, width, seed=5))
+    torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("width", [64, 512, 768])
+def test_norm_is_layer_norm_of_the_row_plus_the_bias(width):
+    weights = [drawn(width, seed=s) for s in (1, 2, 3)]
+    ((mine, theirs),) = both(lambda module, device, x: module.add_norm(x, *on(device, *weights)), drawn(7, width) + 3)
+    torch.testing.assert_close(mine, theirs, atol=4e-3, rtol=2e-3)
+
+
+def test_the_lowest_of_equal_free_tokens_wins_and_log_prob_is_over_all():
+    vocabulary, columns = 1000, 1016
+    logits = drawn(5, columns, scale=2.0)
+    logits[:, vocabulary:] = 50.0  # heads and padding are no tokens
+    logits[0, [40, 300, 999]] = 20.0  # a tie
+    logits[1, [40, 300, 999]] = 20.0  # a tie whose first two are banned
+    banned = torch.zeros(5, 32, dtype=torch.int32, device=DEVICE)
+    banned[:, 0] = 3
+    plain_kernels.ban(torch.tensor([[0], [40], [2], [2], [2]]), banned)
+    plain_kernels.ban(torch.tensor([[0], [300], [2], [2], [2]]), banned)
+    banned[4] = -1  # nothing left
+
+    def call(module, device, tokens, log_probs, log_sums):
+        module.choose(*on(device, logits, vocabulary, banned), tokens, log_probs, log_sums)
+
+    empty = torch.zeros(5, device=DEVICE)
+    (tokens, tokens2), (log_probs, log_probs2), (log_sums, log_sums2) = both(call, empty.int(), empty, empty)
+    assert tokens.tolist() == tokens2.tolist()
+    assert tokens[[0, 1, 4]].tolist() == [40, 999, 0]
+    assert log_probs[4].item() == -np.inf
+    torch.testing.assert_close(log_probs, log_probs2, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(log_sums, log_sums2, atol=1e-4, rtol=1e-5)
+
+
+def test_seen_lists_of_any_width_become_bits():
+    seen = torch.randint(0, 1000, (3, 300), dtype=torch.int32)
+    seen[:, 280:] = 0
+    seen[0, :3] = torch.tensor([31, 31, 63])
+    start = torch.zeros(3, 32, dtype=torch.int32, device=DEVICE)
+    ((mine, theirs),) = both(lambda module, device, bits: module.ban(seen.to(device), bits), start)
+    assert torch.equal(mine, theirs)
+
+
+def test_heads_are_sigmoids_and_zero_for_padding():
+    raw = drawn(130, 20)[:, 3:]
+    tokens = torch.randint(0, 2, (130,), dtype=torch.int32)
+    empty = torch.zeros(130, 4, device=DEVICE)
+    ((mine, theirs),) = both(lambda module, device, out: module.heads(*on(device, raw, tokens), out), empty)
+    torch.testing.assert_close(mine, theirs)
+    assert mine[tokens == 0].abs().sum() == 0

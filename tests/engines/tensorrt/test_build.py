@@ -1,0 +1,253 @@
+"""Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one."""
+
+import dataclasses
+import enum
+import importlib.util
+
+import numpy as np
+import pytest
+
+from genrec_batch.core.errors import EngineError
+from genrec_batch.engines.plan_cache import EngineCache
+from genrec_batch.engines.tensorrt import build
+from genrec_batch.engines.tensorrt import graphs as loop
+from genrec_batch.engines.tensorrt import side_graphs as side
+from genrec_batch.engines.tensorrt.plugin import library, read
+from genrec_batch.model.weights import initial_weights, preset
+from tests.fakes.cuda import FakeRuntime
+from tests.fakes.tensorrt import FakeTensorRt
+
+ROWS, POSITIONS, SEEN, STEPS = 64, 51, 64, 10
+SHAPE = loop.Shape(rows=ROWS, positions=POSITIONS, seen=SEEN, steps=STEPS)
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+
+
+def network(name="tiny", precision="fp16", *, plugged=False):
+    config = preset(name)
+    weights = initial_weights(config, 1)
+    return loop.Network(
+        config=config, weights=weights, tokens=config.vocabulary - 5, precision=precision, plugin=plugged
+    )
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    if not importlib.util.find_spec("tensorrt_rtx_bindings"):
+        pytest.skip(f"the real builder is not installed: {build.RTX_INSTALL}")
+    return build.load_library("tensorrt_rtx")
+
+
+@pytest.fixture
+def fake():
+    return build.wrap("tensorrt", FakeTensorRt(FakeRuntime()))
+
+
+def described(built):
+    return {name: (tensor.shape, tensor.kind, tensor.is_input) for name, tensor in built.tensors.items()}
+
+
+def expected_prefill(config, kind):
+    by_head = (ROWS, config.heads, POSITIONS, config.head_size)
+    found = {
+        "features": ((ROWS, config.features), "FLOAT", True),
+        "tokens": ((ROWS, POSITIONS - 1), "INT32", True),
+        "lengths": ((ROWS,), "INT32", True),
+        "seen": ((ROWS, SEEN), "INT32", True),
+        "hidden": ((ROWS, config.width), kind, False),
+        "next_token": ((ROWS,), "INT32", False),
+        "next_log_prob": ((ROWS, 1), "FLOAT", False),
+    }
+    return found | {f"{n}_{i}": (by_head, kind, False) for n in ("keys", "values") for i in range(config.layers)}
+
+
+def expected_decode(config, kind):
+    width, layers = config.width, range(config.layers)
+    by_head = (ROWS, config.heads, POSITIONS, config.head_size)
+    found = {
+        "token": ((ROWS,), "INT32", True),
+        "lengths": ((ROWS,), "INT32", True),
+        "step": ((1,), "INT32", True),
+        "read": ((STEPS + 1, ROWS), "INT32", True),
+        "seen": ((ROWS, SEEN), "INT32", True),
+        "heads": ((ROWS, 4), "FLOAT", False),
+        "hidden": ((ROWS, width), kind, False),
+        "next_token": ((ROWS,), "INT32", False),
+        "next_log_prob": ((ROWS, 1), "FLOAT", False),
+    }
+    found |= {f"recent_{i}": ((STEPS, ROWS, 3 * width), kind, True) for i in layers}
+    found |= {f"fresh_{i}": ((ROWS, 3 * width), kind, False) for i in layers}
+    return found | {f"{n}_{i}": (by_head, kind, True) for n in ("keys", "values") for i in layers}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ["tiny", "reference"])
+def test_the_real_builder_builds_both_engines(rtx, name, precision):
+    made = network(name, precision)
+    told = []
+    for graph, expected in ((loop.prefill, expected_prefill), (loop.decode, expected_decode)):
+        built = build.build(
+            rtx,
+            graph(made, SHAPE),
+            precision=precision,
+            architecture="sm_89",
+            progress=lambda phase, share: told.append((phase, share)),
+        )
+        assert described(built) == expected(made.config, TYPES[precision])
+        weights = made.config.vocabulary * made.config.width * (4 if precision == "fp32" else 2)
+        assert len(built.plan) > 2 * weights  # the token table and the output projection are in it
+    assert told[-1] == ("built", 1.0)
+    assert all(0 <= share <= 1 for _, share in told)
+
+
+def test_the_real_builder_builds_a_network_in_pieces(rtx):
+    made = dataclasses.replace(network("tiny"), piece=1)
+    config, kind = made.config, TYPES["fp16"]
+    first, second = (
+        described(build.build(rtx, graph, precision="fp16", architecture="sm_89"))
+        for graph in (loop.prefill(made, SHAPE, 0), loop.prefill(made, SHAPE, 1))
+    )
+    left = (ROWS * POSITIONS, config.width)
+    assert (first["left_0"], second["left_0"]) == ((left, kind, False), (left, kind, True))
+    assert (first | second).keys() == {*expected_prefill(config, kind), "left_0"}
+    for piece in range(2):
+        assert build.build(rtx, loop.decode(made, SHAPE, piece), precision="fp16", architecture="sm_89").plan
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_real_builder_builds_what_beam_search_and_candidates_need(rtx, precision):
+    made = network(precision=precision)
+    shape = loop.Shape(rows=ROWS, positions=9, seen=SEEN, steps=2, profile=True, video=True)
+    for graph in (
+        loop.prefill(made, shape),
+        side.choose(made, shape, 5),
+        side.lookup(made, shape, 8),
+        side.score(made, shape, 8),
+        side.select(made, shape, 2 * ROWS),
+    ):
+        assert build.build(rtx, graph, precision=precision, architecture="sm_89").plan
+
+
+def test_timings_are_kept_where_the_library_takes_them_back(fake):
+    graph = loop.decode(network(precision="fp32"), SHAPE)
+    assert build.build(fake, graph, precision="fp32").timings is None  # 8.6
+    fake.api.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", start=1)
+    first = build.build(fake, graph, precision="fp32")
+    assert build.build(fake, graph, precision="fp32", timings=first.timings).timings == b"++"
+
+
+def test_fp32_means_fp32(fake):
+    """TensorFloat-32, on by default, moved log-probabilities by 0.0016 on an H200."""
+    build.build(fake, loop.decode(network(precision="fp32"), SHAPE), precision="fp32")
+    assert fake.api.flags == set()
+    build.build(fake, loop.decode(network(precision="fp16"), SHAPE), precision="fp16")
+    assert fake.api.flags == {fake.api.BuilderFlag.FP16, fake.api.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
+
+
+def test_an_architecture_that_the_builder_does_not_know_is_named(rtx):
+    with pytest.raises(EngineError, match=r"sm_10.*sm_89"):
+        build.build(rtx, loop.decode(network(), SHAPE), precision="fp16", architecture="sm_10")
+
+
+def test_a_broken_graph_is_an_engine_error(rtx):
+    with pytest.raises(EngineError, match="cannot read the graph"):
+        build.build(rtx, b"no graph", precision="fp16", architecture="sm_89")
+
+
+def test_only_rtx_builds_for_another_gpu(fake):
+    with pytest.raises(EngineError, match="for the GPU at hand"):
+        build.build(fake, loop.decode(network(), SHAPE), precision="fp16", architecture="sm_89")
+
+
+def test_a_builder_that_cannot_start_without_a_gpu(fake, monkeypatch):
+    def nothing(_logger):
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(fake.api, "Builder", nothing)
+    with pytest.raises(EngineError, match="GPU and its driver") as caught:
+        build.build(fake, b"", precision="fp16")
+    assert caught.value.exit_code == 5
+
+
+def test_rtx_is_taken_where_only_it_is_installed(rtx):
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("tensorrt is installed too, and comes first")
+    assert build.load_library().label == rtx.label
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx", None])
+def test_a_missing_library_is_an_error_with_the_install_line(name, monkeypatch):
+    def missing(module):
+        raise ImportError(f"No module named {module!r}")
+
+    monkeypatch.setattr(build.importlib, "import_module", missing)
+    with pytest.raises(EngineError, match="pip install"):
+        build.load_library(name)
+
+
+def test_progress_without_a_monitor_still_says_that_it_is_done(fake):
+    told = []
+    graph = loop.decode(network(precision="fp32"), SHAPE)
+    build.build(fake, graph, precision="fp32", progress=lambda *news: told.append(news))
+    assert told == [("built", 1.0)]
+
+
+def test_the_plugin_graphs_use_the_kernels_and_one_cache_per_layer(fake):
+    made = network("reference", plugged=True)
+    tensors = build.build(fake, loop.prefill(made, SHAPE), precision="fp16").tensors
+    assert tensors["cache_5"].shape == (ROWS * POSITIONS, 3 * 512)
+    assert not any(name.startswith("keys") for name in tensors)
+    with pytest.raises(EngineError, match="fp16"):
+        loop.prefill(network("reference", "fp32", plugged=True), SHAPE)
+
+
+def test_why_the_plugin_does_not_fit():
+    assert "width 512" in library.unfit(preset("tiny"), "fp16", "sm_90")
+    assert "fp16" in library.unfit(preset("reference"), "fp32", "sm_90")
+    assert "sm_75" in library.unfit(preset("reference"), "fp16", "sm_75")
+    assert library.unfit(preset("reference"), "fp16", "sm_90") is None
+
+
+def test_headers_that_are_not_where_they_should_be(monkeypatch, tmp_path):
+    monkeypatch.setenv(library.VARIABLE, str(tmp_path))
+    with pytest.raises(EngineError, match=r"NvInfer\.h"):
+        library.toolchain()
+    for header in library.HEADERS:
+        (tmp_path / header).touch()
+    found = library.toolchain()
+    assert isinstance(found, str) or found.include == (str(tmp_path),)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "compiler" in library.toolchain()
+
+
+def test_a_plugin_that_does_not_compile_says_what_the_compiler_said(monkeypatch, tmp_path):
+    for header in library.HEADERS:
+        (tmp_path / header).write_text("#error these are not the headers\n")
+    monkeypatch.setenv(library.VARIABLE, str(tmp_path))
+    tools = library.toolchain()
+    if isinstance(tools, str):
+        pytest.skip(tools)
+    cache = EngineCache(tmp_path / "cache")
+    with pytest.raises(EngineError, match="these are not the headers"):
+        library.load(cache, tools, library="libnvinfer.so.8", version="8.6.0", architecture="sm_90")
+
+
+def test_the_cubins_are_inside_the_plugin():
+    header = library.cubin_header(read("sm_90"))
+    assert "decode_attention_64_16" in header
+    assert f"kCubinCount = {len(read('sm_90'))};" in header
+
+
+def test_constants_in_bf16_are_rounded_to_nearest_even():
+    from genrec_batch.engines.tensorrt.layers import bfloat16_bits
+
+    values = np.array([1.0, -2.5, 1.00390625, 1.01171875, 3e38], np.float32)  # two of them halfway between neighbours
+    assert [hex(bits) for bits in bfloat16_bits(values)] == ["0x3f80", "0xc020", "0x3f80", "0x3f82", "0x7f62"]
+
+
+def test_one_logger_serves_a_library_for_as_long_as_it_is_loaded(fake):
+    """TensorRT writes to the first logger of a process when the engine that brought it is long gone."""
+    again = build.wrap("tensorrt", fake.api)
+    first = build.logger(fake)
+    assert build.logger(again) is first
+    first.log(fake.api.ILogger.ERROR, "no room")
+    assert again.log.last() == "no room"

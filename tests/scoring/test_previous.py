@@ -1,0 +1,347 @@
+"""Incremental runs: whose input is the same keeps his rows, and the output equals that of a full run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from genrec_batch.core.arrays import Ragged
+from genrec_batch.core.errors import InputError
+from genrec_batch.events import histories, order
+from genrec_batch.events.schema import normalize
+from genrec_batch.features.batches import Part
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.weights import PRESETS, initial_weights, save
+from genrec_batch.scoring.previous import Previous, fingerprints
+from tests.conftest import START
+
+AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
+
+
+@pytest.fixture
+def nights(log, model_dir, run):
+    """Two nights of one log: in the second some users watch more; `call` scores one and returns its summary."""
+    log.write_parquet("night1.parquet")
+    new = log.head(3).with_columns(
+        user_id=pl.Series([103, 120, 999]), timestamp=pl.lit(START) + pl.duration(days=40), watch_percentage=0.5
+    )
+    pl.concat([log, new]).write_parquet("night2.parquet")
+
+    def call(night, target, *flags):
+        done = run("score", f"night{night}.parquet", target, "--model", model_dir, *AS_OF, *flags)
+        assert done.code == 0, done.err
+        return done
+
+    return call
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.parquet", "b.parquet"), ("a", "b"), ("a", "b.parquet")])
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_only_changed_users_are_scored_and_the_rows_are_those_of_a_full_run(nights, first, second, layout):
+    flags = ["--layout", layout]
+    nights(1, first, *flags)
+    summary = nights(2, second, "--previous", first, *flags).summary
+    assert (summary["users"], summary["carried_users"], summary["scored_users"]) == (41, 38, 3)
+    nights(2, "full.parquet", *flags)
+    rows = pl.read_parquet(second if second.endswith(".parquet") else f"{second}/part-*.parquet")
+    full = pl.read_parquet("full.parquet")
+    if layout == "nested":
+        lists = [
+            name for name, kind in full.schema.items() if kind.is_nested() and kind != full.schema["feature_scores"]
+        ]
+        rows, full = rows.explode(lists), full.explode(lists)
+    floats = [name for name, kind in full.schema.items() if kind == pl.Float32]
+    assert rows.drop(floats).equals(full.drop(floats))
+    for name in floats:
+        assert (rows[name] - full[name]).abs().max() < 1e-5
+    assert rows.schema == full.schema
+
+
+def test_the_same_night_again_scores_nobody(nights):
+    nights(1, "a")
+    summary = nights(1, "b", "--previous", "a").summary
+    assert (summary["carried_users"], summary["scored_users"]) == (40, 0)
+    assert pl.read_parquet("a/part-*.parquet").equals(pl.read_parquet("b/part-*.parquet"))
+    assert nights(1, "c", "--previous", "b").summary["carried_users"] == 40, "what was carried can be carried on"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--top-k", "5"], "config.top_k"),
+        (["--include-seen"], "config.include_seen"),
+        (["--weights", "engagement=1"], "config.weights"),
+    ],
+)
+def test_other_options_score_everybody_and_say_why(nights, flags, said):
+    nights(1, "a")
+    done = nights(1, "b", "--previous", "a", *flags)
+    assert (done.summary["scored_users"], done.summary.get("carried_users", 0)) == (40, 0)
+    assert said in done.err
+
+
+def test_rows_computed_without_numba_are_not_carried_on_with_it(run, log, tmp_path, monkeypatch):
+    torch_engine = pytest.importorskip("genrec_batch.engines.torch.engine")
+    pytest.importorskip("numba")
+    if not torch_engine.fast_int8():
+        pytest.skip("this processor has no AVX-512 VNNI")
+    log.write_parquet("night.parquet")
+    config = replace(PRESETS["tiny"], heads=4)  # of 16 numbers, which kernels take
+    save(tmp_path / "m", config, initial_weights(config, 3), trained=True, card="for tests\n")
+    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    flags = ["--model", tmp_path / "m", "--as-of", "2026-06-01", "--engine", "torch", "--precision", "bf16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_engine, "find_spec", lambda _: None)
+        done = run("score", "night.parquet", "a", *flags)
+        assert "numba is not installed" in done.err
+    again = run("score", "night.parquet", "b", "--previous", "a", *flags)
+    assert (again.code, again.summary["scored_users"]) == (0, 40)
+    assert "arithmetic" in again.err
+    assert run("score", "night.parquet", "c", "--previous", "b", *flags).summary["carried_users"] == 40
+
+
+def test_another_moment_changes_what_the_model_reads_of_everybody(nights):
+    nights(1, "a")
+    assert nights(1, "b", "--previous", "a", "--as-of", "2026-06-02").summary["scored_users"] == 40
+
+
+def test_a_changed_profile_scores_that_user_again(nights, log):
+    ids = log["user_id"].unique().sort()
+    profiles = pl.DataFrame({"user_id": ids, "age": range(len(ids))})
+    profiles.write_parquet("users1.parquet")
+    changed = profiles.with_columns(age=pl.when(pl.col("user_id") == 105).then(77).otherwise("age"))
+    changed.write_parquet("users2.parquet")
+    nights(1, "a", "--users", "users1.parquet")
+    summary = nights(1, "b", "--previous", "a", "--users", "users2.parquet").summary
+    assert (summary["carried_users"], summary["scored_users"]) == (39, 1)
+
+
+def test_what_is_no_output_of_ours_is_refused(run, log_file, model_dir, nights):
+    nights(1, "a.parquet")
+    nights(2, "b.parquet")
+    for path in ("nowhere", str(log_file)):
+        done = run("score", log_file, "c.parquet", "--model", model_dir, "--previous", path)
+        assert (done.code, f"--previous {path}" in done.err) == (3, True)
+    Path("b.parquet.fingerprints").replace("a.parquet.fingerprints")
+    done = run("score", log_file, "c.parquet", "--model", model_dir, "--previous", "a.parquet")
+    assert done.code == 3, "fingerprints of another output say nothing of this one"
+
+
+PART = "part-00001.parquet"
+
+
+def flip(path, place=0.4):
+    """Change one byte of a file."""
+    whole = bytearray(path.read_bytes())
+    whole[int(len(whole) * place)] ^= 0xFF
+    path.write_bytes(whole)
+
+
+def reword(path, old, new):
+    """Damage the metadata at a file's end, which no checksum covers."""
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def only(path, keep, *, metadata=True):
+    """Write some of a file's rows again, under its own metadata or as another program would."""
+    kept = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
+    changed = keep(pl.DataFrame(pq.read_table(path))).to_arrow(compat_level=pl.CompatLevel.oldest())
+    about = kept if metadata else {b"genrec.run_id": kept[b"genrec.run_id"]}
+    pq.write_table(changed.replace_schema_metadata(about), path)
+
+
+def without(folder, name):
+    """Take a part and its entry away: the manifest's list is that of the files again."""
+    (folder / name).unlink()
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    manifest["files"] = [entry for entry in manifest["files"] if entry["file"] != name]
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda folder: (folder / PART).unlink(), f"{PART} is missing or not what"),
+        (lambda folder: shutil.copy(folder / PART, folder / "part-00099.parquet"), "part-00099.parquet is in it and"),
+        (
+            lambda folder: only(folder / PART, lambda rows: rows.with_columns(score=pl.lit(-1.0, pl.Float32))),
+            f"{PART} is missing or not what",
+        ),
+        (lambda folder: flip(folder / PART), f"{PART} is missing or not what"),
+        (lambda folder: truncate(folder / PART), f"{PART} is missing or not what"),
+        (lambda folder: flip(folder / "_fingerprints"), "_fingerprints is damaged"),
+        (lambda folder: truncate(folder / "_fingerprints"), "_fingerprints is damaged"),
+        (
+            lambda folder: reword(folder / "_fingerprints", b'{"arithmetic"', b'x"arithmetic"'),
+            "it is damaged (Expecting value",
+        ),
+        (lambda folder: (folder / "_manifest.json").write_text("{}"), "not a finished output"),
+        (lambda folder: without(folder, PART), "rows where its metadata says"),
+    ],
+)
+def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_scored(
+    nights, run, model_dir, spoil, named
+):
+    nights(1, "a")
+    spoil(Path("a"))
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a")
+    assert done.code == 3, (done.code, done.err)
+    assert "--previous a: " in done.err
+    assert named in done.err
+    assert "leave the option out to score everybody" in done.err
+    assert not Path("b").exists()
+    assert not Path(".b.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda: flip(Path("a.parquet")), "a.parquet is damaged"),
+        (lambda: truncate(Path("a.parquet")), "not a finished output"),
+        (lambda: flip(Path("a.parquet.fingerprints")), "a.parquet.fingerprints is damaged"),
+        (lambda: only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows where its metadata says"),
+        (
+            lambda: only("a.parquet", lambda rows: rows, metadata=False),
+            "a.parquet was written again by another program",
+        ),
+        (
+            lambda: only("a.parquet", lambda rows: pl.concat([rows.slice(0, 10), rows.head(len(rows) - 10)])),
+            "user 100 has rows too many or too few",
+        ),
+        (
+            lambda: only("a.parquet", lambda rows: rows.with_columns(user_id=pl.col("user_id").replace(105, 5))),
+            "rows of users without a fingerprint",
+        ),
+    ],
+)
+def test_a_file_that_is_not_as_its_run_left_it_is_refused(nights, run, model_dir, spoil, named):
+    nights(1, "a.parquet")
+    spoil()
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
+    assert done.code == 3, (done.code, done.err)
+    assert "--previous a.parquet: " in done.err
+    assert named in done.err
+    assert not Path(".b.unfinished").exists()
+
+
+def test_rows_that_go_while_they_are_read_end_the_run(nights, run, model_dir, monkeypatch):
+    nights(1, "a.parquet")
+    compared = Previous.compared
+
+    def later(previous, *arguments):
+        only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105))
+        return compared(previous, *arguments)
+
+    monkeypatch.setattr(Previous, "compared", later)
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
+    assert done.code == 3, (done.code, done.err)
+    assert "--previous a.parquet: it " in done.err
+    assert "leave the option out" in done.err
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_rows_that_did_not_come_back_are_noticed(nights, layout):
+    nights(1, "a", "--layout", layout)
+    previous = Previous.open("a")
+    table, items_N = previous.rows_of(previous.ids[3:9])
+    assert table["user_id"].unique().to_pylist() == previous.ids[3:9].to_list()
+    assert items_N.tolist() == [10] * 6
+    without_one = replace(previous, rows=previous.rows.filter(pl.col("user_id") != 105))
+    with pytest.raises(InputError, match="the rows of user 105 are not all there"):
+        without_one.rows_of(previous.ids[3:9])
+
+
+@pytest.mark.parametrize("name", ["a", "a.parquet"])
+def test_an_output_can_take_the_place_of_the_one_it_carries_from(nights, name):
+    nights(1, name)
+    summary = nights(2, name, "--previous", name, "--if-exists", "overwrite").summary
+    assert (summary["carried_users"], summary["scored_users"], summary["rows"]) == (38, 3, 410)
+
+
+def test_videos_of_another_type_are_scored_again(nights, log):
+    nights(1, "a")
+    log.with_columns(pl.col("video_id").cast(pl.Int32)).write_parquet("night1.parquet")
+    done = nights(1, "b", "--previous", "a")
+    assert done.summary["scored_users"] == 40
+    assert "video_id (Int64, now Int32)" in done.err
+
+
+COUNTED = ("users", "users_without_events", "cold_start_users", "unknown_events", "short_users", "rows")
+
+
+@pytest.mark.parametrize("flags", [[], ["--layout", "nested"], ["--candidates", "given.parquet"]])
+def test_counts_are_those_of_a_full_run(nights, log, flags):
+    """Some users know no video of the catalog, are in the table of users alone, or get fewer videos than asked for."""
+    ids = log["user_id"].unique().sort()
+    pl.DataFrame({"user_id": [*ids, 7, 8], "age": range(len(ids) + 2)}).write_parquet("users.parquet")
+    given = pl.DataFrame({"user_id": ids, "video_id": [[1000, 1001, 1002, 1003]] * len(ids)})
+    given.write_parquet("given.parquet")
+    strange = log.head(30).with_columns(
+        video_id=pl.int_range(30, dtype=pl.Int64), user_id=pl.int_range(300, 330, dtype=pl.Int64) // 3
+    )
+    old = pl.concat([log.filter(pl.col("user_id") > 104), strange])
+    changed = log.head(1).with_columns(user_id=pl.lit(120, pl.Int64), timestamp=pl.lit(START) + pl.duration(days=40))
+    old.write_parquet("night1.parquet")
+    pl.concat([old, changed]).write_parquet("night2.parquet")
+    flags = [*flags, "--users", "users.parquet", "--top-k", "110"]
+    nights(1, "a", *flags)
+    done = nights(2, "b", "--previous", "a", *flags)
+    full = nights(2, "full", *flags).summary
+    names = [*COUNTED, *(["seen_candidates"] if "--candidates" in flags else [])]
+    assert full["short_users"] > 1
+    assert "--candidates" in flags or full["cold_start_users"] > 1
+    assert {name: done.summary[name] for name in names} == {name: full[name] for name in names}
+    assert done.summary["scored_users"] == 1
+    counts = json.loads(json.loads(Path("b/_manifest.json").read_text())["metadata"]["genrec.counts"])
+    assert counts == {**{name: full[name] for name in names if name in counts}, "carried_users": full["users"] - 1}
+    assert any(line.split() == ["carried", "over", str(full["users"] - 1)] for line in done.err.splitlines())
+
+
+def part_of(log):
+    """A part with everything that a user's rows can depend on."""
+    events = normalize(log)
+    ids, built = histories.build(
+        events, catalog=Catalog.from_events(events, vocabulary=99), as_of_us=2**52, max_events=20, seen_limit=9
+    )
+    users = len(ids)
+    vectors = np.ones((users, 4), np.float32), np.ones(users, np.bool_)
+    given = Ragged(offsets_N1=np.arange(users + 1) * 2, values=np.arange(2 * users, dtype=np.int32))
+    dense_NF = np.tile(np.arange(1024, dtype=np.float32), (users, 1))
+    return Part(
+        histories=built, dense_NF=dense_NF, profile=vectors, video=vectors, candidates=given, include_seen=False
+    )
+
+
+def test_every_part_of_a_users_input_is_in_the_fingerprint(log):
+    part = part_of(log)
+    before = fingerprints(part)
+    assert len(np.unique(before, axis=0)) == len(before), "users whose histories differ"
+    assert (before == fingerprints(part_of(log))).all()
+    assert (before[5:9] == fingerprints(part.take(np.arange(5, 9)))).all(), "neighbours do not matter"
+    assert (before == fingerprints(part, order.kernels())).all(), "compiled sums are the same"
+    user, rows = 7, part.histories
+    for array, place in (
+        (part.dense_NF, (user, 1023)),
+        (rows.tokens_E, rows.offsets_N1[user]),
+        (rows.seen.values, rows.seen.offsets_N1[user + 1] - 1),
+        (part.candidates.values, 2 * user),
+        (part.profile[0], (user, 3)),
+        (part.video[1], user),
+    ):
+        kept, array[place] = array[place].copy(), 1 - array[place]
+        changed = (fingerprints(part) != before).any(axis=1)
+        assert changed.nonzero()[0].tolist() == [user]
+        array[place] = kept

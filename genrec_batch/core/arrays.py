@@ -134,7 +134,7 @@ class Histories:
     total_events_N: I64  # all the user's events up to as-of, kept or not
     user_row_N: I32  # row of the users table, -1 where it has none
     seen: Ragged  # tokens of the newest `--seen-limit` distinct videos; may repeat and hold the unknown token
-    as_of_us: int
+    as_of_us_N: I64  # the moment that a history is read at, by which its age counts; one for all in a run of `score`
 
     def __len__(self) -> int:
         return len(self.offsets_N1) - 1
@@ -169,7 +169,7 @@ class Histories:
             total_events_N=self.total_events_N[users],
             user_row_N=self.user_row_N[users],
             seen=seen,
-            as_of_us=self.as_of_us,
+            as_of_us_N=self.as_of_us_N[users],
         )
 
     def cold_start_N(self) -> U8:

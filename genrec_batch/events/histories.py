@@ -83,10 +83,10 @@ def order(
         categories=_of("category", arrays),
         total_events_N=total_N,
         user_row_N=user_row_N,
+        as_of_us_N=np.full(len(total_N), as_of_us),
         seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
         if video_R is None
-        else _seen(video_R, total_N, videos.token_V, seen_limit, compiled),
-        as_of_us=as_of_us,
+        else seen_tokens(video_R, total_N, videos.token_V, seen_limit, compiled),
     )
 
 
@@ -121,7 +121,7 @@ def _offsets(lengths_N: I64) -> I64:
     return offsets_N1
 
 
-def _seen(video_R: I32, total_N: I64, token_V: I32, limit: int, compiled: Any) -> Ragged:
+def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, compiled: Any = None) -> Ragged:
     """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
     busy = np.flatnonzero(total_N > limit)
     values = entries(token_V, video_R, compiled)

@@ -287,6 +287,7 @@ def _fill_sequence(dense_GF: F32, part: Part, moments_5SG: F64, max_events: int)
     """Fill slots 1000-1019 but for those that need the videos table."""
     kept_G, time_us_E, segments = part.segments.lengths_G, part.histories.time_us_E, part.segments
     newest_us_G = time_us_E[segments.ends_G - 1]
+    as_of_us_G = part.histories.as_of_us_N[part.histories.lengths_N > 0]
     sessions_G, newest_session_G = _sessions(part)
     mean_SG, std_SG = moments_5SG[0], moments_5SG[1]
     spans = len(layout.SPANS)
@@ -298,7 +299,7 @@ def _fill_sequence(dense_GF: F32, part: Part, moments_5SG: F64, max_events: int)
         "log1p_sessions": np.log1p(sessions_G),
         "log1p_events_per_session": np.log1p(np.where(sessions_G > 0, kept_G / np.maximum(sessions_G, 1), 0)),
         "log1p_hours_oldest_to_newest": np.log1p((newest_us_G - time_us_E[segments.starts_G]) / HOUR_US),
-        "log1p_hours_newest_to_as_of": np.log1p(np.maximum(part.histories.as_of_us - newest_us_G, 0) / HOUR_US),
+        "log1p_hours_newest_to_as_of": np.log1p(np.maximum(as_of_us_G - newest_us_G, 0) / HOUR_US),
         "cold_start": (part.tally.set_WG["known video"][ONCE] == 0).astype(np.float64),
         "unknown_video_share": part.tally.set_WG["unknown video"][ONCE] / kept_G,
         "newest_session_share": newest_session_G / kept_G,

@@ -83,7 +83,7 @@ def made(lengths_N: I64, *, full: bool, random: np.random.Generator) -> Historie
         total_events_N=lengths_N * 3,
         user_row_N=np.arange(users, dtype=np.int32) if full else np.full(users, -1, np.int32),
         seen=Ragged(offsets_N1=np.zeros(users + 1, np.int64), values=np.zeros(0, np.int32)),
-        as_of_us=START_US + 10**13,
+        as_of_us_N=np.full(users, START_US + 10**13),
     )
 
 

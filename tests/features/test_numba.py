@@ -223,7 +223,9 @@ def test_the_last_and_first_microseconds_of_hours() -> None:
     for first in (-1_000_000, -1, 0, 490_000, 1_200_000):
         around = (first + np.arange(2_000))[:, None] * hour_us + np.array([-2, -1, 0, 1, 2])
         moved = replace(
-            of_log.histories.take(np.zeros(around.size, np.int64)), time_us_E=around.reshape(-1), as_of_us=2**60
+            of_log.histories.take(np.zeros(around.size, np.int64)),
+            time_us_E=around.reshape(-1),
+            as_of_us_N=np.full(around.size, 2**60),
         )
         assert_same_bits(replace(of_log, histories=moved))
 

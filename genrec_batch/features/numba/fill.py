@@ -34,7 +34,6 @@ class Fields(NamedTuple):
     """Places in `COLUMNS`, fields of an event's bits, and the limits of formulas: what the kernels agree on."""
 
     max_events: int
-    as_of_us: int
     flags: int = COLUMNS.index("watch_duration")  # the columns before it are counted
     weekend: int = COLUMNS.index("is_weekend")
     holiday: int = COLUMNS.index("is_holiday")
@@ -138,7 +137,7 @@ class Filler:
     def __init__(
         self, histories: Histories, users: SideTable | None, videos: SideTable | None, *, max_events: int
     ) -> None:
-        self.at, self.slots = Fields(max_events=max_events, as_of_us=histories.as_of_us), Slots()
+        self.at, self.slots = Fields(max_events=max_events), Slots()
         nothing, no_codes, no_rows = np.zeros(0), np.zeros(0, np.int8), np.zeros((0, layout.HASHED))
         self.numbers = tuple(given(histories.numbers.get(name, nothing), np.float64) for name in COLUMNS)
         self.flags = tuple(given(histories.flags.get(name, no_codes), np.int8) for name in COLUMNS[: self.at.flags])
@@ -150,6 +149,7 @@ class Filler:
         self.video_row_E = given(histories.video_row_E, np.int32)
         self.session_E = given(np.zeros(0) if histories.session_E is None else histories.session_E, np.int64)
         self.total_events_N = given(histories.total_events_N, np.int64)
+        self.as_of_us_N = given(histories.as_of_us_N, np.int64)
         self.user_row_N = given(histories.user_row_N, np.int32)
         self.percentage_E = self.numbers[COLUMNS.index("watch_percentage")]
         longest = int(np.diff(self.offsets_N1).max(initial=0))
@@ -188,8 +188,8 @@ class Filler:
             np.log1p(logs[:count], out=logs[:count])
         pass2_users.summarize(
             self.at, fact, self.offsets_N1, start, stop, self.time_us_E, self.bits_W32, self.values_2M, self.keys_6M,
-            self.logs_2M, self.total_events_N, self.rates_N64, self.facts_N64, self.there_N6, self.logarithms_7N,
-            self.counts_432,
+            self.logs_2M, self.total_events_N, self.as_of_us_N, self.rates_N64, self.facts_N64, self.there_N6,
+            self.logarithms_7N, self.counts_432,
         )  # fmt: skip
         pass3_order.order(
             fact, self.offsets_N1, start, stop, self.keys_6M, self.logs_2M[0].view(np.int32), self.video_code_E,

@@ -41,7 +41,7 @@ SERIAL = 128  # values that NumPy sums in eight running sums; more of them are h
 @kernel()
 def summarize(
     at: Any, fact: Any, offsets_N1: I64, start: int, stop: int, time_us_E: I64, bits_W32: U64, values_2M: F64,
-    keys_6M: I32, logs_2M: F32, total_events_N: I64, rates_N64: F32, facts_N64: F32, there_N6: I64,
+    keys_6M: I32, logs_2M: F32, total_events_N: I64, as_of_us_N: I64, rates_N64: F32, facts_N64: F32, there_N6: I64,
     logarithms_7N: F64, counts_432: I64,
 ) -> None:  # fmt: skip
     """Find out about the users start..stop, of whom the first has row 0 of all that has a row per user and part.
@@ -82,7 +82,7 @@ def summarize(
         logarithms_7N[2, place] = _moments_of(fact, values_2M, keys_6M, gaps, a, b, there_6, facts)
         logarithms_7N[3, place] = counts_432[3, at.session_break] + 1
         logarithms_7N[5, place] = (newest_us - oldest_us) / HOUR_US
-        logarithms_7N[6, place] = max(at.as_of_us - newest_us, 0) / HOUR_US
+        logarithms_7N[6, place] = max(as_of_us_N[user] - newest_us, 0) / HOUR_US
 
 
 @kernel(inline=True)

@@ -21,7 +21,7 @@ from genrec_batch.core.arrays import I64, Batch
 from genrec_batch.core.errors import ConfigError, DeviceMemoryError
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.plan_cache import EngineCache, EngineKey
-from genrec_batch.engines.protocol import Engine, FixedRows, OnDevice
+from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import BYTES, Model, ModelConfig
 from genrec_batch.runtime.console import doing
 
@@ -113,9 +113,9 @@ def choose(
         EngineError: the cache is not private.
         DeviceMemoryError: not even the smallest size fits the device.
     """
-    if isinstance(engine, FixedRows):
-        return _only(engine, model, sample, decoding)
-    if not (engine.device.startswith("cuda") and isinstance(engine, OnDevice)) or len(sample) < WORTH:
+    if engine.rows is not None:
+        return _only(engine, engine.rows, model, sample, decoding)
+    if not engine.device.startswith("cuda") or engine.free_bytes() is None or len(sample) < WORTH:
         return fixed(engine, decoding.beam_width)
     kept, made = cache or EngineCache(), []
 
@@ -129,7 +129,6 @@ def choose(
 
 
 def _key(engine: Engine, model: Model, sample: Batch, decoding: Decoding) -> EngineKey:
-    assert isinstance(engine, OnDevice)
     sizes = {name: value for name, value in asdict(model.config).items() if isinstance(value, int)}
     longest = int(sample.lengths_B.max(initial=0))
     given = 0 if sample.candidates_BC is None else sample.candidates_BC.shape[1]
@@ -147,16 +146,22 @@ def _key(engine: Engine, model: Model, sample: Batch, decoding: Decoding) -> Eng
     )
 
 
-def _only(engine: FixedRows, model: Model, sample: Batch, decoding: Decoding) -> Size:
+def _only(engine: Engine, users: int, model: Model, sample: Batch, decoding: Decoding) -> Size:
     """Return the size that the engine is made for, halved until it may be expected to fit."""
-    free, expected = engine.free_bytes(), _expected(model, engine.precision, sample, decoding)
-    users = taken = engine.rows
+    free, expected = _free(engine), _expected(model, engine.precision, sample, decoding)
+    taken = users
     while taken > LEAST and taken * expected > free * SPARE:
         taken //= 2
     why = f"{taken:,} users a batch: {engine.name} builds its engines for one size"
     if taken < users:
         why += f", and {users:,} would not fit the {free / 2**30:.1f} GiB that are free"
     return Size(users=taken, why=why, users_per_s={})
+
+
+def _free(engine: Engine) -> int:
+    free = engine.free_bytes()
+    assert free is not None, f"{engine.name} is sized by its free memory"
+    return free
 
 
 def _expected(model: Model, precision: str, sample: Batch, decoding: Decoding) -> int:
@@ -176,13 +181,12 @@ def _sweep(
     clock: Callable[[], float],
 ) -> Size:
     """Time one size after the other, smallest first, until a larger one no longer pays or fits."""
-    assert isinstance(engine, OnDevice)
     speeds: dict[int, float] = {}
     end = "the largest that is tried"
     sizes = sorted({max(1, users // decoding.beam_width) for users in TRIED})
     for number, users in enumerate(sizes, 1):
         doing(f"timing {users:,} users a batch, {number} of at most {len(sizes)}")
-        free, needed = engine.free_bytes(), users * _expected(model, engine.precision, sample, decoding)
+        free, needed = _free(engine), users * _expected(model, engine.precision, sample, decoding)
         if speeds and needed > free * SPARE:
             end = f"{users:,} would not fit the {free / 2**30:.1f} GiB that are free"
             break

@@ -23,7 +23,7 @@ from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.batch_size import Size, choose, fixed
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, top_overlap
-from genrec_batch.engines.protocol import Engine, FixedRows, PacksRows
+from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime.console import LOG, busy, doing, progress
 
@@ -117,7 +117,7 @@ def select(
         opened, why = ready or _opened(model, name=name, device=device, precision=precision)
     sizes: dict[str, Size] = {}
     for engine in opened:
-        if isinstance(engine, FixedRows):  # before they are compared, so that this builds what the run needs
+        if engine.rows is not None:  # before they are compared, so that this builds what the run needs
             sizes[engine.precision] = _size(engine, model, sample, decoding, batch_size)
             engine.resize(sizes[engine.precision].users)
             if sample.candidates_BC is None and len(sample):
@@ -141,7 +141,7 @@ def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked
 
 def tell(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
     """Tell an engine that is built for one size what a run's histories are like: most and mean of the kept events."""
-    if isinstance(engine, FixedRows) and decoding.mode == "slate" and decoding.beam_width == 1:
+    if decoding.mode == "slate" and decoding.beam_width == 1:
         engine.expect(longest=longest, mean=mean + 1, steps=decoding.top_k)
 
 
@@ -209,7 +209,7 @@ class Opening:
         opened = _opened(model, name=config.engine, device=config.device, precision=config.precision)
         decoding = decoding_of(config, model)
         for engine in opened[0]:
-            if isinstance(engine, PacksRows) and not isinstance(engine, FixedRows):  # no engine is built for this
+            if engine.rows is None and engine.room(WOKEN_USERS):  # nothing is built for this batch
                 next(recommend_all(engine, [_anybody(model, config.max_events)], decoding))
         return opened
 

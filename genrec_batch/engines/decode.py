@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Ranked
-from genrec_batch.engines.protocol import Engine, Recorder, Slates, State
+from genrec_batch.engines.protocol import Engine, Recorder, State
 from genrec_batch.engines.timing import timed
 
 LOG_PROB = "log_prob"
@@ -64,7 +64,7 @@ def recommend_all(
         RetryError: the device is out of memory.
     """
     greedy = decoding.mode == "slate" and decoding.beam_width == 1
-    if not (greedy and isinstance(engine, Slates)):
+    if not (greedy and engine.has_slate_loop):
         yield from (_recorded(engine, batch, decoding, record) for batch in batches)
         return
     waiting = iter(batches)

@@ -14,18 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
-from genrec_batch.engines.protocol import Engine, Recorder, State, Timeable
+from genrec_batch.engines.protocol import Engine, Recorder, State, nothing
 
 ITEM_BYTES = 4 + 4 + 4 * len(HEADS)  # token, log-probability, heads
 COPY_IN, PREFILL, DECODE, COPY_OUT = "copy in", "prefill", "decode", "copy out"
 
 
-def nothing() -> None:
-    """Do nothing: what `Timeable.arrived` does while nobody listens."""
-
-
-class Timed:
-    """The engine protocol around another engine, for one batch; `tell` ends it."""
+class Timed(Engine):
+    """An engine around another one that records its calls, for one batch; `tell` ends it."""
 
     def __init__(self, engine: Engine, record: Recorder) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
@@ -37,19 +33,16 @@ class Timed:
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
         """Make the state; up to where the engine holds the batch it is `copy in`, then `prefill`."""
         start, self._users, count = time.perf_counter(), len(batch), batch_bytes(batch)
-        if not isinstance(self._engine, Timeable):
-            with self._during(PREFILL, rows=len(batch), bytes=count):
-                return self._engine.prefill(batch, steps=steps, choices=choices)
         held: list[float] = []
 
         def arrived() -> None:
-            self._wait()
+            self._engine.wait()
             held.append(time.perf_counter())
 
         self._engine.arrived = arrived
         try:
             state = self._engine.prefill(batch, steps=steps, choices=choices)
-            self._wait()
+            self._engine.wait()
         finally:
             self._engine.arrived = nothing
         between = held[-1] if held else start
@@ -98,15 +91,11 @@ class Timed:
             self._record(self._stage, self._start, self._stop, rows=self._rows, bytes=self._bytes)
         self._stage, self._rows, self._bytes = "", 0, 0
 
-    def _wait(self) -> None:
-        if isinstance(self._engine, Timeable):
-            self._engine.wait()
-
     @contextmanager
     def _during(self, stage: str, *, rows: int = 0, bytes: int = 0) -> Iterator[None]:  # noqa: A002 (the unit)
         start = time.perf_counter()
         yield
-        self._wait()
+        self._engine.wait()
         self._add(stage, start, time.perf_counter(), rows=rows, bytes=bytes)
 
     def _add(self, stage: str, start: float, stop: float, *, rows: int, bytes: int) -> None:  # noqa: A002

@@ -23,7 +23,7 @@ from genrec_batch.engines.batch_size import GPU_USERS
 from genrec_batch.engines.choose import NEEDS, computes_int8, open_engine, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, compare, joined
-from genrec_batch.engines.protocol import Engine, FixedRows
+from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
 from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
@@ -137,10 +137,9 @@ def measure(
     """
     engines, skipped = _open(model, wanted, device, must=must)
     for engine in engines.values():
-        if isinstance(engine, FixedRows):
-            engine.resize(min(GPU_USERS, max(sizes)))
-            if decoding.mode == "slate" and decoding.beam_width == 1:
-                engine.expect(longest=events, mean=events + 1.0, steps=decoding.top_k)
+        engine.resize(min(GPU_USERS, max(sizes)))
+        if decoding.mode == "slate" and decoding.beam_width == 1:
+            engine.expect(longest=events, mean=events + 1.0, steps=decoding.top_k)
     prefill = model_facts.prefill_flops(model.config, events)
     gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9
     points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}
@@ -170,7 +169,7 @@ def measure(
                 "engine": key[0],
                 "precision": key[1],
                 "device": engine.device,
-                "fixed_rows": engine.rows if isinstance(engine, FixedRows) else None,
+                "fixed_rows": engine.rows,
                 "topk_overlap": round(parity.topk_overlap, 4),
                 "top1_match": round(parity.top1_match, 4),
                 "largest_log_prob_difference": round(parity.largest["log_prob"], 6),

@@ -31,7 +31,7 @@ from genrec_batch.engines.choose import (
     tell,
 )
 from genrec_batch.engines.decode import Decoding, blend, recommend_all
-from genrec_batch.engines.protocol import CountsMemory, Engine, FixedRows, PacksRows
+from genrec_batch.engines.protocol import Engine
 from genrec_batch.events import by_user
 from genrec_batch.events.dataset import Job
 from genrec_batch.features.batches import Part, mixed
@@ -182,8 +182,7 @@ class Scoring:
     @property
     def room(self) -> int:
         """Positions of a batch whose rows the engine lays end to end, 0 where it does not."""
-        engine = self.selection.engine
-        return engine.room(self.batch_users) if isinstance(engine, PacksRows) else 0
+        return self.selection.engine.room(self.batch_users)
 
     def rank(self, shards: Iterator[Shard], advance: console.Advance = console.nowhere) -> Iterator[Scored]:
         """Yield each shard, in order, with what the engine recommends to its users.
@@ -249,8 +248,7 @@ class Scoring:
                 f"one user's {self.decoding.beam_width:,} beams do not fit: lower --beam-width"
             ) from error
         self.batch_users = size // 2
-        if isinstance(self.selection.engine, FixedRows):
-            self.selection.engine.resize(self.batch_users)
+        self.selection.engine.resize(self.batch_users)
         LOG.warning("out of memory with %d users in a batch, going on with %d (%s)", size, size // 2, error)
         again = [piece for handed in lost for piece in _pieces(*handed, self.batch_users, self.room)]
         return itertools.chain(again, batches)
@@ -259,12 +257,8 @@ class Scoring:
         lengths_B = scored.shard.lengths_S[rows_B]
         scored.answers.append((rows_B, ranked))
         scored.left -= len(rows_B)
-        real, room, engine = int(lengths_B.sum()) + len(rows_B), self.room, self.selection.engine
-        computed = real if room else (int(lengths_B.max()) + 1) * len(rows_B)
-        if isinstance(engine, FixedRows):
-            computed = max(real, engine.computed(int(lengths_B.max())))
-        self.padding[0] += real
-        self.padding[1] += computed
+        self.padding[0] += int(lengths_B.sum()) + len(rows_B)
+        self.padding[1] += self.selection.engine.computed(lengths_B)
         self.scored_users += len(rows_B)
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:
@@ -324,9 +318,8 @@ def _check_beams(config: ScoreConfig, job: Job, decoding: Decoding) -> None:
 
 
 def _device_peak(engine: Engine) -> dict[str, float]:
-    if engine.device.startswith("cuda") and isinstance(engine, CountsMemory):
-        return {"device_peak_mib": round(engine.peak_bytes() / 2**20, 1)}
-    return {}
+    peak_bytes = engine.peak_bytes()
+    return {} if peak_bytes is None else {"device_peak_mib": round(peak_bytes / 2**20, 1)}
 
 
 def _pieces(scored: Scored, rows_B: I64, batch: Batch, most: int, room: int) -> Iterator[Handed]:

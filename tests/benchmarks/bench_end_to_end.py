@@ -91,7 +91,6 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     from genrec_batch.core.arrays import Batch
     from genrec_batch.engines.choose import open_engine
     from genrec_batch.engines.decode import Decoding, recommend_all
-    from genrec_batch.engines.protocol import FixedRows, PacksRows
     from genrec_batch.features.batches import cuts, mixed
     from genrec_batch.model import weights
 
@@ -99,11 +98,10 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     device = "cuda:0" if asked.device == "cuda" else asked.device
     engine = open_engine(loaded, name=asked.engine, device=device, precision=asked.precision)
     random = np.random.default_rng(1)
-    if isinstance(engine, FixedRows):
-        mean = 1 + float(np.minimum(lengths_of(kind, 16_384, random), 50).mean())
-        engine.resize(size)
-        engine.expect(longest=50, mean=mean, steps=10)
-    room = engine.room(size) if isinstance(engine, PacksRows) else 0
+    mean = 1 + float(np.minimum(lengths_of(kind, 16_384, random), 50).mean())
+    engine.resize(size)
+    engine.expect(longest=50, mean=mean, steps=10)
+    room = engine.room(size)
     made = []
     while len(made) < batches:
         lengths = np.minimum(lengths_of(kind, 16_384, random), 50).astype(np.int32)

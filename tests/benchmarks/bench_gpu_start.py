@@ -58,9 +58,8 @@ def main():
     from genrec_batch.engines.choose import open_engine
 
     engine = open_engine(model, name=arguments.engine, device=arguments.device, precision=arguments.precision)
-    if hasattr(engine, "resize"):
-        engine.resize(arguments.users)
-        engine.expect(longest=WIDTH, mean=float(batch.lengths_B.mean()) + 1, steps=arguments.steps)
+    engine.resize(arguments.users)
+    engine.expect(longest=WIDTH, mean=float(batch.lengths_B.mean()) + 1, steps=arguments.steps)
     mark("engine_s", now)
     decoding = Decoding(top_k=arguments.steps)
     now = time.perf_counter()
@@ -77,7 +76,7 @@ def main():
     found = {
         "date": time.strftime("%Y-%m-%d"),
         "engine": engine.name,
-        "hardware": engine.hardware() if hasattr(engine, "hardware") else engine.device,
+        "hardware": engine.hardware(),
         "variant": getattr(engine, "variant", ""),
         "precision": engine.precision,
         "users": arguments.users,

@@ -11,15 +11,17 @@ from genrec_batch.engines import batch_size, choose
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.model import weights
+from tests.fakes.engine import PartialEngine
 
 TINY = weights.demo_model(weights.PRESETS["tiny"])
 DECODING = Decoding(top_k=3)
 
 
-class Gpu:
+class Gpu(PartialEngine):
     """An engine whose batches take `fixed_s` and then `user_s` for each user; its clock is the only one."""
 
     name, device, precision = "torch", "cuda:0", "fp16"
+    has_slate_loop = True
 
     def __init__(self, *, fixed_s=0.01, user_s=1e-5, fits=1 << 20, free=1 << 40, card="a card"):
         self.now, self.tried = 0.0, []
@@ -172,9 +174,6 @@ class OneSize(Gpu):
 
     def resize(self, rows):
         self.rows = rows
-
-    def computed(self, longest):
-        return self.rows * (longest + 1)
 
     def expect(self, **run):
         self.run = run

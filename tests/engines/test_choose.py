@@ -14,6 +14,7 @@ from genrec_batch.engines import choose
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.parity import top_overlap
 from genrec_batch.model import weights
+from tests.fakes.engine import PartialEngine
 
 TINY = weights.demo_model(weights.PRESETS["tiny"])
 SAMPLE = Batch(
@@ -24,10 +25,11 @@ SAMPLE = Batch(
 )
 
 
-class Pretend:
+class Pretend(PartialEngine):
     """An engine that recommends tokens 2.. from a first token on."""
 
     name, device = "torch", "cpu"
+    has_slate_loop = True
 
     def __init__(self, precision, first):
         self.precision, self.first = precision, first

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from genrec_batch.engines.torch.engine import TorchEngine
 from genrec_batch.model import weights
 from tests.engines.test_decode import CONFIG, make_batch
+from tests.fakes.engine import PartialEngine
 
 WAYS = {
     "slate": (Decoding(top_k=4), ["copy in", "prefill", "decode", "copy out"]),
@@ -56,7 +57,7 @@ def test_nobody_listens_after_a_batch_that_failed(engine):
 
 
 def test_an_engine_that_does_not_tell_where_its_copy_ends_is_timed_without_it():
-    class Plain:
+    class Plain(PartialEngine):
         name, device, precision = "plain", "cpu", "fp32"
 
         def prefill(self, batch, **_):

@@ -21,6 +21,7 @@ from genrec_batch.model import weights
 from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 from genrec_batch.runtime.clock import Span, Stages
+from tests.fakes.engine import PartialEngine
 
 REFERENCE = weights.PRESETS["reference"]
 
@@ -190,10 +191,11 @@ def test_an_engine_that_nobody_has_is_named(asked, message):
         engine_facts.choices((asked,), "cpu")
 
 
-class Weak:
+class Weak(PartialEngine):
     """An engine on a GPU that holds `most` users, but not in its run `number`, and fails for good beyond `broken`."""
 
     device = "cuda:0"
+    has_slate_loop = True
 
     def __init__(self, name, precision, *, most=99, number=0, broken=99):
         self.name, self.precision, self.most, self.number, self.broken = name, precision, most, number, broken
@@ -226,14 +228,8 @@ class Weak:
 class Fixed(Weak):
     rows = 2048
 
-    def free_bytes(self):
-        return 1 << 30
-
     def resize(self, rows):
         self.rows = rows
-
-    def computed(self, longest):
-        return self.rows * (longest + 1)
 
     def expect(self, **run):
         self.run = run

@@ -21,8 +21,7 @@ from genrec_batch.engines.cuda import passes
 from genrec_batch.engines.cuda.loop import SlateLoop, ban_all, memory_for
 from genrec_batch.engines.cuda.packing import pack
 from genrec_batch.engines.cuda.weights import fuse
-from genrec_batch.engines.protocol import Recorder
-from genrec_batch.engines.timing import nothing
+from genrec_batch.engines.protocol import Engine, Recorder
 from genrec_batch.model.weights import Model, ModelConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -62,10 +61,11 @@ class _State:
     read: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # per item: token, log_prob, heads [B, H]
 
 
-class TorchCudaEngine:
+class TorchCudaEngine(Engine):
     """The reference transformer in fp16 or bf16 on one NVIDIA GPU, through cuBLASLt products and Triton kernels."""
 
     name = "torch"
+    has_slate_loop = True
 
     def __init__(
         self, model: Model, *, device: str = "cuda:0", precision: str = "fp16", kernels: passes.Kernels | None = None
@@ -95,7 +95,6 @@ class TorchCudaEngine:
             self._device = torch.device("cuda", self._device.index or 0)
         self.device = str(self._device)
         self._kernels = kernels
-        self.arrived = nothing
         with memory_for("the weights"), torch.inference_mode():
             self._fused = fuse(model, self._device, DTYPES[precision])
         self._loop = SlateLoop(self._fused, kernels)
@@ -120,8 +119,12 @@ class TorchCudaEngine:
         return torch.cuda.max_memory_reserved(self._device)
 
     def room(self, users: int) -> int:
-        """Return the positions of a batch of so many users; see `engines.PacksRows`."""
+        """Return the positions of a batch of so many users, whose rows are packed."""
         return users * USER_POSITIONS
+
+    def computed(self, lengths_B: I64) -> int:
+        """Return the positions that a batch computes: packed rows have no padding."""
+        return int(lengths_B.sum()) + len(lengths_B)
 
     def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.

@@ -18,7 +18,7 @@ from genrec_batch.core.errors import ConfigError, EngineError
 from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported
 from genrec_batch.engines.onnx.sessions import Array, Sessions, Value, import_or_say
-from genrec_batch.engines.timing import nothing
+from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
 
 PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
@@ -51,7 +51,7 @@ class State:
     heads_read: list[Value | Array] = field(default_factory=list)  # of each step, [B, H]
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """The protocol of `engines.protocol` on ONNX Runtime; deterministic for a given machine and thread count."""
 
     name = "onnxruntime"
@@ -81,19 +81,15 @@ class OnnxRuntimeEngine:
         self.device = f"cuda:{int(number or 0)}" if kind == "cuda" else kind
         self.precision = precision
         self._model = model
-        self.arrived = nothing
         self._element = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._export = self._usable_export()
         self._sessions = Sessions(self.device, threads=threads, graph=self._graph)
         self._sessions.load("prefill")
         self._sessions.load("decode")
 
-    def free_bytes(self) -> int:
-        """Return the device memory that is free now (on CUDA; needs cuda-python, as `genrec-batch[gpu]` brings it)."""
-        return driver.Device(self.device).free_bytes()
-
-    def wait(self) -> None:
-        """Return at once: a session's run ends when its device is done."""
+    def free_bytes(self) -> int | None:
+        """Return the GPU memory that is free now (needs cuda-python, which `genrec-batch[gpu]` brings)."""
+        return None if self.device == "cpu" else driver.Device(self.device).free_bytes()
 
     def hardware(self) -> str:
         """Return the GPU's architecture and memory, and onnxruntime's version."""

@@ -18,7 +18,7 @@ from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
 from genrec_batch.engines.driver import Device, Stream
 from genrec_batch.engines.plan_cache import EngineCache
-from genrec_batch.engines.protocol import Recorder
+from genrec_batch.engines.protocol import Engine, Recorder
 from genrec_batch.engines.tensorrt import build as building
 from genrec_batch.engines.tensorrt import side_graphs as side
 from genrec_batch.engines.tensorrt.loop import SlateLoop
@@ -29,17 +29,17 @@ from genrec_batch.engines.tensorrt.plugin.library import load, toolchain, unfit
 from genrec_batch.engines.tensorrt.program import Exchange, Executable, Program, State, padded
 from genrec_batch.engines.tensorrt.shapes import BUCKETS, PLAIN_ROWS, PLUGIN_ROWS, Packing, ShapeRule, rounded
 from genrec_batch.engines.tensorrt.store import PlanStore
-from genrec_batch.engines.timing import nothing
 from genrec_batch.model.weights import Model, weights_fingerprint
 
 MOST_CHOICES = 3840  # TensorRT's TopK has no more
 PLUGIN_STEPS = 63  # items that the kernels' one block of earlier steps can hold
 
 
-class TensorRtEngine:
+class TensorRtEngine(Engine):
     """A model on one NVIDIA GPU; see `engines.protocol.Engine` for what each method means."""
 
     name = "tensorrt"
+    has_slate_loop = True
 
     def __init__(
         self,
@@ -97,7 +97,6 @@ class TensorRtEngine:
         self._programs: dict[Shape, Program] = {}
         self._pool = SlotPool(self._gpu, self._compute)
         self._loop = SlateLoop(self._gpu, self._compute, self._pool, self._ready)
-        self.arrived = nothing
 
     def _load_plugin(self) -> tuple[bool, str]:
         """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
@@ -124,7 +123,7 @@ class TensorRtEngine:
 
     @property
     def rows(self) -> int:
-        """Return the rows of every batch; smaller batches are padded."""
+        """Rows of every batch; smaller batches are padded."""
         return self.shapes.batch_size
 
     def resize(self, rows: int) -> None:
@@ -132,18 +131,19 @@ class TensorRtEngine:
         self.shapes = ShapeRule(self._config, rows, self._buckets, self._packing)
 
     def expect(self, *, longest: int, mean: float, steps: int) -> None:
-        """Prepare for a run of slates; with the plugin's kernels, rows then stand end to end. See `FixedRows`."""
+        """Prepare for a run of slates; with the plugin's kernels, rows are then packed end to end."""
         short = any(longest <= bucket < LONGEST for bucket in self.shapes.buckets)
         fits = self.plugin and short and steps <= PLUGIN_STEPS
         self._packing = Packing(longest=longest, mean=mean) if fits else None
         self.resize(self.rows)
 
-    def computed(self, longest: int) -> int:
-        """Return the positions that a batch computes, spare rows with them; see `FixedRows`."""
-        return self.shapes.places or self.rows * (self.shapes.bucket(longest) + 1)
+    def computed(self, lengths_B: I64) -> int:
+        """Return the positions that a batch computes, spare rows included."""
+        places = self.shapes.places or self.rows * (self.shapes.bucket(int(lengths_B.max())) + 1)
+        return max(places, int(lengths_B.sum()) + len(lengths_B))
 
     def room(self, users: int) -> int:  # noqa: ARG002 (the engines' rows decide)
-        """Return the positions that a batch has room for, 0 where rows are padded; see `PacksRows`."""
+        """Return the positions that a batch has room for, 0 where rows are padded."""
         return self.shapes.places
 
     @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import ModelError
-from genrec_batch.engines.timing import nothing
+from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.torch import lane as torch_lane
 from genrec_batch.engines.torch.choice import log_probs
 from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
@@ -50,7 +50,7 @@ class _State:
     places: list[I64]
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """The engine protocol in PyTorch.
 
     Precisions. fp32: everything. bf16 on a CPU: the cache, and all products of the positions before the newest event,
@@ -87,7 +87,6 @@ class TorchEngine:
                 context_positions=CONTEXT_POSITIONS if on_cpu else WHOLE,
                 aside_positions=ASIDE_POSITIONS if on_cpu else WHOLE,
             )
-        self.arrived = nothing
         self._threads = torch.get_num_threads() if on_cpu else 1
         self._pool = _lane_threads(self._threads) if self._threads > 1 else None
 
@@ -122,9 +121,9 @@ class TorchEngine:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> int | None:
         """Return the most GPU memory that PyTorch held for this process."""
-        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else 0
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
 
     def decode(self, state: _State, tokens_B: I32 | None = None) -> None:
         """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`.

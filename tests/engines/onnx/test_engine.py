@@ -15,7 +15,6 @@ from genrec_batch.core.errors import ConfigError, EngineError, ModelError, Retry
 from genrec_batch.engines import decode, driver
 from genrec_batch.engines.onnx import export, exported, sessions
 from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
-from genrec_batch.engines.protocol import OnDevice
 from genrec_batch.model import weights
 from tests.fakes.cuda import FakeRuntime
 from tests.twins.network import NumpyNetwork
@@ -399,6 +398,5 @@ def test_on_a_gpu_it_says_what_decides_its_speed(tiny, monkeypatch):
     monkeypatch.setattr(driver, "load_runtime", lambda: FakeRuntime(memory=8 << 30))
     engine = OnnxRuntimeEngine(tiny, device="cpu", precision="fp32")
     engine.device = "cuda:0"
-    assert isinstance(engine, OnDevice)
     assert engine.hardware() == f"sm_90, 8 GiB, onnxruntime {onnxruntime.__version__}"
     assert engine.free_bytes() == 8 << 30

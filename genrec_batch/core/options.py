@@ -1,20 +1,18 @@
 """Every option once: its name, its sentence, its default and its checks.
 
-Owns: frozen option classes whose field sentences become `--help`, and the checks between fields. Must not know: Typer,
-or what an option does. A field `top_k` is the flag `--top-k`, the variable `GENREC_BATCH_TOP_K` and the entry `top_k`
-or `top-k` of `genrec-batch.toml`, in this order of precedence.
+Owns: frozen option classes whose field sentences become `--help`, what each option decides, and the checks between
+fields. Must not know: Typer, or what an option does. A field `top_k` is the flag `--top-k`, the variable
+`GENREC_BATCH_TOP_K` and the entry `top_k` or `top-k` of `genrec-batch.toml`, in this order of precedence.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.declare import check_at_least, check_choices, check_types, option
 from genrec_batch.core.errors import ConfigError, nearest
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
@@ -22,31 +20,20 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
 BLENDABLE = (*HEADS, "log_prob")
 
 
-def option(
-    sentence: str,
-    default: Any = None,
-    *,
-    panel: str = "Options",
-    choices: tuple[str, ...] = (),
-    flags: str | None = None,
-) -> Any:
-    """Declare one option: its help sentence (with the unit), default, panel, allowed values, explicit flags."""
-    metadata = {"help": sentence, "panel": panel, "choices": choices, "flags": flags}
-    if default == ():
-        return dataclasses.field(default_factory=tuple, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is said on stderr."""
 
     quiet: bool = option(
-        "Say nothing but warnings and errors on stderr.", default=False, panel="Output", flags="--quiet"
+        "Say nothing but warnings and errors on stderr.",
+        default=False,
+        panel="Output",
+        flags="--quiet",
+        identity="none",
     )
-    verbose: bool = option("Say more on stderr.", default=False, panel="Output", flags="--verbose")
+    verbose: bool = option("Say more on stderr.", default=False, panel="Output", flags="--verbose", identity="none")
     log_format: str = option(
-        "Logs on stderr as text or as JSON lines.", "text", panel="Output", choices=("text", "json")
+        "Logs on stderr as text or as JSON lines.", "text", panel="Output", choices=("text", "json"), identity="none"
     )
 
     def __post_init__(self) -> None:
@@ -59,44 +46,65 @@ class HistoryConfig(LogConfig):
     """What of a log is read and how it becomes histories."""
 
     model: str | None = option(
-        "Model directory; without one, untrained reference weights rank by chance, with a warning.", panel="Model"
+        "Model directory; without one, untrained reference weights rank by chance, with a warning.",
+        panel="Model",
+        identity="content",
     )
-    users: str | None = option("Parquet table of users: user_id and any further columns.", panel="Input")
-    videos: str | None = option("Parquet table of videos: video_id and any further columns.", panel="Input")
+    users: str | None = option(
+        "Parquet table of users: user_id and any further columns.", panel="Input", identity="content"
+    )
+    videos: str | None = option(
+        "Parquet table of videos: video_id and any further columns.", panel="Input", identity="content"
+    )
     schema: str | None = option(
-        "Names of the log's columns: `kuairand`, or a TOML file of Polars SQL expressions.", panel="Input"
+        "Names of the log's columns: `kuairand`, or a TOML file of Polars SQL expressions.",
+        panel="Input",
+        identity="content",
     )
     as_of: str | None = option(
         "Score as of this moment, ISO 8601, UTC unless it says otherwise; later events are ignored. "
         "Default: the log's last timestamp.",
         panel="Input",
+        identity="bytes",
     )
-    max_events: int = option("Newest events kept of each user.", 50, panel="Input")
-    seen_limit: int = option("Newest distinct videos of each user that count as seen.", 1000, panel="Input")
+    max_events: int = option("Newest events kept of each user.", 50, panel="Input", identity="bytes")
+    seen_limit: int = option(
+        "Newest distinct videos of each user that count as seen.", 1000, panel="Input", identity="bytes"
+    )
     max_rejects: float = option(
         "Share of rows that may lack user_id, video_id or timestamp before the run fails with exit code 6.",
         0.5,
         panel="Input",
+        identity="bytes",
     )
-    limit: int | None = option("Score only the first N users by id.", panel="Input")
-    user: tuple[str, ...] = option("Score this user only and print the result; may be repeated.", (), panel="Input")
+    limit: int | None = option("Score only the first N users by id.", panel="Input", identity="bytes")
+    user: tuple[str, ...] = option(
+        "Score this user only and print the result; may be repeated.", (), panel="Input", identity="bytes"
+    )
     if_exists: str | None = option(
         "What to do with an output that exists. Default: go on with what an identical run began, else an error.",
         panel="Output",
         choices=("error", "resume", "overwrite"),
+        identity="none",
     )
-    shard_users: int = option("Users per part of the output: what a killed run loses at most.", 16384, panel="Output")
+    shard_users: int = option(
+        "Users per part of the output: what a killed run loses at most.", 16384, panel="Output", identity="bytes"
+    )
     memory_limit: str = option(
         "What events and histories may take in memory, such as 512MiB or 8GiB; a larger log is split on disk first. "
         "The output does not depend on it.",
         "1GiB",
         panel="Input",
+        identity="none",
     )
     spill_dir: str | None = option(
-        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input"
+        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input", identity="none"
     )
     stall_limit: float = option(
-        "Seconds without any progress after which the run ends with exit code 75; 0 for none.", 1800.0, panel="Output"
+        "Seconds without any progress after which the run ends with exit code 75; 0 for none.",
+        1800.0,
+        panel="Output",
+        identity="none",
     )
 
     @property
@@ -161,7 +169,9 @@ class ScoreConfig(HistoryConfig):
     num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
     beam_width: int = option("Slates kept side by side while decoding; 1 is greedy.", 1, panel="Decoding")
     candidates: str | None = option(
-        "Parquet table of user_id and a list of video_id: score these videos instead.", panel="Decoding"
+        "Parquet table of user_id and a list of video_id: score these videos instead.",
+        panel="Decoding",
+        identity="content",
     )
     weights: str | None = option(
         "Rank by this blend instead of log_prob, such as recommendation=0.4,engagement=0.3,log_prob=0.1.",
@@ -181,16 +191,20 @@ class ScoreConfig(HistoryConfig):
         panel="Engine",
         choices=PRECISIONS,
     )
-    batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine")
+    batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine", identity="bytes")
     verify_sample: int = option(
-        "Before anything is written, hold this many users against fp32; 0 for none.", 0, panel="Engine"
+        "Before anything is written, hold this many users against fp32; 0 for none.", 0, panel="Engine", identity="none"
     )
     min_topk_overlap: float = option(
-        "Least share of the top K in common with the reference, else exit code 6.", 0.98, panel="Engine"
+        "Least share of the top K in common with the reference, else exit code 6.",
+        0.98,
+        panel="Engine",
+        identity="none",
     )
     previous: str | None = option(
         "An earlier output of this command: users whose input, model and options are the same keep its rows.",
         panel="Input",
+        identity="none",
     )
     layout: str = option(
         "long: a row per user and rank; nested: a row per user with lists.",
@@ -287,50 +301,3 @@ def check_device(text: str) -> None:
     """Raise ConfigError unless `--device` is the name of one."""
     if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
         raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
-
-
-def check_types(config: Any) -> None:
-    """Raise ConfigError for a field of the wrong type (the command line converts, Python callers may not)."""
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), str(field.type)
-        if wanted.startswith("tuple"):
-            right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-        else:
-            right = isinstance(value, kinds[wanted.removesuffix(" | None")])
-            right = right and not (isinstance(value, bool) and wanted != "bool")
-            right = right or (value is None and wanted.endswith("None"))
-        if not right:
-            raise ConfigError(f"{field.name}={value!r}: expected {wanted}")
-
-
-def check_choices(config: Any) -> None:
-    """Raise ConfigError for a field whose value is not among its choices."""
-    for field in dataclasses.fields(config):
-        choices, value = field.metadata.get("choices"), getattr(config, field.name)
-        if choices and value is not None and value not in choices:
-            hint = nearest(str(value), list(choices))
-            raise ConfigError(f"--{field.name.replace('_', '-')} {value!r} is not one of {', '.join(choices)}.{hint}")
-
-
-def check_at_least(config: Any, **bounds: int) -> None:
-    """Raise ConfigError for a field below its least value."""
-    for name, least in bounds.items():
-        if getattr(config, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least {least}")
-
-
-def resolved(config: Any) -> dict[str, Any]:
-    """Return what decides the result, JSON-able: all but what says how a run is shown, stored or checked."""
-    shown = {"quiet", "verbose", "log_format", "if_exists", "verify_sample", "min_topk_overlap"}
-    shown |= {"memory_limit", "spill_dir", "stall_limit", "previous", "report", "trace", "explain"}
-    values = dataclasses.asdict(config)
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in shown}
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Return where two JSON-able values differ, each as `path (one, now other)`."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        keys = sorted({*a, *b})
-        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
-    return [] if a == b else [f"{path} ({a!r}, now {b!r})"]

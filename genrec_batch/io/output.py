@@ -22,8 +22,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from genrec_batch.core.declare import differences
 from genrec_batch.core.errors import ConfigError, RetryError
-from genrec_batch.core.options import differences
 from genrec_batch.io import parquet, published
 from genrec_batch.io.durable import full_disk as _disk
 from genrec_batch.io.durable import read_json as _read_json

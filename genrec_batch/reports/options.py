@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genrec_batch.core.declare import option
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.core.options import ScoreConfig, option
+from genrec_batch.core.options import ScoreConfig
 
 CPU_SIZES, GPU_SIZES = "1,4,16,64,256", "1,16,256,2048,8192"
 
@@ -17,12 +18,17 @@ CPU_SIZES, GPU_SIZES = "1,4,16,64,256", "1,16,256,2048,8192"
 class RunConfig(ScoreConfig):
     """What the command `score` takes beside what decides its result: how the run is shown."""
 
-    report: str | None = option("Write what the run did: a page (.html) or JSON (.json).", panel="Output")
-    trace: str | None = option("Write a timeline (.json) that Perfetto opens: a lane per thread.", panel="Output")
+    report: str | None = option(
+        "Write what the run did: a page (.html) or JSON (.json).", panel="Output", identity="none"
+    )
+    trace: str | None = option(
+        "Write a timeline (.json) that Perfetto opens: a lane per thread.", panel="Output", identity="none"
+    )
     explain: str | None = option(
         "Tell why this user gets what it gets: history, seen videos, features, candidates per step; with --quiet, all "
         "of it as JSON.",
         panel="Output",
+        identity="none",
     )
 
     @property

@@ -11,14 +11,13 @@ from typing import Any
 
 from genrec_batch import __version__
 from genrec_batch.core import layout
-from genrec_batch.core.options import HistoryConfig, resolved
+from genrec_batch.core.declare import values
+from genrec_batch.core.options import HistoryConfig
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events import schema
 from genrec_batch.events.dataset import Job
 from genrec_batch.io import output
 from genrec_batch.runtime.clock import Stages, peak_rss_mib
-
-PATHS = ("model", "users", "videos", "candidates", "schema")  # options whose content counts, not their spelling
 
 
 def of(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def of(config: HistoryConfig, job: Job, engine: Engine | None) -> dict[str, Any]
         "device": engine.device.partition(":")[0] if engine else "none",
         "precision": engine.precision if engine else "none",
         "arithmetic": engine.arithmetic if engine else "",
-        "config": {name: value for name, value in resolved(config).items() if name not in PATHS},
+        "config": values(config, "rows", "bytes"),
         "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
         "input": {name: {**source.snapshot(), "path": ""} for name, source in job.inputs.items()},
     }

@@ -26,8 +26,9 @@ import pyarrow as pa
 
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import I64, Histories
+from genrec_batch.core.declare import recorded
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.core.options import HistoryConfig, ScoreConfig, resolved
+from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.engines.choose import Opening
 from genrec_batch.events import by_user, order
 from genrec_batch.events.by_user import Bucket
@@ -94,7 +95,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
             counts = _sums([part.counts for part in done])
             facts = lineage.summary("score", job, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
-        shared = carrying.scope(identity)
+        shared = carrying.scope(identity, config)
         if previous is not None:
             previous = previous.compared(shared, job.users.ids.dtype, job.video_type)
             if previous.why_not:
@@ -278,7 +279,7 @@ def run(
     """
     out = output.open_output(target, identity, config.if_exists)
     count = len(by_user.shards(len(job), config.shard_users))
-    told = {"config": resolved(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
+    told = {"config": recorded(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
     plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
     if out.complete:

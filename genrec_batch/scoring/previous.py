@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch.core.arrays import F32, I64, U8, Ragged
+from genrec_batch.core.declare import differences, values
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.core.options import differences
+from genrec_batch.core.options import ScoreConfig
 from genrec_batch.features.batches import Part
 from genrec_batch.io import parquet, published
 from genrec_batch.io.read import reading
@@ -39,15 +40,12 @@ WORDS = 2  # of 64 bits: a fingerprint
 WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
 ROWS_AT_ONCE = 64  # of features, so that they stay in a core's cache
 SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
-UNSHARED = ("limit", "user", "as_of", "max_events", "seen_limit", "max_rejects", "shard_users", "batch_size")
 SCOPE = b"genrec.scope"
 
 
-def scope(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the rows of all users alike, of a run's lineage: not what a fingerprint covers."""
-    shared = {name: identity[name] for name in SHARED}
-    config = {name: value for name, value in identity["config"].items() if name not in UNSHARED}
-    return {**shared, "config": config}
+def scope(identity: Mapping[str, Any], config: ScoreConfig) -> dict[str, Any]:
+    """Return what decides the rows of all users alike, from a run's lineage and options: what no fingerprint covers."""
+    return {**{name: identity[name] for name in SHARED}, "config": values(config, "rows")}
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.core.options import HistoryConfig, ScoreConfig, resolved
+from genrec_batch.core.options import HistoryConfig, ScoreConfig
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,6 @@ def test_as_of_is_one_moment_however_written(text):
     assert HistoryConfig(as_of=text).as_of_us() == 1_777_543_200_000_000
 
 
-def test_blend_and_resolved():
-    config = ScoreConfig(weights="recommendation=0.4, log_prob=-1e-1", user=("a",), quiet=True)
+def test_a_blend_is_read_by_name():
+    config = ScoreConfig(weights="recommendation=0.4, log_prob=-1e-1")
     assert config.blend() == {"recommendation": 0.4, "log_prob": -0.1}
-    assert resolved(config)["user"] == ["a"]
-    assert "quiet" not in resolved(config)

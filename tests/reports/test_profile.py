@@ -15,7 +15,7 @@ import pytest
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import Ranked
 from genrec_batch.core.errors import ConfigError, DeviceMemoryError, EngineError
-from genrec_batch.core.options import resolved
+from genrec_batch.core.declare import recorded
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.model import weights
 from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace
@@ -292,7 +292,7 @@ def test_rows_of_an_engine_that_is_built_for_one_number_are_told(monkeypatch):
 
 
 def test_options_of_a_report_do_not_decide_the_result():
-    assert resolved(RunConfig(report="a.html", trace="t.json")) == resolved(RunConfig())
+    assert recorded(RunConfig(report="a.html", trace="t.json")) == recorded(RunConfig())
     with pytest.raises(ConfigError, match="--batch-sizes '1,x'"):
         ProfileConfig(batch_sizes="1,x")
     with pytest.raises(ConfigError, match="--trace goes with --data"):

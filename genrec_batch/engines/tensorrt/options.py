@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.core.options import PRECISIONS, LogConfig, check_at_least, check_batch_size, check_device, option
+from genrec_batch.core.options import PRECISIONS, LogConfig, check_batch_size, check_device
 
 
 @dataclass(frozen=True, kw_only=True)

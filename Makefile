@@ -36,7 +36,18 @@ $(AIRFLOW)/.ready: jobs/airflow/constraints.txt
 	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< apache-airflow
 	@touch $@
 
-test: $(VENV)/.dev $(AIRFLOW)/.ready
+# Programs that tests drive: a browser for the report's page, a terminal. Installed by root; a user without that right
+# has the tests skipped, with the reason.
+APT := apt-get --quiet=2 --yes --no-install-recommends
+$(VENV)/.debian: $(BIN)/python
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    { command -v chromium && command -v tmux; } >/dev/null || \
+	    { $(APT) update && $(APT) install chromium tmux >/dev/null; } || \
+	    echo "chromium and tmux cannot be installed: tests that drive them are skipped, or fail where CI=true" >&2; \
+	fi
+	@touch $@
+
+test: $(VENV)/.dev $(VENV)/.debian $(AIRFLOW)/.ready
 	GENREC_TEST_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 rehearse-image:

@@ -302,25 +302,6 @@ def test_options_of_a_report_do_not_decide_the_result():
     assert ProfileConfig().sizes("cuda:0") == (1, 16, 256, 2048, 8192)
 
 
-@pytest.fixture(scope="session")
-def profiled(tmp_path_factory, model_dir, log):
-    """A whole profile of the tiny model over the small log: the JSON, the page, the trace, what was printed."""
-    from typer.testing import CliRunner
-
-    from genrec_batch.cli.app import app
-
-    folder = tmp_path_factory.mktemp("profile")
-    log.write_parquet(folder / "events.parquet")
-    arguments = [
-        "profile", "--model", model_dir, "--data", folder / "events.parquet", "--batch-sizes", "1,8", "--seconds", "0",
-        "--compare", "lightweight,tiny", "--engines", "onnxruntime,torch", "--top-k", "5", "--max-events", "20",
-        "--html", folder / "report.html", "--json", folder / "report.json", "--trace", folder / "trace.json",
-    ]  # fmt: skip
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
-    assert result.exit_code == 0, result.output
-    return folder, result
-
-
 def schema():
     return json.loads((resources.files("genrec_batch.reports") / "report.schema.json").read_text())
 

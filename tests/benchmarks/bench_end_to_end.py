@@ -25,7 +25,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-PROGRAM = [sys.executable, "-m", "genrec_batch"]
+PROGRAM = {
+    "numba": [sys.executable, "-m", "genrec_batch"],
+    "numpy": [
+        sys.executable,
+        "-c",
+        "from genrec_batch import features\nfeatures.COMPILED_FROM = 10**12\n"
+        "from genrec_batch.__main__ import main\nmain()",
+    ],
+}  # by the kernel that computes the features
 BLOCK_USERS = 50_000
 
 
@@ -76,12 +84,12 @@ def write_block(block):
     frame.write_parquet(folder / f"{number:05d}.parquet", row_group_size=262_144)
 
 
-def run(log, output, options):
+def run(log, output, options, kernel):
     """Run the command; return wall seconds of the whole process and its summary."""
     shutil.rmtree(output, ignore_errors=True)
     start = time.perf_counter()
     done = subprocess.run(
-        [*PROGRAM, "score", log, output, "--quiet", *options], stdout=subprocess.PIPE, text=True, check=True
+        [*PROGRAM[kernel], "score", log, output, "--quiet", *options], stdout=subprocess.PIPE, text=True, check=True
     )
     return time.perf_counter() - start, json.loads(done.stdout.splitlines()[-1])
 
@@ -133,6 +141,7 @@ def main():
     parser.add_argument("--engine", default="torch")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--features", choices=list(PROGRAM), default="numba", help="what computes the features")
     parser.add_argument("--options", nargs="*", default=["memory-limit=48GiB"])
     parser.add_argument("--folder", type=Path, required=True, help="for logs and outputs")
     parser.add_argument("--json", type=Path)
@@ -145,7 +154,7 @@ def main():
         if not log.exists():
             write_log(log, kind, asked.users)
         count = asked.rounds if asked.warm else 1 + asked.rounds
-        runs = [run(log, asked.folder / "out", options) for _ in range(count)][-asked.rounds :]
+        runs = [run(log, asked.folder / "out", options, asked.features) for _ in range(count)][-asked.rounds :]
         alone = device_alone(kind, runs[-1][1]["batch_users"], asked)
         seconds = statistics.median(s for s, _ in runs)
         summary = min(runs, key=lambda pair: abs(pair[0] - seconds))[1]

@@ -25,14 +25,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+COMMAND = "from genrec_batch.__main__ import main\nmain()"
 PROGRAM = {
-    "numba": [sys.executable, "-m", "genrec_batch"],
-    "numpy": [
-        sys.executable,
-        "-c",
-        "from genrec_batch import features\nfeatures.COMPILED_FROM = 10**12\n"
-        "from genrec_batch.__main__ import main\nmain()",
-    ],
+    "numba": [sys.executable, "-c", COMMAND],
+    "numpy": [sys.executable, "-c", f"from genrec_batch import features\nfeatures.COMPILED_FROM = 10**12\n{COMMAND}"],
 }  # by the kernel that computes the features
 BLOCK_USERS = 50_000
 

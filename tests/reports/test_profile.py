@@ -14,8 +14,8 @@ import pytest
 
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import Ranked
-from genrec_batch.core.errors import ConfigError, DeviceMemoryError, EngineError
 from genrec_batch.core.declare import recorded
+from genrec_batch.core.errors import ConfigError, DeviceMemoryError, EngineError
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.model import weights
 from genrec_batch.reports import ceilings, chapters, engine_facts, model_facts, report, run_facts, trace

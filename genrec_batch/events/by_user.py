@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +33,17 @@ import polars as pl
 
 from genrec_batch.core.arrays import I32, I64
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.events import order
 from genrec_batch.events.ids import Index
 from genrec_batch.events.log import EventLog, Survey
 from genrec_batch.events.records import Records, RecordType
+from genrec_batch.events.sorter import Sorter
 from genrec_batch.io.durable import full_disk
 from genrec_batch.runtime import console, threads
 
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
 DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
 BUCKET_EVENTS = 1 << 20  # that are ordered together, at most: measured, larger buckets leave the caches
-MOST_CELLS = 1 << 14  # into which a piece is split at once; above it, into buckets alone
+MOST_TILES = 1 << 14  # into which a piece is split at once; above it, into buckets alone
 WORKING_BYTES = 600  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
 
 
@@ -114,7 +113,7 @@ class Split:
     users: Index
     videos: Index
     as_of_us: int
-    compiled: Any  # what sorts records: see `ordering.for_job`
+    sorter: Sorter
     seen: list[dict[str, int]] = field(default_factory=list, repr=False)  # of each piece read: values that are there
 
     def empty_columns(self) -> list[str]:
@@ -124,17 +123,14 @@ class Split:
     def records(self, piece: int) -> Records:
         """Return a piece's usable records of scored users, in order."""
         frame, user_R = self._scored(piece)
-        return self.record.pack(
-            frame, user_R, self.videos.rows(frame["video_id"], self.compiled), compiled=self.compiled
-        )
+        return self.sorter.pack(self.record, frame, user_R, self.videos.rows(frame["video_id"], self.sorter))
 
     def by_bucket(self, piece: int, bucket_of_user: npt.NDArray[np.uint16], buckets: int) -> tuple[Records, I64]:
         """Return the same records by the bucket of their user, in order within each, and each bucket's count."""
         frame, user_R = self._scored(piece)
-        place_R, counts = order.places_by_bucket(user_R, bucket_of_user, buckets, self.compiled)
-        return self.record.pack(
-            frame, user_R, self.videos.rows(frame["video_id"], self.compiled), place_R, self.compiled
-        ), counts
+        place_R, counts = self.sorter.places_by_bucket(user_R, bucket_of_user, buckets)
+        video_R = self.videos.rows(frame["video_id"], self.sorter)
+        return self.sorter.pack(self.record, frame, user_R, video_R, place_R), counts
 
     def _scored(self, piece: int) -> tuple[pl.DataFrame, I32]:
         """Return a piece's usable events of scored users up to as-of, and the users' rows."""
@@ -143,7 +139,7 @@ class Split:
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
         if len(frame):
             self.seen.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
-        user_R = self.users.rows(frame["user_id"], self.compiled)
+        user_R = self.users.rows(frame["user_id"], self.sorter)
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
             frame = frame.filter(pl.Series(user_R >= 0))
             user_R = user_R[user_R >= 0]
@@ -260,8 +256,8 @@ def _pieces_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, lis
 
 
 def _parts(split: Split, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
-    """Yield each piece's records of each bucket by `ordering.cells`, in order within each."""
-    cuts, firsts = _cells(split, users, made)
+    """Yield each piece's records of each bucket by tile, in order within each."""
+    cuts, firsts = _tiles(split, users, made)
     of_user = np.repeat(np.arange(firsts[-1], dtype=np.uint16), np.diff(cuts))
 
     def parted(piece: int) -> list[tuple[int, Records]]:
@@ -278,12 +274,11 @@ def _parts(split: Split, users: Users, made: list[Bucket], workers: int) -> Iter
             advance(split.log.pieces[number].rows)
 
 
-def _cells(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
-    """Return the first user of each cell (`ordering.cells`), and the end; and each bucket's first cell, and the end."""
-    cuts = [np.array([bucket.start, bucket.stop]) for bucket in made]
-    if split.compiled is not None:
-        finer = [b.start + order.cells(users.events_N[b.start : b.stop], split.record.kind) for b in made]
-        cuts = finer if sum(map(len, finer)) < MOST_CELLS else cuts
+def _tiles(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
+    """Return the first user of each tile (`Sorter.tiles`), and the end; and each bucket's first tile, and the end."""
+    cuts = [b.start + split.sorter.tiles(users.events_N[b.start : b.stop], split.record.kind) for b in made]
+    if sum(map(len, cuts)) >= MOST_TILES:
+        cuts = [np.array([bucket.start, bucket.stop]) for bucket in made]
     firsts = np.cumsum([0, *(len(each) - 1 for each in cuts)])
     return np.concatenate([*(each[:-1] for each in cuts), [made[-1].stop]]), firsts
 

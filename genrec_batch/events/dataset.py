@@ -17,7 +17,7 @@ import polars as pl
 from genrec_batch.core.arrays import I32, I64, Histories, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
-from genrec_batch.events import by_user, histories, order, schema, side_tables, sides
+from genrec_batch.events import by_user, histories, schema, side_tables, sides, sorter_choice
 from genrec_batch.events.by_user import Bucket, EventStore, Split, Users
 from genrec_batch.events.ids import Index
 from genrec_batch.events.log import EventLog, Survey, check_rejects, survey, told
@@ -97,7 +97,7 @@ class Job:
             as_of_us=self.as_of_us,
             max_events=self.config.max_events,
             seen_limit=self.config.seen_limit,
-            compiled=self.store.split.compiled,
+            sorter=self.store.split.sorter,
         )
 
     def first_shard(self) -> Histories:
@@ -180,8 +180,8 @@ def prepare(
         config.check_positions(loaded.config.positions)
     opened = inputs.get("events")
     with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
-        compiled = order.for_job(log.rows)
-        found = survey(log, config.as_of_us(), threads.cores(), compiled)
+        sorter = sorter_choice.for_log(log.rows)
+        found = survey(log, config.as_of_us(), threads.cores(), sorter)
     check_rejects(found, config.max_rejects, log.where)
     ranks = isinstance(config, ScoreConfig)
     warnings = [UNTRAINED] if ranks and not loaded.trained else []
@@ -215,7 +215,7 @@ def prepare(
         users=Index(scored.ids),
         videos=Index(video_ids),
         as_of_us=found.as_of_us,
-        compiled=compiled,
+        sorter=sorter,
     )
     events = int(scored.events_N.sum())
     with stages.time("partition", rows=events, bytes=events * split.record.kind.itemsize):

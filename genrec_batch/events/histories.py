@@ -19,8 +19,8 @@ from genrec_batch.core.arrays import I32, I64, Histories, Ragged
 from genrec_batch.core.errors import InputError
 from genrec_batch.events.columns import SCORED
 from genrec_batch.events.ids import Index
-from genrec_batch.events.order import entries, newest
 from genrec_batch.events.records import Records, RecordType
+from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.model.catalog import Catalog
 
 
@@ -43,7 +43,7 @@ def order(
     as_of_us: int,
     max_events: int,
     seen_limit: int,
-    compiled: Any = None,
+    sorter: Sorter = NUMPY,
 ) -> Histories:
     """Return the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
 
@@ -57,7 +57,7 @@ def order(
     arrays = _room(record, int(kept_N.sum()))
     seen_is_kept = int(total_N.max(initial=0)) <= min(max_events, seen_limit)
     video_R = None if seen_is_kept else np.empty(int(total_N.sum()), np.int32)
-    counted = newest(
+    counted = sorter.newest(
         held,
         record.kind,
         start=start,
@@ -65,18 +65,17 @@ def order(
         keep=max_events,
         targets=arrays,
         video_R=video_R,
-        compiled=compiled,
     )
     video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
     if not counted or any(len(rows) and rows.min() < 0 for rows in (video_E, video_R) if rows is not None):
         raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
-    tokens_E = entries(videos.token_V, video_E, compiled)
+    tokens_E = sorter.take(videos.token_V, video_E)
     return Histories(
         offsets_N1=offsets_N1,
         time_us_E=arrays["time_us"],
         tokens_E=tokens_E,
         video_code_E=video_E,
-        video_row_E=entries(videos.row_V, video_E, compiled),
+        video_row_E=sorter.take(videos.row_V, video_E),
         session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
         numbers=_of("number", arrays),
         flags=_of("flag", arrays),
@@ -86,7 +85,7 @@ def order(
         as_of_us_N=np.full(len(total_N), as_of_us),
         seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
         if video_R is None
-        else seen_tokens(video_R, total_N, videos.token_V, seen_limit, compiled),
+        else seen_tokens(video_R, total_N, videos.token_V, seen_limit, sorter),
     )
 
 
@@ -121,10 +120,10 @@ def _offsets(lengths_N: I64) -> I64:
     return offsets_N1
 
 
-def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, compiled: Any = None) -> Ragged:
+def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, sorter: Sorter = NUMPY) -> Ragged:
     """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
     busy = np.flatnonzero(total_N > limit)
-    values = entries(token_V, video_R, compiled)
+    values = sorter.take(token_V, video_R)
     if not len(busy):
         return Ragged(offsets_N1=_offsets(total_N), values=values)
     begins, counts = (np.cumsum(total_N) - total_N)[busy], total_N[busy]
@@ -171,7 +170,7 @@ def build(
     record = RecordType.of(tuple(events.columns), events.schema)
     user_R = Index(ids).rows(events["user_id"])
     return ids, order(
-        [record.pack(events, user_R, Index(seen_ids).rows(events["video_id"]))],
+        [NUMPY.pack(record, events, user_R, Index(seen_ids).rows(events["video_id"]))],
         record,
         start=0,
         total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),

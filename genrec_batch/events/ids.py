@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch.core.arrays import I32, I64, address
+from genrec_batch.core.arrays import I32, I64
+from genrec_batch.events.sorter import NUMPY, Sorter
 
 NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
 Span = tuple[int | str, int | str]  # smallest and largest id
@@ -34,7 +35,7 @@ class Counted:
 
     kind: pl.DataType
     span: Span | None  # smallest and largest id, None where there is none
-    counts_R: I32 | I64 | None = None
+    counts_R: I32 | None = None
     frame: pl.DataFrame | None = None
 
 
@@ -48,21 +49,6 @@ class Tally:
     rows: int = 0
 
 
-class Chunks:
-    """A column of 64-bit numbers without nulls as the arrays in which it lies, not copied.
-
-    Compiled code takes all of them in one call: threads that call for each wait for Python's lock.
-    """
-
-    def __init__(self, values: pl.Series) -> None:
-        self._held = [chunk.to_numpy() for chunk in values.get_chunks() if len(chunk)]
-        addresses = np.array([address(array) for array in self._held], np.int64)
-        self.places: tuple[I64, I64] = (addresses, np.array([len(array) for array in self._held], np.int64))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._held))
-
-
 class Tallies:
     """Arrays into which threads count the ids of pieces; one is made when no other is free."""
 
@@ -73,14 +59,14 @@ class Tallies:
     def __len__(self) -> int:
         return len(self._free)
 
-    def add(self, chunks: Chunks, low: int, high: int, compiled: Any) -> bool:
+    def add(self, ids: pl.Series, low: int, high: int, sorter: Sorter) -> bool:
         """Count ids from `low` to `high`, which are narrow; False, and nothing is counted, where no array can."""
         with self._lock:
             tally = self._free.pop() if self._free else Tally(first=low, last=low, counts_R=np.zeros(1, np.int32))
-        fits = _make_place(tally, low, high, len(chunks))
+        fits = _make_place(tally, low, high, len(ids))
         if fits:
-            compiled.tally(*chunks.places, tally.first, tally.counts_R)
-            tally.rows += len(chunks)
+            sorter.tally(ids, tally.first, tally.counts_R)
+            tally.rows += len(ids)
         with self._lock:
             self._free.append(tally)
         return fits
@@ -110,34 +96,27 @@ def _grown(counts_R: npt.NDArray[Any], old: int, first: int, last: int) -> npt.N
     return grown_R
 
 
-def extent(chunks: Chunks, compiled: Any) -> tuple[int, int, bool]:
-    """Return the smallest and largest of some numbers, and whether none is smaller than the one before."""
-    low, high, rises = compiled.extent(*chunks.places)
-    return int(low), int(high), bool(rises)
+def count(ids: pl.Series, sorter: Sorter = NUMPY, tallies: Tallies | None = None) -> Counted:
+    """Count the ids of one row group; none of them is null. Threads may count row groups at the same time.
 
-
-def count(ids: pl.Series, compiled: Any = None, tallies: Tallies | None = None) -> Counted:
-    """Count the ids of one piece; none of them is null. Threads may count pieces at the same time.
-
-    `compiled` is what `ordering.for_job` returns; ids that lie far apart are counted in `tallies` where there are any.
+    Ids that lie far apart are counted in `tallies` where there are any.
     """
-    if compiled is not None and ids.dtype == pl.Int64 and len(ids):
-        chunks = Chunks(ids)
-        low, high, _ = extent(chunks, compiled)
-        if high - low < NARROW:
-            spread = (high - low) * SPREAD > len(ids)
-            if spread and tallies is not None and tallies.add(chunks, low, high, compiled):
-                return Counted(kind=ids.dtype, span=(low, high))
-            counts_R = np.zeros(high - low + 1, np.int32)
-            compiled.tally(*chunks.places, low, counts_R)
-            return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
-    elif ids.dtype.is_integer() and len(ids):
-        low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
-        if high - low < NARROW and high < 1 << 63:
-            return Counted(kind=ids.dtype, span=(low, high), counts_R=np.bincount(ids.cast(pl.Int64).to_numpy() - low))
-    span = (ids.min(), ids.max()) if len(ids) else None
-    frame = ids.alias("id").to_frame().group_by("id").agg(count=pl.len().cast(pl.UInt64))
-    return Counted(kind=ids.dtype, span=span, frame=frame)  # type: ignore[arg-type]
+    if not ids.dtype.is_integer() or not len(ids):
+        ends = (ids.min(), ids.max()) if len(ids) else None
+        return Counted(kind=ids.dtype, span=ends, frame=_grouped(ids))  # type: ignore[arg-type]
+    low, high, _ = sorter.extent(ids)
+    if high - low >= NARROW or high >= 1 << 63:
+        return Counted(kind=ids.dtype, span=(low, high), frame=_grouped(ids))
+    spread = (high - low) * SPREAD > len(ids)
+    if spread and tallies is not None and tallies.add(ids, low, high, sorter):
+        return Counted(kind=ids.dtype, span=(low, high))
+    counts_R = np.zeros(high - low + 1, np.int32)
+    sorter.tally(ids, low, counts_R)
+    return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
+
+
+def _grouped(ids: pl.Series) -> pl.DataFrame:
+    return ids.alias("id").to_frame().group_by("id").agg(count=pl.len().cast(pl.UInt64))
 
 
 class Counter:
@@ -233,19 +212,12 @@ class Index:
         places: I64 = ids.cast(pl.Int64).to_numpy() - self._first
         return places
 
-    def rows(self, ids: pl.Series, compiled: Any = None) -> I32:
-        """Return the row of each id, -1 for one that is not there (or null), [len(ids)].
-
-        `compiled` is what `ordering.for_job` returns.
-        """
-        if compiled is not None and self._rows_R is not None and ids.dtype == self._ids.dtype == pl.Int64:
-            found_R = np.empty(len(ids), np.int32)
-            if not ids.null_count() and compiled.look_up(*Chunks(ids).places, self._first, self._rows_R, found_R):
-                return found_R
+    def rows(self, ids: pl.Series, sorter: Sorter = NUMPY) -> I32:
+        """Return the row of each id, -1 for one that is not there (or null), [len(ids)]."""
         if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
-            low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
-            if low >= self._first and high < self._first + len(self._rows_R):
-                return self._rows_R.take(self._places(ids))
+            found_R = sorter.look_up(ids, self._first, self._rows_R)
+            if found_R is not None:
+                return found_R
         known = self._ids.alias("id").to_frame().with_row_index("row")
         asked = ids.cast(self._ids.dtype).alias("id").to_frame()
         joined = asked.join(known, on="id", how="left", maintain_order="left")

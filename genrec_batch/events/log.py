@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import polars as pl
 
 from genrec_batch.core.errors import GateError, InputError
 from genrec_batch.events import schema
 from genrec_batch.events.columns import REQUIRED
-from genrec_batch.events.ids import Chunks, Counted, Counter, Span, count, extent
+from genrec_batch.events.ids import Counted, Counter, Span, count
+from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.io.read import Piece, reading
 from genrec_batch.runtime import console, threads
 
@@ -111,10 +111,10 @@ class Looked:
     times: tuple[int, int, int, int, bool] | None  # epoch us: first and last row, least, largest; whether none falls
 
 
-def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = None) -> Survey:
+def survey(log: EventLog, as_of_us: int | None, workers: int, sorter: Sorter = NUMPY) -> Survey:
     """Read user, video and time of every row once.
 
-    `as_of_us` None means the log's last timestamp; `compiled` is what `ordering.for_job` returns.
+    `as_of_us` None means the log's last timestamp.
 
     Raises:
         InputError: not readable, or no row is usable.
@@ -123,7 +123,7 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = No
     spans: list[Span | None] = []
     nulls = dict.fromkeys(REQUIRED, 0)
     usable, last_us, by_time, before_us = 0, 0, True, 0
-    look = partial(_look, log, as_of_us, compiled, users, videos)
+    look = partial(_look, log, as_of_us, sorter, users, videos)
     with console.progress("reading", log.rows, "rows") as advance:
         looks = threads.ordered(look, range(len(log.pieces)), workers=workers, name="survey")
         for piece, seen in zip(log.pieces, looks, strict=True):
@@ -152,30 +152,25 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, compiled: Any = No
     )
 
 
-def _look(log: EventLog, as_of_us: int | None, compiled: Any, users: Counter, videos: Counter, number: int) -> Looked:
+def _look(log: EventLog, as_of_us: int | None, sorter: Sorter, users: Counter, videos: Counter, number: int) -> Looked:
     frame = log.required(number)
     nulls = {name: frame[name].null_count() for name in REQUIRED}
     usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
     counted = usable
     if as_of_us is not None and len(usable):
         counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-    times = _times(usable["timestamp"].cast(pl.Int64), compiled) if len(usable) else None
-    if times is not None:
+    times = None
+    if len(usable):
+        time_us = usable["timestamp"].cast(pl.Int64)
+        times = time_us[0], time_us[-1], *sorter.extent(time_us)
         log.latest_us[number] = times[3]
     return Looked(
-        users=count(counted["user_id"], compiled, users.tallies),
-        videos=count(counted["video_id"], compiled, videos.tallies),
+        users=count(counted["user_id"], sorter, users.tallies),
+        videos=count(counted["video_id"], sorter, videos.tallies),
         nulls=nulls,
         usable=len(usable),
         times=times,
     )
-
-
-def _times(time_us: pl.Series, compiled: Any) -> tuple[int, int, int, int, bool]:
-    """Return the first and last time, the least and the largest, and whether none falls."""
-    if compiled is not None:
-        return time_us[0], time_us[-1], *extent(Chunks(time_us), compiled)
-    return time_us[0], time_us[-1], time_us.min(), time_us.max(), time_us.is_sorted()  # type: ignore[return-value]
 
 
 def told(nulls: dict[str, int]) -> str:

@@ -1,8 +1,8 @@
-"""The compiled twins of `ordering` and `carrying`: counting sorts of records, records into columns, sums.
+"""Kernels that sort records and move them into columns, and that sum rows of values.
 
-Owns: loops over records, a row of 64-bit words each, and over bits of features. Must not know: what the words mean, but
-for the user in the lower half of one and the time in another. Needs numba; compiled once and cached on disk. Who has
-this module has the kernels of `packing_kernels` too.
+Owns: loops over records, a row of 64-bit words each, and over bits of features. Must not know: what the words mean,
+except that one holds the user in its lower half and another the time. Records are rows of words so that one compiled
+kernel serves every log. Needs numba; compiled once and cached on disk.
 """
 
 from __future__ import annotations
@@ -13,25 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.core.arrays import I32, I64
-from genrec_batch.events.records_numba import (
-    SLOT_BITS,
-    U,
-    Words,
-    codes,
-    extent,
-    look_up,
-    pack,
-    places_by_bucket,
-    slot_of,
-    take,
-    tally,
-)
+from genrec_batch.events.records_numba import U, Words
 from genrec_batch.runtime.jit import array_at, borrowed, kernel, pointer_to
-
-__all__ = [
-    "SLOT_BITS", "codes", "extent", "look_up", "multiply_add", "newest", "pack", "places_by_bucket",
-    "slot_of", "take", "tally",
-]  # fmt: skip
 
 AT_ONCE = 1024  # rows of which every field in turn is written: they stay in a core's own cache
 NEAR, FAR = 8, 16  # neighbours on each side that a key is compared with
@@ -42,8 +25,8 @@ WORD, HALF, BYTE, FLOAT = range(4)  # how a field is moved: as it is, or float32
 
 @kernel()
 def newest(
-    address_B: I64,
-    rows_B: I64,
+    address_K: I64,
+    rows_K: I64,
     width: int,
     user_word: int,
     time_word: int,
@@ -57,13 +40,13 @@ def newest(
     video_half: int,
     video_R: I32,
 ) -> bool:
-    """Of the rows of blocks, write each user's newest `keep` by (time, input order), oldest first, column by column.
+    """Write each user's newest `keep` rows by (time, input order), oldest first, column by column.
 
-    Block b has rows_B[b] rows of `width` words at address_B[b]. Users are `start`.. with offsets_N1[1:] - offsets_N1
-    rows each, and are done from cuts[c] to cuts[c + 1] at a time: in each block, rows of an earlier c stand before rows
-    of a later one. Column c is the field at byte start_C[c], written to the array at address_C[c] in the way kind_C[c].
-    `video_R` is filled with the field at 4 x `video_half` bytes of every row, kept or not; empty: with nothing.
-    False where a row stands elsewhere, or a user has another number of rows.
+    Chunk k has rows_K[k] rows of `width` words at address_K[k]. Users are `start`.. with offsets_N1[1:] - offsets_N1
+    rows each, sorted a tile at a time, from cuts[t] to cuts[t + 1]: in each chunk, rows of an earlier tile come before
+    rows of a later one. Column c is the field at byte start_C[c], moved to the array at address_C[c] as kind_C[c] says.
+    `video_R` is filled with the field at 4 x `video_half` bytes of every row, kept or not, unless it is empty.
+    Returns False where a row is out of place, or a user has another number of rows.
     """
     most, room = _largest_step(offsets_N1), _largest_step(offsets_N1[cuts])
     bits = 0
@@ -72,19 +55,19 @@ def newest(
     keys, order, counts = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(1 << bits, np.int32)
     near = np.full(FAR + most + FAR, -1, np.int64)  # what stands before the first key is smaller
     chosen = np.empty(AT_ONCE + most, np.int64)  # rows whose fields are not written yet
-    words = np.empty(room * width, np.uint64)  # the rows of a cell, by user
-    reached_B, places = np.zeros(len(rows_B), np.int64), offsets_N1[:-1].copy()
+    words = np.empty(room * width, np.uint64)  # the rows of a tile, by user
+    reached_K, places = np.zeros(len(rows_K), np.int64), offsets_N1[:-1].copy()
     written = 0
-    for cell in range(len(cuts) - 1):
-        first, end = cuts[cell], cuts[cell + 1]
-        for block in range(len(rows_B)):
-            reached_B[block] = _group(
-                address_B[block], rows_B[block], reached_B[block], width, user_word, start, first, end,
+    for tile in range(len(cuts) - 1):
+        first, end = cuts[tile], cuts[tile + 1]
+        for chunk in range(len(rows_K)):
+            reached_K[chunk] = _group(
+                address_K[chunk], rows_K[chunk], reached_K[chunk], width, user_word, start, first, end,
                 offsets_N1, places, words,
             )  # fmt: skip
         if not np.array_equal(places[first:end], offsets_N1[first + 1 : end + 1]):
             return False
-        written = _newest_of_cell(
+        written = _newest_of_tile(
             words, words.view(np.uint32), words.view(np.float32), words.view(np.int8), width, time_word, first, end,
             offsets_N1, keep, bits, keys, order, near, counts, chosen, written, kind_C, start_C, address_C, video_half,
             video_R,
@@ -93,7 +76,7 @@ def newest(
 
 
 @kernel()
-def _newest_of_cell(
+def _newest_of_tile(
     words: Words, halves: Any, floats: Any, octets: Any, width: int, time_word: int, first: int, end: int,
     offsets_N1: I64, keep: int, bits: int, keys: I64, order: I64, near: I64, counts: I32, chosen: I64, written: int,
     kind_C: I64, start_C: I64, address_C: I64, video_half: int, video_R: I32,

@@ -1,8 +1,8 @@
-"""The compiled twins of `counting` and `blocks`: what stands in columns, and columns into records.
+"""Kernels that count and look up ids, and that pack columns into records.
 
-Owns: loops over the values of columns. Must not know: what a value means. Columns of any number come as addresses, so
-that one compiled kernel serves every log; whoever calls holds the arrays until it returns. Needs numba; compiled once
-and cached on disk.
+Owns: loops over the values of columns. Must not know: what a value means. Columns come as addresses, however many there
+are, so that one compiled kernel serves every log; the caller holds the arrays until a kernel returns. Needs numba;
+compiled once and cached on disk.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from genrec_batch.core.declare import recorded
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.engines.choose import Opening
-from genrec_batch.events import by_user, order
+from genrec_batch.events import by_user, sorter_choice
 from genrec_batch.events.by_user import Bucket
 from genrec_batch.events.dataset import Job, prepare, read_log
 from genrec_batch.features.batches import Part
@@ -130,7 +130,7 @@ def open_job(
         published.check(Path(target), config.if_exists)
     log, opened = read_log(source, config, stages)
     with console.busy("loading the kernels"):
-        order.for_job(log.rows)  # an import, which another one beside it would hold up
+        sorter_choice.for_log(log.rows)  # an import, which another one beside it would hold up
     if ahead is not None:
         ahead.start()
         stack.callback(ahead.close)
@@ -207,7 +207,7 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
         with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
             part = Part.of(job, histories, start, config)
         with stages.time("batch", rows=len(histories)):
-            prints = carrying.fingerprints(part, job.store.split.compiled)
+            prints = carrying.fingerprints(part, job.store.split.sorter)
             if previous is not None:
                 kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
                 if kept.any():

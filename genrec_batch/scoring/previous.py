@@ -20,25 +20,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.core.arrays import F32, I64, U8, Ragged
+from genrec_batch.core.arrays import F32, I64, U8, U64, Ragged
 from genrec_batch.core.declare import differences, values
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.core.options import ScoreConfig
+from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.features.batches import Part
 from genrec_batch.io import parquet, published
 from genrec_batch.io.read import reading
 
 T = TypeVar("T")
-U64 = npt.NDArray[np.uint64]
 
 WORDS = 2  # of 64 bits: a fingerprint
 WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
-ROWS_AT_ONCE = 64  # of features, so that they stay in a core's cache
 SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
 SCOPE = b"genrec.scope"
 
@@ -55,13 +53,13 @@ def _multipliers(count: int) -> U64:
     return np.frombuffer(stream, "<u8").reshape(count, WORDS) | np.uint64(1)
 
 
-def fingerprints(part: Part, compiled: Any = None) -> U64:
-    """Return a fingerprint for each of N users, [N, WORDS]; `compiled` is what `ordering.for_job` returns.
+def fingerprints(part: Part, sorter: Sorter = NUMPY) -> U64:
+    """Return a fingerprint for each of N users, [N, WORDS].
 
     Multilinear hashing (Carter and Wegman 1979): each 32-bit value times its place's own multiplier, summed
     modulo 2^64; two sums with different multipliers, so that two inputs collide with a chance of about 2^-66.
     """
-    total_NW = _of_rows(part.dense_NF, compiled)
+    total_NW = _of_rows(part.dense_NF, sorter)
     ragged = [part.histories.token_rows(), part.histories.seen, part.candidates]
     for salt, rows in enumerate(ragged, start=2):
         if rows is not None:
@@ -73,18 +71,9 @@ def fingerprints(part: Part, compiled: Any = None) -> U64:
     return total_NW
 
 
-def _of_rows(values_NF: F32, compiled: Any = None) -> U64:
+def _of_rows(values_NF: F32, sorter: Sorter = NUMPY) -> U64:
     bits_NF = np.ascontiguousarray(values_NF).view(np.uint32)
-    by_FW = _multipliers(bits_NF.shape[1])
-    total_NW = np.empty((len(bits_NF), WORDS), np.uint64)
-    if compiled is not None:
-        compiled.multiply_add(bits_NF, np.ascontiguousarray(by_FW.T), total_NW)
-        return total_NW
-    for start in range(0, len(bits_NF), ROWS_AT_ONCE):
-        wide = bits_NF[start : start + ROWS_AT_ONCE].astype(np.uint64)
-        for word in range(WORDS):
-            total_NW[start : start + ROWS_AT_ONCE, word] = (wide * by_FW[:, word]).sum(axis=1)
-    return total_NW
+    return sorter.weighted_sums(bits_NF, _multipliers(bits_NF.shape[1]))
 
 
 def _of_ragged(rows: Ragged) -> U64:

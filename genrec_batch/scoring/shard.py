@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from genrec_batch import features
-from genrec_batch.core.arrays import F32, FIRST_ITEM, I64, U8, Batch, Ranked
+from genrec_batch.core.arrays import F32, FIRST_ITEM, I64, U8, U64, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines import batch_size
@@ -38,7 +38,6 @@ from genrec_batch.features.batches import Part, mixed
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
-from genrec_batch.scoring import previous
 from genrec_batch.scoring import rows as recommendations
 from genrec_batch.scoring.rows import Ranking
 from genrec_batch.scoring.verify import measured
@@ -55,7 +54,7 @@ class Shard:
     start: int
     stop: int
     rows: I64 | None
-    prints: previous.U64
+    prints: U64
     batches: deque[tuple[I64, Batch]]  # places among the S users, and what the engine reads of them
     lengths_S: I64
     cold_S: U8
@@ -76,7 +75,7 @@ class Shard:
         stop: int,
         *,
         rows: I64 | None,
-        prints: previous.U64,
+        prints: U64,
         size: int,
         room: int,
         top_k: int,

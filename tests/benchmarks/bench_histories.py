@@ -48,15 +48,15 @@ def ours(path, memory="64GiB", way="memory"):
     from genrec_batch.events import by_user, histories
     from genrec_batch.events.ids import Index
     from genrec_batch.events.log import EventLog, survey
-    from genrec_batch.events.order import kernels
     from genrec_batch.events.records import RecordType
+    from genrec_batch.events.sorter_choice import fastest
     from genrec_batch.io import read
     from genrec_batch.model.catalog import Catalog
     from genrec_batch.runtime import threads as flow
 
     source = read.scan(path, "INPUT", hashed=False)
     log = EventLog.of(source.frame, source.pieces, None, "INPUT")
-    found = survey(log, None, flow.cores(), kernels())
+    found = survey(log, None, flow.cores(), fastest())
     users = by_user.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
     catalog = Catalog.from_counts(found.videos, vocabulary=10_000)
     videos = histories.known(found.videos["video_id"], catalog, None)
@@ -66,7 +66,7 @@ def ours(path, memory="64GiB", way="memory"):
         users=Index(users.ids),
         videos=Index(found.videos["video_id"]),
         as_of_us=found.as_of_us,
-        compiled=kernels(),
+        sorter=fastest(),
     )
     limit = HistoryConfig(memory_limit=memory).memory_bytes()
     padded_NS = np.zeros((len(users), KEPT), np.int32)
@@ -88,7 +88,7 @@ def ours(path, memory="64GiB", way="memory"):
                 as_of_us=found.as_of_us,
                 max_events=KEPT,
                 seen_limit=1000,
-                compiled=split.compiled,
+                sorter=split.sorter,
             )
             store.done(bucket)
             padded_NS[bucket.start : bucket.stop] = built.token_rows().padded(

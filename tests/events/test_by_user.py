@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec_batch.events import by_user, order
+from genrec_batch.events import by_user, sorter_choice, sorter_numba
 from genrec_batch.io import read
 from tests.conftest import small_log
 
@@ -69,12 +69,12 @@ def test_compiled_sorts_give_the_rows_of_the_plain_ones(written, big, monkeypatc
     for number, columns in enumerate((odd, odd[:4], big.columns)):
         big.select(columns).write_parquet(f"log{number}.parquet")
         _, expected = written(f"log{number}.parquet", *flags)
-        for cell_bytes, most_cells in ((1 << 20, 1 << 14), (2000, 1 << 14), (2000, 1)):
+        for tile_bytes, most_tiles in ((1 << 20, 1 << 14), (2000, 1 << 14), (2000, 1)):
             with monkeypatch.context() as patched:
-                patched.setattr(order, "COMPILED_FROM", 0)
-                patched.setattr(order, "CELL_BYTES", cell_bytes)
-                patched.setattr(by_user, "MOST_CELLS", most_cells)
-                assert written(f"log{number}.parquet", *flags)[1].equals(expected), (cell_bytes, most_cells)
+                patched.setattr(sorter_choice, "COMPILED_FROM", 0)
+                patched.setattr(sorter_numba, "TILE_BYTES", tile_bytes)
+                patched.setattr(by_user, "MOST_TILES", most_tiles)
+                assert written(f"log{number}.parquet", *flags)[1].equals(expected), (tile_bytes, most_tiles)
 
 
 def test_time_order_is_seen_and_said(written, big):

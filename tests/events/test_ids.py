@@ -12,29 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_batch.events import ids as counting
-from genrec_batch.events import order
 from genrec_batch.events.ids import Counter, Index
+from genrec_batch.events.sorter import NUMPY
+from genrec_batch.events.sorter_numba import NumbaSorter
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 WHOLE = st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1), st.integers(10**6, 10**6 + 3))
 
 
-TWINS = pytest.mark.parametrize("compiled", [False, True])
+NUMBA = NumbaSorter()
+TWINS = pytest.mark.parametrize("sorter", [NUMPY, NUMBA], ids=["numpy", "numba"])
 
 
-def counted(pieces, kind, compiled=False):
+def counted(pieces, kind, sorter=NUMPY):
     counter = Counter("user_id")
     for piece in pieces:
         ids = pl.Series(piece, dtype=kind)
-        counter.add(counting.count(ids, order.kernels() if compiled else None, counter.tallies))
+        counter.add(counting.count(ids, sorter, counter.tallies))
     return counter.frame()
 
 
 @TWINS
 @EXAMPLES
 @given(pieces=st.lists(st.lists(WHOLE), min_size=1))
-def test_integers_are_counted_in_rising_order(pieces, compiled):
-    frame = counted(pieces, pl.Int64, compiled)
+def test_integers_are_counted_in_rising_order(pieces, sorter):
+    frame = counted(pieces, pl.Int64, sorter)
     expected = sorted(collections.Counter(i for piece in pieces for i in piece).items())
     assert list(frame.iter_rows()) == expected
     assert frame.schema == {"user_id": pl.Int64, "count": pl.UInt64}
@@ -43,17 +45,17 @@ def test_integers_are_counted_in_rising_order(pieces, compiled):
 @TWINS
 @EXAMPLES
 @given(pieces=st.lists(st.lists(st.text(max_size=3)), min_size=1))
-def test_strings_are_counted_in_rising_order(pieces, compiled):
+def test_strings_are_counted_in_rising_order(pieces, sorter):
     expected = sorted(collections.Counter(t for p in pieces for t in p).items(), key=lambda pair: pair[0].encode())
-    assert list(counted(pieces, pl.String, compiled).iter_rows()) == expected
+    assert list(counted(pieces, pl.String, sorter).iter_rows()) == expected
 
 
 @TWINS
 @pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.Int32, pl.Int64, pl.UInt64])
-def test_every_integer_type_reaches_its_ends(kind, compiled):
+def test_every_integer_type_reaches_its_ends(kind, sorter):
     low, high = kind.min(), kind.max()
     ends = [pl.select(low).item(), pl.select(high).item()]
-    assert list(counted([ends, ends], kind, compiled).iter_rows()) == [(ends[0], 2), (ends[1], 2)]
+    assert list(counted([ends, ends], kind, sorter).iter_rows()) == [(ends[0], 2), (ends[1], 2)]
 
 
 def test_many_pieces_are_merged_while_they_come(monkeypatch):
@@ -72,7 +74,7 @@ def test_pieces_of_a_log_of_many_users_in_any_order_bring_no_array_each():
     pieces, counter = pieces_of_many_users(40), Counter("user_id")
 
     def look(ids):
-        return counting.count(ids, order.kernels(), counter.tallies)
+        return counting.count(ids, NUMBA, counter.tallies)
 
     with ThreadPoolExecutor(4) as pool:
         looks = list(pool.map(look, pieces))
@@ -89,7 +91,7 @@ def test_many_users_are_counted_as_without_shared_tallies(monkeypatch):
     pieces, counter = pieces_of_many_users(40), Counter("user_id")
     monkeypatch.setattr(counting, "MOST_ROWS", 30_000)  # an array is full after six pieces, the others bring their own
     with ThreadPoolExecutor(4) as pool:
-        for looked in pool.map(lambda ids: counting.count(ids, order.kernels(), counter.tallies), pieces):
+        for looked in pool.map(lambda ids: counting.count(ids, NUMBA, counter.tallies), pieces):
             counter.add(looked)
     plain = Counter("user_id")
     for ids in pieces:
@@ -101,7 +103,7 @@ def test_ids_that_rise_from_piece_to_piece_are_all_counted_in_few_arrays():
     pieces = [pl.Series(range(first, first + 5_000_000, 100_000)) for first in range(0, 150_000_000, 5_000_000)]
     counter, made = Counter("user_id"), []
     for ids in pieces:
-        counter.add(counting.count(ids, order.kernels(), counter.tallies))
+        counter.add(counting.count(ids, NUMBA, counter.tallies))
         made.append(len(counter.tallies))
     assert max(made) == 1  # one thread, one array
     assert list(counter.frame().iter_rows()) == [(i, 1) for i in range(0, 150_000_000, 100_000)]
@@ -110,10 +112,10 @@ def test_ids_that_rise_from_piece_to_piece_are_all_counted_in_few_arrays():
 @TWINS
 @EXAMPLES
 @given(ids=st.lists(WHOLE, unique=True), asked=st.lists(WHOLE))
-def test_rows_of_integers(ids, asked, compiled):
+def test_rows_of_integers(ids, asked, sorter):
     series = pl.Series(sorted(ids), dtype=pl.Int64)
     places = {i: row for row, i in enumerate(sorted(ids))}
-    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64), order.kernels() if compiled else None)
+    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64), sorter)
     assert got.tolist() == [places.get(i, -1) for i in asked + ids]
 
 
@@ -127,19 +129,18 @@ def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, nea
     ids = [[i % 1000 for i in part] if near else part for part in parts]
     series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in ids], rechunk=False)
     counter = Counter("user_id")
-    counter.add(counting.count(series, order.kernels(), counter.tallies))
+    counter.add(counting.count(series, NUMBA, counter.tallies))
     flat = [i for part in ids for i in part]
     assert list(counter.frame().iter_rows()) == sorted(collections.Counter(flat).items())
     known = sorted(set(flat))
-    assert Index(pl.Series(known, dtype=pl.Int64)).rows(series, order.kernels()).tolist() == [
-        known.index(i) for i in flat
-    ]
+    assert Index(pl.Series(known, dtype=pl.Int64)).rows(series, NUMBA).tolist() == [known.index(i) for i in flat]
 
 
+@TWINS
 @EXAMPLES
 @given(parts=st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1))
-def test_extent_says_whether_numbers_never_fall(parts):
+def test_extent_says_whether_numbers_never_fall(parts, sorter):
     flat = [i for part in parts for i in part]
     series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in parts], rechunk=False)
-    found = counting.extent(counting.Chunks(series), order.kernels())
+    found = sorter.extent(series)
     assert found == (min(flat), max(flat), flat == sorted(flat))

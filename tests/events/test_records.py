@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch.events import order
 from genrec_batch.events.records import RecordType
+from genrec_batch.events.sorter import NUMPY
+from genrec_batch.events.sorter_numba import NumbaSorter
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 DEVICES = st.sampled_from([None, "", "mobile", "tablet", "tv", "tv ", "unknown", "mobile phones in landscape", "é"])
@@ -36,8 +37,8 @@ def test_both_twins_pack_the_same_records(rows, cut, seed):
     record = RecordType.of(tuple(frame.columns[2:]), frame.schema)
     ids = [frame[name].to_numpy() for name in ("user", "video")]
     for place_R in (None, np.random.default_rng(seed).permutation(len(frame)).astype(np.int32)):
-        plain = record.pack(frame, *ids, place_R)
-        compiled = record.pack(frame, *ids, place_R, order.kernels())
+        plain = NUMPY.pack(record, frame, *ids, place_R)
+        compiled = NumbaSorter().pack(record, frame, *ids, place_R)
         for name in ("user", "video", "time_us", *record.columns):
             np.testing.assert_array_equal(compiled[name], plain[name], name)
 
@@ -54,8 +55,8 @@ def test_columns_in_several_arrays_are_packed_like_those_in_one(rows, cuts):
     record = RecordType.of(tuple(whole.columns[2:]), whole.schema)
     ids = [whole[name].to_numpy() for name in ("user", "video")]
     place_R = np.random.default_rng(1).permutation(len(whole)).astype(np.int32)
-    expected = record.pack(whole, *ids, place_R)
-    got = record.pack(frame, *ids, place_R, order.kernels())
+    expected = NUMPY.pack(record, whole, *ids, place_R)
+    got = NumbaSorter().pack(record, frame, *ids, place_R)
     for name in ("user", "video", "time_us", *record.columns):
         np.testing.assert_array_equal(got[name], expected[name], name)
 
@@ -65,10 +66,10 @@ def in_two(column, cut):
     return pl.concat([column[:cut].rechunk(), column[cut:].rechunk()], rechunk=False)
 
 
-@pytest.mark.parametrize("kernels", [None, order.kernels()])
-def test_values_beyond_the_list_are_unlike_those_in_it(kernels):
+@pytest.mark.parametrize("sorter", [NUMPY, NumbaSorter()])
+def test_a_text_that_is_not_in_the_list_is_coded_0(sorter):
     devices = pl.Series("device_type", ["tv", None, "phone", "a television set", "unknown", "mobile"])
     frame = pl.DataFrame([devices, pl.Series("timestamp", [0] * 6).cast(pl.Datetime("us"))])
     rows_R = np.zeros(6, np.int32)
     record = RecordType.of(("device_type",), frame.schema)
-    assert record.pack(frame, rows_R, rows_R, compiled=kernels)["device_type"].tolist() == [4, -1, 0, 0, 0, 1]
+    assert sorter.pack(record, frame, rows_R, rows_R)["device_type"].tolist() == [4, -1, 0, 0, 0, 1]

@@ -14,8 +14,9 @@ import pytest
 
 from genrec_batch.core.arrays import Ragged
 from genrec_batch.core.errors import InputError
-from genrec_batch.events import histories, order
+from genrec_batch.events import histories
 from genrec_batch.events.schema import normalize
+from genrec_batch.events.sorter_numba import NumbaSorter
 from genrec_batch.features.batches import Part
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import PRESETS, initial_weights, save
@@ -331,7 +332,7 @@ def test_every_part_of_a_users_input_is_in_the_fingerprint(log):
     assert len(np.unique(before, axis=0)) == len(before), "users whose histories differ"
     assert (before == fingerprints(part_of(log))).all()
     assert (before[5:9] == fingerprints(part.take(np.arange(5, 9)))).all(), "neighbours do not matter"
-    assert (before == fingerprints(part, order.kernels())).all(), "compiled sums are the same"
+    assert (before == fingerprints(part, NumbaSorter())).all(), "compiled sums are the same"
     user, rows = 7, part.histories
     for array, place in (
         (part.dense_NF, (user, 1023)),

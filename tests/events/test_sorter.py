@@ -1,4 +1,4 @@
-"""Records by bucket, and by user and time: compiled and NumPy twins give the same bytes, whatever the record holds."""
+"""Records by bucket, and by user and time: both sorters return the same bytes, whatever the record holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.events import histories, order
+from genrec_batch.events import histories, sorter_choice, sorter_numba
 from genrec_batch.events.records import RecordType
+from genrec_batch.events.sorter import NUMPY
+from genrec_batch.events.sorter_numba import NumbaSorter
 
 KINDS = {
     "narrow": [("time_us", "<i8"), ("user", "<i4"), ("video", "<i4")],
@@ -39,18 +41,20 @@ def records_of(total_N, kind, times, seed, start=7):
     return records
 
 
-@pytest.fixture(params=["numpy", "numba"])
-def twin(request):
-    if request.param == "numpy":
-        return None
-    assert order.kernels() is not None, "numba is in the development extra"
-    return order.kernels()
+@pytest.fixture(params=[NUMPY, NumbaSorter()], ids=["numpy", "numba"])
+def sorter(request):
+    return request.param
+
+
+def test_large_logs_get_the_compiled_sorter_and_small_ones_do_not_wait_for_it():
+    assert sorter_choice.for_log(sorter_choice.COMPILED_FROM - 1) is NUMPY
+    assert isinstance(sorter_choice.for_log(sorter_choice.COMPILED_FROM), NumbaSorter)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("times", [0, 1, 5, 40, 10**9, 2**62])  # 0: most of them close together
 @pytest.mark.parametrize("most", [3, 40, 300])
-def test_newest_is_what_python_sorts(twin, kind, times, most):
+def test_newest_is_what_python_sorts(sorter, kind, times, most):
     for seed in range(5):
         total_N = np.random.default_rng(seed).integers(0, most, 20)
         records = records_of(total_N, kind, times, seed)
@@ -63,55 +67,52 @@ def test_newest_is_what_python_sorts(twin, kind, times, most):
             }
             wide = {name: np.empty(len(kept)) for name in records.dtype.names if name == "x"}
             video_R = np.empty(len(records), np.int32)
-            held = np.array_split(records, 3)
-            assert order.newest(
-                held, records.dtype, start=7, total_N=total_N, keep=keep, targets=targets | wide, video_R=video_R,
-                compiled=twin,
-            )  # fmt: skip
-            assert video_R.tolist() == records["video"][rows].tolist(), (twin, seed)
+            chunks = np.array_split(records, 3)
+            assert sorter.newest(
+                chunks, records.dtype, start=7, total_N=total_N, keep=keep, targets=targets | wide, video_R=video_R
+            )
+            assert video_R.tolist() == records["video"][rows].tolist(), seed
             for name, got in (targets | wide).items():
-                np.testing.assert_array_equal(got, records[name][kept], f"{twin} {seed} {name}")
+                np.testing.assert_array_equal(got, records[name][kept], f"{seed} {name}")
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_records_that_stand_by_cells_come_out_the_same(monkeypatch, late):
-    """Cells are done one after the other; a block with a record that comes `late` is put in order as a whole."""
-    monkeypatch.setattr(order, "CELL_BYTES", 700)
+def test_records_that_are_grouped_by_tiles_come_out_the_same(monkeypatch, late):
+    """Tiles are sorted one after the other; where a record comes `late` in its chunk, everything is sorted at once."""
+    monkeypatch.setattr(sorter_numba, "TILE_BYTES", 700)
     total_N = np.random.default_rng(4).integers(0, 30, 60)
     records = records_of(total_N, "wide", 10**9, 5)
-    cuts = order.cells(total_N, records.dtype)
+    cuts = NumbaSorter().tiles(total_N, records.dtype)
     assert len(cuts) > 10
-    cell_R = np.searchsorted(cuts, records["user"] - 7, "right")
-    blocks = []
-    for piece in np.array_split(np.arange(len(records)), 4):
-        rows = piece[np.argsort(cell_R[piece], kind="stable")]
-        blocks.append(records[np.roll(rows, -1) if late else rows])
+    tile_R = np.searchsorted(cuts, records["user"] - 7, "right")
+    chunks = []
+    for some in np.array_split(np.arange(len(records)), 4):
+        rows = some[np.argsort(tile_R[some], kind="stable")]
+        chunks.append(records[np.roll(rows, -1) if late else rows])
     found = []
-    for twin in (None, order.kernels()):
+    for sorter in (NUMPY, NumbaSorter()):
         kept = int(np.minimum(total_N, 9).sum())
         targets = {name: np.zeros(kept, records.dtype[name]) for name in ("video", "time_us", "x", "liked")}
         video_R = np.zeros(len(records), np.int32)
-        assert order.newest(
-            blocks, records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=video_R, compiled=twin
-        )
+        assert sorter.newest(chunks, records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=video_R)
         found.append([*targets.values(), video_R])
     for plain, compiled in zip(*found, strict=True):
         np.testing.assert_array_equal(compiled, plain)
 
 
-def test_places_by_bucket_keep_the_input_order(twin):
+def test_places_by_bucket_keep_the_input_order(sorter):
     total_N = np.random.default_rng(1).integers(0, 30, 50)
     for buckets in (1, 7, 300):
         user_R = records_of(total_N, "wide", 100, 3, start=0)["user"].copy()
         of_user = (np.arange(50) * buckets // 50).astype(np.uint16)
-        place_R, counts = order.places_by_bucket(user_R, of_user, buckets, twin)
+        place_R, counts = sorter.places_by_bucket(user_R, of_user, buckets)
         rows = sorted(range(len(user_R)), key=lambda r: (of_user[user_R[r]], r))
-        assert np.argsort(place_R).tolist() == rows, (twin, buckets)
+        assert np.argsort(place_R).tolist() == rows, buckets
         assert counts.tolist() == np.bincount(of_user[user_R], minlength=buckets).tolist()
 
 
 @pytest.mark.parametrize("change", ["one more", "one less", "another user", "nobody of these"])
-def test_records_that_were_not_counted_are_noticed(twin, change):
+def test_records_that_were_not_counted_are_noticed(sorter, change):
     total_N = np.array([3, 0, 4])
     records = records_of(total_N, "narrow", 9, 1)
     if change == "one more":
@@ -121,20 +122,18 @@ def test_records_that_were_not_counted_are_noticed(twin, change):
     else:
         records["user"][0] = 8 if change == "another user" else 99
     targets = {"time_us": np.empty(7, np.int64)}
-    assert not order.newest(
-        [records], records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=None, compiled=twin
-    ), twin
+    assert not sorter.newest([records], records.dtype, start=7, total_N=total_N, keep=9, targets=targets, video_R=None)
 
 
-def test_users_without_any_record(twin):
+def test_users_without_any_record(sorter):
     """A bucket of users that only `--users` names."""
     kind = np.dtype(KINDS["narrow"])
     none = {"video": np.empty(0, np.int32)}
     given = {"start": 0, "total_N": np.zeros(5, np.int64), "keep": 3, "targets": none, "video_R": np.empty(0, np.int32)}
-    assert order.newest([], kind, **given, compiled=twin)
+    assert sorter.newest([], kind, **given)
 
 
-def test_a_video_that_the_first_look_did_not_see_is_a_changed_input(twin):
+def test_a_video_that_the_first_look_did_not_see_is_a_changed_input(sorter):
     record = RecordType.of(("user_id", "video_id", "timestamp"), {})
     records = np.zeros(4, record.kind)
     records["video"], records["time_us"] = [0, -1, 1, 0], range(4)
@@ -142,5 +141,5 @@ def test_a_video_that_the_first_look_did_not_see_is_a_changed_input(twin):
     with pytest.raises(InputError, match="INPUT has changed"):
         histories.order(
             [records], record, start=0, total_N=np.array([4]), videos=videos, user_row_N=np.array([-1], np.int32),
-            as_of_us=9, max_events=50, seen_limit=9, compiled=twin,
+            as_of_us=9, max_events=50, seen_limit=9, sorter=sorter,
         )  # fmt: skip

@@ -10,7 +10,6 @@ once, and kept: `sizing`.)
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +23,10 @@ from genrec_batch.engines.batch_size import Size, choose, fixed
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, top_overlap
 from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
-from genrec_batch.runtime.console import LOG, busy, doing, progress
+from genrec_batch.runtime.console import LOG, busy, progress
 
-NEEDS = {  # modules of which one must be there, and the extra that brings it
-    "torch": (("torch",), "torch"),
-    "onnxruntime": (("onnxruntime",), "cpu"),
-    "tensorrt": (("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"), "gpu"),
-}
 COMPARED_USERS = 64  # at a time on a CPU, so that a terminal sees them pass
 LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
 SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
@@ -52,42 +47,6 @@ class Selection:
     def batch_users(self) -> int:
         """Users of a batch: what `--batch-size` says, else what fits and runs fastest."""
         return (self.size or fixed(self.engine)).users
-
-
-def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engine:
-    """Open an engine by name.
-
-    Raises:
-        EngineError: it, its device or its precision is not there; the message says how to install it.
-    """
-    _need(name)
-    doing(f"{name} in {precision} on {device}")
-    engine: Engine
-    if name == "torch":
-        from genrec_batch.engines.cuda.engine import TorchCudaEngine, why_not
-        from genrec_batch.engines.torch.engine import TorchEngine
-
-        declined = why_not(model.config, device, precision)
-        if device.startswith("cuda"):
-            LOG.info("torch on %s: %s", device, f"the plain loop: {declined}" if declined else "hand-fused kernels")
-        fused = not declined
-        engine = (TorchCudaEngine if fused else TorchEngine)(model, device=device, precision=precision)
-    elif name == "onnxruntime":
-        from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
-
-        engine = OnnxRuntimeEngine(model, device=device, precision=precision)
-    else:
-        from genrec_batch.engines.tensorrt.engine import TensorRtEngine
-
-        trt = TensorRtEngine(model, device=device, precision=precision, progress=_building)
-        LOG.info("tensorrt: %s", trt.variant)
-        engine = trt
-    return engine
-
-
-def _building(what: str, done: float) -> None:
-    LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
-    doing(f"{what}, {done:.0%}" if done < 1 else "")
 
 
 def select(
@@ -240,10 +199,8 @@ def preload(name: str, device: str) -> None:
     """
     place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
-    for module in NEEDS[chosen][0]:
-        if importlib.util.find_spec(module):
-            importlib.import_module(module)
-            break
+    if module := entry(chosen).module():
+        importlib.import_module(module)
     if chosen == "torch" and place.startswith("cuda"):
         from genrec_batch.engines.torch.device import wake
 
@@ -278,14 +235,6 @@ def sample_rows(lengths_N: I64, most: int | None = None) -> I64:
     return order_N[picked]
 
 
-def _need(engine: str) -> None:
-    modules, extra = NEEDS[engine]
-    if not any(importlib.util.find_spec(module) for module in modules):
-        raise EngineError(
-            f"--engine {engine}: the package {modules[0]} is not installed; pip install 'genrec-batch[{extra}]'"
-        )
-
-
 def device_of(device: str, name: str) -> str:
     """Return the device that `--device` means for an engine: "cpu" or "cuda:N"."""
     if device != "auto":
@@ -296,14 +245,14 @@ def device_of(device: str, name: str) -> str:
 
 
 def _available(place: str) -> str:
-    """Return the engine that `auto` takes: measured fastest first, among what is installed."""
-    order = ("torch", "tensorrt", "onnxruntime") if place.startswith("cuda") else ("torch", "onnxruntime")
-    for name in order:
-        if any(importlib.util.find_spec(module) for module in NEEDS[name][0]):
-            return name
+    """Return the engine that `auto` takes: the first of the registry that runs there and is installed."""
+    order = [known for known in ENTRIES if place.partition(":")[0] in known.precisions]
+    for known in order:
+        if known.module():
+            return known.name
     raise EngineError(
-        f"--engine auto: none of {', '.join(order)} is installed for {place}; pip install 'genrec-batch[cpu]' or "
-        "'genrec-batch[torch]'"
+        f"--engine auto: none of {', '.join(known.name for known in order)} is installed for {place}; "
+        + " or ".join(known.install for known in reversed(order) if "cpu" in known.precisions)
     )
 
 

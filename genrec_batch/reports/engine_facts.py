@@ -8,7 +8,6 @@ users of the log where there is one. Engines take turns, run by run, so that a m
 from __future__ import annotations
 
 import gc
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -18,25 +17,18 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
-from genrec_batch.core.errors import ConfigError, EngineError, RetryError, nearest
+from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines.batch_size import GPU_USERS
-from genrec_batch.engines.choose import NEEDS, computes_int8, open_engine, reference_engine
+from genrec_batch.engines.choose import computes_int8, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, compare, joined
 from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
 from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
 from genrec_batch.runtime.console import LOG, doing
 
-PRECISIONS = {  # what each engine has on each kind of device
-    ("torch", "cpu"): ("fp32", "bf16", "int8"),
-    ("torch", "cuda"): ("fp32", "bf16", "fp16"),
-    ("onnxruntime", "cpu"): ("fp32",),
-    ("onnxruntime", "cuda"): ("fp32", "fp16"),
-    ("tensorrt", "cuda"): ("fp32", "bf16", "fp16"),
-}
-NAMES = ("torch", "onnxruntime", "tensorrt")
 LEAST_RUNS, MOST_RUNS = 5, 100  # timed runs of one engine at one batch size
 PHASE_USERS = 256  # of the batch whose phases are timed, at most
 SEED = 7  # of the histories that are timed
@@ -51,16 +43,15 @@ def choices(asked: tuple[str, ...], device: str) -> list[Choice]:
         ConfigError: an engine or a precision that nobody has.
     """
     kind = device.partition(":")[0]
-    here = [(name, p) for (name, where), all_ in PRECISIONS.items() if where == kind for p in all_]
+    here = [(known.name, p) for known in ENTRIES for p in known.precisions.get(kind, ())]
     here = [pair for pair in here if pair[1] != "int8" or computes_int8()]
     if not asked:
-        return [(name, p) for name, p in here if any(importlib.util.find_spec(module) for module in NEEDS[name][0])]
+        installed = {known.name for known in ENTRIES if known.module()}
+        return [pair for pair in here if pair[0] in installed]
     chosen: list[Choice] = []
     for text in asked:
         name, _, precision = text.partition(":")
-        if name not in NAMES:
-            hint = nearest(name, list(NAMES))
-            raise ConfigError(f"--engines {text}: {name!r} is not one of {', '.join(NAMES)}.{hint}")
+        entry(name, "--engines")
         found = [(n, p) for n, p in here if n == name and precision in ("", p)]
         if not found:
             have = ", ".join(f"{n}:{p}" for n, p in here)

@@ -24,9 +24,9 @@ from bench_engines import GFLOP_50, make_batch
 from cpu_peer import tuned
 
 from genrec_batch.core.arrays import I32
-from genrec_batch.engines.choose import open_engine
 from genrec_batch.engines.decode import Decoding, recommend
 from genrec_batch.engines.parity import top_overlap
+from genrec_batch.engines.registry import open_engine
 from genrec_batch.engines.torch.device import fast_int8
 from genrec_batch.engines.torch.linear import Int8Linear, Linear
 from genrec_batch.model import weights

@@ -93,8 +93,8 @@ def run(log, output, options, kernel):
 def device_alone(kind, size, asked, rounds=3, batches=24):
     """Return users/s of the engine over batches of the same lengths that were made before."""
     from genrec_batch.core.arrays import Batch
-    from genrec_batch.engines.choose import open_engine
     from genrec_batch.engines.decode import Decoding, recommend_all
+    from genrec_batch.engines.registry import open_engine
     from genrec_batch.features.batches import cuts, mixed
     from genrec_batch.model import weights
 

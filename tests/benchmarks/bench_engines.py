@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.engines.choose import open_engine, top_overlap
 from genrec_batch.engines.decode import Decoding, recommend
+from genrec_batch.engines.parity import top_overlap
+from genrec_batch.engines.registry import open_engine
 from genrec_batch.engines.torch.linear import Linear
 from genrec_batch.model import weights
 

@@ -55,7 +55,7 @@ def main():
     mark("model_s", now)
     batch = inputs(arguments.users, arguments.lengths)
     now = time.perf_counter()
-    from genrec_batch.engines.choose import open_engine
+    from genrec_batch.engines.registry import open_engine
 
     engine = open_engine(model, name=arguments.engine, device=arguments.device, precision=arguments.precision)
     engine.resize(arguments.users)

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_tensorrt import inputs
 
 from genrec_batch.engines.batch_size import choose
-from genrec_batch.engines.choose import open_engine
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.plan_cache import EngineCache
+from genrec_batch.engines.registry import open_engine
 from genrec_batch.model.weights import load
 
 

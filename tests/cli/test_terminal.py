@@ -20,7 +20,7 @@ import pytest
 from genrec_batch.cli import exits
 from genrec_batch.cli.model import PRESETS
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.engines import choose
+from genrec_batch.engines import registry
 from genrec_batch.model import weights
 from genrec_batch.runtime import console
 
@@ -223,8 +223,10 @@ def test_a_step_says_what_it_is_at_beside_its_title(monkeypatch):
 def test_opening_an_engine_says_which(monkeypatch):
     pytest.importorskip("onnxruntime")
     told = []
-    monkeypatch.setattr(choose, "doing", told.append)
-    choose.open_engine(weights.demo_model(weights.PRESETS["tiny"]), name="onnxruntime", device="cpu", precision="fp32")
+    monkeypatch.setattr(registry, "doing", told.append)
+    registry.open_engine(
+        weights.demo_model(weights.PRESETS["tiny"]), name="onnxruntime", device="cpu", precision="fp32"
+    )
     assert told == ["onnxruntime in fp32 on cpu"]
 
 

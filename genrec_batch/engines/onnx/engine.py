@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
-from genrec_batch.core.errors import ConfigError, EngineError
+from genrec_batch.core.errors import ConfigError
 from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported
 from genrec_batch.engines.onnx.sessions import Array, Sessions, Value, import_or_say
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
-
-PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
 
 PART = 32  # rows of a prefill on the CPU: their activations stay in the caches (at 256 rows, 20% over all at once)
 
@@ -69,15 +67,10 @@ class OnnxRuntimeEngine(Engine):
             threads: of one operator on the CPU; by default as many as this process may use.
 
         Raises:
-            EngineError: onnxruntime, onnx, the provider or the precision is not there.
+            EngineError: onnxruntime, onnx or the provider is not there.
             ModelError: the model directory's export is damaged.
         """
         kind, _, number = device.partition(":")
-        if kind not in PRECISIONS or (number and not (kind == "cuda" and number.isdecimal())):
-            raise EngineError(f"--device {device!r}: the onnxruntime engine knows cpu, cuda and cuda:N")
-        if precision not in PRECISIONS[kind]:
-            supported = " and ".join(PRECISIONS[kind])
-            raise EngineError(f"--precision {precision}: the onnxruntime engine has {supported} on {kind}")
         self.device = f"cuda:{int(number or 0)}" if kind == "cuda" else kind
         self.precision = precision
         self._model = model

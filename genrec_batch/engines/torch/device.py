@@ -1,6 +1,7 @@
-"""Where PyTorch computes and in which type: what is there, and what to do where it is not.
+"""Where PyTorch computes and in which type, and what to do where the device is missing or full.
 
-Owns: the meaning of `--device` and `--precision` for the torch engine, and out-of-memory errors. Must not know: models.
+Owns: PyTorch's devices and types by our names, and its out-of-memory errors. Must not know: models, or which devices
+and precisions the engine has (`engines.registry`).
 """
 
 from __future__ import annotations
@@ -10,26 +11,20 @@ from contextlib import contextmanager
 
 import torch
 
-from genrec_batch.core.errors import DeviceMemoryError, EngineError, nearest
+from genrec_batch.core.errors import DeviceMemoryError, EngineError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `--device` names.
+    """Return a device by name, "cpu", "cuda" or "cuda:N".
 
     Raises:
-        EngineError: it is not a device, or PyTorch does not see it here.
+        EngineError: PyTorch does not see it here.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        hint = nearest(name, ["cpu", "cuda", "cuda:0"])
-        raise EngineError(f"--device {name!r} is not a device; say cpu, cuda or cuda:0.{hint}") from error
+    device = torch.device(name)
     if device.type == "cpu":
         return torch.device("cpu")
-    if device.type != "cuda":
-        raise EngineError(f"--device {name}: the torch engine runs on cpu and cuda")
     if not torch.cuda.is_available():
         raise EngineError(
             f"--device {name}: PyTorch {torch.__version__} sees no CUDA GPU here. With one and its driver in place, "
@@ -46,22 +41,15 @@ def wake(name: str) -> None:
     torch.zeros(1, device=resolve_device(name))
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the type that `--precision` names.
+def resolve_precision(name: str) -> torch.dtype:
+    """Return the type of a precision.
 
     Raises:
-        EngineError: the torch engine does not have it on this device.
+        EngineError: int8, which this processor does not multiply.
     """
-    if name not in PRECISIONS:
-        hint = nearest(name, list(PRECISIONS))
-        raise EngineError(f"--precision {name}: the torch engine has {', '.join(PRECISIONS)}.{hint}")
-    if name == "fp16" and device.type == "cpu":
-        raise EngineError("--precision fp16: the torch engine has it on --device cuda only; on a CPU take bf16 or fp32")
-    if name == "int8" and device.type != "cpu":
-        raise EngineError("--precision int8: the torch engine has it on --device cpu only; on a GPU take fp16")
     if name == "int8" and not fast_int8():
         raise EngineError("--precision int8: this processor has no AVX-512 VNNI instructions; take fp32")
-    return PRECISIONS[name]
+    return DTYPES[name]
 
 
 def fast_int8() -> bool:

@@ -71,7 +71,7 @@ class TorchEngine(Engine):
             DeviceMemoryError: the device is out of memory.
         """
         self._device = resolve_device(device)
-        dtype = resolve_precision(precision, self._device)
+        dtype = resolve_precision(precision)
         self.device, self.precision = str(self._device), precision
         self._positions = model.config.positions
         on_cpu = self._device.type == "cpu"

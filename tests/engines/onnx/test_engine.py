@@ -323,21 +323,6 @@ def test_a_history_that_does_not_fit_the_position_table(engine):
         engine.prefill(make_batch(TINY, [36]), steps=5)
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "message"),
-    [
-        ("tpu", "fp32", "knows cpu, cuda and cuda:N"),
-        ("cpu:1", "fp32", "knows cpu, cuda and cuda:N"),
-        ("cpu", "bf16", "bf16: the onnxruntime engine has fp32 on cpu"),
-        ("cpu", "int8", "int8: the onnxruntime engine has fp32 on cpu"),
-        ("cuda:0", "bf16", "has fp32 and fp16 on cuda"),
-    ],
-)
-def test_what_it_does_not_have_is_an_error(tiny, device, precision, message):
-    with pytest.raises(EngineError, match=message):
-        OnnxRuntimeEngine(tiny, device=device, precision=precision)
-
-
 def test_cuda_without_its_provider_says_what_to_install(tiny, monkeypatch):
     runtime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec_batch.engines import choose, driver
+from genrec_batch.engines import driver, registry
 from genrec_batch.engines.decode import Decoding, recommend
 from genrec_batch.engines.tensorrt import build as tensorrt_build
 from genrec_batch.engines.tensorrt.plugin import library as plugin
@@ -170,7 +170,7 @@ def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log
     monkeypatch.setattr(tensorrt_build, "load_library", lambda _name=None: library)
     monkeypatch.setattr(plugin, "toolchain", lambda: plugin.Toolchain(compiler="g++", include=()))
     monkeypatch.setattr(plugin, "load", lambda *_, **__: None)
-    monkeypatch.setattr(choose, "_need", lambda _name: None)
+    monkeypatch.setattr(registry.Entry, "module", lambda self: self.modules[0])
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     config = ModelConfig(vocabulary=1_000, width=512, ffn=64, layers=2, positions=64)
     weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="for tests\n")

@@ -500,20 +500,9 @@ def test_a_history_beyond_the_position_table_is_refused(engine):
         engine.prefill(make_batch([30]), steps=10)
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "message"),
-    [
-        ("cpu", "fp16", "--precision fp16.*--device cuda only"),
-        ("cpu", "fp8", "--precision fp8: the torch engine has fp32, bf16, fp16, int8"),
-        ("cpu", "bf61", "Did you mean 'bf16'"),
-        ("cuda:99", "fp32", "--device cuda:99: "),
-        ("gpu", "fp32", "--device 'gpu' is not a device"),
-        ("meta", "fp32", "runs on cpu and cuda"),
-    ],
-)
-def test_what_is_not_there_is_refused(device, precision, message):
-    with pytest.raises(EngineError, match=message):
-        TorchEngine(MODEL, device=device, precision=precision)
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(EngineError, match="--device cuda:99: "):
+        TorchEngine(MODEL, device="cuda:99")
 
 
 def test_a_missing_gpu_says_what_to_install(monkeypatch):

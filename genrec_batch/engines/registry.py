@@ -1,0 +1,137 @@
+"""Every engine once: what it needs, where it runs, in which precisions, and how it opens.
+
+Owns: that list, and `open_engine`. Must not know: which engine a run takes (`choose`), or how one computes; the module
+of an engine is imported when it opens. To add an engine, write a folder with a subclass of `protocol.Engine` and enter
+it here. `core.options` lists the same names for `--help` without importing anything; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from genrec_batch.core.errors import ConfigError, EngineError, nearest
+from genrec_batch.engines.protocol import Engine
+from genrec_batch.model.weights import Model
+from genrec_batch.runtime.console import LOG, doing
+
+
+class Opener(Protocol):
+    """Opens an engine on a device that it runs on, in a precision that it has there."""
+
+    def __call__(self, model: Model, *, device: str, precision: str) -> Engine:
+        """Return the open engine."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One engine, not opened."""
+
+    name: str
+    modules: tuple[str, ...]  # any one of them must be installed
+    extra: str  # of genrec-batch, which installs it
+    precisions: Mapping[str, tuple[str, ...]]  # by kind of device, "cpu" or "cuda"; a kind left out is not supported
+    open: Opener
+
+    @property
+    def install(self) -> str:
+        """The command that installs what the engine needs."""
+        return f"pip install 'genrec-batch[{self.extra}]'"
+
+    def module(self) -> str | None:
+        """Return the first of `modules` that is installed, None without any."""
+        return next((module for module in self.modules if importlib.util.find_spec(module)), None)
+
+    def check(self, device: str, precision: str) -> None:
+        """Raise EngineError unless the engine is installed and has this precision on this device."""
+        if self.module() is None:
+            raise EngineError(f"--engine {self.name}: the package {self.modules[0]} is not installed; {self.install}")
+        kind = device.partition(":")[0]
+        if kind not in self.precisions:
+            raise EngineError(f"--device {device}: the {self.name} engine runs on {' and '.join(self.precisions)}")
+        if precision not in self.precisions[kind]:
+            have = ", ".join(self.precisions[kind])
+            hint = nearest(precision, list(self.precisions[kind]))
+            raise EngineError(f"--precision {precision}: the {self.name} engine has {have} on {kind}.{hint}")
+
+
+def _open_torch(model: Model, *, device: str, precision: str) -> Engine:
+    from genrec_batch.engines.cuda.engine import TorchCudaEngine, why_not
+    from genrec_batch.engines.torch.engine import TorchEngine
+
+    declined = why_not(model.config, device, precision)
+    if device.startswith("cuda"):
+        LOG.info("torch on %s: %s", device, f"the plain loop: {declined}" if declined else "hand-fused kernels")
+    return (TorchEngine if declined else TorchCudaEngine)(model, device=device, precision=precision)
+
+
+def _open_tensorrt(model: Model, *, device: str, precision: str) -> Engine:
+    from genrec_batch.engines.tensorrt.engine import TensorRtEngine
+
+    engine = TensorRtEngine(model, device=device, precision=precision, progress=_building)
+    LOG.info("tensorrt: %s", engine.variant)
+    return engine
+
+
+def _building(what: str, done: float) -> None:
+    LOG.debug("tensorrt: %s, %d%%", what, 100 * done)
+    doing(f"{what}, {done:.0%}" if done < 1 else "")
+
+
+def _open_onnxruntime(model: Model, *, device: str, precision: str) -> Engine:
+    from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(model, device=device, precision=precision)
+
+
+ENTRIES = (  # `--engine auto` takes the first that is installed: measured fastest first
+    Entry(
+        name="torch",
+        modules=("torch",),
+        extra="torch",
+        precisions={"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "bf16", "fp16")},
+        open=_open_torch,
+    ),
+    Entry(
+        name="tensorrt",
+        modules=("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
+        extra="gpu",
+        precisions={"cuda": ("fp32", "bf16", "fp16")},
+        open=_open_tensorrt,
+    ),
+    Entry(
+        name="onnxruntime",
+        modules=("onnxruntime",),
+        extra="cpu",
+        precisions={"cpu": ("fp32",), "cuda": ("fp32", "fp16")},
+        open=_open_onnxruntime,
+    ),
+)
+
+
+def entry(name: str, flag: str = "--engine") -> Entry:
+    """Return the entry of an engine; `flag` named it.
+
+    Raises:
+        ConfigError: no engine has this name.
+    """
+    names = [known.name for known in ENTRIES]
+    if name not in names:
+        raise ConfigError(f"{flag} {name!r} is not one of {', '.join(names)}.{nearest(name, names)}")
+    return ENTRIES[names.index(name)]
+
+
+def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engine:
+    """Open an engine by name.
+
+    Raises:
+        EngineError: it, its device or its precision is not there; the message says how to install it.
+    """
+    found = entry(name)
+    found.check(device, precision)
+    doing(f"{name} in {precision} on {device}")
+    return found.open(model, device=device, precision=precision)

@@ -13,7 +13,7 @@ import polars as pl
 
 from genrec_batch.core.errors import InputError, nearest
 
-Kind = Literal["id", "time", "number", "flag", "category"]
+Kind = Literal["id", "time", "number", "flag", "category", "label"]
 
 REQUIRED = ("user_id", "video_id", "timestamp")
 SCORED: dict[str, Kind] = {  # the columns that a score depends on
@@ -42,6 +42,13 @@ SCORED: dict[str, Kind] = {  # the columns that a score depends on
     "recommendation_source": "category",
     "recommendation_position": "number",
 }
+LABELS: dict[str, Kind] = {  # what a head is to predict of an event; read where a model is trained or judged
+    "recommendation_label": "label",
+    "engagement_label": "label",
+    "retention_label": "label",
+    "monetization_label": "label",
+}
+KINDS: dict[str, Kind] = {**SCORED, **LABELS}
 KNOWN = (  # part of the contract, read by nothing here: neither used nor reported as unknown
     "os_type",
     "language",
@@ -67,9 +74,6 @@ KNOWN = (  # part of the contract, read by nothing here: neither used nor report
     "screen_resolution",
     "user_age_group",
     "user_gender",
-    "engagement_label",
-    "retention_label",
-    "monetization_label",
 )
 
 WANTED: dict[Kind, str] = {
@@ -78,19 +82,27 @@ WANTED: dict[Kind, str] = {
     "number": "a number",
     "flag": "a Boolean, or an integer that is 0 or 1",
     "category": "a string",
+    "label": "a Boolean, or a number from 0 to 1",
 }
 
 
-def check(columns: Mapping[str, pl.DataType], source: str, *, readers: Mapping[str, set[str]]) -> None:
+def check(
+    columns: Mapping[str, pl.DataType],
+    source: str,
+    *,
+    readers: Mapping[str, set[str]],
+    kinds: Mapping[str, Kind] = SCORED,
+) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
-    Its first line holds the first fault and the way out. `readers` are the columns that each built-in schema reads.
+    Its first line holds the first fault and the way out. `readers` are the columns that each built-in schema reads,
+    `kinds` the columns that are looked at.
     """
     names = list(columns)
     missing = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]
     wrong = [
         f"column {name!r} is {columns[name]}, expected {WANTED[kind]}."
-        for name, kind in SCORED.items()
+        for name, kind in kinds.items()
         if name in columns and not _fits(columns[name], kind)
     ]
     if not missing and not wrong:
@@ -116,4 +128,6 @@ def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
         return kind_of.is_numeric()
     if kind == "flag":
         return kind_of == pl.Boolean or kind_of.is_integer()
+    if kind == "label":
+        return kind_of == pl.Boolean or kind_of.is_numeric()
     return string

@@ -17,11 +17,13 @@ import polars as pl
 
 from genrec_batch.core.arrays import I32, I64, Histories, Ragged
 from genrec_batch.core.errors import InputError
-from genrec_batch.events.columns import SCORED
+from genrec_batch.events.columns import KINDS
 from genrec_batch.events.ids import Index
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.model.catalog import Catalog
+
+NUMBERS = {"number", "label"}  # kinds that become Float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +79,9 @@ def order(
         video_code_E=video_E,
         video_row_E=sorter.take(videos.row_V, video_E),
         session_E=_sessions(arrays["session_id"]) if "session_id" in arrays else None,
-        numbers=_of("number", arrays),
-        flags=_of("flag", arrays),
-        categories=_of("category", arrays),
+        numbers=_of(NUMBERS, arrays),
+        flags=_of({"flag"}, arrays),
+        categories=_of({"category"}, arrays),
         total_events_N=total_N,
         user_row_N=user_row_N,
         as_of_us_N=np.full(len(total_N), as_of_us),
@@ -91,14 +93,14 @@ def order(
 
 def _room(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:
     """Return an array for each field that a history holds: numbers as Float64, the others as they are."""
-    wide = {name for name in record.columns if SCORED[name] == "number"}
+    wide = {name for name in record.columns if KINDS[name] in NUMBERS}
     names = ["video", "time_us", *record.columns]
     return {name: np.empty(events, np.float64 if name in wide else record.kind[name]) for name in names}
 
 
-def _of(sort: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of one sort."""
-    return {name: array for name, array in arrays.items() if SCORED.get(name) == sort}
+def _of(kinds: set[str], arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of some kinds."""
+    return {name: array for name, array in arrays.items() if KINDS.get(name) in kinds}
 
 
 def _sessions(id_E: I64) -> I64:

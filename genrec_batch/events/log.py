@@ -35,14 +35,28 @@ class EventLog:
     _kept: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # what `required` read
 
     @staticmethod
-    def of(frame: pl.LazyFrame, pieces: Sequence[Piece], schema_name: str | None, where: str) -> EventLog:
-        """Find out how a log is read.
+    def of(
+        frame: pl.LazyFrame,
+        pieces: Sequence[Piece],
+        schema_name: str | None,
+        where: str,
+        *,
+        positive: str | None = None,
+        labels: bool = False,
+    ) -> EventLog:
+        """Find out how a log is read: for scoring, or with `labels`.
+
+        `positive` names the log's own column that is to be the label of recommendation.
 
         Raises:
             InputError, ConfigError: it does not fit the contract.
         """
         expressions = schema.column_names(schema_name).events
-        contract = reading(lambda: schema.read_contract(frame, expressions, where, check_times=False), where)
+        if positive is not None:
+            expressions = {**expressions, "recommendation_label": f'"{positive}"'}
+        contract = reading(
+            lambda: schema.read_contract(frame, expressions, where, check_times=False, labels=labels), where
+        )
         return EventLog(pieces=tuple(pieces), contract=contract, where=where)
 
     @property

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from genrec_batch.core import layout
-from genrec_batch.events.columns import SCORED
+from genrec_batch.events.columns import KINDS
 
 Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
 AT_ONCE = 4096  # records that are filled or read field by field: they stay in a core's own cache
@@ -37,7 +37,7 @@ class RecordType:
         fields: list[tuple[str, str]] = [("user", "<i4"), ("video", "<i4"), ("time_us", "<i8")]
         held = tuple(name for name in columns if name not in ("user_id", "video_id", "timestamp"))
         for name in held:
-            wanted = SCORED[name]
+            wanted = KINDS[name]
             if wanted in CODED:
                 fields.append((name, "i1"))
             elif wanted == "id":
@@ -81,7 +81,7 @@ def columns(records: Records, targets: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def _code(name: str, type_: pl.DataType, kind: np.dtype[Any]) -> pl.Expr:
-    column, wanted = pl.col(name), SCORED[name]
+    column, wanted = pl.col(name), KINDS[name]
     if wanted == "flag":
         return column.cast(pl.Int8).fill_null(-1)
     if wanted == "category":  # the place among those known, from 1; 0 for any other, -1 for null

@@ -18,7 +18,7 @@ import polars as pl
 
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.events import columns as contract
-from genrec_batch.events.columns import KNOWN, REQUIRED, SCORED, Kind
+from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, Kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,7 +93,7 @@ def _parse(text: str, name: str) -> ColumnNames:
         for column, sql in table.items()
         if not isinstance(sql, str)
     ]
-    known = [*SCORED, *KNOWN]
+    known = [*KINDS, *KNOWN]
     faults += [
         f"{c}: not a column of the events contract.{nearest(c, known)}" for c in tables["events"] if c not in known
     ]
@@ -132,9 +132,10 @@ def _reads(expressions: Mapping[str, str]) -> set[str]:
     return {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
 
 
-def check(columns: Mapping[str, pl.DataType], source: str) -> None:
+def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = False) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
-    contract.check(columns, source, readers={name: _reads(column_names(name).events) for name in BUILT_IN})
+    readers = {name: _reads(column_names(name).events) for name in BUILT_IN}
+    contract.check(columns, source, readers=readers, kinds=KINDS if labels else SCORED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,26 +155,34 @@ class Contract:
 
 
 def read_contract(
-    frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, *, check_times: bool = True
+    frame: pl.LazyFrame,
+    expressions: Mapping[str, str],
+    source: str,
+    *,
+    check_times: bool = True,
+    labels: bool = False,
 ) -> Contract:
     """Find out how anybody's log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
 
     Without `check_times`, the span of datetimes is left to `check_span`, for those who read them all anyway. Numbers
-    that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null.
+    that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null. Labels, which scoring does not
+    read, are left out unless `labels` is set; those that are not from 0 to 1 become null.
 
     Raises:
         InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
         ConfigError: an expression of the mapping does not fit the frame.
     """
     before = frame.collect_schema().names()
+    if not labels:
+        expressions = {name: sql for name, sql in expressions.items() if name not in LABELS}
     renamed = rename(frame, expressions, source)
     used = _reads(expressions)
     types = dict(renamed.collect_schema())
-    check(types, source)
-    columns = tuple(name for name in SCORED if name in types)
+    check(types, source, labels=labels)
+    columns = tuple(name for name in (KINDS if labels else SCORED) if name in types)
     reading = Reading(
         columns=columns,
-        ignored=tuple(name for name in before if name not in SCORED and name not in KNOWN and name not in used),
+        ignored=tuple(name for name in before if name not in KINDS and name not in KNOWN and name not in used),
         time_unit=_time_unit(renamed, types["timestamp"], source, check_times=check_times),
     )
     return Contract(
@@ -233,10 +242,11 @@ def _beyond_sense(span: tuple[int | None, int | None], first: int, beyond: int, 
 
 
 def _convert(name: str, type_: pl.DataType, unit: str) -> pl.Expr:
-    column, kind = pl.col(name), SCORED[name]
+    column, kind = pl.col(name), KINDS[name]
     if type_ == pl.Null:
         empty: dict[Kind, pl.DataType] = {
-            "id": pl.Int64(), "time": TIME, "number": pl.Float64(), "flag": pl.Boolean(), "category": pl.String()
+            "id": pl.Int64(), "time": TIME, "number": pl.Float64(), "flag": pl.Boolean(), "category": pl.String(),
+            "label": pl.Float64(),
         }  # fmt: skip
         return column.cast(empty[kind])
     if kind == "time":
@@ -250,6 +260,9 @@ def _convert(name: str, type_: pl.DataType, unit: str) -> pl.Expr:
     if kind == "number":
         number = column.cast(pl.Float64)
         return pl.when(number.abs() <= LARGEST).then(number).alias(name)
+    if kind == "label":
+        label = column.cast(pl.Float64)
+        return pl.when(label.is_between(0, 1)).then(label).alias(name)
     if kind == "flag" and type_ != pl.Boolean:
         return pl.when(column.is_in([0, 1])).then(column == 1).alias(name)
     if kind in ("id", "category") and not type_.is_integer():

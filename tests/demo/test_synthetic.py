@@ -25,7 +25,7 @@ from genrec_batch.demo.synthetic.draws import bits, chance, key, quarters, zipf
 from genrec_batch.demo.synthetic.views import FAULTS
 from genrec_batch.demo.synthetic.world import World
 from genrec_batch.events import schema
-from genrec_batch.events.columns import KNOWN, SCORED
+from genrec_batch.events.columns import KINDS, KNOWN
 
 CONFIG = SampleConfig(users=2_000, events_per_user=30, seed=5, videos=3_000)
 DIRTY = replace(CONFIG, dirt=0.05)
@@ -58,7 +58,7 @@ def dirty(tmp_path_factory) -> tuple[pl.DataFrame, dict[str, Any]]:
 def test_log_has_the_contract_types_and_nothing_that_is_ignored(clean):
     reading = schema.read_contract(clean.lazy(), {}, "the log").reading
     assert reading.ignored == ()
-    assert set(clean.columns) <= {*SCORED, *KNOWN}
+    assert set(clean.columns) <= {*KINDS, *KNOWN}
     assert clean.schema["user_id"] == clean.schema["video_id"] == pl.Int64
     assert clean.schema["timestamp"] == pl.Datetime("us", "UTC")
     assert clean.schema["device_type"] == clean.schema["network_type"] == pl.String

@@ -9,6 +9,7 @@ import pytest
 
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import schema
+from genrec_batch.events.columns import LABELS
 
 MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
 
@@ -153,3 +154,30 @@ def test_unknown_schema_name_and_missing_columns_are_config_errors():
         schema.read_contract(log().lazy(), {"user_id": "uid"}, "log")
     with pytest.raises(ConfigError, match="not a Polars SQL expression"):
         schema.read_contract(log().lazy(), {"user_id": "uid +"}, "log")
+
+
+def test_labels_are_read_only_where_they_are_wanted():
+    frame = pl.DataFrame(
+        {
+            "user_id": [1, 1, 1],
+            "video_id": [1, 2, 3],
+            "timestamp": [1_700_000_000] * 3,
+            "engagement_label": [True, None, False],
+            "bought": [0, 1, 7],
+        }
+    )
+    names = {"monetization_label": "bought"}
+    assert not set(schema.read_contract(frame.lazy(), names, "log").reading.columns) & set(LABELS)
+    scored = schema.read_contract(frame.drop("bought").lazy(), names, "log")  # a column that only training needs
+    assert scored.reading.columns == ("user_id", "video_id", "timestamp")
+    trained = schema.read_contract(frame.lazy(), names, "log", labels=True)
+    events = trained.events(frame.lazy()).collect()
+    assert events["engagement_label"].to_list() == [1.0, None, 0.0]
+    assert events["monetization_label"].to_list() == [0.0, 1.0, None]
+
+
+def test_a_label_of_the_wrong_type_is_an_error_where_labels_are_wanted():
+    frame = pl.DataFrame({"user_id": [1], "video_id": [1], "timestamp": [1_700_000_000], "engagement_label": ["yes"]})
+    schema.read_contract(frame.lazy(), {}, "log")
+    with pytest.raises(InputError, match=r"'engagement_label' is String, expected a Boolean, or a number from 0 to 1"):
+        schema.read_contract(frame.lazy(), {}, "log", labels=True)

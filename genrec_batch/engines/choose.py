@@ -82,7 +82,7 @@ def select(
             if sample.candidates_BC is None and len(sample):
                 lengths_B = sample.lengths_B
                 most = int(lengths_B.max()) if longest is None else longest
-                tell(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
+                prepare(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
     chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
     engine = chosen.engine
     with busy("sizing the batches"):
@@ -98,9 +98,9 @@ def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked
     return Size(users=int(asked), why=f"{int(asked):,} users a batch, as asked", users_per_s={})
 
 
-def tell(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
-    """Tell an engine that is built for one size what a run's histories are like: most and mean of the kept events."""
-    if decoding.mode == "slate" and decoding.beam_width == 1:
+def prepare(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
+    """Prepare an engine for the greedy slates of a run whose users keep `longest` events at most, `mean` on average."""
+    if decoding.greedy:
         engine.expect(longest=longest, mean=mean + 1, steps=decoding.top_k)
 
 

@@ -28,6 +28,11 @@ class Decoding:
     num_candidates: int = 100  # items that "candidates" scores, at most the model's tokens
     beam_width: int = 1  # slates kept side by side; 1 is greedy
 
+    @property
+    def greedy(self) -> bool:
+        """Whether each item of a slate is the best next one, so that an engine may decode without the host."""
+        return self.mode == "slate" and self.beam_width == 1
+
 
 def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
     """Return what the model recommends to each row of a batch, in decode order.
@@ -63,8 +68,7 @@ def recommend_all(
         EngineError: history and items do not fit the model.
         RetryError: the device is out of memory.
     """
-    greedy = decoding.mode == "slate" and decoding.beam_width == 1
-    if not (greedy and engine.has_slate_loop):
+    if not (decoding.greedy and engine.has_slate_loop):
         yield from (_recorded(engine, batch, decoding, record) for batch in batches)
         return
     waiting = iter(batches)

@@ -19,7 +19,7 @@ import numpy as np
 from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines.batch_size import GPU_USERS
-from genrec_batch.engines.choose import computes_int8, reference_engine
+from genrec_batch.engines.choose import computes_int8, prepare, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, compare, joined
 from genrec_batch.engines.protocol import Engine
@@ -129,8 +129,7 @@ def measure(
     engines, skipped = _open(model, wanted, device, must=must)
     for engine in engines.values():
         engine.resize(min(GPU_USERS, max(sizes)))
-        if decoding.mode == "slate" and decoding.beam_width == 1:
-            engine.expect(longest=events, mean=events + 1.0, steps=decoding.top_k)
+        prepare(engine, decoding, longest=events, mean=events)
     prefill = model_facts.prefill_flops(model.config, events)
     gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9
     points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}

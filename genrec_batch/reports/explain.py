@@ -142,8 +142,7 @@ def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories
     if batch.candidates_BC is not None:
         return []
     looks = min(LOOKS, job.model.tokens)
-    greedy = decoding.mode == "slate" and decoding.beam_width == 1
-    steps = decoding.top_k if greedy else 1
+    steps = decoding.top_k if decoding.greedy else 1
     seen = set(histories.seen.values.tolist()) if batch.seen_BX.any() else set()
     masked = engine.prefill(batch, steps=steps, choices=1)
     everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32))
@@ -173,7 +172,7 @@ def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories
                 "best": best[:TOLD],
             }
         )
-        if step < steps or greedy:
+        if step < steps or decoding.greedy:
             engine.decode(masked, choice_B)
             engine.decode(free, choice_B)
     return told

@@ -25,10 +25,10 @@ from genrec_batch.engines.choose import (
     Selection,
     decoding_of,
     device_of,
+    prepare,
     reference_engine,
     sample_rows,
     select,
-    tell,
 )
 from genrec_batch.engines.decode import Decoding, blend, recommend_all
 from genrec_batch.engines.protocol import Engine
@@ -144,7 +144,7 @@ class Scoring:
         decoding = decoding_of(config, job.model)
         if selection is not None:
             if not config.candidates:
-                tell(selection.engine, decoding, longest=config.max_events, mean=job.mean_events)
+                prepare(selection.engine, decoding, longest=config.max_events, mean=job.mean_events)
             return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
         if decoding.beam_width > 1:
             _check_beams(config, job, decoding)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec_batch.core.errors import EngineError, ModelError
+from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.tensorrt import build as building
 from genrec_batch.engines.tensorrt import store
@@ -151,7 +152,7 @@ def _here(
         raise EngineError(
             f"{error}. Engines for the GPU of another machine are built by tensorrt_rtx: --compute-capability 8.9"
         ) from error
-    if config.decode == "slate" and config.beam_width == 1:
+    if Decoding(mode=config.decode, beam_width=config.beam_width).greedy:
         mean = config.max_events if config.mean_events is None else config.mean_events
         engine.expect(longest=config.max_events, mean=mean + 1, steps=config.top_k)
     return Target(

@@ -20,7 +20,7 @@ import pyarrow as pa
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import I32, I64, U64, address
 from genrec_batch.events import order_numba, records_numba
-from genrec_batch.events.columns import SCORED
+from genrec_batch.events.columns import KINDS
 from genrec_batch.events.records import Records, RecordType, field_start
 from genrec_batch.events.sorter import Sorter
 
@@ -66,7 +66,7 @@ class NumbaSorter(Sorter):
     ) -> Records:
         """See `Sorter`; short texts are coded by a kernel, the other columns by Polars in one query."""
         kind, types = record.kind, frame.schema
-        texts = {name for name in record.columns if SCORED[name] == "category" and types[name] == pl.String}
+        texts = {name for name in record.columns if KINDS[name] == "category" and types[name] == pl.String}
         coded = frame.select(record.codes(types, uncoded=texts))
         memory = ArrowColumns.of(coded)
         whole: dict[str, npt.NDArray[Any]] = {

@@ -1,0 +1,130 @@
+"""A whole log in memory: every event of every user in order, with labels and side tables, for training and judging.
+
+Owns: reading a log and its side tables as `score` reads them, but all events of a user, not the newest. Must not know:
+splits, features, the model's weights. In: paths and names of columns. Out: `WholeLog`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import polars as pl
+
+from genrec_batch.core.arrays import Histories, SideTable
+from genrec_batch.core.errors import InputError
+from genrec_batch.events import histories, schema, side_tables, sides, sorter_choice
+from genrec_batch.events.by_user import Split
+from genrec_batch.events.ids import Index
+from genrec_batch.events.log import EventLog, Survey, check_rejects, survey
+from genrec_batch.events.records import RecordType
+from genrec_batch.events.splits import ALL_EVENTS
+from genrec_batch.io import read
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.runtime import threads
+from genrec_batch.runtime.clock import Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeLog:
+    """All usable events of a log up to as-of. `events.numbers` also holds the labels that the log has.
+
+    Users are in id order; those of `--users` alone are not among them.
+    """
+
+    ids: pl.Series
+    events: Histories  # all of them: `splits` cuts them
+    users: SideTable | None
+    videos: SideTable | None
+    catalog: Catalog
+    inputs: dict[str, read.Source]  # the log ("events") and the side tables, by name
+    video_type: pl.DataType
+    found: Survey
+    ignored: tuple[str, ...]  # columns that nothing reads
+
+
+def read_whole(
+    path: str,
+    catalog_of: Callable[[Survey, pl.DataType], Catalog],
+    stages: Stages,
+    *,
+    flag: str = "EVENTS",
+    users: str | None = None,
+    videos: str | None = None,
+    schema_name: str | None = None,
+    as_of_us: int | None = None,
+    max_rejects: float = 0.5,
+    positive: str | None = None,
+) -> WholeLog:
+    """Read a log with its labels and side tables.
+
+    Args:
+        path: the log.
+        catalog_of: returns the catalog from the survey and the log's type of video_id.
+        stages: the run's clock.
+        flag: names the log in errors.
+        users: `--users`, as for `score`.
+        videos: `--videos`.
+        schema_name: `--schema`.
+        as_of_us: `--as-of`.
+        max_rejects: `--max-rejects`.
+        positive: the log's own column that is the label of recommendation.
+
+    Raises:
+        ConfigError, InputError, GateError, ModelError, RetryError: see each input.
+    """
+    where = f"{flag} {path}"
+    with stages.time("open"):
+        source = read.scan(path, flag)
+        if not source.rows:
+            raise InputError(f"{where}: no rows, so nothing to learn from")
+        log = EventLog.of(source.frame, source.pieces, schema_name, where, positive=positive, labels=True)
+    sorter = sorter_choice.for_log(log.rows)
+    with stages.time("scan", rows=log.rows):
+        found = survey(log, as_of_us, threads.cores(), sorter)
+    check_rejects(found, max_rejects, where)
+    if not len(found.users):
+        raise InputError(f"{where}: no event up to as-of, so nothing to learn from")
+    types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
+    catalog = catalog_of(found, types["video_id"])
+    inputs = {"events": source}
+    with stages.time("tables"):
+        names = schema.column_names(schema_name)
+        users_table = sides.table(users, "--users", "user_id", names.users, types["user_id"], inputs)
+        videos_table = sides.table(videos, "--videos", "video_id", names.videos, types["video_id"], inputs)
+        users_side = None if users_table is None else side_tables.users_table(users_table)
+        videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
+    ids, video_ids = found.users["user_id"], found.videos["video_id"]
+    split = Split(
+        log=log,
+        record=RecordType.of(log.contract.reading.columns, log.contract.types),
+        users=Index(ids),
+        videos=Index(video_ids),
+        as_of_us=found.as_of_us,
+        sorter=sorter,
+    )
+    with stages.time("histories", rows=log.rows):
+        held = list(threads.ordered(split.records, range(len(log.pieces)), workers=threads.cores(), name="records"))
+        events = histories.order(
+            held,
+            split.record,
+            start=0,
+            total_N=found.users["count"].to_numpy().astype("int64"),
+            videos=histories.known(video_ids, catalog, None if videos_table is None else videos_table["video_id"]),
+            user_row_N=histories.rows_of(ids, None if users_table is None else users_table["user_id"]),
+            as_of_us=found.as_of_us,
+            max_events=ALL_EVENTS,
+            seen_limit=ALL_EVENTS,
+            sorter=sorter,
+        )
+    return WholeLog(
+        ids=ids,
+        events=events,
+        users=users_side,
+        videos=videos_side,
+        catalog=catalog,
+        inputs=inputs,
+        video_type=types["video_id"],
+        found=found,
+        ignored=log.contract.reading.ignored,
+    )

@@ -1,0 +1,1 @@
+"""Quality: rankings and heads compared with what users did next, beside simple baselines."""

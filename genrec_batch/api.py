@@ -19,7 +19,7 @@ from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Selection
 from genrec_batch.events.dataset import open_model, prepare
 from genrec_batch.events.log import EventLog
-from genrec_batch.io.read import Piece
+from genrec_batch.io.read import RowGroup
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
@@ -64,7 +64,7 @@ class Scorer:
         if not len(frame):
             raise NothingToScoreError("the table has no rows, so nobody to score")
         lazy = frame.lazy()
-        log = EventLog.of(lazy, [Piece(frame=lazy, rows=len(frame))], self.config.schema, "the table")
+        log = EventLog.of(lazy, [RowGroup(frame=lazy, rows=len(frame))], self.config.schema, "the table")
         loaded, tokens, selection = self._opened or (open_model(self.config), 0, None)
         stages = Stages()
         config = replace(self.config, memory_limit="1024TiB")  # the table is in memory already

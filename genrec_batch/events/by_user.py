@@ -1,19 +1,19 @@
-"""The log by users: everything of some neighbouring users in one block, from a log in any order and of any size.
+"""The log by users: all events of neighbouring users together, from a log in any order and of any size.
 
 Owns: shards and buckets of users, the pass that splits a log into them, spill files, and when that pass is not needed.
-Must not know: what an event means, histories, the model. In: a log and its survey. Out: `EventStore.load`, which gives
-all records of a bucket's users, each user's in input order.
+Must not know: what an event means, histories, the model. In: a log and its survey. Out: `EventStore.load`, which
+returns all records of a bucket's users, each user's in input order.
 
-Users stand in id order. A shard is a fixed number of them, and one part of the output; a bucket is a run of whole
+Users are in id order. A shard is a fixed number of them, and one part of the output; a bucket is several neighbouring
 shards whose events fit in memory together. Buckets depend on `--memory-limit`, shards do not: the output is the same
-whatever the limit. Three ways, chosen by what the survey saw, never by assumption:
+whatever the limit. There are three ways, chosen by what the survey found, never by assumption:
 
-- direct: the log's pieces lie close to id order (a log sorted or partitioned by user), so each bucket reads the few
-  pieces that can hold its users, and filters them, while earlier buckets are scored.
+- direct: the log is nearly in id order (sorted or partitioned by user), so each bucket reads the few row groups that
+  can hold its users, and filters them, while earlier buckets are scored.
 - memory: all records fit; they are split in memory.
-- spill: they do not; one pass writes each bucket's records to a file of its own.
+- spill: they do not fit; one pass writes each bucket's records to a file of its own.
 
-Why ranges of ids and not a hash of them: the output is sorted by id, so ranges need no merge at the end, and ids are
+Buckets are ranges of ids, not hashes: the output is sorted by id, so ranges need no merge at the end, and ids are
 counted anyway, which balances ranges as well as a hash would.
 """
 
@@ -34,22 +34,23 @@ import polars as pl
 from genrec_batch.core.arrays import I32, I64
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.events.ids import Index
-from genrec_batch.events.log import EventLog, Survey
+from genrec_batch.events.log import EventLog
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
+from genrec_batch.events.survey import Survey
 from genrec_batch.io.durable import full_disk
 from genrec_batch.runtime import console, threads
 
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
-DIRECT_SHARE = 1.5  # of the log's pieces, read for all buckets together, up to which no pass is needed
-BUCKET_EVENTS = 1 << 20  # that are ordered together, at most: measured, larger buckets leave the caches
-MOST_TILES = 1 << 14  # into which a piece is split at once; above it, into buckets alone
-WORKING_BYTES = 600  # of memory per event of a bucket beside its record: histories, and a bucket read ahead
+DIRECT_SHARE = 1.5  # of the log's row groups, read for all buckets together, up to which no pass is needed
+BUCKET_EVENTS = 1 << 20  # that are sorted together, at most: larger buckets measurably leave the caches
+MOST_TILES = 1 << 14  # into which a row group is split at once; above it, into buckets only
+WORKING_BYTES = 600  # of memory per event of a bucket besides its record: histories, and a bucket read ahead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Users `start`..`stop` (rows of the run's ids), whole shards of them."""
+    """Users `start`..`stop` (rows of the run's ids): whole shards."""
 
     number: int
     start: int
@@ -59,7 +60,7 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class Users:
-    """Who is scored, in id order, and how many events each has up to as-of."""
+    """The users of a run in id order, and how many events each has up to as-of."""
 
     ids: pl.Series
     events_N: I64
@@ -87,12 +88,12 @@ def spill_folder(asked: str | None, target: str | None) -> Path:
 
 
 def shards(users: int, size: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of each part of `size` users."""
+    """Return the (start, stop) of each shard of `size` users."""
     return [(start, min(users, start + size)) for start in range(0, users, size)]
 
 
 def buckets(users: Users, shard_users: int, most_events: int) -> list[Bucket]:
-    """Join neighbouring shards up to `most_events` events; a shard with more stands alone."""
+    """Join neighbouring shards up to `most_events` events; a shard with more is a bucket of its own."""
     made: list[Bucket] = []
     for start, stop in shards(len(users), shard_users):
         events = int(users.events_N[start:stop].sum())
@@ -106,7 +107,7 @@ def buckets(users: Users, shard_users: int, most_events: int) -> list[Bucket]:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How a log's rows become records: the way from ids to rows of the run's users and videos."""
+    """How a log's rows become records, from ids to rows of the run's users and videos."""
 
     log: EventLog
     record: RecordType
@@ -114,28 +115,28 @@ class Split:
     videos: Index
     as_of_us: int
     sorter: Sorter
-    seen: list[dict[str, int]] = field(default_factory=list, repr=False)  # of each piece read: values that are there
+    seen: list[dict[str, int]] = field(default_factory=list, repr=False)  # of each row group read: values by column
 
     def empty_columns(self) -> list[str]:
-        """Return the columns without any value in what was read so far; none where nothing was read."""
-        return [name for name in self.record.columns if self.seen and not any(piece[name] for piece in self.seen)]
+        """Return the columns that had no value in any row group read so far; none before the first."""
+        return [name for name in self.record.columns if self.seen and not any(values[name] for values in self.seen)]
 
-    def records(self, piece: int) -> Records:
-        """Return a piece's usable records of scored users, in order."""
-        frame, user_R = self._scored(piece)
+    def records(self, group: int) -> Records:
+        """Return the usable records of scored users in a row group, in order."""
+        frame, user_R = self._scored(group)
         return self.sorter.pack(self.record, frame, user_R, self.videos.rows(frame["video_id"], self.sorter))
 
-    def by_bucket(self, piece: int, bucket_of_user: npt.NDArray[np.uint16], buckets: int) -> tuple[Records, I64]:
-        """Return the same records by the bucket of their user, in order within each, and each bucket's count."""
-        frame, user_R = self._scored(piece)
+    def by_bucket(self, group: int, bucket_of_user: npt.NDArray[np.uint16], buckets: int) -> tuple[Records, I64]:
+        """Return the same records grouped by bucket, in order within each, and each bucket's count."""
+        frame, user_R = self._scored(group)
         place_R, counts = self.sorter.places_by_bucket(user_R, bucket_of_user, buckets)
         video_R = self.videos.rows(frame["video_id"], self.sorter)
         return self.sorter.pack(self.record, frame, user_R, video_R, place_R), counts
 
-    def _scored(self, piece: int) -> tuple[pl.DataFrame, I32]:
-        """Return a piece's usable events of scored users up to as-of, and the users' rows."""
-        frame = self.log.usable(piece)
-        if self.log.latest_us.get(piece, self.as_of_us + 1) > self.as_of_us:
+    def _scored(self, group: int) -> tuple[pl.DataFrame, I32]:
+        """Return a row group's usable events of scored users up to as-of, and the users' rows."""
+        frame = self.log.usable(group)
+        if self.log.latest_us.get(group, self.as_of_us + 1) > self.as_of_us:
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
         if len(frame):
             self.seen.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
@@ -153,14 +154,14 @@ class EventStore:
     split: Split
     buckets: list[Bucket]
     way: str  # "memory", "spill" or "direct"
-    pieces: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
+    row_groups: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
     held: dict[int, list[Records]] = field(default_factory=dict)  # memory: of each bucket
     folder: Path | None = None  # spill: a file for each bucket
-    spilled: dict[int, list[int]] = field(default_factory=dict)  # spill: rows of each block in a bucket's file
+    spilled: dict[int, list[int]] = field(default_factory=dict)  # spill: rows of each chunk in a bucket's file
     spilled_bytes: int = 0
 
     def load(self, bucket: Bucket) -> list[Records]:
-        """Return all records of a bucket's users, each user's in input order, in blocks."""
+        """Return all records of a bucket's users in chunks, each user's in input order."""
         if self.way == "memory":
             return self.held.get(bucket.number, [])
         if self.way == "spill":
@@ -168,14 +169,14 @@ class EventStore:
             records = np.fromfile(_file(self.folder, bucket), self.split.record.kind)
             return np.split(records, np.cumsum(self.spilled.get(bucket.number, []))[:-1])
         found = []
-        for piece in self.pieces[bucket.number]:
-            records = self.split.records(piece)
+        for group in self.row_groups[bucket.number]:
+            records = self.split.records(group)
             inside = (records["user"] >= bucket.start) & (records["user"] < bucket.stop)
             found.append(records if inside.all() else records[inside])
         return found
 
     def done(self, bucket: Bucket) -> None:
-        """Let go of a bucket that nobody will load again."""
+        """Release a bucket that will not be loaded again."""
         if self.way == "memory":
             self.held.pop(bucket.number, None)
         elif self.way == "spill":
@@ -202,15 +203,15 @@ def store(
     spill_to: Path,
     workers: int,
 ) -> EventStore:
-    """Arrange a log by users; see the module for the three ways.
+    """Arrange a log by users in one of three ways; see the module.
 
     Args:
         split: how rows become records.
-        users: who is scored.
+        users: the users of the run.
         found: the log's survey.
-        shard_users: users of a part of the output.
-        memory_bytes: what events and histories may take in memory.
-        spill_to: the folder in which a folder of spill files is made where one is needed.
+        shard_users: users of a shard.
+        memory_bytes: of memory that events and histories may take.
+        spill_to: the folder in which a folder of spill files is made if one is needed.
         workers: threads that read.
 
     Raises:
@@ -223,55 +224,56 @@ def store(
     most = max(1, min(BUCKET_EVENTS, memory_bytes // (in_flight * (size + WORKING_BYTES))))
     fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
     made = buckets(users, shard_users, most)
-    read = _pieces_of(made, users, found)
-    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.pieces):
-        return EventStore(split=split, buckets=made, way="direct", pieces=read)
+    read = _groups_of(made, users, found)
+    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.row_groups):
+        return EventStore(split=split, buckets=made, way="direct", row_groups=read)
     if fits:
         out = EventStore(split=split, buckets=made, way="memory")
-        for number, records in _parts(split, users, made, workers):
+        for number, records in _by_bucket(split, users, made, workers):
             out.held.setdefault(number, []).append(records)
         return out
     with full_disk(spill_to):
         folder = Path(tempfile.mkdtemp(prefix=".genrec-spill-", dir=spill_to))
     out = EventStore(split=split, buckets=made, way="spill", folder=folder)
     with ExitStack() as stack:
-        stack.callback(out.close)  # whatever ends this pass, its files go
+        stack.callback(out.close)  # removes the files, however this pass ends
         out.spilled_bytes = _spill(out, users, folder, workers)
         stack.pop_all()
     return out
 
 
-def _pieces_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, list[int]]:
-    """Return the pieces that can hold events of each bucket's users, by the ids that the survey saw in them."""
+def _groups_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, list[int]]:
+    """Return the row groups that can hold events of each bucket's users, by the ids that the survey found in them."""
     first = users.ids.gather([bucket.start for bucket in made])
     last = users.ids.gather([bucket.stop - 1 for bucket in made])
     read: dict[int, list[int]] = {bucket.number: [] for bucket in made}
-    for piece, span in enumerate(found.spans):
-        if span is not None:
-            low = int(last.search_sorted(span[0], "left"))
-            high = int(first.search_sorted(span[1], "right"))
+    for group, ids in enumerate(found.user_ranges):
+        if ids is not None:
+            low = int(last.search_sorted(ids[0], "left"))
+            high = int(first.search_sorted(ids[1], "right"))
             for number in range(low, high):
-                read[number].append(piece)
+                read[number].append(group)
     return read
 
 
-def _parts(split: Split, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
-    """Yield each piece's records of each bucket by tile, in order within each."""
+def _by_bucket(split: Split, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
+    """Yield each row group's records of each bucket by tile, in order within each."""
     cuts, firsts = _tiles(split, users, made)
     of_user = np.repeat(np.arange(firsts[-1], dtype=np.uint16), np.diff(cuts))
 
-    def parted(piece: int) -> list[tuple[int, Records]]:
+    def divided(group: int) -> list[tuple[int, Records]]:
         if firsts[-1] == 1:
-            return [(0, split.records(piece))]
-        records, counts = split.by_bucket(piece, of_user, int(firsts[-1]))
+            return [(0, split.records(group))]
+        records, counts = split.by_bucket(group, of_user, int(firsts[-1]))
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[firsts]
         return [(number, records[ends[number] : ends[number + 1]]) for number in np.flatnonzero(np.diff(ends)).tolist()]
 
     with console.progress("arranging by user", split.log.rows, "rows") as advance:
-        numbers = range(len(split.log.pieces))
-        for number, parts in enumerate(threads.ordered(parted, numbers, workers=workers, name="partition")):
-            yield from parts
-            advance(split.log.pieces[number].rows)
+        groups = split.log.row_groups
+        done = threads.ordered(divided, range(len(groups)), workers=workers, name="partition")
+        for group, by_bucket in zip(groups, done, strict=True):
+            yield from by_bucket
+            advance(group.rows)
 
 
 def _tiles(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
@@ -288,7 +290,7 @@ def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
     with full_disk(folder):
         for bucket in out.buckets:
             _file(folder, bucket).touch()
-        for number, records in _parts(out.split, users, out.buckets, workers):
+        for number, records in _by_bucket(out.split, users, out.buckets, workers):
             with _file(folder, out.buckets[number]).open("ab", buffering=0) as file:  # one large write
                 file.write(records.view(np.uint8).data)
             out.spilled.setdefault(number, []).append(len(records))

@@ -20,8 +20,9 @@ from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user, histories, schema, side_tables, sides, sorter_choice
 from genrec_batch.events.by_user import Bucket, EventStore, Split, Users
 from genrec_batch.events.ids import Index
-from genrec_batch.events.log import EventLog, Survey, check_rejects, survey, told
+from genrec_batch.events.log import EventLog
 from genrec_batch.events.records import Records, RecordType
+from genrec_batch.events.survey import Survey, check_rejects, in_words, survey
 from genrec_batch.io import read
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
@@ -131,7 +132,7 @@ def read_log(path: str, config: HistoryConfig, stages: Stages) -> tuple[EventLog
         source = read.scan(path, "INPUT")
         if source.rows == 0:
             raise NothingToScoreError(f"INPUT {path}: no rows, so nobody to score")
-        return EventLog.of(source.frame, source.pieces, config.schema, f"INPUT {path}"), source
+        return EventLog.of(source.frame, source.row_groups, config.schema, f"INPUT {path}"), source
 
 
 def catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
@@ -142,7 +143,7 @@ def catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
     """
     flag = "--catalog-from"
     source = read.scan(path, flag)
-    log = EventLog.of(source.frame, source.pieces, schema_name, f"{flag} {path}")
+    log = EventLog.of(source.frame, source.row_groups, schema_name, f"{flag} {path}")
     return Catalog.from_counts(survey(log, None, threads.cores()).videos, vocabulary=vocabulary)
 
 
@@ -259,7 +260,7 @@ def _facts(
 ) -> dict[str, object]:
     rejected = found.rows - found.usable
     if rejected:
-        said = told(found.nulls)
+        said = in_words(found.nulls)
         LOG.warning("%s of %s rows rejected: null %s", f"{rejected:,}", f"{found.rows:,}", said)
     return {
         "input_rows": found.rows,

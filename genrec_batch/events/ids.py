@@ -1,9 +1,9 @@
-"""How often each id stands in a log, and which number an id has: over pieces, in memory that grows with ids alone.
+"""How often each id occurs in a log, and which row an id has, in memory that grows with the number of ids only.
 
 Owns: counts by id and the way from an id to its row. Must not know: what an id names. Integers in a narrow range, which
-most logs have, go through plain arrays; others through Polars' hash tables. Where a piece's ids lie far apart (millions
-of users in any order), an array of its own would be many times longer than the piece: threads then count into arrays
-that they share by turns, added up once at the end.
+most logs have, go through plain arrays; others through Polars' hash tables. Where the ids of a row group lie far apart
+(millions of users in any order), an array for each row group would be many times longer than the row group: threads
+then take turns to count into shared arrays, which are added up once at the end.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import polars as pl
 from genrec_batch.core.arrays import I32, I64
 from genrec_batch.events.sorter import NUMPY, Sorter
 
-NARROW = 1 << 24  # ids between the smallest and the largest, for an array with a place for each
-Span = tuple[int | str, int | str]  # smallest and largest id
-MERGED_ROWS = 1 << 22  # counts of single pieces that may wait before they are added up
-SPREAD = 8  # rows for each place of an array, below which a piece has no array of its own
-MOST_ROWS = (1 << 31) - 1  # that an array of int32 counts surely
+NARROW = 1 << 24  # from the smallest to the largest id, up to which an array has a place for each
+IdRange = tuple[int | str, int | str]  # smallest and largest id
+MERGED_ROWS = 1 << 22  # counts of single row groups that may wait before they are added up
+SPREAD = 8  # places of an array for each row, above which a row group has no array of its own
+MOST_ROWS = (1 << 31) - 1  # that int32 can count in any case
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """Counts of the ids of one piece: an array from the smallest id on where they are narrow, else a frame.
+    """Counts of the ids of one row group: an array from the smallest id on where the range is narrow, else a frame.
 
-    Neither where they stand in shared tallies.
+    Neither where shared tallies have the counts.
     """
 
     kind: pl.DataType
-    span: Span | None  # smallest and largest id, None where there is none
+    range: IdRange | None  # None where there is no id
     counts_R: I32 | None = None
     frame: pl.DataFrame | None = None
 
@@ -50,7 +50,7 @@ class Tally:
 
 
 class Tallies:
-    """Arrays into which threads count the ids of pieces; one is made when no other is free."""
+    """Arrays into which threads count the ids of row groups; one is made when no other is free."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class Tallies:
         return len(self._free)
 
     def add(self, ids: pl.Series, low: int, high: int, sorter: Sorter) -> bool:
-        """Count ids from `low` to `high`, which are narrow; False, and nothing is counted, where no array can."""
+        """Count ids from `low` to `high`, a narrow range; False, and nothing counted, where no array takes them."""
         with self._lock:
             tally = self._free.pop() if self._free else Tally(first=low, last=low, counts_R=np.zeros(1, np.int32))
         fits = _make_place(tally, low, high, len(ids))
@@ -72,7 +72,7 @@ class Tallies:
         return fits
 
     def drain(self) -> list[Tally]:
-        """Hand over all that was counted; nobody counts any more."""
+        """Hand over all counts; no thread counts any more."""
         tallies, self._free = self._free, []
         return tallies
 
@@ -88,7 +88,7 @@ def _make_place(tally: Tally, low: int, high: int, rows: int) -> bool:
 
 
 def _grown(counts_R: npt.NDArray[Any], old: int, first: int, last: int) -> npt.NDArray[Any]:
-    """Return counts from id `old` on as counts from `first` to `last` and, against growing often, some more."""
+    """Return counts from id `old` on as counts from `first` to `last`, with spare places so that it rarely grows."""
     spare = min(NARROW, 2 * (last - first + 1)) - (last - first + 1)
     grown_R = np.zeros(last - first + 1 + spare, counts_R.dtype)
     kept_R = counts_R[: last - old + 1]
@@ -103,16 +103,16 @@ def count(ids: pl.Series, sorter: Sorter = NUMPY, tallies: Tallies | None = None
     """
     if not ids.dtype.is_integer() or not len(ids):
         ends = (ids.min(), ids.max()) if len(ids) else None
-        return Counted(kind=ids.dtype, span=ends, frame=_grouped(ids))  # type: ignore[arg-type]
+        return Counted(kind=ids.dtype, range=ends, frame=_grouped(ids))  # type: ignore[arg-type]
     low, high, _ = sorter.extent(ids)
     if high - low >= NARROW or high >= 1 << 63:
-        return Counted(kind=ids.dtype, span=(low, high), frame=_grouped(ids))
+        return Counted(kind=ids.dtype, range=(low, high), frame=_grouped(ids))
     spread = (high - low) * SPREAD > len(ids)
     if spread and tallies is not None and tallies.add(ids, low, high, sorter):
-        return Counted(kind=ids.dtype, span=(low, high))
+        return Counted(kind=ids.dtype, range=(low, high))
     counts_R = np.zeros(high - low + 1, np.int32)
     sorter.tally(ids, low, counts_R)
-    return Counted(kind=ids.dtype, span=(low, high), counts_R=counts_R)
+    return Counted(kind=ids.dtype, range=(low, high), counts_R=counts_R)
 
 
 def _grouped(ids: pl.Series) -> pl.DataFrame:
@@ -120,7 +120,7 @@ def _grouped(ids: pl.Series) -> pl.DataFrame:
 
 
 class Counter:
-    """Counts of ids, added up piece by piece. `tallies` is for `count`."""
+    """Counts of ids, added up over row groups. `tallies` is for `count`."""
 
     def __init__(self, name: str) -> None:
         self.tallies = Tallies()
@@ -131,15 +131,15 @@ class Counter:
         self._waiting: list[pl.DataFrame] = []
         self._waiting_rows = self._merged_rows = 0
 
-    def add(self, piece: Counted) -> None:
-        """Add what one piece counted."""
-        self._kind = piece.kind
-        if piece.frame is not None and len(piece.frame):
+    def add(self, counted: Counted) -> None:
+        """Add the counts of one row group."""
+        self._kind = counted.kind
+        if counted.frame is not None and len(counted.frame):
             self._widen()
-            self._wait(piece.frame.rename({"id": self._name}))
-        if piece.counts_R is not None:
-            assert piece.span is not None
-            self._add(int(piece.span[0]), piece.counts_R)
+            self._wait(counted.frame.rename({"id": self._name}))
+        if counted.counts_R is not None:
+            assert counted.range is not None
+            self._add(int(counted.range[0]), counted.counts_R)
 
     def _add(self, first: int, counts_R: I32 | I64) -> None:
         if not self._waiting and self._make_room(first, first + len(counts_R) - 1):
@@ -151,13 +151,13 @@ class Counter:
         self._wait(self._narrow(first, counts_R))
 
     def _widen(self) -> None:
-        """From now on ids are too far apart for an array."""
+        """Go on without an array: the ids lie too far apart."""
         if self._counts_R is not None:
             self._wait(self._narrow(self._first, self._counts_R))
             self._counts_R = None
 
     def _make_room(self, low: int, high: int) -> bool:
-        """Return whether the ids up to now and those from `low` to `high` are narrow, with a place for each if so."""
+        """Return whether the range of all ids so far and of `low` to `high` is narrow; if so, make a place for each."""
         counts_R = self._counts_R
         first = low if counts_R is None else min(low, self._first)
         last = high if counts_R is None else max(high, self._first + len(counts_R) - 1)

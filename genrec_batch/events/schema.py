@@ -164,9 +164,9 @@ def read_contract(
 ) -> Contract:
     """Find out how anybody's log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
 
-    Without `check_times`, the span of datetimes is left to `check_span`, for those who read them all anyway. Numbers
-    that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null. Labels, which scoring does not
-    read, are left out unless `labels` is set; those that are not from 0 to 1 become null.
+    Without `check_times`, the range of datetimes is left to `check_time_range`, for callers that read them all anyway.
+    Numbers that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null. Labels, which scoring does
+    not read, are left out unless `labels` is set; those that are not from 0 to 1 become null.
 
     Raises:
         InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
@@ -205,9 +205,9 @@ def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str, *, check_ti
     time = pl.col("timestamp")
     if not type_.is_integer():
         if type_ != pl.Null and check_times:
-            _beyond_sense(_span(frame.select(time.cast(pl.Datetime("us")))), FIRST_US, LAST_US, source, "datetime")
+            _beyond_sense(_range(frame.select(time.cast(pl.Datetime("us")))), FIRST_US, LAST_US, source, "datetime")
         return "datetime"
-    low, high = _span(frame)
+    low, high = _range(frame)
     if low is None or high is None:
         return "epoch us"
     for unit, first, beyond, _ in EPOCHS:
@@ -220,19 +220,19 @@ def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str, *, check_ti
     )
 
 
-def check_span(low_us: int | None, high_us: int | None, source: str) -> None:
+def check_time_range(low_us: int | None, high_us: int | None, source: str) -> None:
     """Raise InputError where datetimes from `low_us` to `high_us` (epoch us) lie beyond sense."""
     _beyond_sense((low_us, high_us), FIRST_US, LAST_US, source, "datetime")
 
 
-def _span(frame: pl.LazyFrame) -> tuple[int | None, int | None]:
+def _range(frame: pl.LazyFrame) -> tuple[int | None, int | None]:
     time = pl.col("timestamp")
     low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect(engine="streaming").row(0)
     return low, high
 
 
-def _beyond_sense(span: tuple[int | None, int | None], first: int, beyond: int, source: str, unit: str) -> None:
-    low, high = span
+def _beyond_sense(times: tuple[int | None, int | None], first: int, beyond: int, source: str, unit: str) -> None:
+    low, high = times
     if low is not None and high is not None and not first <= low <= high < beyond:
         odd = low if low < first else high
         raise InputError(

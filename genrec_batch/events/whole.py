@@ -16,9 +16,10 @@ from genrec_batch.core.errors import InputError
 from genrec_batch.events import histories, schema, side_tables, sides, sorter_choice
 from genrec_batch.events.by_user import Split
 from genrec_batch.events.ids import Index
-from genrec_batch.events.log import EventLog, Survey, check_rejects, survey
+from genrec_batch.events.log import EventLog
 from genrec_batch.events.records import RecordType
 from genrec_batch.events.splits import ALL_EVENTS
+from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime import threads
@@ -78,7 +79,7 @@ def read_whole(
         source = read.scan(path, flag)
         if not source.rows:
             raise InputError(f"{where}: no rows, so nothing to learn from")
-        log = EventLog.of(source.frame, source.pieces, schema_name, where, positive=positive, labels=True)
+        log = EventLog.of(source.frame, source.row_groups, schema_name, where, positive=positive, labels=True)
     sorter = sorter_choice.for_log(log.rows)
     with stages.time("scan", rows=log.rows):
         found = survey(log, as_of_us, threads.cores(), sorter)
@@ -104,7 +105,7 @@ def read_whole(
         sorter=sorter,
     )
     with stages.time("histories", rows=log.rows):
-        held = list(threads.ordered(split.records, range(len(log.pieces)), workers=threads.cores(), name="records"))
+        held = list(threads.ordered(split.records, range(len(log.row_groups)), workers=threads.cores(), name="records"))
         events = histories.order(
             held,
             split.record,

@@ -1,7 +1,7 @@
 """Files in: one file, a glob, a directory or a URI becomes one lazy frame with a snapshot of what was read.
 
-Owns: pieces of files, one schema over all of them, a fingerprint, tables with one row per id. Must not know: the events
-contract, what a row means. Which files there are is `finding.py`'s, output is `output.py`'s.
+Owns: row groups, one schema over all files, a fingerprint, tables with one row per id. Must not know: the events
+contract, what a row means, which files there are (`find`), output (`output`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from genrec_batch.runtime import signals
 
 T = TypeVar("T")
 
-PIECE_ROWS = 1 << 20  # of a log that are read at once
+GROUP_ROWS = 1 << 20  # of a log that are read at once
 HASHED_AT_ONCE = 1 << 18  # bytes: they stay in a core's own cache
 
 LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Some neighbouring rows of a log: whole row groups where they are small, else a part of one."""
+class RowGroup:
+    """Neighbouring rows of a log that are read together: whole row groups of its files where small, else some rows."""
 
     frame: pl.LazyFrame
     rows: int
@@ -46,7 +46,7 @@ class Source:
 
     path: str  # as the user gave it
     frame: pl.LazyFrame
-    pieces: tuple[Piece, ...]  # the same rows, in order
+    row_groups: tuple[RowGroup, ...]  # the same rows, in order
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
@@ -81,7 +81,7 @@ def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
         return _scan_uri(path, flag)
     files = find.files(path, flag)
     base = find.base(path)
-    groups = [_row_groups(find.metadata(file, flag)) for file in files]
+    counts = [_group_rows(find.metadata(file, flag)) for file in files]
     names = [str(Path(file).relative_to(base)) for file in files]
     contents = _begin(lambda: _fingerprint(files, names, flag)) if hashed else None
     schema = _one_schema(files, flag)
@@ -109,9 +109,9 @@ def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     return Source(
         path=path,
         frame=scanned(files),
-        pieces=tuple(_pieces(scanned, files, groups)),
+        row_groups=tuple(_row_groups(scanned, files, counts)),
         files=tuple(files),
-        rows=sum(map(sum, groups)),
+        rows=sum(map(sum, counts)),
         bytes=sum(Path(file).stat().st_size for file in files),
         contents=contents,
     )
@@ -121,45 +121,48 @@ def _scan_uri(path: str, flag: str) -> Source:
     frame = pl.scan_parquet(path)
     rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
     unlike_any = f"unverified-{uuid.uuid4().hex}"  # what an object store holds may change: such a run is never resumed
-    pieces = tuple(Piece(frame=frame.slice(start, count), rows=count) for start, count in cut([rows]))
+    groups = tuple(RowGroup(frame=frame.slice(start, count), rows=count) for start, count in cut([rows]))
     contents: Future[str] = Future()
     contents.set_result(unlike_any)
-    return Source(path=path, frame=frame, pieces=pieces, files=(path,), rows=rows, bytes=None, contents=contents)
+    return Source(path=path, frame=frame, row_groups=groups, files=(path,), rows=rows, bytes=None, contents=contents)
 
 
-def _pieces(scanned: Callable[[list[str]], pl.LazyFrame], files: list[str], groups: list[list[int]]) -> Iterator[Piece]:
-    """Yield a log in pieces: neighbouring small files together, a large one by its row groups."""
+def _row_groups(
+    scanned: Callable[[list[str]], pl.LazyFrame], files: list[str], counts: list[list[int]]
+) -> Iterator[RowGroup]:
+    """Yield the row groups of a log: neighbouring small files together, a large file by its own row groups."""
     small: list[str] = []
     held = 0
-    for file, counts in zip(files, groups, strict=True):
-        rows = sum(counts)
-        if small and held + rows > PIECE_ROWS:
-            yield Piece(frame=scanned(small), rows=held)
+    for file, of_groups in zip(files, counts, strict=True):
+        rows = sum(of_groups)
+        if small and held + rows > GROUP_ROWS:
+            yield RowGroup(frame=scanned(small), rows=held)
             small, held = [], 0
-        if rows <= PIECE_ROWS:
+        if rows <= GROUP_ROWS:
             small, held = [*small, file], held + rows
         else:
-            yield from (Piece(frame=scanned([file]).slice(start, count), rows=count) for start, count in cut(counts))
+            whole = scanned([file])
+            yield from (RowGroup(frame=whole.slice(start, count), rows=count) for start, count in cut(of_groups))
     if small:
-        yield Piece(frame=scanned(small), rows=held)
+        yield RowGroup(frame=scanned(small), rows=held)
 
 
 def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first row, rows) of pieces of at most PIECE_ROWS rows: neighbouring row groups, or parts of a large."""
+    """Yield (first row, rows) of at most GROUP_ROWS rows: neighbouring row groups, or slices of a large one."""
     start = held = 0
     for rows in groups:
-        if held and held + rows > PIECE_ROWS:
+        if held and held + rows > GROUP_ROWS:
             yield start, held
             start, held = start + held, 0
         held += rows
-        while held > PIECE_ROWS:
-            yield start, PIECE_ROWS
-            start, held = start + PIECE_ROWS, held - PIECE_ROWS
+        while held > GROUP_ROWS:
+            yield start, GROUP_ROWS
+            start, held = start + GROUP_ROWS, held - GROUP_ROWS
     if held:
         yield start, held
 
 
-def _row_groups(metadata: pq.FileMetaData) -> list[int]:
+def _group_rows(metadata: pq.FileMetaData) -> list[int]:
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 

@@ -79,9 +79,9 @@ def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
     ours = (pl.col("user_id") == job.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= job.as_of_us)
     found = []
     with console.progress("reading the history", log.rows, "rows") as advance:
-        for number, piece in enumerate(log.pieces):
+        for number, group in enumerate(log.row_groups):
             found.append(log.usable(number).filter(ours))
-            advance(piece.rows)
+            advance(group.rows)
     mine = pl.concat(found)
     mine = mine.sort("timestamp", maintain_order=True).tail(job.config.max_events).reverse()
     tokens = job.catalog.tokens(mine["video_id"])

@@ -47,15 +47,16 @@ def ours(path, memory="64GiB", way="memory"):
     from genrec_batch.core.options import HistoryConfig
     from genrec_batch.events import by_user, histories
     from genrec_batch.events.ids import Index
-    from genrec_batch.events.log import EventLog, survey
+    from genrec_batch.events.log import EventLog
     from genrec_batch.events.records import RecordType
     from genrec_batch.events.sorter_choice import fastest
+    from genrec_batch.events.survey import survey
     from genrec_batch.io import read
     from genrec_batch.model.catalog import Catalog
     from genrec_batch.runtime import threads as flow
 
     source = read.scan(path, "INPUT", hashed=False)
-    log = EventLog.of(source.frame, source.pieces, None, "INPUT")
+    log = EventLog.of(source.frame, source.row_groups, None, "INPUT")
     found = survey(log, None, flow.cores(), fastest())
     users = by_user.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
     catalog = Catalog.from_counts(found.videos, vocabulary=10_000)

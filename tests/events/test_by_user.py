@@ -17,9 +17,9 @@ SMALL = ["--memory-limit", "1MiB", "--shard-users", "60"]
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
+def small_row_groups(monkeypatch):
     """Let a few hundred rows be what a million are in a real log."""
-    monkeypatch.setattr(read, "PIECE_ROWS", 700)
+    monkeypatch.setattr(read, "GROUP_ROWS", 700)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_every_output_is_the_same_to_the_byte_whatever_the_memory(run, model_dir
         assert Path("0", name).read_bytes() == Path("1", name).read_bytes()
 
 
-def test_one_row_group_of_any_size_is_read_in_pieces(written, big):
+def test_a_large_row_group_is_read_in_slices(written, big):
     big.write_parquet("one.parquet", row_group_size=10**9)
     big.write_parquet("many.parquet", row_group_size=100)
     folder = Path("files")

@@ -24,30 +24,32 @@ NUMBA = NumbaSorter()
 TWINS = pytest.mark.parametrize("sorter", [NUMPY, NUMBA], ids=["numpy", "numba"])
 
 
-def counted(pieces, kind, sorter=NUMPY):
+def counted(groups, kind, sorter=NUMPY):
     counter = Counter("user_id")
-    for piece in pieces:
-        ids = pl.Series(piece, dtype=kind)
+    for group in groups:
+        ids = pl.Series(group, dtype=kind)
         counter.add(counting.count(ids, sorter, counter.tallies))
     return counter.frame()
 
 
 @TWINS
 @EXAMPLES
-@given(pieces=st.lists(st.lists(WHOLE), min_size=1))
-def test_integers_are_counted_in_rising_order(pieces, sorter):
-    frame = counted(pieces, pl.Int64, sorter)
-    expected = sorted(collections.Counter(i for piece in pieces for i in piece).items())
+@given(groups=st.lists(st.lists(WHOLE), min_size=1))
+def test_integers_are_counted_in_rising_order(groups, sorter):
+    frame = counted(groups, pl.Int64, sorter)
+    expected = sorted(collections.Counter(i for group in groups for i in group).items())
     assert list(frame.iter_rows()) == expected
     assert frame.schema == {"user_id": pl.Int64, "count": pl.UInt64}
 
 
 @TWINS
 @EXAMPLES
-@given(pieces=st.lists(st.lists(st.text(max_size=3)), min_size=1))
-def test_strings_are_counted_in_rising_order(pieces, sorter):
-    expected = sorted(collections.Counter(t for p in pieces for t in p).items(), key=lambda pair: pair[0].encode())
-    assert list(counted(pieces, pl.String, sorter).iter_rows()) == expected
+@given(groups=st.lists(st.lists(st.text(max_size=3)), min_size=1))
+def test_strings_are_counted_in_rising_order(groups, sorter):
+    expected = sorted(
+        collections.Counter(t for group in groups for t in group).items(), key=lambda pair: pair[0].encode()
+    )
+    assert list(counted(groups, pl.String, sorter).iter_rows()) == expected
 
 
 @TWINS
@@ -58,28 +60,28 @@ def test_every_integer_type_reaches_its_ends(kind, sorter):
     assert list(counted([ends, ends], kind, sorter).iter_rows()) == [(ends[0], 2), (ends[1], 2)]
 
 
-def test_many_pieces_are_merged_while_they_come(monkeypatch):
+def test_counts_of_many_row_groups_are_merged_while_they_come(monkeypatch):
     monkeypatch.setattr(counting, "MERGED_ROWS", 10)
-    pieces = [[f"{i}-{j % 7}" for j in range(20)] for i in (1, 2) for _ in range(30)]
-    assert counted(pieces, pl.String)["count"].sum() == 1200
+    groups = [[f"{i}-{j % 7}" for j in range(20)] for i in (1, 2) for _ in range(30)]
+    assert counted(groups, pl.String)["count"].sum() == 1200
 
 
-def pieces_of_many_users(pieces):
-    """Return pieces of a log of a million users in any order: each piece meets few of them, from end to end."""
+def groups_of_many_users(groups):
+    """Return row groups of a log of a million users in any order: each has few of them, over the whole range."""
     random = np.random.default_rng(7)
-    return [pl.Series(random.integers(10_000, 1_010_000, 5_000)) for _ in range(pieces)]
+    return [pl.Series(random.integers(10_000, 1_010_000, 5_000)) for _ in range(groups)]
 
 
-def test_pieces_of_a_log_of_many_users_in_any_order_bring_no_array_each():
-    pieces, counter = pieces_of_many_users(40), Counter("user_id")
+def test_row_groups_of_many_users_in_any_order_have_no_array_each():
+    groups, counter = groups_of_many_users(40), Counter("user_id")
 
     def look(ids):
         return counting.count(ids, NUMBA, counter.tallies)
 
     with ThreadPoolExecutor(4) as pool:
-        looks = list(pool.map(look, pieces))
+        looks = list(pool.map(look, groups))
     assert all(looked.counts_R is None and looked.frame is None for looked in looks)
-    assert [looked.span for looked in looks] == [(ids.min(), ids.max()) for ids in pieces]
+    assert [looked.range for looked in looks] == [(ids.min(), ids.max()) for ids in groups]
     for looked in looks:
         counter.add(looked)
     tallies = counter.tallies.drain()
@@ -88,21 +90,23 @@ def test_pieces_of_a_log_of_many_users_in_any_order_bring_no_array_each():
 
 
 def test_many_users_are_counted_as_without_shared_tallies(monkeypatch):
-    pieces, counter = pieces_of_many_users(40), Counter("user_id")
-    monkeypatch.setattr(counting, "MOST_ROWS", 30_000)  # an array is full after six pieces, the others bring their own
+    groups, counter = groups_of_many_users(40), Counter("user_id")
+    monkeypatch.setattr(
+        counting, "MOST_ROWS", 30_000
+    )  # an array is full after six row groups, the others have their own
     with ThreadPoolExecutor(4) as pool:
-        for looked in pool.map(lambda ids: counting.count(ids, NUMBA, counter.tallies), pieces):
+        for looked in pool.map(lambda ids: counting.count(ids, NUMBA, counter.tallies), groups):
             counter.add(looked)
     plain = Counter("user_id")
-    for ids in pieces:
+    for ids in groups:
         plain.add(counting.count(ids))
     assert counter.frame().equals(plain.frame())
 
 
-def test_ids_that_rise_from_piece_to_piece_are_all_counted_in_few_arrays():
-    pieces = [pl.Series(range(first, first + 5_000_000, 100_000)) for first in range(0, 150_000_000, 5_000_000)]
+def test_ids_that_rise_from_row_group_to_row_group_are_all_counted_in_few_arrays():
+    groups = [pl.Series(range(first, first + 5_000_000, 100_000)) for first in range(0, 150_000_000, 5_000_000)]
     counter, made = Counter("user_id"), []
-    for ids in pieces:
+    for ids in groups:
         counter.add(counting.count(ids, NUMBA, counter.tallies))
         made.append(len(counter.tallies))
     assert max(made) == 1  # one thread, one array

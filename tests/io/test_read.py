@@ -215,5 +215,5 @@ def test_files_whose_moments_have_other_units_are_one_log(tmp_path):
     source = scan(str(tmp_path), "INPUT")
     read = source.frame.collect()
     assert read["timestamp"].to_list() == moments.to_list() * 3
-    pieces = pl.concat([piece.frame.collect() for piece in source.pieces])
-    assert pieces.equals(read)
+    joined = pl.concat([group.frame.collect() for group in source.row_groups])
+    assert joined.equals(read)

@@ -1,0 +1,120 @@
+"""The survey of a log: one pass that says which users and videos are in it, how often, and when.
+
+Owns: counts of users, videos and rejected rows, the range of times, `--max-rejects`. Must not know: what a column means
+to the model. In: a log. Out: a `Survey`, whose size grows with users and videos, never with rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import polars as pl
+
+from genrec_batch.core.errors import GateError, InputError
+from genrec_batch.events import schema
+from genrec_batch.events.columns import REQUIRED
+from genrec_batch.events.ids import Counted, Counter, IdRange, count
+from genrec_batch.events.log import EventLog
+from genrec_batch.events.sorter import NUMPY, Sorter
+from genrec_batch.runtime import console, threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one pass over a log found. Counts are of usable events up to as-of."""
+
+    rows: int
+    usable: int
+    nulls: dict[str, int]  # of each required column
+    as_of_us: int
+    users: pl.DataFrame  # user_id and count, by rising id
+    videos: pl.DataFrame  # video_id and count, by rising id
+    user_ranges: list[IdRange | None]  # of each row group, None where it has no such event
+    by_time: bool  # timestamps never fall from row to row
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What one row group has."""
+
+    users: Counted
+    videos: Counted
+    nulls: dict[str, int]
+    usable: int
+    times: tuple[int, int, int, int, bool] | None  # epoch us: first and last row, least, largest; whether none falls
+
+
+def survey(log: EventLog, as_of_us: int | None, workers: int, sorter: Sorter = NUMPY) -> Survey:
+    """Read user, video and time of every row once; `as_of_us` None means the log's last timestamp.
+
+    Raises:
+        InputError: not readable, or no row is usable.
+    """
+    users, videos = Counter("user_id"), Counter("video_id")
+    user_ranges: list[IdRange | None] = []
+    nulls = dict.fromkeys(REQUIRED, 0)
+    usable, last_us, by_time, before_us = 0, 0, True, 0
+    look = partial(_look, log, as_of_us, sorter, users, videos)
+    with console.progress("reading", log.rows, "rows") as advance:
+        looks = threads.ordered(look, range(len(log.row_groups)), workers=workers, name="survey")
+        for group, seen in zip(log.row_groups, looks, strict=True):
+            users.add(seen.users)
+            videos.add(seen.videos)
+            user_ranges.append(seen.users.range)
+            nulls = {name: count + seen.nulls[name] for name, count in nulls.items()}
+            usable += seen.usable
+            if seen.times is not None:
+                first_us, end_us, least_us, latest_us, rises = seen.times
+                schema.check_time_range(least_us, latest_us, log.where)
+                by_time = by_time and rises and before_us <= first_us
+                before_us, last_us = end_us, max(last_us, latest_us)
+            advance(group.rows)
+    if not usable and log.rows:
+        raise InputError(f"{log.where}: no row can be scored: null {in_words(nulls)} of {log.rows:,} rows")
+    return Survey(
+        rows=log.rows,
+        usable=usable,
+        nulls=nulls,
+        as_of_us=last_us if as_of_us is None else as_of_us,
+        users=users.frame(),
+        videos=videos.frame(),
+        user_ranges=user_ranges,
+        by_time=by_time,
+    )
+
+
+def _look(log: EventLog, as_of_us: int | None, sorter: Sorter, users: Counter, videos: Counter, number: int) -> _Seen:
+    frame = log.required(number)
+    nulls = {name: frame[name].null_count() for name in REQUIRED}
+    usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
+    counted = usable
+    if as_of_us is not None and len(usable):
+        counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+    times = None
+    if len(usable):
+        time_us = usable["timestamp"].cast(pl.Int64)
+        times = time_us[0], time_us[-1], *sorter.extent(time_us)
+        log.latest_us[number] = times[3]
+    return _Seen(
+        users=count(counted["user_id"], sorter, users.tallies),
+        videos=count(counted["video_id"], sorter, videos.tallies),
+        nulls=nulls,
+        usable=len(usable),
+        times=times,
+    )
+
+
+def in_words(nulls: dict[str, int]) -> str:
+    """Return the nulls of required columns as words: "user_id in 13, video_id in 9"."""
+    return ", ".join(f"{name} in {count:,}" for name, count in nulls.items() if count)
+
+
+def check_rejects(found: Survey, most: float, where: str) -> None:
+    """Raise GateError where more than the share `most` of all rows cannot be used (`--max-rejects`)."""
+    rejected = found.rows - found.usable
+    if rejected > most * found.rows:
+        raise GateError(
+            f"{where}: {rejected:,} of {found.rows:,} rows are rejected (null {in_words(found.nulls)}), more than "
+            f"--max-rejects {most}; correct the log or raise the limit"
+        )

@@ -231,21 +231,9 @@ class ScoreConfig(HistoryConfig):
         self.blend()
 
     def check_positions(self, have: int) -> None:
-        """Find out whether a history and the items that are read after it fit a model's positions.
-
-        Raises:
-            ConfigError: they do not; it names the largest that do.
-        """
+        """Raise ConfigError unless a history and the items read after it fit a model's positions."""
         slate = self.decode == "slate" and not self.candidates
-        read = self.top_k if slate else 1
-        need = 1 + self.max_events + read
-        if need > have:
-            most = {"max-events": have - 1 - read, "top-k": (have - 1 - self.max_events) if slate else 0}
-            ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
-            raise ConfigError(
-                f"--max-events {self.max_events}{f' with --top-k {self.top_k}' if slate else ''} needs {need} "
-                f"positions, the model has {have}: at most {ways or f'{have - 1} of both together'}"
-            )
+        check_positions(have, events=self.max_events, items=self.top_k if slate else 1)
 
     def blend(self) -> dict[str, float] | None:
         """Return `--weights` by name, None for ranking by log_prob.
@@ -301,3 +289,21 @@ def check_device(text: str) -> None:
     """Raise ConfigError unless `--device` is the name of one."""
     if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
         raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
+
+
+def check_positions(have: int, *, events: int, items: int) -> None:
+    """Raise ConfigError, naming the largest that fit, unless a model's positions hold a history and what follows it.
+
+    Args:
+        have: positions of the model; the first is for the features.
+        events: of the longest history.
+        items: read one after the other behind it; candidates are read side by side and count as one.
+    """
+    need = 1 + events + items
+    if need > have:
+        most = {"max-events": have - 1 - items, "top-k": have - 1 - events if items > 1 else 0}
+        ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
+        raise ConfigError(
+            f"--max-events {events}{f' with --top-k {items}' if items > 1 else ''} needs {need} positions, "
+            f"the model has {have}: at most {ways or f'{have - 1} of both together'}"
+        )

@@ -44,7 +44,7 @@ def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
     items and repeats are dropped.
 
     Raises:
-        EngineError: history and items do not fit the model.
+        ConfigError: history and items do not fit the model's positions.
         RetryError: the device is out of memory.
     """
     if batch.candidates_BC is not None:
@@ -65,7 +65,7 @@ def recommend_all(
     copies of one batch run under the computation of another.
 
     Raises:
-        EngineError: history and items do not fit the model.
+        ConfigError: history and items do not fit the model's positions.
         RetryError: the device is out of memory.
     """
     if not (decoding.greedy and engine.has_slate_loop):

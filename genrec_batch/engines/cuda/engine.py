@@ -132,7 +132,7 @@ class TorchCudaEngine(Engine):
         Two batches are in flight; what is yielded owns its memory. `record` is told when the device did what.
 
         Raises:
-            ModelError: the longest history and `steps` do not fit the position table.
+            ConfigError: the longest history and `steps` do not fit the model's positions.
             DeviceMemoryError: the device ran out of memory.
         """
         return self._loop.slates(batches, steps, record)
@@ -142,7 +142,7 @@ class TorchCudaEngine(Engine):
         """Read B histories and choose the next items; see `engines.Engine`.
 
         Raises:
-            ModelError: the longest history and `steps` do not fit the position table.
+            ConfigError: the longest history and `steps` do not fit the model's positions.
             DeviceMemoryError: the device ran out of memory.
         """
         fused = self._fused

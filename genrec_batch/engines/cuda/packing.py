@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.core.errors import ModelError
+from genrec_batch.core.options import check_positions
 
 
 def grid(count: int) -> int:
@@ -34,18 +34,14 @@ def pack(batch: Batch, *, steps: int, positions: int, users: int | None = None) 
     """Lay a batch's rows end to end; user b owns lengths[b] + 1 rows from first[b] on.
 
     Raises:
-        ModelError: the longest history and the decoded items do not fit the model's position table.
+        ConfigError: the longest history and the decoded items do not fit the model's positions.
     """
     users = len(batch) if users is None else users
     lengths = np.zeros(users, np.int32)
     lengths[: len(batch)] = batch.lengths_B
     ends = np.cumsum(lengths.astype(np.int64) + 1)
     longest = int(lengths.max(initial=0))
-    if longest + 1 + steps > positions:
-        raise ModelError(
-            f"a history of {longest} events and {steps} decoded items need {longest + 1 + steps} positions; this model "
-            f"has {positions}: lower --max-events or --top-k"
-        )
+    check_positions(positions, events=longest, items=steps)
     arrays: dict[str, np.ndarray[Any, Any]] = {
         "tokens": batch.tokens_BS.astype(np.int32, copy=False),
         "lengths": lengths,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
-from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.options import check_positions
 from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported
 from genrec_batch.engines.onnx.sessions import Array, Sessions, Value, import_or_say
@@ -110,16 +110,11 @@ class OnnxRuntimeEngine(Engine):
         """Read features and histories, [B, F] and [B, S]; see the protocol.
 
         Raises:
-            ConfigError: history and steps do not fit the position table.
+            ConfigError: history and steps do not fit the model's positions.
             DeviceMemoryError: memory ran out.
         """
         config, rows = self._model.config, len(batch)
-        needed = 1 + int(batch.lengths_B.max(initial=0)) + steps
-        if needed > config.positions or 1 + batch.tokens_BS.shape[1] > config.positions:
-            raise ConfigError(
-                f"--max-events and --top-k: a history and {steps} items need {needed} positions, the model has "
-                f"{config.positions}"
-            )
+        check_positions(config.positions, events=int(batch.lengths_B.max(initial=0)), items=steps)
         arrays = {
             "dense": batch.dense_BF.astype(self._element, copy=False),
             **self._given("profile", batch.profile_BP, batch.has_profile_B, rows, config.profile),

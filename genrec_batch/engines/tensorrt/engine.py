@@ -164,7 +164,8 @@ class TensorRtEngine(Engine):
         """Read the features and histories; see the protocol.
 
         Raises:
-            EngineError: more choices than TensorRT's TopK has, or more positions than the model.
+            EngineError: more choices than TensorRT's TopK has.
+            ConfigError: history and steps do not fit the model's positions.
             DeviceMemoryError: the batch does not fit the device.
         """
         if min(choices, self._tokens) > MOST_CHOICES:

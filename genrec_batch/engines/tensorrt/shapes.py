@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.core.errors import EngineError
+from genrec_batch.core.options import check_positions
 from genrec_batch.engines.tensorrt.network import Shape
 from genrec_batch.model.weights import ModelConfig
 
@@ -67,7 +67,7 @@ class ShapeRule:
         """Return the one shape of a run whose rows stand end to end.
 
         Raises:
-            EngineError: see `shape`.
+            ConfigError: see `shape`.
         """
         assert self.packing is not None
         shape = self.shape(
@@ -91,7 +91,7 @@ class ShapeRule:
         """Return the shape that serves a batch whose rows stand end to end: the run's one, larger if it must be.
 
         Raises:
-            EngineError: see `shape`.
+            ConfigError: see `shape`.
         """
         shape = self.run(
             steps=steps,
@@ -114,7 +114,7 @@ class ShapeRule:
         """Return the shape that serves a batch whose rows read `steps` items.
 
         Raises:
-            EngineError: see `shape`.
+            ConfigError: see `shape`.
         """
         return self.shape(
             rows=len(batch),
@@ -131,13 +131,9 @@ class ShapeRule:
         """Return the shape for so many rows, tokens of the longest history, items to read and seen items.
 
         Raises:
-            EngineError: history and decoded items exceed the position table.
+            ConfigError: history and decoded items do not fit the model's positions.
         """
-        if length + steps + 1 > self._positions:
-            raise EngineError(
-                f"{length} events and {steps} items need {length + steps + 1} positions, the model has "
-                f"{self._positions}; lower --max-events or --top-k"
-            )
+        check_positions(self._positions, events=length, items=steps)
         bucket = self.bucket(length)
         return Shape(
             rows=rounded(max(rows, 1), self.batch_size),
@@ -164,7 +160,7 @@ class ShapeRule:
         than a history's bucket take that bucket's size.
 
         Raises:
-            EngineError: see `shape`.
+            ConfigError: see `shape`.
         """
         lengths = [bucket for bucket in self.buckets if bucket < max_events and shorter]
 

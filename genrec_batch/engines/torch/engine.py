@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
-from genrec_batch.core.errors import ModelError
+from genrec_batch.core.options import check_positions
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.torch import lane as torch_lane
 from genrec_batch.engines.torch.choice import log_probs
@@ -94,15 +94,10 @@ class TorchEngine(Engine):
         """Read the features and histories of B rows and choose the next items; see `engines.Engine`.
 
         Raises:
-            ModelError: history and steps do not fit the model's position table.
+            ConfigError: history and steps do not fit the model's positions.
             DeviceMemoryError: the device is out of memory.
         """
-        longest = int(batch.lengths_B.max(initial=0))
-        if longest + 1 + steps > self._positions:
-            raise ModelError(
-                f"a history of {longest} items and {steps} decoded ones need {longest + 1 + steps} positions, the "
-                f"model has {self._positions}: lower --max-events or --top-k"
-            )
+        check_positions(self._positions, events=int(batch.lengths_B.max(initial=0)), items=steps)
         rising_B = np.argsort(batch.lengths_B, kind="stable")
         places = [rising_B[lane :: self._threads] for lane in range(min(self._threads, len(batch)))]
 

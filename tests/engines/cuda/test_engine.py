@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from genrec_batch.core.arrays import HEADS, Batch
-from genrec_batch.core.errors import EngineError, ModelError
+from genrec_batch.core.errors import ConfigError, EngineError
 from genrec_batch.engines.cuda import engine as torch_cuda
 from genrec_batch.engines.cuda import loop
 from genrec_batch.engines.cuda.engine import TorchCudaEngine
@@ -281,7 +281,7 @@ def test_packing_adds_little_and_few_shapes():
 
 
 def test_too_long_a_history_names_the_way_out(engine):
-    with pytest.raises(ModelError, match="need 26 positions; this model has 24: lower --max-events or --top-k"):
+    with pytest.raises(ConfigError, match="needs 26 positions, the model has 24: at most"):
         engine.prefill(drawn([21]), steps=4)
 
 

@@ -319,7 +319,7 @@ def test_it_runs_without_torch_and_without_polars():
 
 
 def test_a_history_that_does_not_fit_the_position_table(engine):
-    with pytest.raises(ConfigError, match="need 42 positions, the model has 40"):
+    with pytest.raises(ConfigError, match="--max-events 36 with --top-k 5 needs 42 positions, the model has 40"):
         engine.prefill(make_batch(TINY, [36]), steps=5)
 
 

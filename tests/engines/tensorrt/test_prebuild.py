@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from genrec_batch.core.errors import ConfigError, EngineError
+from genrec_batch.core.errors import ConfigError
 from genrec_batch.engines import driver
 from genrec_batch.engines.tensorrt import build, prebuild
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
@@ -213,5 +213,5 @@ def test_all_shapes_are_the_shapes_of_any_batch(max_events, seen_limit):
 
 
 def test_histories_beyond_the_model_are_an_error():
-    with pytest.raises(EngineError, match="lower --max-events"):
+    with pytest.raises(ConfigError, match="the model has 512: at most --max-events 501"):
         ShapeRule(preset("tiny"), 64, BUCKETS).all(max_events=preset("tiny").positions, steps=10, seen_limit=10)

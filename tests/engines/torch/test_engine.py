@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from genrec_batch.core.arrays import Batch, Ranked
-from genrec_batch.core.errors import EngineError, ModelError, RetryError
+from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines.torch import choice
 from genrec_batch.engines.torch import device as torch_device
 from genrec_batch.engines.torch import engine as torch_engine
@@ -496,7 +496,10 @@ def test_nothing_read_is_an_empty_list(engine):
 
 def test_a_history_beyond_the_position_table_is_refused(engine):
     engine.prefill(make_batch([30]), steps=9)
-    with pytest.raises(ModelError, match=r"30 items and 10 decoded ones need 41 positions.*40.*--max-events"):
+    with pytest.raises(
+        ConfigError,
+        match="has 40: at most --max-events 29 or --top-k 9",
+    ):
         engine.prefill(make_batch([30]), steps=10)
 
 

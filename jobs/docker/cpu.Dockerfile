@@ -8,12 +8,14 @@ COPY constraints.txt pyproject.toml README.md LICENSE /src/
 COPY genrec_batch /src/genrec_batch/
 RUN /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.txt '/src[cpu]' \
     && /opt/genrec-batch/bin/python -m pip uninstall --yes pip setuptools
-COPY jobs/cron/nightly.sh /opt/genrec-batch/bin/
+COPY jobs/cron/nightly.sh jobs/docker/compile-kernels.sh /opt/genrec-batch/bin/
+RUN PATH=/opt/genrec-batch/bin:$PATH NUMBA_CACHE_DIR=/opt/genrec-batch/kernels compile-kernels.sh
+COPY jobs/docker/genrec-batch /opt/genrec-batch/start/
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home genrec
 COPY --from=build /opt/genrec-batch /opt/genrec-batch
-ENV PATH=/opt/genrec-batch/bin:$PATH \
+ENV PATH=/opt/genrec-batch/start:/opt/genrec-batch/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     GENREC_BATCH_CACHE=/tmp/genrec-batch \
     NUMBA_CACHE_DIR=/tmp/numba

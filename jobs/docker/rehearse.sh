@@ -10,7 +10,7 @@ mkdir -p "$root/src" "$root/opt"
 echo "rehearsing $dockerfile in $root"
 # One instruction a line, of the first stage; /src and /opt become folders of ours.
 sed -e :a -e '/\\$/N; s/\\\n *//; ta' "$dockerfile" | sed -n '/^FROM .* AS build/,/^FROM/p' |
-    sed -e "s#\\([ ']\\)/src#\\1$root/src#g" -e "s#\\([ ']\\)/opt/#\\1$root/opt/#g" >"$root/stage"
+    sed -e "s#\\([ '=]\\)/src#\\1$root/src#g" -e "s#\\([ '=]\\)/opt/#\\1$root/opt/#g" >"$root/stage"
 while read -r instruction arguments; do
     case $instruction in
     COPY)
@@ -31,11 +31,15 @@ while read -r instruction arguments; do
     *) ;; # FROM and comments
     esac
 done <"$root/stage"
-PATH=$root/opt/genrec-batch/bin:$PATH
+export PATH="$root/opt/genrec-batch/start:$root/opt/genrec-batch/bin:$PATH" NUMBA_CACHE_DIR="$root/numba"
 cd "$root"
 du -sh opt/genrec-batch
 genrec-batch sample events.parquet --users 50
 genrec-batch model init model --preset tiny --catalog-from events.parquet
 genrec-batch score events.parquet recs.parquet --model model --device cpu --quiet
+genrec-batch sample many.parquet --users 100000 --events-per-user 41 --quiet
+genrec-batch features many.parquet features --model model --quiet
+find opt/genrec-batch/kernels -name '*.nbc' -printf '%f\n' | sort >compiled # by the build
+find numba -name '*.nbc' -printf '%f\n' | sort | diff compiled - # and none by the run
 nightly.sh 2>&1 | grep GENREC_JOB_ROOT # is in the image and starts
 echo "rehearsed: $root"

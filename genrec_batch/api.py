@@ -7,19 +7,15 @@ Owns: `score` and `Scorer`. Must not know: anything that the command line does n
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core.errors import NothingToScoreError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Selection
-from genrec_batch.events.dataset import open_model, prepare
-from genrec_batch.events.log import EventLog
-from genrec_batch.io.read import RowGroup
+from genrec_batch.events.dataset import Dataset, open_model
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
@@ -60,26 +56,11 @@ class Scorer:
         """
         if not isinstance(events, pa.Table):
             raise TypeError(f"a Scorer takes a pyarrow.Table of events, not {type(events).__name__}")
-        frame = pl.DataFrame(events)
-        if not len(frame):
-            raise NothingToScoreError("the table has no rows, so nobody to score")
-        lazy = frame.lazy()
-        log = EventLog.of(lazy, [RowGroup(frame=lazy, rows=len(frame))], self.config.schema, "the table")
         loaded, tokens, selection = self._opened or (open_model(self.config), 0, None)
         stages = Stages()
-        config = replace(self.config, memory_limit="1024TiB")  # the table is in memory already
-        job = prepare(
-            config,
-            log,
-            stages,
-            path="table",
-            inputs={},
-            spill_to=Path(),
-            candidates=config.candidates,
-            loaded_model=loaded,
-        )
-        same_catalog = tokens == job.model.tokens  # an engine never chooses a token beyond its catalog
-        scoring = Scoring.of(config, job, stages, selection if same_catalog else None)
-        self._opened = (loaded, job.model.tokens, scoring.selection)
+        dataset = Dataset.open(pl.DataFrame(events), self.config, stages, model=loaded)
+        same_catalog = tokens == dataset.model.tokens  # an engine never chooses a token beyond its catalog
+        scoring = Scoring.of(self.config, dataset, stages, selection if same_catalog else None)
+        self._opened = (loaded, dataset.model.tokens, scoring.selection)
         shards = pipeline.shards(scoring, set(), None)
         return pa.concat_tables([scoring.table(scored)[0] for scored in scoring.rank(shards)])

@@ -1,22 +1,41 @@
 """The side tables: users and videos as arrays, one row per id.
 
 Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), the widths of vectors.
-Must not know: files, the log, slots. In: a frame with one row per id. Out: `arrays.SideTable` in the same row order.
+Must not know: files, the log, slots. In: a frame with one row per id. Out: `arrays.SideTable` in the same row order,
+and `Tables`, all that is known of users beside the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import xxhash
 
-from genrec_batch.core.arrays import F32, F64, I32, U8, SideTable
+from genrec_batch.core.arrays import F32, F64, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import InputError
 from genrec_batch.core.layout import HASHED
 
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables beside the log of N users; None for a table that is not given."""
+
+    users: pl.DataFrame | None  # checked; becomes arrays for some users at a time
+    videos: SideTable | None
+    candidates: Ragged | None  # given candidates as tokens, a row for each of N users
+
+    def profiles(self, user_row_B: I32) -> tuple[SideTable | None, I32]:
+        """Return the side table of B users, and their rows in it, from their rows in the whole table."""
+        if self.users is None:
+            return None, user_row_B
+        there_B = user_row_B >= 0
+        rows_B = np.where(there_B, np.cumsum(there_B) - 1, -1).astype(np.int32)
+        return users_table(self.users[user_row_B[there_B]], checked=True), rows_B
 
 
 def check_users(frame: pl.DataFrame, source: str = "--users") -> None:

@@ -1,7 +1,7 @@
 """From histories to batches: users of like history length side by side.
 
-Owns: the order of users in batches, padding, and what a `Batch` is filled with. Must not know: engines, files. In: a
-job and the rows of some of its users. Out: `arrays.Batch`.
+Owns: the order of users in batches, padding, and what a `Batch` is filled with. Must not know: engines, files. In:
+histories and the tables beside the log. Out: `arrays.Batch`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 
 from genrec_batch import features
 from genrec_batch.core.arrays import F32, I64, U8, Batch, Histories, Ragged
-from genrec_batch.core.options import ScoreConfig
-from genrec_batch.events.dataset import Job
+from genrec_batch.events.dataset import Dataset
+from genrec_batch.events.side_tables import Tables
+from genrec_batch.features import Kernel
 
 LONG = 128  # positions up to which a batch has all its users
 LEAST_USERS = 64  # of a batch that may end early: a quarter of a full one if that is less, a sixteenth if that is more
@@ -21,8 +22,45 @@ LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Some users of a job with all that the model reads of them, in the order given."""
+class Vectorizer:
+    """Turns histories into what the model reads, the same way for all users of a run."""
+
+    tables: Tables
+    max_events: int
+    kernel: Kernel  # the same for all users of a run: see `features.kernel_name`
+    include_seen: bool
+
+    @staticmethod
+    def of(dataset: Dataset, *, include_seen: bool = False) -> Vectorizer:
+        """Return the vectorizer of a data set's users; `include_seen` lets seen videos be recommended."""
+        return Vectorizer(
+            tables=dataset.tables,
+            max_events=dataset.users.max_events,
+            kernel=features.kernel_name(len(dataset.users)),
+            include_seen=include_seen,
+        )
+
+    def inputs(self, histories: Histories, start: int, rows_N: I64 | None = None) -> ModelInputs:
+        """Return what the model reads of the users from row `start` of the run on, or of `rows_N` of them."""
+        if rows_N is not None:
+            histories = histories.take(rows_N)
+        users, user_row_N = self.tables.profiles(histories.user_row_N)
+        histories = replace(histories, user_row_N=user_row_N)
+        places_N = start + (np.arange(len(histories)) if rows_N is None else rows_N)
+        videos, given, kernel = self.tables.videos, self.tables.candidates, self.kernel
+        return ModelInputs(
+            histories=histories,
+            dense_NF=features.compute(histories, users, videos, max_events=self.max_events, kernel=kernel),
+            profile=None if users is None else features.profile_vectors(histories, users),
+            video=None if videos is None else features.video_vectors(histories, videos, kernel=kernel),
+            candidates=None if given is None else given.take(places_N),
+            include_seen=self.include_seen,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """All that the model reads of N users, in the order given."""
 
     histories: Histories
     dense_NF: F32
@@ -31,27 +69,9 @@ class Part:
     candidates: Ragged | None
     include_seen: bool
 
-    @staticmethod
-    def of(job: Job, histories: Histories, start: int, config: ScoreConfig, rows_N: I64 | None = None) -> Part:
-        """Compute the features of users `start`.. of the job, whose histories these are; or of `rows_N` of them."""
-        if rows_N is not None:
-            histories = histories.take(rows_N)
-        users, user_row_N = job.profiles(histories.user_row_N)
-        histories = replace(histories, user_row_N=user_row_N)
-        places_N = start + (np.arange(len(histories)) if rows_N is None else rows_N)
-        kernel = features.kernel_name(len(job))
-        return Part(
-            histories=histories,
-            dense_NF=features.compute(histories, users, job.videos, max_events=config.max_events, kernel=kernel),
-            profile=None if users is None else features.profile_vectors(histories, users),
-            video=None if job.videos is None else features.video_vectors(histories, job.videos, kernel=kernel),
-            candidates=None if job.candidates is None else job.candidates.take(places_N),
-            include_seen=config.include_seen,
-        )
-
-    def take(self, rows_N: I64) -> Part:
+    def take(self, rows_N: I64) -> ModelInputs:
         """Return some of the users, in the order given."""
-        return Part(
+        return ModelInputs(
             histories=self.histories.take(rows_N),
             dense_NF=self.dense_NF[rows_N],
             profile=None if self.profile is None else (self.profile[0][rows_N], self.profile[1][rows_N]),

@@ -1,58 +1,53 @@
 """What a log holds, as the model reads it: users, history lengths, catalog coverage, features that are ever used.
 
-Owns: the counts. Must not know: files, engines. In: a `Job`. Out: plain numbers. Histories are read a bucket of users
-at a time, so that memory does not grow with the log.
+Owns: the counts. Must not know: files, engines. In: a `Dataset`. Out: plain numbers. Histories are read a bucket of
+users at a time, so that memory does not grow with the log.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from genrec_batch import features
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import FIRST_ITEM, I64
-from genrec_batch.events.dataset import Job
+from genrec_batch.events.dataset import Dataset
+from genrec_batch.features.batches import Vectorizer
 from genrec_batch.runtime import console
 
-PIECE = 4096  # users whose features are computed at once
+AT_ONCE = 4096  # users whose features are computed together
 MOST_BINS = 64  # of the histogram of history lengths
 HEAD_SHARES = (0.01, 0.1)  # of the catalog, most viewed first
 
 
-def describe(job: Job, *, max_events: int) -> dict[str, Any]:
-    """Return the facts of a job's users, videos and features, reading its log a bucket of users at a time.
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Return the facts of a data set's users, videos and features, reading its log a bucket of users at a time.
 
     Raises:
         InputError: a page of the log is damaged.
     """
-    views = np.zeros(FIRST_ITEM + len(job.catalog), np.int64)  # kept events of each token
+    users, vectorizer = dataset.users, Vectorizer.of(dataset)
+    views = np.zeros(FIRST_ITEM + len(dataset.catalog), np.int64)  # kept events of each token
     users_F = np.zeros(layout.FEATURES, np.int64)  # with a value that is not 0
     cold = 0
-    with console.progress("the data", len(job), "users") as advance:
-        for bucket in job.store.buckets:
-            histories = job.histories(bucket)
-            views += np.bincount(histories.tokens_E, minlength=len(views))
-            cold += int(histories.cold_start_N().sum())
-            for start in range(0, len(histories), PIECE):
-                part = histories.slice(start, min(len(histories), start + PIECE))
-                side, rows_N = job.profiles(part.user_row_N)
-                part = replace(part, user_row_N=rows_N)
-                dense_NF = features.compute(part, side, job.videos, max_events=max_events)
-                users_F += np.count_nonzero(dense_NF, axis=0)
-                advance(len(part))
-            job.store.done(bucket)
+    with console.progress("the data", len(users), "users") as advance:
+        for shard in users.shards():
+            views += np.bincount(shard.histories.tokens_E, minlength=len(views))
+            cold += int(shard.histories.cold_start_N().sum())
+            for start in range(0, len(shard), AT_ONCE):
+                some = shard.histories.slice(start, min(len(shard), start + AT_ONCE))
+                users_F += np.count_nonzero(vectorizer.inputs(some, shard.start + start).dense_NF, axis=0)
+                advance(len(some))
     return {
         "facts": {
-            **{name: value for name, value in job.facts.items() if isinstance(value, int | float | str)},
+            **{name: value for name, value in dataset.facts.items() if isinstance(value, int | float | str)},
             "cold_start_users": cold,
         },
-        "ignored_columns": job.facts.get("ignored_columns", []),
-        "lengths": _lengths(job.lengths_N, max_events),
+        "ignored_columns": dataset.facts.get("ignored_columns", []),
+        "lengths": _lengths(users.lengths_N, users.max_events),
         "catalog": _catalog(views),
-        "blocks": _blocks(users_F, len(job)),
+        "blocks": _blocks(users_F, len(users)),
     }
 
 

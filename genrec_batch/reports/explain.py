@@ -21,12 +21,9 @@ from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import decoding_of, select
 from genrec_batch.engines.decode import Decoding, blend, recommend
 from genrec_batch.engines.protocol import Engine
-from genrec_batch.events.by_user import spill_folder
-from genrec_batch.events.dataset import Job, prepare, read_log
-from genrec_batch.events.log import EventLog
-from genrec_batch.features.batches import Part
+from genrec_batch.events.dataset import Dataset
+from genrec_batch.features.batches import ModelInputs, Vectorizer
 from genrec_batch.runtime import console
-from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring import rows as recommendations
 from genrec_batch.scoring.rows import Ranking
@@ -43,48 +40,47 @@ def explain(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
         GenrecError: see its subclasses; ConfigError where the user is in no input.
     """
     config = dataclasses.replace(config, user=(user,))
-    stages = Stages()
-    log, opened = read_log(source, config, stages)
-    spill_to, inputs = spill_folder(config.spill_dir, None), {"events": opened}
-    job = prepare(config, log, stages, path=source, inputs=inputs, spill_to=spill_to, candidates=config.candidates)
-    with closing(job.store):
-        histories = job.first_shard()
-    part = Part.of(job, histories, 0, config)
-    batch = part.batch(np.zeros(1, np.int64))
-    decoding = decoding_of(config, job.model)
-    chosen = select(job.model, batch, decoding, name=config.engine, device=config.device, precision=config.precision)
+    dataset = Dataset.open(source, config)
+    with closing(dataset.users):
+        histories = dataset.users.first_shard()
+    inputs = Vectorizer.of(dataset, include_seen=config.include_seen).inputs(histories, 0)
+    batch = inputs.batch(np.zeros(1, np.int64))
+    decoding = decoding_of(config, dataset.model)
+    chosen = select(
+        dataset.model, batch, decoding, name=config.engine, device=config.device, precision=config.precision
+    )
     LOG.info("engine: %s", chosen.why)
     total, kept = int(histories.total_events_N[0]), int(histories.lengths_N[0])
     return {
         "status": "ok",
         "command": "score --explain",
-        "user_id": job.users.ids[0],
-        "as_of": job.facts["as_of"],
+        "user_id": dataset.users.ids[0],
+        "as_of": dataset.facts["as_of"],
         "engine": chosen.why,
-        "trained": job.model.trained,
+        "trained": dataset.model.trained,
         "in_users_table": bool(histories.user_row_N[0] >= 0),
         "cold_start": bool(histories.cold_start_N()[0]),
         "events": {"in_all": total, "kept": kept, "older_left_out": total - kept, "max_events": config.max_events},
-        **_history(job, log, histories),
-        "seen": _seen(job, histories, config),
-        "features": _blocks(part.dense_NF[0]),
-        "steps": _steps(chosen.engine, batch, decoding, job, histories),
-        "recommended": _recommended(chosen.engine, batch, decoding, job, config, part),
-        "warnings": job.warnings,
+        **_history(dataset, histories),
+        "seen": _seen(dataset, histories, config),
+        "features": _blocks(inputs.dense_NF[0]),
+        "steps": _steps(chosen.engine, batch, decoding, dataset, histories),
+        "recommended": _recommended(chosen.engine, batch, decoding, dataset, config, inputs),
+        "warnings": dataset.warnings,
     }
 
 
-def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
+def _history(dataset: Dataset, histories: Histories) -> dict[str, Any]:
     """Return the kept events, newest first, and the ids among them that the catalog does not know."""
-    ours = (pl.col("user_id") == job.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= job.as_of_us)
+    ours = (pl.col("user_id") == dataset.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= dataset.users.as_of_us)
     found = []
-    with console.progress("reading the history", log.rows, "rows") as advance:
-        for number, group in enumerate(log.row_groups):
-            found.append(log.usable(number).filter(ours))
+    with console.progress("reading the history", dataset.log.rows, "rows") as advance:
+        for number, group in enumerate(dataset.log.row_groups):
+            found.append(dataset.log.usable(number).filter(ours))
             advance(group.rows)
     mine = pl.concat(found)
-    mine = mine.sort("timestamp", maintain_order=True).tail(job.config.max_events).reverse()
-    tokens = job.catalog.tokens(mine["video_id"])
+    mine = mine.sort("timestamp", maintain_order=True).tail(dataset.users.max_events).reverse()
+    tokens = dataset.catalog.tokens(mine["video_id"])
     assert (tokens.to_numpy() == histories.tokens_E[::-1]).all(), "not the history that the model reads"
     known = (tokens >= FIRST_ITEM).to_list()
     columns = [name for name in SHOWN if name in mine.columns]
@@ -96,9 +92,9 @@ def _history(job: Job, log: EventLog, histories: Histories) -> dict[str, Any]:
     }
 
 
-def _seen(job: Job, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
+def _seen(dataset: Dataset, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
     """Return the seen videos that the catalog has, and how many it has not: those cannot be recommended anyway."""
-    ids = job.catalog.ids(pl.Series(histories.seen.values)).to_list()
+    ids = dataset.catalog.ids(pl.Series(histories.seen.values)).to_list()
     known = [video for video in ids if video is not None]
     return {
         "removed": not config.include_seen,
@@ -134,15 +130,18 @@ def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, An
     return sorted(told, key=lambda row: -float(row["norm"]))
 
 
-def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories: Histories) -> list[dict[str, Any]]:
+def _steps(
+    engine: Engine, batch: Batch, decoding: Decoding, dataset: Dataset, histories: Histories
+) -> list[dict[str, Any]]:
     """Return what stood best at each step of a greedy slate: chosen, and removed as seen.
 
     Beam search and candidates look once, so they have one step; given candidates have none.
     """
     if batch.candidates_BC is not None:
         return []
-    looks = min(LOOKS, job.model.tokens)
-    steps = decoding.top_k if decoding.greedy else 1
+    looks = min(LOOKS, dataset.model.tokens)
+    greedy = decoding.mode == "slate" and decoding.beam_width == 1
+    steps = decoding.top_k if greedy else 1
     seen = set(histories.seen.values.tolist()) if batch.seen_BX.any() else set()
     masked = engine.prefill(batch, steps=steps, choices=1)
     everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32))
@@ -154,7 +153,7 @@ def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories
         choice_B = engine.choose(masked)[0][:, 0]
         if not choice_B[0]:  # nothing left to recommend
             break
-        ids = job.catalog.ids(pl.Series(tokens_BK[0])).to_list()
+        ids = dataset.catalog.ids(pl.Series(tokens_BK[0])).to_list()
         best = [
             {"video_id": video, "log_prob": round(float(log_prob), 4), "removed_as_seen": int(token) in seen}
             for video, token, log_prob in zip(ids, tokens_BK[0], log_prob_BK[0], strict=True)
@@ -164,7 +163,7 @@ def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories
         told.append(
             {
                 "step": step,
-                "chosen": job.catalog.ids(pl.Series(choice_B)).to_list()[0],
+                "chosen": dataset.catalog.ids(pl.Series(choice_B)).to_list()[0],
                 "removed_before_it": sum(
                     row["removed_as_seen"] for row in best[: place if place is not None else looks]
                 ),
@@ -179,20 +178,20 @@ def _steps(engine: Engine, batch: Batch, decoding: Decoding, job: Job, histories
 
 
 def _recommended(
-    engine: Engine, batch: Batch, decoding: Decoding, job: Job, config: ScoreConfig, part: Part
+    engine: Engine, batch: Batch, decoding: Decoding, dataset: Dataset, config: ScoreConfig, inputs: ModelInputs
 ) -> list[dict[str, Any]]:
     """Return the user's rows, as `score` writes them."""
     ranked = recommend(engine, batch, decoding)
     ranking = Ranking.empty(1, config.top_k)
     ranking.put(np.zeros(1, np.int64), ranked, blend(ranked, config.blend()))
     table = recommendations.table(
-        job.users.ids,
+        dataset.users.ids,
         ranking,
-        catalog=job.catalog,
-        video_type=job.video_type,
-        feature_scores_N3=features.feature_scores(part.dense_NF),
-        history_length_N=part.histories.lengths_N,
-        cold_start_N=part.histories.cold_start_N(),
+        catalog=dataset.catalog,
+        video_type=dataset.video_type,
+        feature_scores_N3=features.feature_scores(inputs.dense_NF),
+        history_length_N=inputs.histories.lengths_N,
+        cold_start_N=inputs.histories.cold_start_N(),
         nested=False,
     )
     columns = ["user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS]

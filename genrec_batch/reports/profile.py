@@ -18,16 +18,14 @@ import numpy as np
 from genrec_batch.core.arrays import Batch
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import decoding_of, device_of, sample_rows
-from genrec_batch.events.by_user import spill_folder
-from genrec_batch.events.dataset import UNTRAINED, Job, open_model, prepare, read_log
-from genrec_batch.features.batches import Part
+from genrec_batch.events.dataset import UNTRAINED, Dataset, open_model
+from genrec_batch.features.batches import Vectorizer
 from genrec_batch.io import find
 from genrec_batch.model import weights
 from genrec_batch.model.weights import Model
 from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
 from genrec_batch.reports.options import ProfileConfig
 from genrec_batch.runtime import console
-from genrec_batch.runtime.clock import Stages
 
 COMPARED_USERS = 256  # of the log, for the overlap with fp32
 
@@ -50,12 +48,12 @@ def profile(config: ProfileConfig) -> dict[str, Any]:
         ran = _run(config, Path(folder)) if config.data else None
     data, real, run = None, None, None
     if ran is not None:
-        job = _job(config, loaded)
-        with closing(job.store):
-            real = _sample(config, job)
-            data = data_facts.describe(job, max_events=config.max_events)
-        loaded = job.model
-        run = _run_facts(config, ran, loaded, found, job.inputs["events"].bytes)
+        dataset = _dataset(config, loaded)
+        with closing(dataset.users):
+            real = _sample(config, dataset)
+            data = data_facts.describe(dataset)
+        loaded = dataset.model
+        run = _run_facts(config, ran, loaded, found, dataset.inputs["events"].bytes)
     elif not loaded.trained:
         console.LOG.warning(UNTRAINED)
     sizes = config.sizes(device)
@@ -129,29 +127,19 @@ def _run_facts(
     )
 
 
-def _job(config: ProfileConfig, loaded: Model) -> Job:
-    """Open the log as a run does; what there is to warn of, the run has said."""
+def _dataset(config: ProfileConfig, loaded: Model) -> Dataset:
+    """Open the log as a run does; the run has logged all warnings."""
     assert config.data is not None
-    stages = Stages()
     level = console.LOG.level
     console.LOG.setLevel(logging.ERROR)
     try:
-        log, opened = read_log(config.data, config, stages)
-        return prepare(
-            config,
-            log,
-            stages,
-            path=config.data,
-            inputs={"events": opened},
-            spill_to=spill_folder(config.spill_dir, None),
-            candidates=config.candidates,
-            loaded_model=loaded,
-        )
+        return Dataset.open(config.data, config, model=loaded)
     finally:
         console.LOG.setLevel(level)
 
 
-def _sample(config: ProfileConfig, job: Job) -> Batch:
-    first = job.first_shard()
+def _sample(config: ProfileConfig, dataset: Dataset) -> Batch:
+    first = dataset.users.first_shard()
     rows = sample_rows(first.lengths_N, most=COMPARED_USERS)
-    return Part.of(job, first, 0, config, rows).batch(np.arange(len(rows)))
+    vectorizer = Vectorizer.of(dataset, include_seen=config.include_seen)
+    return vectorizer.inputs(first, 0, rows).batch(np.arange(len(rows)))

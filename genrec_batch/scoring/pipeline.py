@@ -3,8 +3,8 @@
 Owns: the order of the steps, and which threads they run on. Must not know: how any step does its work, or who
 called. Users go through in id order, a part of the output (a shard) at a time:
 
-    histories-N  loads a bucket of users and orders their events      (`Job.histories`)
-    features-N   computes what the model reads of a shard             (`batching.Part`)
+    histories-N  loads a bucket of users and orders their events      (`UserHistories.shards`)
+    features-N   computes what the model reads of a shard             (`Vectorizer.inputs`)
     main         feeds the engine, batch after batch                  (`Scoring.rank`)
     write-N      turns a shard's ranking into rows and a part on disk (`Scoring.table`, `Output.write`)
 
@@ -25,15 +25,15 @@ import polars as pl
 import pyarrow as pa
 
 from genrec_batch.core import layout
-from genrec_batch.core.arrays import I64, Histories
+from genrec_batch.core.arrays import I64
 from genrec_batch.core.declare import recorded
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.engines.choose import Opening
-from genrec_batch.events import by_user, sorter_choice
-from genrec_batch.events.by_user import Bucket
-from genrec_batch.events.dataset import Job, prepare, read_log
-from genrec_batch.features.batches import Part
+from genrec_batch.events import by_user
+from genrec_batch.events.dataset import Dataset
+from genrec_batch.events.user_histories import Shard
+from genrec_batch.features.batches import Vectorizer
 from genrec_batch.io import output, published
 from genrec_batch.runtime import console, malloc, threads
 from genrec_batch.runtime.clock import Stages
@@ -41,7 +41,7 @@ from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring import lineage
 from genrec_batch.scoring import previous as carrying
 from genrec_batch.scoring.previous import Previous
-from genrec_batch.scoring.shard import Scored, Scoring, Shard
+from genrec_batch.scoring.shard import Scored, Scoring, ShardBatches
 
 MANY_CORES = 8  # from which a shard takes so short that its memory is better kept for the next one
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
@@ -52,14 +52,13 @@ SHORT = "users have fewer than --top-k videos left to recommend and get fewer ro
 class Threads:
     """Threads of each step, for the cores there are: the engine has most of them where it runs on the CPU."""
 
-    histories: int
     features: int
     write: int
 
     @staticmethod
     def of(cores: int) -> Threads:
         """Divide `cores`."""
-        return Threads(histories=by_user.loaders(cores), features=max(1, cores // 3), write=max(1, cores // 4))
+        return Threads(features=max(1, cores // 3), write=max(1, cores // 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +86,17 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
             with stages.time("previous"), console.busy(f"checking {config.previous}"):
                 previous = Previous.open(config.previous)
         ahead = Opening(config)
-        job = open_job(config, source, target, stages, stack, candidates=config.candidates, ahead=ahead)
-        scoring = Scoring.of(config, job, stages, ahead=ahead)
-        identity = lineage.of(config, job, engine=scoring.selection.engine)
+        dataset = open_dataset(config, source, target, stages, stack, ahead)
+        scoring = Scoring.of(config, dataset, stages, ahead=ahead)
+        identity = lineage.of(config, dataset, engine=scoring.selection.engine)
         if target is None:
             done = [finished(scoring, scored, None) for scored in scoring.rank(shards(scoring, set(), None))]
             counts = _sums([part.counts for part in done])
-            facts = lineage.summary("score", job, stages, identity, {**scoring.report(), **counts})
+            facts = lineage.summary("score", dataset, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
         shared = carrying.scope(identity, config)
         if previous is not None:
-            previous = previous.compared(shared, job.users.ids.dtype, job.video_type)
+            previous = previous.compared(shared, dataset.users.ids.dtype, dataset.video_type)
             if previous.why_not:
                 said = f"--previous {config.previous}: everybody is scored again, since it differs in"
                 LOG.warning("%s %s", said, previous.why_not)
@@ -106,119 +105,81 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
             for scored in scoring.rank(shards(scoring, skip, previous), advance):
                 yield lambda scored=scored: finished(scoring, scored, previous)  # type: ignore[misc]
 
-        return run("score", config, job, parts, identity, Path(target), stages, scoring.report, shared)
+        return run("score", config, dataset, parts, identity, Path(target), stages, scoring.report, shared)
 
 
-def open_job(
+def open_dataset(
     config: HistoryConfig,
     source: str,
     target: str | None,
     stages: Stages,
     stack: ExitStack,
-    *,
-    candidates: str | None = None,
     ahead: Opening | None = None,
-) -> Job:
-    """Check the output, open the log, and prepare a job whose spilled files go when `stack` closes.
-
-    `ahead` opens the engine meanwhile.
+) -> Dataset:
+    """Check the output and open the data set; its spilled files go when `stack` closes. `ahead` opens the engine.
 
     Raises:
-        GenrecError: see `job.prepare`.
+        GenrecError: see `Dataset.open`.
     """
     if target is not None:
         published.check(Path(target), config.if_exists)
-    log, opened = read_log(source, config, stages)
-    with console.busy("loading the kernels"):
-        sorter_choice.for_log(log.rows)  # an import, which another one beside it would hold up
     if ahead is not None:
-        ahead.start()
         stack.callback(ahead.close)
-    job = prepare(
-        config,
-        log,
-        stages,
-        path=source,
-        inputs={"events": opened},
-        spill_to=by_user.spill_folder(config.spill_dir, target),
-        candidates=candidates,
-        known=None if ahead is None else ahead.know,
-    )
-    stack.callback(job.store.close)
-    _not_an_input(target, job)
-    return job
+    dataset = Dataset.open(source, config, stages, spill_beside=target, ahead=ahead)
+    stack.callback(dataset.users.close)
+    _not_an_input(target, dataset)
+    return dataset
 
 
 def write_features(config: HistoryConfig, source: str, target: str) -> dict[str, Any]:
     """Write what the model would read of each user: user_id, features, tokens (newest last), history_length."""
     stages = Stages()
     with ExitStack() as stack:
-        job = open_job(config, source, target, stages, stack)
-        identity = lineage.of(config, job, engine=None)
+        dataset = open_dataset(config, source, target, stages, stack)
+        identity = lineage.of(config, dataset, engine=None)
+        vectorizer = Vectorizer.of(dataset)
 
-        def made(piece: tuple[int, int, Histories]) -> Finished:
-            number, start, part = piece
+        def made(shard: Shard) -> Finished:
+            part = shard.histories
             with stages.time("features", rows=len(part)):
-                dense_NF = Part.of(job, part, start, ScoreConfig(max_events=config.max_events)).dense_NF
+                dense_NF = vectorizer.inputs(part, shard.start).dense_NF
             flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), layout.FEATURES)
             tokens = pa.ListArray.from_arrays(pa.array(part.offsets_N1.astype(np.int32)), pa.array(part.tokens_E))
-            ids = job.users.ids.slice(start, len(part)).to_arrow(compat_level=pl.CompatLevel.oldest())
+            ids = dataset.users.ids.slice(shard.start, len(part)).to_arrow(compat_level=pl.CompatLevel.oldest())
             columns = [ids, flat.cast(pa.list_(pa.float32())), tokens, pa.array(part.lengths_N.astype(np.int32))]
             table = pa.table(columns, names=["user_id", "features", "tokens", "history_length"])
             cold = int(part.cold_start_N().sum())
-            return Finished(number=number, users=len(part), table=table, counts={"cold_start_users": cold})
+            return Finished(number=shard.number, users=len(part), table=table, counts={"cold_start_users": cold})
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], Finished], None, None]:
             workers = Threads.of(threads.cores()).features
-            for part in threads.ordered(made, pieces(job, skip), workers=workers, name="features"):
+            for part in threads.ordered(made, dataset.users.shards(skip), workers=workers, name="features"):
                 advance(part.users)
                 yield lambda part=part: part  # type: ignore[misc]
 
-        return run("features", config, job, parts, identity, Path(target), stages, dict, None)
+        return run("features", config, dataset, parts, identity, Path(target), stages, dict, None)
 
 
-def pieces(job: Job, skip: set[int]) -> Iterator[tuple[int, int, Histories]]:
-    """Yield each shard that is not in `skip`: its number, first user and histories, loaded a bucket ahead."""
-    size = job.config.shard_users
-    wanted = [
-        bucket for bucket in job.store.buckets if not set(range(bucket.start // size, -(-bucket.stop // size))) <= skip
-    ]
-
-    def load(bucket: Bucket) -> tuple[Bucket, Histories]:
-        built = job.histories(bucket)
-        job.store.done(bucket)
-        return bucket, built
-
-    loaders = Threads.of(threads.cores()).histories
-    for bucket, built in threads.ordered(load, wanted, workers=loaders, name="histories"):
-        for start, stop in by_user.shards(bucket.stop - bucket.start, size):
-            number = (bucket.start + start) // size
-            if number not in skip:
-                yield number, bucket.start + start, built.slice(start, stop)
-
-
-def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Iterator[Shard]:
+def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Iterator[ShardBatches]:
     """Yield each shard that is not in `skip`, cut into batches, made ahead on other threads."""
-    job, config, stages = scoring.job, scoring.config, scoring.stages
+    users, stages = scoring.dataset.users, scoring.stages
 
-    def made(piece: tuple[int, int, Histories]) -> Shard:
-        number, start, histories = piece
+    def made(shard: Shard) -> ShardBatches:
         rows: I64 | None = None
-        with stages.time("features", rows=len(histories), bytes=4 * layout.FEATURES * len(histories)):
-            part = Part.of(job, histories, start, config)
-        with stages.time("batch", rows=len(histories)):
-            prints = carrying.fingerprints(part, job.store.split.sorter)
+        with stages.time("features", rows=len(shard), bytes=4 * layout.FEATURES * len(shard)):
+            inputs = scoring.vectorizer.inputs(shard.histories, shard.start)
+        with stages.time("batch", rows=len(shard)):
+            prints = carrying.fingerprints(inputs, users.store.split.sorter)
             if previous is not None:
-                kept = previous.unchanged(job.users.ids.slice(start, len(histories)), prints)
+                kept = previous.unchanged(users.ids.slice(shard.start, len(shard)), prints)
                 if kept.any():
                     rows = np.flatnonzero(~kept)
-            size, stop = scoring.batch_users, start + len(histories)
-            return Shard.of(
-                part, number, start, stop,
-                rows=rows, prints=prints, size=size, room=scoring.room, top_k=config.top_k,
+            return ShardBatches.of(
+                inputs, shard.number, shard.start, shard.start + len(shard),
+                rows=rows, prints=prints, size=scoring.batch_users, room=scoring.room, top_k=scoring.config.top_k,
             )  # fmt: skip
 
-    ahead = threads.background(pieces(job, skip), ahead=1, name="shards")
+    ahead = threads.background(users.shards(skip), ahead=1, name="shards")
     workers = Threads.of(threads.cores()).features
     prepared = threads.ordered(made, ahead, workers=workers, name="features")
     return (
@@ -228,7 +189,7 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
 
 def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Finished:
     """Return a shard's part of the output: the rows just ranked, and those that an earlier output still holds for."""
-    shard, ids = scored.shard, scoring.job.users.ids
+    shard, ids = scored.shard, scoring.dataset.users.ids
     table, counts = scoring.table(scored)
     all_ids = ids.slice(shard.start, shard.stop - shard.start)
     if previous is not None:
@@ -248,12 +209,12 @@ def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Fin
     )
 
 
-def _not_an_input(target: str | None, job: Job) -> None:
+def _not_an_input(target: str | None, dataset: Dataset) -> None:
     """Raise ConfigError where the output would stand in place of an input, or inside a folder that is read."""
     if target is None:
         return
     place = Path(target).resolve()
-    for source in job.inputs.values():
+    for source in dataset.inputs.values():
         files = [Path(file).resolve() for file in source.files]
         folder = Path(source.path).resolve()
         if any(place == file or place in file.parents for file in files) or (
@@ -265,7 +226,7 @@ def _not_an_input(target: str | None, job: Job) -> None:
 def run(
     command: str,
     config: HistoryConfig,
-    job: Job,
+    dataset: Dataset,
     parts: Callable[[set[int], console.Advance], Generator[Callable[[], Finished], None, None]],
     identity: dict[str, Any],
     target: Path,
@@ -278,14 +239,14 @@ def run(
     `parts` is told which parts are there, and yields the others in order as work that ends in a `Finished`.
     """
     out = output.open_output(target, identity, config.if_exists)
-    count = len(by_user.shards(len(job), config.shard_users))
-    told = {"config": recorded(config), "input": {name: source.snapshot() for name, source in job.inputs.items()}}
+    count = len(by_user.shards(len(dataset.users), config.shard_users))
+    told = {"config": recorded(config), "input": {name: source.snapshot() for name, source in dataset.inputs.items()}}
     plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
-    out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(job))}
+    out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(dataset.users))}
     if out.complete:
         LOG.info("%s was finished by an identical run; nothing to do", target)
         already = {"output": str(target), "already_complete": True, **published.finished_facts(target)}
-        return lineage.summary(command, job, stages, identity, report()) | already
+        return lineage.summary(command, dataset, stages, identity, report()) | already
     resumed = len(out.parts_done)
     if resumed:
         LOG.info("going on after %d of %d parts that an identical run left", resumed, count)
@@ -297,11 +258,11 @@ def run(
         if threads.cores() < MANY_CORES:  # what lies in pieces between the engine's buffers would pile up
             malloc.give_back_freed_memory()
 
-    there = min(len(job), resumed * config.shard_users)
+    there = min(len(dataset.users), resumed * config.shard_users)
     with ExitStack() as stack:
         stack.callback(out.close)
         stack.enter_context(threads.watched(lambda: len(stages.spans), limit_s=config.stall_limit, doing=stages.doing))
-        advance = stack.enter_context(console.progress(command, len(job), "users", done=there))
+        advance = stack.enter_context(console.progress(command, len(dataset.users), "users", done=there))
         writers = Threads.of(threads.cores()).write
         behind = stack.enter_context(threads.behind(workers=writers, ahead=writers + 1, name="write"))
         stream = parts(set(out.parts_done), advance)
@@ -317,7 +278,7 @@ def run(
     if done.get("seen_candidates"):
         LOG.warning("%s %s", f"{done['seen_candidates']:,}", SEEN)
     written = {"output": str(target), "resumed_parts": resumed, **done}
-    return lineage.summary(command, job, stages, identity, report()) | written
+    return lineage.summary(command, dataset, stages, identity, report()) | written
 
 
 def _sums(counts: list[dict[str, int]]) -> dict[str, int]:

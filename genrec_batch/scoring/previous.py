@@ -1,8 +1,8 @@
 """Incremental scoring: a fingerprint of all that a user's rows depend on, and an earlier output whose rows still hold.
 
 Owns: fingerprints, the file that keeps them beside an output, and reading an earlier output's rows. Must not know: how
-rows are computed. In: what the model reads of users (`batching.Part`) and an earlier output. Out: who must be scored
-again, and the rows of the others.
+rows are computed. In: what the model reads of users (`batches.ModelInputs`) and an earlier output. Out: which users
+must be scored again, and the rows of the others.
 
 A fingerprint covers the 1024 features (so the kept history, the profile, the videos, and as-of), the tokens, the seen
 videos, given candidates and vectors; a `scope` covers what all users share: version, model, catalog, layout, engine,
@@ -29,7 +29,7 @@ from genrec_batch.core.declare import differences, values
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.events.sorter import NUMPY, Sorter
-from genrec_batch.features.batches import Part
+from genrec_batch.features.batches import ModelInputs
 from genrec_batch.io import parquet, published
 from genrec_batch.io.read import reading
 
@@ -53,18 +53,18 @@ def _multipliers(count: int) -> U64:
     return np.frombuffer(stream, "<u8").reshape(count, WORDS) | np.uint64(1)
 
 
-def fingerprints(part: Part, sorter: Sorter = NUMPY) -> U64:
+def fingerprints(inputs: ModelInputs, sorter: Sorter = NUMPY) -> U64:
     """Return a fingerprint for each of N users, [N, WORDS].
 
     Multilinear hashing (Carter and Wegman 1979): each 32-bit value times its place's own multiplier, summed
     modulo 2^64; two sums with different multipliers, so that two inputs collide with a chance of about 2^-66.
     """
-    total_NW = _of_rows(part.dense_NF, sorter)
-    ragged = [part.histories.token_rows(), part.histories.seen, part.candidates]
+    total_NW = _of_rows(inputs.dense_NF, sorter)
+    ragged = [inputs.histories.token_rows(), inputs.histories.seen, inputs.candidates]
     for salt, rows in enumerate(ragged, start=2):
         if rows is not None:
             total_NW += _of_ragged(rows) * np.uint64(2 * salt + 1)
-    vectors = [part.profile, part.video]
+    vectors = [inputs.profile, inputs.video]
     for salt, vector in enumerate(vectors, start=7):
         if vector is not None:
             total_NW += _of_vectors(*vector) * np.uint64(2 * salt + 1)

@@ -19,33 +19,23 @@ from genrec_batch import features
 from genrec_batch.core.arrays import F32, FIRST_ITEM, I64, U8, U64, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
 from genrec_batch.core.options import ScoreConfig
-from genrec_batch.engines import batch_size
-from genrec_batch.engines.choose import (
-    Opening,
-    Selection,
-    decoding_of,
-    device_of,
-    prepare,
-    reference_engine,
-    sample_rows,
-    select,
-)
+from genrec_batch.engines.choose import Opening, Selection, decoding_of, prepare
 from genrec_batch.engines.decode import Decoding, blend, recommend_all
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events import by_user
-from genrec_batch.events.dataset import Job
-from genrec_batch.features.batches import Part, mixed
+from genrec_batch.events.dataset import Dataset
+from genrec_batch.features.batches import ModelInputs, Vectorizer, mixed
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring import rows as recommendations
+from genrec_batch.scoring.engine import open_engine
 from genrec_batch.scoring.rows import Ranking
-from genrec_batch.scoring.verify import measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Users `start`..`stop` of a job: one part of the output, ready for the engine.
+class ShardBatches:
+    """Users `start`..`stop` of a run: one part of the output, ready for the engine.
 
     `rows` are those of them to score, None for all; S is their number. What has no S is of all N of them.
     """
@@ -69,7 +59,7 @@ class Shard:
 
     @staticmethod
     def of(
-        part: Part,
+        part: ModelInputs,
         number: int,
         start: int,
         stop: int,
@@ -79,10 +69,10 @@ class Shard:
         size: int,
         room: int,
         top_k: int,
-    ) -> Shard:
-        """Cut `rows` of a part into batches as `Part.spans` does; nothing of the part is held beside them."""
+    ) -> ShardBatches:
+        """Cut `rows` of a part into batches as `ModelInputs.spans` does; nothing of the part is held beside them."""
         mine = part if rows is None else part.take(rows)
-        return Shard(
+        return ShardBatches(
             number=number,
             start=start,
             stop=stop,
@@ -103,21 +93,21 @@ class Shard:
 class Scored:
     """A shard whose users come back from the engine batch by batch."""
 
-    shard: Shard
+    shard: ShardBatches
     left: int  # users still on their way
     answers: list[tuple[I64, Ranked]] = field(default_factory=list)  # what came back, and of whom
 
 
-MANY_BEAMS = 16  # from which a run is told what they cost
 Handed = tuple[Scored, I64, Batch]  # a batch, whose it is, and their places there
 
 
 @dataclass(kw_only=True)
 class Scoring:
-    """A job with its engine: turns parts of users into rankings."""
+    """A data set with its engine: turns shards of users into rankings."""
 
     config: ScoreConfig
-    job: Job
+    dataset: Dataset
+    vectorizer: Vectorizer
     stages: Stages
     selection: Selection
     decoding: Decoding
@@ -130,49 +120,31 @@ class Scoring:
     @staticmethod
     def of(
         config: ScoreConfig,
-        job: Job,
+        dataset: Dataset,
         stages: Stages,
         selection: Selection | None = None,
         ahead: Opening | None = None,
     ) -> Scoring:
-        """Open the engine of a run, or go on with one that is open; `ahead` has made a start with that.
+        """Open the engine of a run, or go on with one that is open; `ahead` is a head start.
 
         Raises:
             EngineError: what was asked for is not there.
             GateError: `--verify-sample` found that it does not agree with fp32.
         """
-        decoding = decoding_of(config, job.model)
-        if selection is not None:
-            if not config.candidates:
-                prepare(selection.engine, decoding, longest=config.max_events, mean=job.mean_events)
-            return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
-        if decoding.beam_width > 1:
-            _check_beams(config, job, decoding)
-        with stages.time("engine"):
-            first = job.first_shard()
-            rows = sample_rows(first.lengths_N)
-            sample = Part.of(job, first, 0, config, rows).batch(np.arange(len(rows)))
-            selection = select(
-                job.model,
-                sample,
-                decoding,
-                name=config.engine,
-                device=config.device,
-                precision=config.precision,
-                batch_size=config.batch_size,
-                longest=config.max_events,
-                mean=job.mean_events,
-                ahead=ahead,
-            )
-        LOG.info("engine: %s", selection.why)
-        if config.verify_sample:
-            with stages.time("verify"):
-                rows = sample_rows(job.first_shard().lengths_N, most=config.verify_sample)
-                reference = reference_engine(job.model)
-                found = measured(config, job, decoding, rows, selection.engine, reference)
-            LOG.info("verified over %d users: %s", len(rows), found.as_dict())
-            found.check(min_topk_overlap=config.min_topk_overlap, min_top1=0.0, max_difference=None)
-        return Scoring(config=config, job=job, stages=stages, selection=selection, decoding=decoding)
+        decoding = decoding_of(config, dataset.model)
+        vectorizer = Vectorizer.of(dataset, include_seen=config.include_seen)
+        if selection is None:
+            selection = open_engine(config, dataset, vectorizer, stages, ahead)
+        elif not config.candidates:
+            prepare(selection.engine, decoding, longest=config.max_events, mean=dataset.users.mean_events)
+        return Scoring(
+            config=config,
+            dataset=dataset,
+            vectorizer=vectorizer,
+            stages=stages,
+            selection=selection,
+            decoding=decoding,
+        )
 
     def __post_init__(self) -> None:
         asked = self.config.batch_size
@@ -183,7 +155,7 @@ class Scoring:
         """Positions of a batch whose rows the engine lays end to end, 0 where it does not."""
         return self.selection.engine.room(self.batch_users)
 
-    def rank(self, shards: Iterator[Shard], advance: console.Advance = console.nowhere) -> Iterator[Scored]:
+    def rank(self, shards: Iterator[ShardBatches], advance: console.Advance = console.nowhere) -> Iterator[Scored]:
         """Yield each shard, in order, with what the engine recommends to its users.
 
         Where the device runs out of memory, what is left goes on in batches of half the size, down to one user.
@@ -212,7 +184,7 @@ class Scoring:
         while self._empty:
             yield self._empty.popleft()
 
-    def _cut(self, shards: Iterator[Shard]) -> Iterator[Handed]:
+    def _cut(self, shards: Iterator[ShardBatches]) -> Iterator[Handed]:
         for shard in shards:
             scored = Scored(shard=shard, left=len(shard))
             if not len(shard):
@@ -262,8 +234,8 @@ class Scoring:
 
     def table(self, scored: Scored) -> tuple[pa.Table, dict[str, int]]:
         """Return the rows of a shard's scored users in id order, and the counts: `short_users` of them, else of all."""
-        job, shard = self.job, scored.shard
-        ids = job.users.ids.slice(shard.start, shard.stop - shard.start)
+        dataset, shard = self.dataset, scored.shard
+        ids = dataset.users.ids.slice(shard.start, shard.stop - shard.start)
         with self.stages.time("rows", rows=len(shard)):
             ranking, weights = Ranking.empty(len(shard), self.config.top_k), self.config.blend()
             for rows_B, ranked in scored.answers:
@@ -273,8 +245,8 @@ class Scoring:
             rows = recommendations.table(
                 ids if shard.rows is None else ids.gather(shard.rows),
                 ranking,
-                catalog=job.catalog,
-                video_type=job.video_type,
+                catalog=dataset.catalog,
+                video_type=dataset.video_type,
                 feature_scores_N3=shard.feature_scores_S3,
                 history_length_N=shard.lengths_S,
                 cold_start_N=shard.cold_S,
@@ -284,7 +256,7 @@ class Scoring:
             "cold_start_users": shard.cold_users,
             "unknown_events": shard.unknown_events,
             "short_users": short,
-            **({"seen_candidates": shard.seen_candidates} if job.candidates is not None else {}),
+            **({"seen_candidates": shard.seen_candidates} if dataset.tables.candidates is not None else {}),
         }
 
     def report(self) -> dict[str, Any]:
@@ -296,24 +268,11 @@ class Scoring:
             "precision": engine.precision,
             "engine_why": self.selection.why,
             "batch_users": self.batch_users,
-            "features_kernel": features.kernel_name(len(self.job)),
+            "features_kernel": features.kernel_name(len(self.dataset.users)),
             **_device_peak(engine),
             "scored_users": self.scored_users,
             "padding_share": round(1 - real / computed, 4) if computed else 0.0,  # of the scored ones
         }
-
-
-def _check_beams(config: ScoreConfig, job: Job, decoding: Decoding) -> None:
-    """Say what many beams cost, and refuse what no batch size makes fit."""
-    longest = int(job.lengths_N.max(initial=0))
-    if device_of(config.device, config.engine) == "cpu":
-        batch_size.check_memory(job.model.config, longest, decoding)
-    if decoding.beam_width >= MANY_BEAMS:
-        LOG.warning(
-            "--beam-width %d: %s slates are decoded for each user, so each decode step reads %s times the rows of "
-            "--beam-width 1, in time and in memory",
-            config.beam_width, f"{decoding.beam_width:,}", f"{decoding.beam_width:,}",
-        )  # fmt: skip
 
 
 def _device_peak(engine: Engine) -> dict[str, float]:

@@ -9,7 +9,7 @@ from genrec_batch.core.arrays import Ranked
 from genrec_batch.core.errors import GateError
 from genrec_batch.engines import choose, parity
 from genrec_batch.model import weights
-from genrec_batch.scoring import shard
+from genrec_batch.scoring import engine
 
 
 def ranked(tokens, log_prob=None, heads=0.5):
@@ -77,7 +77,7 @@ def test_a_job_that_fails_its_own_check_writes_nothing(run, log_file, model_dir,
         (tmp_path / name).unlink()
     other = weights.demo_model(weights.PRESETS["tiny"], seed=9)
     monkeypatch.setattr(
-        shard,
+        engine,
         "reference_engine",
         lambda asked: choose.reference_engine(other.with_catalog(asked.tokens - 2)),
     )

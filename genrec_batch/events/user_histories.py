@@ -1,0 +1,130 @@
+"""The users of a run and their histories, loaded a bucket of users at a time.
+
+Owns: when events are loaded, put in order and released, and how many buckets are loaded at once. Must not know: files,
+features, the model. In: users, their event store, and what is known of the videos. Out: `arrays.Histories`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from genrec_batch.core.arrays import I32, I64, Histories
+from genrec_batch.events import by_user, histories
+from genrec_batch.events.by_user import Bucket, EventStore, Users
+from genrec_batch.runtime import threads
+from genrec_batch.runtime.clock import Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Neighbouring users of a run, from row `start` on, who become one part of the output."""
+
+    number: int
+    start: int
+    histories: Histories
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+
+@dataclass(kw_only=True)
+class UserHistories:
+    """N users in id order; their histories come from the event store on request."""
+
+    users: Users
+    store: EventStore
+    videos: histories.Videos
+    table_row_N: I32  # row of `--users`, -1 where it has none
+    as_of_us: int
+    max_events: int
+    seen_limit: int
+    shard_users: int
+    stages: Stages
+    _loaded: dict[int, Histories] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def ids(self) -> pl.Series:
+        """Ids of the users, rising."""
+        return self.users.ids
+
+    @property
+    def lengths_N(self) -> I64:
+        """Kept events of each user, [N]."""
+        return np.minimum(self.users.events_N, self.max_events)
+
+    @property
+    def mean_events(self) -> float:
+        """Kept events of a user on average."""
+        return float(self.lengths_N.mean())
+
+    def load(self, bucket: Bucket, *, max_events: int | None = None) -> Histories:
+        """Load the histories of a bucket's users; `max_events` keeps another number of events than the run does.
+
+        Raises:
+            InputError: a page of the log is damaged.
+            RetryError: a connection was lost.
+        """
+        count = bucket.events * self.store.split.record.kind.itemsize
+        with self.stages.time("load", rows=bucket.events, bytes=count):
+            held = self.store.load(bucket)
+        with self.stages.time("histories", rows=bucket.events, bytes=count):
+            return histories.order(
+                held,
+                self.store.split.record,
+                start=bucket.start,
+                total_N=self.users.events_N[bucket.start : bucket.stop],
+                videos=self.videos,
+                user_row_N=self.table_row_N[bucket.start : bucket.stop],
+                as_of_us=self.as_of_us,
+                max_events=self.max_events if max_events is None else max_events,
+                seen_limit=self.seen_limit,
+                sorter=self.store.split.sorter,
+            )
+
+    def first_shard(self) -> Histories:
+        """Return the histories of the first shard's users, on whom engines are tried; they are kept for `shards`.
+
+        Raises:
+            InputError, RetryError: see `load`.
+        """
+        bucket = self.store.buckets[0]
+        if bucket.number not in self._loaded:
+            self._loaded[bucket.number] = self.load(bucket)
+        return self._loaded[bucket.number].slice(0, min(self.shard_users, len(self)))
+
+    def shards(self, skip: Collection[int] = ()) -> Iterator[Shard]:
+        """Yield each shard whose number is not in `skip`, in order; buckets are loaded ahead and released.
+
+        Raises:
+            InputError, RetryError: see `load`.
+        """
+        size = self.shard_users
+        wanted = [
+            bucket
+            for bucket in self.store.buckets
+            if not set(range(bucket.start // size, -(-bucket.stop // size))) <= set(skip)
+        ]
+
+        def loaded(bucket: Bucket) -> tuple[Bucket, Histories]:
+            built = self._loaded.pop(bucket.number, None)
+            built = self.load(bucket) if built is None else built
+            self.store.done(bucket)
+            return bucket, built
+
+        workers = by_user.loaders(threads.cores())
+        for bucket, built in threads.ordered(loaded, wanted, workers=workers, name="histories"):
+            for start, stop in by_user.shards(bucket.stop - bucket.start, size):
+                number = (bucket.start + start) // size
+                if number not in skip:
+                    yield Shard(number=number, start=bucket.start + start, histories=built.slice(start, stop))
+
+    def close(self) -> None:
+        """Remove what was spilled."""
+        self.store.close()

@@ -1,4 +1,4 @@
-"""The TensorRT engine without a GPU: the real graphs, addresses, stream order and memory, on `fake_cuda`."""
+"""The TensorRT engine without a GPU: the real graphs, addresses, stream order and memory, on `fakes.cuda`."""
 
 import dataclasses
 import gc
@@ -14,13 +14,14 @@ from genrec_batch.core.errors import EngineError, RetryError
 from genrec_batch.engines import driver
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.plan_cache import EngineCache
-from genrec_batch.engines.tensorrt import build as tensorrt_build
+from genrec_batch.engines.tensorrt.build import wrap
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
-from genrec_batch.engines.tensorrt.plugin import library as plugin
+from genrec_batch.engines.tensorrt.plugin.library import VARIABLE, Toolchain, toolchain
 from genrec_batch.model.weights import Model, ModelConfig, demo_model, initial_weights, preset
 from tests.fakes.cuda import FakeRuntime
 from tests.fakes.tensorrt import FakeTensorRt
 
+ENGINE = "genrec_batch.engines.tensorrt.engine"
 STEPS = 3
 PLUGIN_SIZES = ModelConfig(vocabulary=120, width=512, ffn=64, layers=2, positions=64)
 
@@ -29,13 +30,13 @@ PLUGIN_SIZES = ModelConfig(vocabulary=120, width=512, ffn=64, layers=2, position
 def gpu(monkeypatch):
     runtime = FakeRuntime()
     monkeypatch.setattr(driver, "load_runtime", lambda: runtime)
-    monkeypatch.delenv(plugin.VARIABLE, raising=False)
+    monkeypatch.delenv(VARIABLE, raising=False)
     return runtime
 
 
 @pytest.fixture
 def build(gpu, tmp_path):
-    library = tensorrt_build.wrap("tensorrt", FakeTensorRt(gpu))
+    library = wrap("tensorrt", FakeTensorRt(gpu))
 
     def make(model=None, **options):
         options = {"precision": "fp32", "batch_size": 4, "buckets": (8, 16), **options}
@@ -154,7 +155,7 @@ def test_greedy_decode_is_the_network_without_a_cache(build, side):
 
 def test_a_network_in_pieces_is_the_same_network(build, monkeypatch):
     """One layer an engine: each takes what the one before left, and rows are still copied whole."""
-    monkeypatch.setattr(tensorrt_build, "PLAIN_LAYERS", 1)
+    monkeypatch.setattr("genrec_batch.engines.tensorrt.build.PLAIN_LAYERS", 1)
     engine, model = build(), tiny()
     batch = batch_of(model.config, 5, side=True)
     check(model, batch, greedy(engine, batch))
@@ -185,8 +186,8 @@ def test_fp16_stays_close_to_the_reference(build):
 
 def test_the_plugin_variant_agrees_too(build, monkeypatch):
     loaded = []
-    monkeypatch.setattr(plugin, "toolchain", lambda: plugin.Toolchain(compiler="g++", include=()))
-    monkeypatch.setattr(plugin, "load", lambda _cache, _tools, **given: loaded.append(given))
+    monkeypatch.setattr(f"{ENGINE}.toolchain", lambda: Toolchain(compiler="g++", include=()))
+    monkeypatch.setattr(f"{ENGINE}.load", lambda _cache, _tools, **given: loaded.append(given))
     model = tiny(PLUGIN_SIZES).with_catalog(80)
     engine = build(model, precision="fp16")
     batch = batch_of(model.config, 3)
@@ -196,7 +197,7 @@ def test_the_plugin_variant_agrees_too(build, monkeypatch):
 
 
 def test_the_engine_says_why_it_runs_without_the_plugin(build):
-    assert plugin.VARIABLE in build(tiny(PLUGIN_SIZES), precision="fp16").variant
+    assert VARIABLE in build(tiny(PLUGIN_SIZES), precision="fp16").variant
     assert "width 512" in build(precision="fp16").variant
 
 
@@ -549,8 +550,8 @@ def test_on_a_gpu_replays_give_the_same_items(real):
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_plugin_agrees_with_the_network(real):
-    if isinstance(plugin.toolchain(), str):
-        pytest.skip(plugin.toolchain())
+    if isinstance(toolchain(), str):
+        pytest.skip(toolchain())
     model = tiny(PLUGIN_SIZES).with_catalog(80)
     engine = real(model)
     assert engine.plugin, engine.variant

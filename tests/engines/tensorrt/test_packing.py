@@ -1,4 +1,4 @@
-"""Rows end to end in one engine: the plugin's kernels as NumPy twins, on `fake_cuda`, against the network."""
+"""Rows end to end in one engine: the plugin's kernels as NumPy twins, on `fakes.cuda`, against the network."""
 
 import dataclasses
 
@@ -8,14 +8,14 @@ import pytest
 
 from genrec_batch.engines import driver, registry
 from genrec_batch.engines.decode import Decoding, recommend
-from genrec_batch.engines.tensorrt import build as tensorrt_build
-from genrec_batch.engines.tensorrt.plugin import library as plugin
+from genrec_batch.engines.tensorrt.build import wrap
+from genrec_batch.engines.tensorrt.plugin.library import Toolchain
 from genrec_batch.engines.tensorrt.shapes import BUCKETS, Packing, ShapeRule
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import ModelConfig, preset
 from genrec_batch.scoring import shard
-from tests.engines.tensorrt.test_engine import PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
+from tests.engines.tensorrt.test_engine import ENGINE, PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 from tests.fakes.tensorrt import FakeTensorRt
 
 __all__ = ["build", "gpu"]  # fixtures
@@ -23,8 +23,8 @@ __all__ = ["build", "gpu"]  # fixtures
 
 @pytest.fixture
 def plugged(build, monkeypatch):
-    monkeypatch.setattr(plugin, "toolchain", lambda: plugin.Toolchain(compiler="g++", include=()))
-    monkeypatch.setattr(plugin, "load", lambda *_, **__: None)
+    monkeypatch.setattr(f"{ENGINE}.toolchain", lambda: Toolchain(compiler="g++", include=()))
+    monkeypatch.setattr(f"{ENGINE}.load", lambda *_, **__: None)
 
     def make(model, *, expected=True, **options):
         engine = build(model, precision="fp16", batch_size=64, **options)
@@ -166,10 +166,10 @@ def test_one_user_always_fits():
 
 def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log_file, gpu, monkeypatch, tmp_path):
     """`score --engine tensorrt`: batches cut by positions, one prefill and one decode for the run, padding told."""
-    library = tensorrt_build.wrap("tensorrt", FakeTensorRt(gpu))
-    monkeypatch.setattr(tensorrt_build, "load_library", lambda _name=None: library)
-    monkeypatch.setattr(plugin, "toolchain", lambda: plugin.Toolchain(compiler="g++", include=()))
-    monkeypatch.setattr(plugin, "load", lambda *_, **__: None)
+    library = wrap("tensorrt", FakeTensorRt(gpu))
+    monkeypatch.setattr("genrec_batch.engines.tensorrt.build.load_library", lambda _name=None: library)
+    monkeypatch.setattr(f"{ENGINE}.toolchain", lambda: Toolchain(compiler="g++", include=()))
+    monkeypatch.setattr(f"{ENGINE}.load", lambda *_, **__: None)
     monkeypatch.setattr(registry.Entry, "module", lambda self: self.modules[0])
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     config = ModelConfig(vocabulary=1_000, width=512, ffn=64, layers=2, positions=64)

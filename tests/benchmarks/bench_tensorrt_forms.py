@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import bench_tensorrt as bench
 
+from genrec_batch.engines.onnx_graph import FLOAT, INT32
 from genrec_batch.engines.tensorrt import build as building
 from genrec_batch.engines.tensorrt import graphs as loop
 from genrec_batch.engines.tensorrt import layers as nodes
@@ -85,7 +86,7 @@ def untrimmed():
     def last_layer(network, graph, shape, x, where):
         x = loop._full_layer(network, graph, shape, network.config.layers - 1, x, where)
         starts = graph.constant((np.arange(shape.rows) * shape.positions).astype(np.int32))
-        return graph.add("Gather", x, graph.add("Add", starts, where[0]), axis=0)
+        return graph.node("Gather", x, graph.node("Add", starts, where[0]), axis=0)
 
     loop._last_layer = last_layer
 
@@ -102,10 +103,10 @@ def natural():
     def full_layer(network, graph, shape, index, x, where):
         del where
         config, sizes = network.config, [shape.rows, shape.positions, network.config.width]
-        qkv = nodes.linear(graph, x, *network.attention_input(index), plugin=False)
-        parts = graph.split(qkv, 3, config.width)
+        qkv = nodes.linear(graph, x, *network.layer(index).qkv, plugin=False)
+        parts = graph.split(qkv, *[config.width] * 3)
         for name, part in zip(("keys", "values"), parts[1:], strict=True):
-            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
+            graph.output(graph.reshape(part, *sizes), f"{name}_{index}", sizes)
         heads = [loop.by_head(network, graph, shape, part) for part in parts]
         context = nodes.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
         return loop.after_attention(network, graph, index, x, context)
@@ -114,13 +115,13 @@ def natural():
         config, lengths = network.config, where[0]
         rows, positions, index = shape.rows, shape.positions, config.layers - 1
         starts = graph.constant((np.arange(rows) * positions).astype(np.int32))
-        last = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
-        weight, bias = network.attention_input(index)
+        last = graph.node("Gather", x, graph.node("Add", starts, lengths), axis=0)
+        weight, bias = network.layer(index).qkv
         width, sizes = config.width, [rows, positions, config.width]
         query = nodes.linear(graph, last, weight[:width], bias[:width], plugin=False)
-        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:], plugin=False), 2, width)
+        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:], plugin=False), width, width)
         for name, part in zip(("keys", "values"), parts, strict=True):
-            graph.output(graph.reshape(part, *sizes, name=f"{name}_{index}"), sizes)
+            graph.output(graph.reshape(part, *sizes), f"{name}_{index}", sizes)
         keys, values = (loop.by_head(network, graph, shape, part) for part in parts)
         limit = graph.reshape(lengths, rows, 1)
         mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
@@ -148,13 +149,13 @@ def products():
     def over_cache(graph, query, keys, values, mask, sizes):
         rows, heads, positions, head_size = sizes
         alone = graph.reshape(query, rows, heads, 1, head_size)
-        scores = graph.add("ReduceSum", graph.add("Mul", alone, keys), graph.ints(3), keepdims=0)
+        scores = graph.node("ReduceSum", graph.node("Mul", alone, keys), graph.sizes(3), keepdims=0)
 
         def weigh(weights):
             column = graph.reshape(weights, rows, heads, positions, 1)
-            return graph.add("ReduceSum", graph.add("Mul", column, values), graph.ints(2), keepdims=0)
+            return graph.node("ReduceSum", graph.node("Mul", column, values), graph.sizes(2), keepdims=0)
 
-        return nodes.Part(scores=graph.add("Add", scores, mask), weigh=weigh)
+        return nodes.Keys(scores=graph.node("Add", scores, mask), weigh=weigh)
 
     nodes.over_cache = over_cache
 
@@ -179,24 +180,24 @@ def alike(count=ROWS):
 
     def attend(network, graph, shape, fresh, caches, recent, masks):
         config, rows, steps = network.config, shape.rows, shape.steps
-        query, key, value = graph.split(fresh, 3, config.width)
-        _, keys_read, values_read = graph.split(recent, 3, config.width)
+        query, key, value = graph.split(fresh, *[config.width] * 3)
+        _, keys_read, values_read = graph.split(recent, *[config.width] * 3)
         every = []
         for cache, read, new in ((caches[0], keys_read, key), (caches[1], values_read, value)):
             earlier = graph.transpose(graph.reshape(read, steps, rows, config.heads, config.head_size), 1, 2, 0, 3)
             itself = graph.reshape(new, rows, config.heads, 1, config.head_size)
-            every.append(graph.add("Concat", cache, earlier, itself, axis=2))
+            every.append(graph.node("Concat", cache, earlier, itself, axis=2))
         keys = shape.positions + steps + 1
         prefix = graph.reshape(masks[0], rows, 1, 1, shape.positions)
-        before = graph.add("Expand", graph.reshape(masks[1], 1, 1, 1, steps), graph.ints(rows, 1, 1, steps))
+        before = graph.node("Expand", graph.reshape(masks[1], 1, 1, 1, steps), graph.sizes(rows, 1, 1, steps))
         nothing = graph.constant(np.zeros((rows, 1, 1, 1), np.float32))
-        mask = graph.add("Concat", prefix, before, nothing, axis=3)
-        mask = graph.add("Add", mask, graph.constant(np.zeros((1, 1, count, keys), np.float32)))
+        mask = graph.node("Concat", prefix, before, nothing, axis=3)
+        mask = graph.node("Add", mask, graph.constant(np.zeros((1, 1, count, keys), np.float32)))
         alone = graph.reshape(query, rows, config.heads, 1, config.head_size)
-        same = graph.add("Concat", *[alone] * count, axis=2)
-        scores = graph.add("Add", graph.add("MatMul", same, graph.transpose(every[0], 0, 1, 3, 2)), mask)
-        mean = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), every[1])
-        first = graph.add("Slice", mean, graph.ints(0), graph.ints(1), graph.ints(2))
+        same = graph.node("Concat", *[alone] * count, axis=2)
+        scores = graph.node("Add", graph.node("MatMul", same, graph.transpose(every[0], 0, 1, 3, 2)), mask)
+        mean = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), every[1])
+        first = graph.node("Slice", mean, graph.sizes(0), graph.sizes(1), graph.sizes(2))
         return graph.reshape(first, rows, config.width)
 
     loop._cached_attention = attend
@@ -219,11 +220,11 @@ def transposed():
         return {name: sizes if name.startswith("keys") else old for name, old in found.items()}
 
     def outputs(network, graph, shape, index, parts):
-        turned = graph.add("Transpose", parts[0], perm=[0, 1, 3, 2], name=f"keys_{index}")
+        turned = graph.transpose(parts[0], 0, 1, 3, 2)
         mine = shapes(network, shape)
-        graph.output(turned, mine[f"keys_{index}"])
-        named = graph.add("Identity", parts[1], name=f"values_{index}")
-        return [parts[0], graph.output(named, mine[f"values_{index}"])]
+        graph.output(turned, f"keys_{index}", mine[f"keys_{index}"])
+        named = graph.node("Identity", parts[1])
+        return [parts[0], graph.output(named, f"values_{index}", mine[f"values_{index}"])]
 
     def cached(network, graph, shape, fresh, caches, recent, masks):
         keys = graph.transpose(caches[0], 0, 1, 3, 2)
@@ -263,11 +264,13 @@ def cut():
         return between(network, shape) | ({} if network.plugin else more)
 
     def project(network, graph, shape, index, x):
-        weight, bias = network.attention_input(index)
+        weight, bias = network.layer(index).qkv
         width, final = network.config.width, index == network.config.layers - 1
         first = width if final else 0  # the last layer has one query a row, worked out where it is used
         product = nodes.linear(graph, x, weight[first:], bias[first:], plugin=False)
-        parts = [loop.by_head(network, graph, shape, part) for part in graph.split(product, 2 if final else 3, width)]
+        parts = [
+            loop.by_head(network, graph, shape, part) for part in graph.split(product, *[width] * (2 if final else 3))
+        ]
         loop._output_caches(network, graph, shape, index, parts[-2:])
         return parts
 
@@ -283,16 +286,16 @@ def cut():
         last = config.layers - 1
         if piece == 0:
             columns = loop.feature_columns(config, shape)
-            features = graph.cast(graph.input("features", [rows, columns], nodes.FLOAT), graph.element)
-            tokens = graph.input("tokens", [rows, shape.positions - 1], nodes.INT32)
+            features = graph.cast(graph.input("features", [rows, columns], FLOAT), graph.element)
+            tokens = graph.input("tokens", [rows, shape.positions - 1], INT32)
             x = loop._embed_history(network, graph, shape, features, tokens, [])
         else:
             x = graph.input(f"left_{piece - 1}", [shape.places, config.width])
         if piece == last:
-            lengths = graph.input("lengths", [rows], nodes.INT32)
+            lengths = graph.input("lengths", [rows], INT32)
             starts = graph.constant((np.arange(rows) * shape.positions).astype(np.int32))
-            newest = graph.add("Gather", x, graph.add("Add", starts, lengths), axis=0)
-            weight, bias = network.attention_input(last)
+            newest = graph.node("Gather", x, graph.node("Add", starts, lengths), axis=0)
+            weight, bias = network.layer(last).qkv
             query = nodes.linear(graph, newest, weight[: config.width], bias[: config.width], plugin=False)
             keys, values = written(network, graph, shape, last)
             limit = graph.reshape(lengths, rows, 1)
@@ -300,9 +303,9 @@ def cut():
             part = nodes.over_cache(graph, query, keys, values, mask, queries(network, shape))
             context = graph.reshape(nodes.merged(graph, [part]), rows, config.width)
             x = loop.after_attention(network, graph, last, newest, context)
-            graph.output(graph.add("Identity", x, name="hidden"), [rows, config.width])
+            graph.output(graph.node("Identity", x), "hidden", [rows, config.width])
             loop._choose_item(network, graph, shape, x, None)
-            return graph.serialize("prefill")
+            return graph.serialized("prefill")
         if piece == 0:
             parts = project(network, graph, shape, 0, x)
         else:
@@ -312,9 +315,9 @@ def cut():
         x = loop.after_attention(network, graph, piece, x, context)
         following = project(network, graph, shape, piece + 1, x)
         if piece + 1 < last:
-            graph.output(graph.add("Identity", following[0], name=f"query_{piece}"), queries(network, shape))
-        graph.output(graph.add("Identity", x, name=f"left_{piece}"), [shape.places, config.width])
-        return graph.serialize("prefill")
+            graph.output(graph.node("Identity", following[0]), f"query_{piece}", queries(network, shape))
+        graph.output(graph.node("Identity", x), f"left_{piece}", [shape.places, config.width])
+        return graph.serialized("prefill")
 
     between, whole_prefill = slots.between, loop.prefill
     slots.between, loop.prefill = tensors, prefill
@@ -326,10 +329,10 @@ def spelled():
     def attention(graph, qkv, sizes):
         (q, k, v), (rows, heads, positions, head_size) = qkv, sizes
         ahead = np.triu(np.full((1, 1, positions, positions), nodes.BANNED, np.float32), 1)
-        scores = graph.add("Add", graph.add("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), graph.constant(ahead))
-        weights = graph.add("Exp", graph.add("Sub", scores, graph.add("ReduceMax", scores, axes=[3], keepdims=1)))
-        total = graph.add("ReduceSum", weights, graph.ints(3), keepdims=1)
-        mean = graph.add("Div", graph.add("MatMul", weights, v), total)
+        scores = graph.node("Add", graph.node("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), graph.constant(ahead))
+        weights = graph.node("Exp", graph.node("Sub", scores, graph.node("ReduceMax", scores, axes=[3], keepdims=1)))
+        total = graph.node("ReduceSum", weights, graph.sizes(3), keepdims=1)
+        mean = graph.node("Div", graph.node("MatMul", weights, v), total)
         return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * positions, heads * head_size)
 
     nodes.causal_attention = attention

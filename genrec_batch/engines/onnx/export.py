@@ -10,8 +10,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -23,35 +21,28 @@ from genrec_batch.runtime import console
 PRECISIONS = ("fp32", "fp16")
 
 
-def export(model: Model, directory: Path, *, precision: str, sizes: Mapping[str, int] | None = None) -> list[Path]:
+def export(model: Model, directory: Path, *, precision: str) -> list[Path]:
     """Write `prefill.onnx`, `decode.onnx`, `score.onnx` and `export.json` to the folder `onnx` of a directory.
 
-    The folder appears whole, in place of an older one. Each graph passes ONNX's own checker, types and shapes included,
-    before it is written.
+    The folder replaces an older one, whole or not at all. Before a graph is written, ONNX's own checker checks it,
+    types and shapes included. The sizes of the graphs are dynamic.
 
     Args:
         model: sizes and weights.
         directory: usually the model's own; made where it is missing.
         precision: fp32 or fp16: the graphs' element type.
-        sizes: sizes to bake, by the names of `engines.graphs.Sizes` (such as batch, tokens, steps); all are dynamic by
-            default. ONNX Runtime takes dynamic graphs only.
 
     Returns:
         The files written, the index last.
 
     Raises:
-        ConfigError: the precision or a size is unknown, or a size is below 1.
+        ConfigError: the precision is unknown.
         EngineError: the package onnx is not installed.
         ModelError: the directory cannot be written.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}: an export is {' or '.join(PRECISIONS)}")
     onnx, graphs = _import()
-    known = asdict(graphs.DYNAMIC)
-    wrong = [f"{name}={size}" for name, size in (sizes or {}).items() if name not in known or size < 1]
-    if wrong:
-        raise ConfigError(f"baked sizes are whole numbers from 1 for {', '.join(known)}; not {', '.join(wrong)}")
-    baked = graphs.Sizes(**(sizes or {}))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{exported.FOLDER}-", dir=directory))
@@ -59,8 +50,9 @@ def export(model: Model, directory: Path, *, precision: str, sizes: Mapping[str,
             sha256 = {}
             with console.progress("export", len(exported.GRAPHS), "graphs") as advance:
                 for name in exported.GRAPHS:
-                    graph = getattr(graphs, name)(model.config, model.weights, precision=precision, sizes=baked)
+                    graph = graphs.build(name, model.config, model.weights, precision=precision)
                     onnx.checker.check_model(graph, full_check=True)
+                    opset = graph.opset_import[0].version
                     content = graph.SerializeToString(deterministic=True)
                     sha256[f"{name}.onnx"] = _write(scratch / f"{name}.onnx", content)
                     advance(1)
@@ -68,8 +60,8 @@ def export(model: Model, directory: Path, *, precision: str, sizes: Mapping[str,
                 format=exported.FORMAT,
                 model=model.fingerprint,
                 precision=precision,
-                opset=graphs.blocks.OPSET,
-                sizes=asdict(baked),
+                opset=opset,
+                sizes=dict.fromkeys(exported.SIZES),
                 sha256=sha256,
             )
             _write(scratch / exported.INDEX, index.text().encode())

@@ -18,6 +18,7 @@ FOLDER = "onnx"
 INDEX = "export.json"
 FORMAT = 1  # of the graphs: rises whenever their inputs, outputs or the meaning of these change
 GRAPHS = ("prefill", "decode", "score")
+SIZES = ("batch", "tokens", "banned", "steps", "candidates", "choices", "items")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Index:
     model: str  # fingerprint of the config and weights that the graphs hold
     precision: str  # fp32 or fp16
     opset: int
-    sizes: Mapping[str, int | None]  # baked sizes by name, None for a dynamic one
+    sizes: Mapping[str, int | None]  # of the graphs by name of SIZES; None is a dynamic size
     sha256: Mapping[str, str]  # of each graph's file, by file name
 
     def text(self) -> str:

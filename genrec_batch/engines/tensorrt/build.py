@@ -16,6 +16,7 @@ from typing import Any
 
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.driver import INSTALL
+from genrec_batch.engines.onnx_graph import PINNED
 
 Progress = Callable[[str, float], None]  # what the builder does, and which part of it is done (0..1)
 
@@ -233,10 +234,10 @@ def _configure(library: Library, builder: Any, network: Any, precision: str, arc
 
 
 def _pin_fp32(api: Any, network: Any) -> None:
-    """Keep layers whose name starts with `fp32` in that type, which the FP16 flag would let the builder change."""
+    """Keep the pinned layers in fp32, which the FP16 flag would let the builder change."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.name.startswith("fp32") and layer.type not in (api.LayerType.CONSTANT, api.LayerType.CAST):
+        if layer.name.startswith(PINNED) and layer.type not in (api.LayerType.CONSTANT, api.LayerType.CAST):
             layer.precision = api.DataType.FLOAT
             layer.set_output_type(0, api.DataType.FLOAT)
 

@@ -6,13 +6,13 @@ Must not know: how a layer is spelled in ONNX, TensorRT, CUDA, files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from genrec_batch.core.arrays import F32
-from genrec_batch.engines.tensorrt.layers import Graph
+from genrec_batch.engines.layer_weights import LayerWeights, layer_weights
+from genrec_batch.engines.onnx_graph import OnnxGraph
 from genrec_batch.engines.tensorrt.plugin import DEPTH
 from genrec_batch.model.weights import ModelConfig, Weights
 
@@ -56,20 +56,13 @@ class Network:
         count = len(self.pieces())
         return [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
 
-    def layer(self, index: int, name: str) -> F32:
-        """Return a weight of an encoder layer."""
-        return self.weights[f"encoder.layers.{index}.{name}"]
+    def layer(self, index: int) -> LayerWeights:
+        """Return the weights of an encoder layer."""
+        return layer_weights(self.config, self.weights, index)
 
-    def attention_input(self, index: int) -> tuple[F32, F32]:
-        """Return the stacked q, k, v product [3D, D] and bias, with 1 / sqrt(head size) folded into q's part."""
-        weight, bias = (self.layer(index, f"self_attn.in_proj_{name}") for name in ("weight", "bias"))
-        scale = np.ones(len(bias), np.float32)
-        scale[: self.config.width] = 1 / math.sqrt(self.config.head_size)
-        return weight * scale[:, None], bias * scale
-
-    def graph(self) -> Graph:
+    def graph(self) -> OnnxGraph:
         """Return an empty graph of this precision."""
-        return Graph(precision=self.precision)
+        return OnnxGraph(self.precision)
 
 
 def feature_columns(config: ModelConfig, shape: Shape) -> int:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.core.arrays import F32, HEADS, I32
-from genrec_batch.engines.tensorrt import graphs as loop
-from genrec_batch.engines.tensorrt import layers as nodes
-from genrec_batch.engines.tensorrt.layers import BANNED, FLOAT, INT32, Graph, linear
+from genrec_batch.engines.layer_weights import head_weights
+from genrec_batch.engines.onnx_graph import FLOAT, INT32, OnnxGraph
+from genrec_batch.engines.tensorrt import graphs, layers
+from genrec_batch.engines.tensorrt.layers import BANNED, linear
 from genrec_batch.engines.tensorrt.network import Network, Shape, cache_shapes
 
 
@@ -34,15 +35,14 @@ def choose(network: Network, shape: Shape, count: int) -> bytes:
     hidden = graph.input("hidden", [rows, network.config.width])
     seen = graph.input("seen", [rows, shape.seen], INT32)
     read, step = graph.input("read", [shape.steps + 1, rows], INT32), graph.input("step", [1], INT32)
-    logits = loop.item_logits(network, graph, hidden)
-    _, log_sum = nodes.log_sum_exp(graph, logits)
-    graph.output(graph.add("Identity", log_sum, name="log_sum"), [rows, 1], FLOAT)
-    left = loop.allowed_logits(network, graph, shape, logits, seen, (read, step))
-    names = ("best_values", "best_tokens")
-    values, tokens = graph.add_many("TopK", left, graph.ints(count), names=names, axis=1)
-    graph.output(graph.cast(values, FLOAT, name="values"), [rows, count], FLOAT)
-    graph.output(graph.cast(tokens, INT32, name="tokens"), [rows, count], INT32)
-    return graph.serialize("choose")
+    logits = graphs.item_logits(network, graph, hidden)
+    _, log_sum = layers.log_sum_exp(graph, logits)
+    graph.output(graph.node("Identity", log_sum), "log_sum", [rows, 1], FLOAT)
+    left = graphs.allowed_logits(network, graph, shape, logits, seen, (read, step))
+    values, tokens = graph.nodes("TopK", left, graph.sizes(count), outputs=2, axis=1)
+    graph.output(graph.cast(values, FLOAT), "values", [rows, count], FLOAT)
+    graph.output(graph.cast(tokens, INT32), "tokens", [rows, count], INT32)
+    return graph.serialized("choose")
 
 
 def best_first(found: Mapping[str, npt.NDArray[Any]], choices: int) -> tuple[I32, F32]:
@@ -61,10 +61,10 @@ def lookup(network: Network, shape: Shape, count: int) -> bytes:
     graph, rows = network.graph(), shape.rows
     hidden = graph.input("hidden", [rows, network.config.width])
     tokens = graph.input("tokens", [rows, count], INT32)
-    wide, log_sum = nodes.log_sum_exp(graph, loop.item_logits(network, graph, hidden))
-    given = graph.add("GatherElements", wide, tokens, axis=1)
-    graph.output(graph.add("Sub", given, log_sum, name="log_prob"), [rows, count], FLOAT)
-    return graph.serialize("lookup")
+    wide, log_sum = layers.log_sum_exp(graph, graphs.item_logits(network, graph, hidden))
+    given = graph.node("GatherElements", wide, tokens, axis=1)
+    graph.output(graph.node("Sub", given, log_sum), "log_prob", [rows, count], FLOAT)
+    return graph.serialized("lookup")
 
 
 def score(network: Network, shape: Shape, count: int) -> bytes:
@@ -74,30 +74,29 @@ def score(network: Network, shape: Shape, count: int) -> bytes:
     """
     config, graph, rows = network.config, network.graph(), shape.rows
     tokens, lengths = graph.input("tokens", [rows, count], INT32), graph.input("lengths", [rows], INT32)
-    table = graph.constant(network.weights["token_embedding.weight"], "token_table")
-    places = graph.constant(network.weights["position_embedding.weight"][1:], "position_table")
-    place = graph.reshape(graph.add("Gather", places, lengths, axis=0), rows, 1, config.width)
-    x = graph.reshape(graph.add("Add", graph.add("Gather", table, tokens, axis=0), place), rows * count, config.width)
+    table = graph.constant(network.weights["token_embedding.weight"])
+    places = graph.constant(network.weights["position_embedding.weight"][1:])
+    place = graph.reshape(graph.node("Gather", places, lengths, axis=0), rows, 1, config.width)
+    x = graph.reshape(graph.node("Add", graph.node("Gather", table, tokens, axis=0), place), rows * count, config.width)
     limit = graph.reshape(lengths, rows, 1)
-    mask = nodes.visible(graph, limit, shape.positions, [rows, 1, 1, shape.positions], inclusive=True)
+    mask = layers.visible(graph, limit, shape.positions, [rows, 1, 1, shape.positions], inclusive=True)
     for index in range(config.layers):
-        product = linear(graph, x, *network.attention_input(index), plugin=network.plugin)
-        fresh = graph.split(product, 3, config.width)
-        caches = loop.cache_inputs(network, graph, shape, index)
+        product = linear(graph, x, *network.layer(index).qkv, plugin=network.plugin)
+        fresh = graph.split(product, *[config.width] * 3)
+        caches = graphs.cache_inputs(network, graph, shape, index)
         if network.plugin:
-            caches = [loop.by_head(network, graph, shape, part) for part in graph.split(caches[0], 3, config.width)[1:]]
+            _, *packed = graph.split(caches[0], *[config.width] * 3)
+            caches = [graphs.by_head(network, graph, shape, part) for part in packed]
         context = _alone_after_history(network, graph, shape, count, fresh, caches, mask)
-        x = loop.after_attention(network, graph, index, x, context)
-    weight = np.concatenate([network.weights[f"{head}_head.weight"] for head in HEADS])
-    bias = np.concatenate([network.weights[f"{head}_head.bias"] for head in HEADS])
-    logits = graph.cast(linear(graph, x, weight, bias, plugin=False), FLOAT, name="fp32_heads")
-    heads = graph.reshape(graph.add("Sigmoid", logits), rows, count, len(HEADS), name="heads")
-    graph.output(heads, [rows, count, len(HEADS)], FLOAT)
-    return graph.serialize("score")
+        x = graphs.after_attention(network, graph, index, x, context)
+    logits = graph.node("Cast", linear(graph, x, *head_weights(network.weights), plugin=False), pinned=True, to=FLOAT)
+    heads = graph.reshape(graph.node("Sigmoid", logits), rows, count, len(HEADS))
+    graph.output(heads, "heads", [rows, count, len(HEADS)], FLOAT)
+    return graph.serialized("score")
 
 
 def _alone_after_history(
-    network: Network, graph: Graph, shape: Shape, count: int, fresh: Sequence[str], caches: Sequence[str], mask: str
+    network: Network, graph: OnnxGraph, shape: Shape, count: int, fresh: Sequence[str], caches: Sequence[str], mask: str
 ) -> str:
     """Attention of `count` positions per row over the cache and, each, itself: [B·count, D]."""
     config, rows = network.config, shape.rows
@@ -105,12 +104,11 @@ def _alone_after_history(
     beside = [rows, count, config.heads, config.head_size]
     query, key, value = (graph.transpose(graph.reshape(part, *beside), 0, 2, 1, 3) for part in fresh)
     keys, values = caches
-    history = graph.add("Add", graph.add("MatMul", query, graph.transpose(keys, 0, 1, 3, 2)), mask)
-    itself = graph.add("ReduceSum", graph.add("Mul", query, key), graph.ints(3), keepdims=1)
-    share = graph.add("Softmax", graph.add("Concat", history, itself, axis=3), axis=-1)
-    names = (f"{share}_history", f"{share}_self")
-    graph.add_many("Split", share, graph.ints(shape.positions, 1), names=names, axis=3)
-    mean = graph.add("Add", graph.add("MatMul", names[0], values), graph.add("Mul", names[1], value))
+    history = graph.node("Add", graph.node("MatMul", query, graph.transpose(keys, 0, 1, 3, 2)), mask)
+    itself = graph.node("ReduceSum", graph.node("Mul", query, key), graph.sizes(3), keepdims=1)
+    share = graph.node("Softmax", graph.node("Concat", history, itself, axis=3), axis=-1)
+    of_history, of_itself = graph.split(share, shape.positions, 1, axis=3)
+    mean = graph.node("Add", graph.node("MatMul", of_history, values), graph.node("Mul", of_itself, value))
     return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * count, config.width)
 
 
@@ -147,6 +145,7 @@ def select(network: Network, shape: Shape, rows_out: int) -> bytes:
     graph = network.graph()
     rows = graph.input("rows", [rows_out], INT32)
     for name, (sizes, kind, axis) in state_tensors(network, shape).items():
-        taken = graph.add("Gather", graph.input(name, sizes, kind), rows, axis=axis, name=f"chosen_{name}")
-        graph.output(taken, [rows_out if i == axis else size for i, size in enumerate(sizes)], kind)
-    return graph.serialize("select")
+        taken = graph.node("Gather", graph.input(name, sizes, kind), rows, axis=axis)
+        sizes_out = [rows_out if i == axis else size for i, size in enumerate(sizes)]
+        graph.output(taken, f"chosen_{name}", sizes_out, kind)
+    return graph.serialized("select")

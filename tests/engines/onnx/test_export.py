@@ -49,13 +49,13 @@ def test_a_later_export_takes_the_place_of_an_older_one(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
 
-def test_baked_sizes_stand_in_the_graph_and_in_the_index(tiny, tmp_path):
-    prefill, *_, index_path = export.export(tiny, tmp_path, precision="fp16", sizes={"batch": 8, "tokens": 10})
+def test_every_size_is_dynamic_and_the_index_says_so(tiny, tmp_path):
+    prefill, *_, index_path = export.export(tiny, tmp_path, precision="fp16")
     tokens = next(value for value in onnx.load(prefill).graph.input if value.name == "tokens")
-    assert [size.dim_value for size in tokens.type.tensor_type.shape.dim] == [8, 10]
-    assert json.loads(index_path.read_text())["sizes"]["batch"] == 8
-    index = exported.read_index(tmp_path)
-    assert not exported.fits(index, model=tiny.fingerprint, precision="fp16")  # a dynamic engine cannot use it
+    assert [size.dim_param for size in tokens.type.tensor_type.shape.dim] == ["B", "S"]
+    sizes = json.loads(index_path.read_text())["sizes"]
+    assert sizes.keys() == set(exported.SIZES)
+    assert set(sizes.values()) == {None}
 
 
 def test_an_export_that_fails_leaves_the_older_one(tiny, tmp_path, monkeypatch):
@@ -71,17 +71,9 @@ def test_an_export_that_fails_leaves_the_older_one(tiny, tmp_path, monkeypatch):
     assert [(tmp_path / "onnx" / name).read_bytes() for name in FILES] == before
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precision": "int4"}, "'int4': an export is fp32 or fp16"),
-        ({"precision": "fp32", "sizes": {"bach": 4}}, "bach=4"),
-        ({"precision": "fp32", "sizes": {"batch": 0}}, "batch=0"),
-    ],
-)
-def test_wrong_options_name_themselves(tiny, tmp_path, options, message):
-    with pytest.raises(ConfigError, match=message):
-        export.export(tiny, tmp_path, **options)
+def test_an_unknown_precision_is_named(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="'int4': an export is fp32 or fp16"):
+        export.export(tiny, tmp_path, precision="int4")
 
 
 def test_without_onnx_it_says_what_to_install(tiny, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The graphs: valid ONNX that TensorRT's parser takes, dynamic or static, the same bytes each time."""
+"""The graphs: valid ONNX that TensorRT's parser takes, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from genrec_batch.engines.onnx import graphs
-from genrec_batch.engines.onnx.layers import Graph
+from genrec_batch.engines.onnx import exported, graphs
 from genrec_batch.model import weights
 from tests.twins.network import NumpyNetwork
 
 TINY = weights.ModelConfig(vocabulary=60, width=32, ffn=48, layers=3, positions=40, heads=4)
-STATIC = graphs.Sizes(batch=3, tokens=7, banned=5, steps=4, candidates=6, choices=2, items=50)
-BUILDERS = {"prefill": graphs.prefill, "decode": graphs.decode, "score": graphs.score}
-DIMENSIONS = {"B": 3, "S": 7, "P": 8, "X": 5, "T": 4, "C": 6, "K": 2}
 
 
 @pytest.fixture(scope="module")
@@ -23,45 +19,18 @@ def tiny():
     return weights.demo_model(TINY)
 
 
-def shapes(values):
-    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("sizes", [graphs.DYNAMIC, STATIC])
-@pytest.mark.parametrize("name", list(BUILDERS))
-def test_onnx_accepts_every_graph(tiny, name, sizes, precision):
-    built = BUILDERS[name](tiny.config, tiny.weights, precision=precision, sizes=sizes)
+@pytest.mark.parametrize("name", exported.GRAPHS)
+def test_onnx_accepts_every_graph(tiny, name, precision):
+    built = graphs.build(name, tiny.config, tiny.weights, precision=precision)
     onnx.checker.check_model(built, full_check=True)
     assert [opset.version for opset in built.opset_import] == [17]
     assert built.graph.name == name
 
 
-@pytest.mark.parametrize("name", list(BUILDERS))
-def test_static_sizes_are_the_dynamic_ones_filled_in(tiny, name):
-    dynamic = BUILDERS[name](tiny.config, tiny.weights, precision="fp32").graph
-    static = BUILDERS[name](tiny.config, tiny.weights, precision="fp32", sizes=STATIC).graph
-    filled = {
-        value: [DIMENSIONS.get(size, size) for size in shape]
-        for value, shape in (shapes(dynamic.input) | shapes(dynamic.output)).items()
-        if value not in ("choices", "items")  # baked away
-    }
-    assert shapes(static.input) | shapes(static.output) == filled
-
-
-@pytest.mark.parametrize("name", list(BUILDERS))
-def test_a_static_graph_infers_the_shape_of_every_value(tiny, name):
-    built = BUILDERS[name](tiny.config, tiny.weights, precision="fp16", sizes=STATIC)
-    inferred = onnx.shape_inference.infer_shapes(built, strict_mode=True, data_prop=True).graph
-    known = shapes(inferred.value_info) | shapes(inferred.output)
-    made = [value for node in inferred.node for value in node.output]
-    assert [value for value in made if not all(isinstance(size, int) for size in known[value])] == []
-
-
-@pytest.mark.parametrize("sizes", [graphs.DYNAMIC, STATIC])
-@pytest.mark.parametrize("name", list(BUILDERS))
-def test_it_is_of_a_form_that_tensorrt_takes(tiny, name, sizes):
-    graph = BUILDERS[name](tiny.config, tiny.weights, precision="fp16", sizes=sizes).graph
+@pytest.mark.parametrize("name", exported.GRAPHS)
+def test_it_is_of_a_form_that_tensorrt_takes(tiny, name):
+    graph = graphs.build(name, tiny.config, tiny.weights, precision="fp16").graph
     assert {node.op_type for node in graph.node} <= {
         *("Add", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "GatherND", "Gemm", "Greater", "Less"),
         *("LessOrEqual", "LogSoftmax", "MatMul", "Min", "Mul", "Pow", "ReduceMean", "ReduceSum", "Relu", "Reshape"),
@@ -92,16 +61,10 @@ def test_the_same_model_gives_the_same_bytes(tiny):
     assert first == second
 
 
-def test_a_weight_is_stored_once():
-    g = Graph("fp32")
-    assert g.constant(np.ones((4, 4))) == g.constant(np.ones((4, 4), np.float32))
-    assert g.constant(np.ones((4, 4))) != g.constant(np.ones((2, 8)))
-
-
-def test_static_fp16_graphs_compute_what_the_twin_does(tiny):
+def test_fp16_graphs_compute_what_the_twin_does(tiny):
     """Prefill and one decode step in half precision, on the CPU provider, against NumPy in float64."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    sizes = graphs.Sizes(batch=2, tokens=7, banned=3, steps=2, choices=1, items=TINY.vocabulary)
+    choosing = {"choices": np.array([1]), "items": np.array([TINY.vocabulary])}
     random = np.random.default_rng(0)
     tokens_BS, lengths_B = random.integers(2, 60, (2, 7)).astype(np.int32), np.array([7, 4], np.int32)
     dense_BF = random.standard_normal((2, 1024)).astype(np.float16)
@@ -114,15 +77,17 @@ def test_static_fp16_graphs_compute_what_the_twin_does(tiny):
         return dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True))
 
     first = run(
-        graphs.prefill(tiny.config, tiny.weights, precision="fp16", sizes=sizes),
+        graphs.prefill(tiny.config, tiny.weights, precision="fp16"),
         {"dense": dense_BF, **vectors, "has_profile": nothing, "has_video": nothing}
-        | {"tokens": tokens_BS, "lengths": lengths_B, "banned": banned_BX},
+        | {"tokens": tokens_BS, "lengths": lengths_B, "banned": banned_BX}
+        | choosing,
     )
     empty = np.zeros((2, TINY.heads, 2, TINY.head_size), np.float16)
     second = run(
-        graphs.decode(tiny.config, tiny.weights, precision="fp16", sizes=sizes),
+        graphs.decode(tiny.config, tiny.weights, precision="fp16"),
         {"token": first["next_tokens"], "lengths": lengths_B, "step": np.array([0], np.int32), "banned": banned_BX}
         | {"read": np.zeros((2, 2), np.int32)}
+        | choosing
         | {name: first[name] for name in graphs.cache_names("prefix", TINY)}
         | dict.fromkeys(graphs.cache_names("suffix", TINY), empty),
     )

@@ -3,8 +3,7 @@
 Owns: the order of preference, the parity check behind `auto`, and the sentence that says why. Must not know: users,
 files, output. An engine asked for by name is taken or the run fails; nothing is silently replaced. What `auto` takes
 depends on the machine's hardware, the installed packages and the parity on a sample of the run's own users, never on a
-clock, so that the same run on the same machine takes the same engine. (How many users a GPU's batch holds is timed,
-once, and kept: `sizing`.)
+clock, so that the same run on the same machine takes the same engine.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from genrec_batch.core.arrays import FIRST_ITEM, I32, I64, Batch
 from genrec_batch.core.errors import EngineError
 from genrec_batch.core.options import ScoreConfig
-from genrec_batch.engines.batch_size import Size, choose, fixed
+from genrec_batch.engines.batch_size import choose_size
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, top_overlap
 from genrec_batch.engines.protocol import Engine
@@ -41,12 +40,7 @@ class Selection:
 
     engine: Engine
     why: str
-    size: Size | None = None  # of a batch; None: the constant of the kind of device
-
-    @property
-    def batch_users(self) -> int:
-        """Users of a batch: what `--batch-size` says, else what fits and runs fastest."""
-        return (self.size or fixed(self.engine)).users
+    batch_users: int  # users of a batch, at most
 
 
 def select(
@@ -69,33 +63,23 @@ def select(
 
     Raises:
         EngineError: nothing that was asked for is there.
-        DeviceMemoryError: the device has no room for the smallest batch.
     """
     with busy("opening the engine"):
         ready = ahead.engines() if ahead is not None else None
         opened, why = ready or _opened(model, name=name, device=device, precision=precision)
-    sizes: dict[str, Size] = {}
-    for engine in opened:
-        if engine.rows is not None:  # before they are compared, so that this builds what the run needs
-            sizes[engine.precision] = _size(engine, model, sample, decoding, batch_size)
-            engine.resize(sizes[engine.precision].users)
-            if sample.candidates_BC is None and len(sample):
-                lengths_B = sample.lengths_B
-                most = int(lengths_B.max()) if longest is None else longest
-                prepare(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
-    chosen = _faster(opened, sample, decoding) if len(opened) > 1 else Selection(engine=opened[0], why=why)
-    engine = chosen.engine
-    with busy("sizing the batches"):
-        size = sizes.get(engine.precision) or _size(engine, model, sample, decoding, batch_size)
-    if engine.device.startswith("cuda"):
-        LOG.info("batch: %s", size.why)
-    return replace(chosen, size=size)
-
-
-def _size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked: str) -> Size:
-    if asked == "auto":
-        return choose(engine, model, sample, decoding)
-    return Size(users=int(asked), why=f"{int(asked):,} users a batch, as asked", users_per_s={})
+    sizes = [choose_size(engine, model, sample, decoding, batch_size) for engine in opened]
+    for engine, size in zip(opened, sizes, strict=True):  # before they are compared: engines are built for their run
+        engine.resize(size.users)
+        if sample.candidates_BC is None and len(sample):
+            lengths_B = sample.lengths_B
+            most = int(lengths_B.max()) if longest is None else longest
+            prepare(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
+    taken = 0
+    if len(opened) > 1:
+        taken, why = _faster(opened, sample, decoding)
+    if opened[taken].device != "cpu":
+        LOG.info("batch: %s", sizes[taken].why)
+    return Selection(engine=opened[taken], why=why, batch_users=sizes[taken].users)
 
 
 def prepare(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
@@ -118,8 +102,8 @@ def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[li
     return [plain, open_engine(model, name=chosen, device=place, precision=fast)], ""
 
 
-def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selection:
-    """Return the faster of two engines if it recommends what the one in fp32 does, else that one."""
+def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> tuple[int, str]:
+    """Return 1, the faster of two engines, if it recommends what the one in fp32 does, else 0; and why."""
     plain, faster = opened
     fast, narrow = faster.precision, replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
     size = COMPARED_USERS if plain.device == "cpu" else len(sample)  # a GPU takes them all at once
@@ -134,9 +118,8 @@ def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> Selectio
     overlap = top_overlap(*map(np.concatenate, tokens))
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:
-        return Selection(engine=faster, why=f"{faster.name} in {fast}: {measured}")
-    why = f"{plain.name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
-    return Selection(engine=plain, why=why)
+        return 1, f"{faster.name} in {fast}: {measured}"
+    return 0, f"{plain.name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
 
 
 class Opening:

@@ -138,7 +138,3 @@ class Engine(ABC):
     def peak_bytes(self) -> int | None:
         """Return the most device memory that was in use since the engine was opened, None where it is not known."""
         return None
-
-    def hardware(self) -> str:
-        """Return what decides the engine's speed: the device and its memory, the library's version."""
-        return self.device

@@ -18,7 +18,6 @@ import numpy as np
 
 from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
-from genrec_batch.engines.batch_size import GPU_USERS
 from genrec_batch.engines.choose import computes_int8, prepare, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, compare, joined
@@ -30,6 +29,7 @@ from genrec_batch.reports import model_facts
 from genrec_batch.runtime.console import LOG, doing
 
 LEAST_RUNS, MOST_RUNS = 5, 100  # timed runs of one engine at one batch size
+FIXED_ROWS = 2048  # of an engine that is built for one number of rows, at most
 PHASE_USERS = 256  # of the batch whose phases are timed, at most
 SEED = 7  # of the histories that are timed
 
@@ -128,7 +128,7 @@ def measure(
     """
     engines, skipped = _open(model, wanted, device, must=must)
     for engine in engines.values():
-        engine.resize(min(GPU_USERS, max(sizes)))
+        engine.resize(min(FIXED_ROWS, max(sizes)))
         prepare(engine, decoding, longest=events, mean=events)
     prefill = model_facts.prefill_flops(model.config, events)
     gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9

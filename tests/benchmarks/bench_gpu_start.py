@@ -9,6 +9,7 @@ records every kernel of the steady state with CUPTI. The last line is JSON.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,12 @@ def since_start():
     """Seconds since this process began, the interpreter's own start included."""
     ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def hardware():
+    """The GPU and its driver, as nvidia-smi names them."""
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def main():
@@ -76,7 +83,7 @@ def main():
     found = {
         "date": time.strftime("%Y-%m-%d"),
         "engine": engine.name,
-        "hardware": engine.hardware(),
+        "hardware": hardware(),
         "variant": getattr(engine, "variant", ""),
         "precision": engine.precision,
         "users": arguments.users,

@@ -100,14 +100,9 @@ class TorchCudaEngine(Engine):
         self._loop = SlateLoop(self._fused, kernels)
 
     def free_bytes(self) -> int:
-        """Return the device memory that is free, or held by the allocator and unused."""
-        free = torch.cuda.mem_get_info(self._device)[0]
-        return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
-
-    def hardware(self) -> str:
-        """Return the GPU, its memory and torch's version."""
-        found = torch.cuda.get_device_properties(self._device)
-        return f"{found.name}, {found.total_memory >> 30} GiB, torch {torch.__version__}"
+        """Return the GPU memory that is free, or held by PyTorch's allocator and unused."""
+        held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(torch.cuda.mem_get_info(self._device)[0] + held)
 
     def wait(self) -> None:
         """Return once the device has done all that was asked of it."""

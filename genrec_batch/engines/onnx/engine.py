@@ -84,11 +84,6 @@ class OnnxRuntimeEngine(Engine):
         """Return the GPU memory that is free now (needs cuda-python, which `genrec-batch[gpu]` brings)."""
         return None if self.device == "cpu" else driver.Device(self.device).free_bytes()
 
-    def hardware(self) -> str:
-        """Return the GPU's architecture and memory, and onnxruntime's version."""
-        gpu = driver.Device(self.device)
-        return f"{gpu.architecture}, {gpu.total_bytes() >> 30} GiB, onnxruntime {self._sessions.version}"
-
     def _usable_export(self) -> exported.Index | None:
         directory = self._model.directory
         index = None if directory is None else exported.read_index(directory)

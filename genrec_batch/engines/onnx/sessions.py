@@ -44,7 +44,6 @@ class Sessions:
         self.kind, _, number = device.partition(":")
         self._device_id = int(number or 0)
         self._runtime = import_or_say("onnxruntime", self.kind)
-        self.version = str(self._runtime.__version__)
         self._threads = threads or usable_cores()
         self._graph = graph
         self._loaded: dict[str, Any] = {}

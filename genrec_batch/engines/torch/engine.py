@@ -116,6 +116,13 @@ class TorchEngine(Engine):
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
+    def free_bytes(self) -> int | None:
+        """Return the GPU memory that is free, or held by PyTorch's allocator and unused."""
+        if self._device.type == "cpu":
+            return None
+        held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(torch.cuda.mem_get_info(self._device)[0] + held)
+
     def peak_bytes(self) -> int | None:
         """Return the most GPU memory that PyTorch held for this process."""
         return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None

@@ -7,7 +7,6 @@ import sys
 import textwrap
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from genrec_batch.core.arrays import Batch
@@ -379,9 +378,9 @@ def test_it_takes_the_cores_this_process_may_use(monkeypatch):
     assert sessions.usable_cores() == 3
 
 
-def test_on_a_gpu_it_says_what_decides_its_speed(tiny, monkeypatch):
+def test_the_free_memory_is_that_of_its_gpu(tiny, monkeypatch):
     monkeypatch.setattr(driver, "load_runtime", lambda: FakeRuntime(memory=8 << 30))
     engine = OnnxRuntimeEngine(tiny, device="cpu", precision="fp32")
+    assert engine.free_bytes() is None
     engine.device = "cuda:0"
-    assert engine.hardware() == f"sm_90, 8 GiB, onnxruntime {onnxruntime.__version__}"
     assert engine.free_bytes() == 8 << 30

@@ -10,8 +10,8 @@ import hashlib
 
 FEATURES = 1024
 HASHED = 200  # slots of a profile or a video embedding
-WINDOWS = (1, 5, 20, None)  # newest events of a rate; None is all that are kept
-SPANS = (5, 20, None)  # newest events of a statistic
+WINDOWS = (1, 5, 20, None)  # newest events of a rate; None means all kept events
+STATISTIC_WINDOWS = (5, 20, None)  # newest events of a statistic
 MOMENTS = ("mean", "std", "min", "max", "median")
 
 WATCH_DURATION = slice(0, 20)
@@ -73,7 +73,7 @@ SEQUENCE_NAMES = (
 )
 
 LIKE_RATE_ALL = FLAGS.start + WINDOWS.index(None)
-MEAN_PERCENTAGE_ALL = PERCENTAGE_STATISTICS.start + SPANS.index(None) * len(MOMENTS)
+MEAN_PERCENTAGE_ALL = PERCENTAGE_STATISTICS.start + STATISTIC_WINDOWS.index(None) * len(MOMENTS)
 DISTINCT_SHARE = SEQUENCE.start + 2
 
 
@@ -85,22 +85,22 @@ def names() -> list[str]:
 def describe() -> list[tuple[int, str, str]]:
     """Return (slot, block, name) of every slot, in order."""
     rows = [(slot, "reserved", f"reserved_{slot}") for slot in range(FEATURES)]
-    for block, span, slot_names in _blocks():
-        assert len(slot_names) == span.stop - span.start, block
-        for slot, name in zip(range(span.start, span.stop), slot_names, strict=True):
+    for block, slots, slot_names in _blocks():
+        assert len(slot_names) == slots.stop - slots.start, block
+        for slot, name in zip(range(slots.start, slots.stop), slot_names, strict=True):
             rows[slot] = (slot, block, name)
     return rows
 
 
 def _blocks() -> list[tuple[str, slice, list[str]]]:
-    def newest(name: str, span: slice) -> list[str]:
-        return [f"{name}_r{r}" for r in range(span.stop - span.start)]
+    def newest(name: str, slots: slice) -> list[str]:
+        return [f"{name}_r{r}" for r in range(slots.stop - slots.start)]
 
     def over(columns: tuple[str, ...], windows: tuple[int | None, ...]) -> list[str]:
         return [f"{column}_rate_{_window(window)}" for column in columns for window in windows]
 
     def moments(name: str) -> list[str]:
-        return [f"{name}_{moment}_{_window(span)}" for span in SPANS for moment in MOMENTS]
+        return [f"{name}_{moment}_{_window(window)}" for window in STATISTIC_WINDOWS for moment in MOMENTS]
 
     blocks = [
         ("watch duration", WATCH_DURATION, newest("watch_duration_s_over_100", WATCH_DURATION)),
@@ -111,7 +111,7 @@ def _blocks() -> list[tuple[str, slice, list[str]]]:
         ("recommendation position", POSITION, newest("position_log", POSITION)),
         ("statistics", DURATION_STATISTICS, moments("duration")),
         ("statistics", PERCENTAGE_STATISTICS, moments("percentage")),
-        ("statistics", RATES, [name.replace("_rate_", "_share_") for name in over(RATE_COLUMNS, SPANS)]),
+        ("statistics", RATES, [name.replace("_rate_", "_share_") for name in over(RATE_COLUMNS, STATISTIC_WINDOWS)]),
         ("statistics", GAPS, [f"gap_log1p_s_{moment}" for moment in MOMENTS]),
         ("statistics", HOURS, [f"hour_{hour}_share" for hour in range(24)]),
         ("statistics", WEEKDAYS, [f"weekday_{day}_share" for day in range(7)]),
@@ -124,11 +124,11 @@ def _blocks() -> list[tuple[str, slice, list[str]]]:
         ("videos", VIDEOS, [f"video_{i}" for i in range(HASHED)]),
         ("sequence", SEQUENCE, list(SEQUENCE_NAMES)),
     ]
-    for column, span in ONE_HOTS.items():
+    for column, slots in ONE_HOTS.items():
         values = CATEGORIES[column]
-        events = (span.stop - span.start) // len(values)
+        events = (slots.stop - slots.start) // len(values)
         labels = [f"{column}_{value}_r{r}" for r in range(events) for value in values]
-        blocks.append((column.replace("_", " "), span, labels))
+        blocks.append((column.replace("_", " "), slots, labels))
     return blocks
 
 
@@ -137,5 +137,5 @@ def _window(events: int | None) -> str:
 
 
 def fingerprint() -> str:
-    """Return the sha256 of the layout as 64 hex digits; two layouts with the same one mean the same features."""
+    """Return the sha256 of the layout as 64 hex digits; equal fingerprints mean the same features."""
     return hashlib.sha256("\n".join(names()).encode()).hexdigest()

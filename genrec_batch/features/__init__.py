@@ -1,40 +1,35 @@
 """Features: from histories to the 1024 numbers that the model reads at position 0.
 
-Owns: which users are computed together, by which of two kernels, and the inputs beside the features: profile and video
-vectors. The formulas stand in `events.py` (from the log) and `videos.py` (from the videos table), their arithmetic in
-`segments.py`: that is the kernel `numpy`. The kernel `numba` (`compiled.py`, `kernel_*.py`) computes the same bits, and
-wants numba and a job that is long enough to be worth its start. Must not know: files, Polars, the model. No result
-depends on a user's neighbours; `tests/twins/features.py` computes the same row by row.
+Owns: which users are computed together, by which of two kernels, and the inputs besides the features: profile and video
+vectors. The formulas are in `from_log` and `from_videos` and their arithmetic in `segments`: that is the kernel
+`numpy`. The kernel `numba` (`numba.fill` and its four passes) computes the same bits; it needs numba, and a run long
+enough to be worth its start. Must not know: files, Polars, the model. No result depends on a user's neighbours;
+`tests/twins/features.py` computes the same row by row.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Literal
 
 import numpy as np
 
 from genrec_batch.core import layout
-from genrec_batch.core.arrays import F16, F32, U8, Histories, SideTable
-from genrec_batch.features import from_log
-from genrec_batch.features import from_videos as of_videos
-from genrec_batch.features.from_log import Part
-from genrec_batch.features.segments import CACHE_LINE, PART_EVENTS, PART_USERS, Segments, parts, weighted_sums
+from genrec_batch.core.arrays import F32, U8, Histories, SideTable
+from genrec_batch.features import from_log, from_videos
+from genrec_batch.features.from_log import Chunk
+from genrec_batch.features.segments import CACHE_LINE, CHUNK_EVENTS, Segments, chunks, weighted_sums
 from genrec_batch.runtime.console import LOG
 
-if TYPE_CHECKING:
-    from genrec_batch.features.numba.fill import Filler
-
 Kernel = Literal["numba", "numpy"]
-COMPILED_FROM = 100_000  # users of a job from which loading numba and its kernels pays
-FLOAT16_LIMIT = np.float32(65504)
+COMPILED_FROM = 100_000  # users of a run from which loading numba and its kernels pays
 
 
 def kernel_name(users: int) -> Kernel:
-    """Return which kernel computes the features of a job of that many users, all of them by the same.
+    """Return which kernel computes the features of all users of a run, given their number.
 
-    `numba` from `COMPILED_FROM` users on, where numba is installed; else `numpy`. Both give the same bits.
+    `numba` from `COMPILED_FROM` users on, where numba is installed; else `numpy`. Both compute the same bits.
     """
     return "numpy" if users < COMPILED_FROM else _fastest()
 
@@ -44,7 +39,7 @@ def _fastest() -> Kernel:
     if find_spec("numba") is None:
         return "numpy"
     try:
-        from genrec_batch.features.numba import fill  # noqa: F401 - loading it is the question
+        from genrec_batch.features.numba import fill  # noqa: F401 - does it load?
         from genrec_batch.runtime.jit import tell_if_not_kept
     except ImportError as error:
         LOG.warning("numba is installed but does not load (%s); NumPy computes the features, more slowly", error)
@@ -53,89 +48,50 @@ def _fastest() -> Kernel:
     return "numba"
 
 
-@overload
 def compute(
     histories: Histories,
     users: SideTable | None,
     videos: SideTable | None,
     *,
     max_events: int,
-    out: F32 | None = None,
     kernel: Kernel = "numpy",
-) -> F32: ...
-
-
-@overload
-def compute(
-    histories: Histories,
-    users: SideTable | None,
-    videos: SideTable | None,
-    *,
-    max_events: int,
-    out: F16,
-    kernel: Kernel = "numpy",
-) -> F16: ...
-
-
-def compute(
-    histories: Histories,
-    users: SideTable | None,
-    videos: SideTable | None,
-    *,
-    max_events: int,
-    out: F32 | F16 | None = None,
-    kernel: Kernel = "numpy",
-) -> F32 | F16:
-    """Return the 1024 features of N users, [N, 1024]: `out`, or float32.
+) -> F32:
+    """Return the 1024 features of N users, float32 [N, 1024].
 
     Args:
         histories: kept events of N users, at most `max_events` each; some may have none.
         users: the users table, None where there is none.
         videos: the videos table, None where there is none.
         max_events: events that a history keeps, what slot 1000 is a share of.
-        out: C-contiguous float32 or float16 [N, 1024] to fill and return, whatever it holds. In float16, what lies
-            beyond 65504 becomes 65504.
-        kernel: what computes, by `kernel_name`; releases the GIL where it is `numba`.
+        kernel: what computes, by `kernel_name`; `numba` releases the GIL.
 
     Raises:
         ModuleNotFoundError: `kernel` is `numba`, which is not installed.
     """
-    dense_NF: Any = _rows(len(histories)) if out is None else out
-    assert dense_NF.shape == (len(histories), layout.FEATURES), dense_NF.shape
-    assert dense_NF.flags.c_contiguous, "out is a whole array, or whole rows of one"
-    filled: F32 | F16 = dense_NF
-    filler = _compiled(histories, users, videos, max_events) if kernel == "numba" else None
-    whole = dense_NF.dtype == np.float32 or (filler is not None and filler.rounds_to_half)
-    scratch_NF = np.empty((0 if whole else min(PART_USERS, len(histories)), layout.FEATURES), np.float32)
-    part_events = PART_EVENTS if filler is None else filler.part_events
-    for start, stop in parts(histories.offsets_N1, part_events):
-        part_NF = dense_NF[start:stop] if whole else scratch_NF[: stop - start]
-        if filler is not None:
-            filler.fill(start, stop, part_NF)
-        else:
-            _fill(part_NF, histories.slice(start, stop), users, videos, max_events)
-            part_NF += np.float32(0)  # no zero has a sign
-        if not whole:
-            np.clip(part_NF, -FLOAT16_LIMIT, FLOAT16_LIMIT, out=part_NF)
-            dense_NF[start:stop] = part_NF
-    return filled
+    dense_NF = _rows(len(histories))
+    if kernel == "numba":
+        from genrec_batch.features.numba import fill
+
+        filler = fill.Filler(histories, users, videos, max_events=max_events)
+        for start, stop in chunks(histories.offsets_N1, fill.CHUNK_EVENTS):
+            filler.fill(start, stop, dense_NF[start:stop])
+        return dense_NF
+    for start, stop in chunks(histories.offsets_N1, CHUNK_EVENTS):
+        rows_NF = dense_NF[start:stop]
+        _fill(rows_NF, histories.slice(start, stop), users, videos, max_events)
+        rows_NF += np.float32(0)  # no zero has a sign
+    return dense_NF
 
 
 def _rows(users: int) -> F32:
-    """Return room for the features of N users, [N, 1024], that begins at a cache line: each row fills whole ones."""
+    """Return an empty array [N, 1024] for features, aligned to cache lines: each row fills whole ones."""
     raw = np.empty(users * layout.FEATURES + CACHE_LINE // 4, np.float32)
     first = -raw.ctypes.data % CACHE_LINE // 4
     return raw[first : first + users * layout.FEATURES].reshape(users, layout.FEATURES)
 
 
-def _compiled(histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int) -> Filler:
-    from genrec_batch.features.numba.fill import Filler
-
-    return Filler(histories, users, videos, max_events=max_events)
-
-
 def _fill(dense_NF: F32, histories: Histories, users: SideTable | None, videos: SideTable | None, kept: int) -> None:
-    """Fill all slots of one part's users: most of them where a user has events, three blocks where not."""
+    """Fill all slots of one chunk of users: most of them where a user has events, three blocks where not."""
     dense_NF.fill(0)
     active_N = histories.lengths_N > 0
     if active_N.all():
@@ -155,10 +111,10 @@ def _fill(dense_NF: F32, histories: Histories, users: SideTable | None, videos: 
 
 
 def _fill_active(dense_GF: F32, histories: Histories, videos: SideTable | None, max_events: int) -> None:
-    part = Part(histories=histories, segments=Segments(lengths_G=histories.lengths_N[histories.lengths_N > 0]))
-    from_log.fill(dense_GF, part, max_events=max_events)
+    chunk = Chunk(histories=histories, segments=Segments(lengths_G=histories.lengths_N[histories.lengths_N > 0]))
+    from_log.fill(dense_GF, chunk, max_events=max_events)
     if videos is not None:
-        of_videos.fill(dense_GF, part, videos)
+        from_videos.fill(dense_GF, chunk, videos)
 
 
 def profile_vectors(histories: Histories, users: SideTable) -> tuple[F32, U8] | None:

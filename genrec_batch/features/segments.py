@@ -2,8 +2,8 @@
 
 Owns: counts, sums, order statistics and groups per segment. Must not know: what a user, an event or a slot is. Shape
 suffixes: E values of all segments together, G segments, C masks, W windows, R table rows, D floats of a table row. A
-segment's result depends on that segment alone, to the last bit: counts are whole numbers, sums run in an order that its
-length decides, and the rest is picked from sorted values.
+segment's result depends on that segment only, to the last bit: counts are whole numbers, the order of a sum depends on
+the segment's length, and order statistics are picked from sorted values.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 
 from genrec_batch.core.arrays import F32, F64, I32, I64, U8
 
-PART_EVENTS, PART_USERS = 1 << 14, 1 << 10  # what is computed at once: its arrays stay in a core's own cache
+CHUNK_EVENTS, CHUNK_USERS = 1 << 14, 1 << 10  # computed at once: their arrays stay in a core's own cache
 CACHE_LINE = 64  # bytes
 _BYTE = np.arange(256)
-POPULATION = np.array([int(byte).bit_count() for byte in _BYTE], np.uint8)  # ones of a byte
-POPULATION_BELOW = np.concatenate([POPULATION[_BYTE & ((1 << bit) - 1)] for bit in range(8)])  # ones below a bit of it
+POPULATION = np.array([int(byte).bit_count() for byte in _BYTE], np.uint8)  # bits set in a byte
+POPULATION_BELOW = np.concatenate([POPULATION[_BYTE & ((1 << bit) - 1)] for bit in range(8)])  # bits set below a bit
 NULL_KEY = np.int32(2**31 - 1)  # sorts behind every float
-GATHERED_FLOATS = 1 << 18  # of one piece of a weighted sum: 1 MiB
-ENTROPY_SCALE = 2.0**36  # of the whole numbers that stand for c ln c: their sum is exact in any order
+GATHERED_FLOATS = 1 << 18  # of a weighted sum at once: 1 MiB
+ENTROPY_SCALE = 2.0**36  # c ln c becomes a whole number: sums are exact in any order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """G segments that lie one after the other and fill a flat array of E values; none is empty. The last is newest."""
+    """G neighbouring segments that fill a flat array of E values; none is empty. The last value is the newest."""
 
     lengths_G: I64
 
@@ -79,7 +79,7 @@ class Segments:
             values_E[:] = keyed_E.astype(np.int32)
 
     def newest(self, count: int | None) -> tuple[I64, Segments]:
-        """Return the places of each segment's last `count` values (None: all) and the segments that they form."""
+        """Return the places of each segment's last `count` values (None: all), and the segments that they form."""
         if count is None or not (self.lengths_G > count).any():
             return np.arange(int(self.ends_G[-1])), self
         shorter = Segments(lengths_G=np.minimum(self.lengths_G, count))
@@ -87,12 +87,12 @@ class Segments:
         return places_M, shorter
 
 
-def parts(offsets_N1: I64, events: int = PART_EVENTS) -> Iterator[tuple[int, int]]:
-    """Cut N users into runs of neighbours that are computed together: few enough events and users, or one user."""
+def chunks(offsets_N1: I64, events: int = CHUNK_EVENTS) -> Iterator[tuple[int, int]]:
+    """Cut N users into chunks of neighbours that are computed together: few enough events and users, or one user."""
     start, users = 0, len(offsets_N1) - 1
     while start < users:
         fit = int(np.searchsorted(offsets_N1, offsets_N1[start] + events, side="right")) - 1
-        stop = min(max(fit, start + 1), start + PART_USERS, users)
+        stop = min(max(fit, start + 1), start + CHUNK_USERS, users)
         yield start, stop
         start = stop
 
@@ -105,8 +105,8 @@ def ratio(numerator: F64, denominator: F64) -> F64:
 def window_counts(masks_CE: U8, segments: Segments, windows: Sequence[int | None]) -> F64:
     """Return how often each mask is set among the newest values of each segment, for each window, [C, W, G].
 
-    By ranks of a bit vector (Jacobson 1989): the ones before a place are those of the whole bytes before it, summed
-    once, and those below it in its own byte; a window's count is the difference of two ranks.
+    By ranks of a bit vector (Jacobson 1989): the bits set before a place are those of the whole bytes before it, summed
+    once, plus those below it in its own byte; a window's count is the difference of two ranks.
     """
     bytes_of = masks_CE.shape[1] // 8 + 1
     packed_CX = np.zeros((len(masks_CE), bytes_of), np.uint8)
@@ -124,13 +124,13 @@ def window_counts(masks_CE: U8, segments: Segments, windows: Sequence[int | None
 
 
 def moments(values: Sequence[F64], there: Sequence[U8], segments: Sequence[Segments]) -> F64:
-    """Return mean, population deviation, minimum, maximum and median of what is there, [5, G of all pieces together].
+    """Return mean, population deviation, minimum, maximum and median of the values that are there, [5, G of all lists].
 
-    0 where nothing is there. Values are 0 where they are not there. Minima, maxima and medians are those of the values
+    0 where no value is there. `values` are 0 where `there` is False. Minima, maxima and medians are those of the values
     rounded to float32.
     """
     values_E, there_E = np.concatenate(values), np.concatenate(there)
-    whole = Segments(lengths_G=np.concatenate([piece.lengths_G for piece in segments]))
+    whole = Segments(lengths_G=np.concatenate([each.lengths_G for each in segments]))
     complete = bool(there_E.all())
     count_G = whole.lengths_G if complete else whole.counts(there_E)
     many_G = np.maximum(count_G, 1)
@@ -144,18 +144,18 @@ def moments(values: Sequence[F64], there: Sequence[U8], segments: Sequence[Segme
     if not complete:
         sorted_E[~there_E] = NULL_KEY
     first = 0
-    for piece in segments:
-        last = first + int(piece.ends_G[-1])
-        piece.sort(sorted_E[first:last])
+    for each in segments:
+        last = first + int(each.ends_G[-1])
+        each.sort(sorted_E[first:last])
         first = last
-    places = [0 * many_G, many_G - 1, (many_G - 1) // 2, many_G // 2]  # least, greatest, the two about the middle
+    places = [0 * many_G, many_G - 1, (many_G - 1) // 2, many_G // 2]  # minimum, maximum, the two in the middle
     picked = _ordered_as_integers(sorted_E.take(np.concatenate([whole.starts_G + place for place in places])))
     low_G, high_G, below_G, above_G = picked.view(np.float32).astype(np.float64).reshape(4, -1)
     return np.where(count_G > 0, np.stack([mean_G, std_G, low_G, high_G, (below_G + above_G) / 2]), 0.0)
 
 
 def _ordered_as_integers(bits: I32) -> I32:
-    """Return integers that sort as the floats of these bits do; its own inverse."""
+    """Return integers that sort like the floats with these bits; its own inverse."""
     flipped = bits >> 31
     flipped &= NULL_KEY
     flipped ^= bits
@@ -165,7 +165,7 @@ def _ordered_as_integers(bits: I32) -> I32:
 def distinct(codes_E: I32, segments: Segments) -> tuple[I64, U8]:
     """Return each segment's number of distinct codes [G], and which of its sorted codes are the first of theirs [E].
 
-    A code of -1 is null: it counts for nothing.
+    A code of -1 is null and is not counted.
     """
     sorted_E = codes_E.astype(np.int32)
     segments.sort(sorted_E)
@@ -210,7 +210,7 @@ def size_terms(longest: int) -> tuple[F64, I64]:
 def weighted_sums(table_RD: F32, rows_E: I64, weights_E: F32, segments: Segments) -> F32:
     """Return the weighted sum of each segment's rows of a table, float32 [G, D].
 
-    Segments of like length are gathered together; a shorter one repeats its own last row at weight 0, which adds
+    Segments of similar length are gathered together; a shorter one repeats its own last row with weight 0, which adds
     nothing. Sums run from a segment's first value to its last.
     """
     sums_GD = np.empty((len(segments), table_RD.shape[1]), np.float32)
@@ -218,11 +218,11 @@ def weighted_sums(table_RD: F32, rows_E: I64, weights_E: F32, segments: Segments
     first = 0
     while first < len(order_G):
         shortest = int(segments.lengths_G[order_G[first]])
-        piece = order_G[first : first + max(1, GATHERED_FLOATS // (shortest * table_RD.shape[1]))]
-        lengths_P1 = segments.lengths_G[piece][:, None]
+        some_P = order_G[first : first + max(1, GATHERED_FLOATS // (shortest * table_RD.shape[1]))]
+        lengths_P1 = segments.lengths_G[some_P][:, None]
         place_L = np.arange(int(lengths_P1[-1, 0]))
-        places_PL = segments.starts_G[piece][:, None] + np.minimum(place_L, lengths_P1 - 1)
+        places_PL = segments.starts_G[some_P][:, None] + np.minimum(place_L, lengths_P1 - 1)
         weights_PL = np.where(place_L < lengths_P1, weights_E.take(places_PL), np.float32(0))
-        sums_GD[piece] = np.einsum("pl,pld->pd", weights_PL, table_RD.take(rows_E.take(places_PL), axis=0))
-        first += len(piece)
+        sums_GD[some_P] = np.einsum("pl,pld->pd", weights_PL, table_RD.take(rows_E.take(places_PL), axis=0))
+        first += len(some_P)
     return sums_GD

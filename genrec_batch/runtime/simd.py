@@ -94,30 +94,6 @@ def _store(_typing: Any, array: Any, _index: Any, lanes: Any) -> Any:
 store: Any = intrinsic(_store)
 
 
-def _store_floats(_typing: Any, array: Any, _index: Any, lanes: Any) -> Any:
-    """Store lanes of float32, or round them to the float16 whose bits an array of uint16 holds.
-
-    What lies beyond 65504 becomes 65504. The processor must have an instruction for it (`Filler.rounds_to_half`).
-    """
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        value = arguments[2]
-        if array.dtype == types.uint16:
-            for beyond, limit in ((">", 65504.0), ("<", -65504.0)):
-                edge = ir.Constant(value.type, [limit] * lanes.count)
-                value = builder.select(builder.fcmp_ordered(beyond, value, edge), edge, value)
-            value = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes.count))
-            value = builder.bitcast(value, ir.VectorType(ir.IntType(16), lanes.count))
-        place = _place(context, builder, sig, arguments, value.type)
-        builder.store(value, place, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes), codegen
-
-
-store_floats: Any = intrinsic(_store_floats)
-
-
 def _operator(name: str, *, on_floats: str = "", on_integers: str = "") -> None:
     """Have numba take an operator between lanes; a name is that of LLVM's instruction."""
     function = getattr(operator, name)

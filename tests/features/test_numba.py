@@ -22,7 +22,7 @@ from tests.logs import START, Log, busy_log, floats, log_of, logs
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
 PACKAGE = Path(features.__file__).parent
 SAMPLE = PACKAGE.parent.parent / "sample_data" / "events.parquet"
-KERNELS = sorted(PACKAGE.glob("kernel_*.py"))
+KERNELS = sorted(PACKAGE.glob("numba/pass*.py"))
 
 
 def with_numba() -> None:
@@ -62,7 +62,7 @@ def test_users_with_one_and_with_thousands_of_events(max_events: int) -> None:
     assert_same_bits(built(busy_log(seed=3, events_per_user=lengths, max_events=max_events)))
 
 
-def test_hundreds_of_users_go_through_in_several_parts() -> None:
+def test_hundreds_of_users_are_computed_in_several_chunks() -> None:
     with_numba()
     lengths = [1 + user * 7919 % 61 for user in range(1300)]
     assert_same_bits(built(busy_log(seed=4, events_per_user=lengths)))
@@ -146,9 +146,9 @@ def test_threads_do_not_meet() -> None:
     of_log = built(busy_log(seed=10, events_per_user=[1 + user % 50 for user in range(400)]))
     expected = of_log.features("numpy")
     cuts = [(start, start + 50) for start in range(0, 400, 50)]
-    pieces = [replace(of_log, histories=of_log.histories.slice(*cut)) for cut in cuts]
+    some = [replace(of_log, histories=of_log.histories.slice(*cut)) for cut in cuts]
     with ThreadPoolExecutor(4) as pool:
-        for cut, got in zip(cuts * 3, pool.map(lambda piece: piece.features("numba"), pieces * 3), strict=True):
+        for cut, got in zip(cuts * 3, pool.map(lambda users: users.features("numba"), some * 3), strict=True):
             np.testing.assert_array_equal(got, expected[slice(*cut)])
 
 
@@ -159,50 +159,6 @@ def test_inputs_may_be_read_only() -> None:
     for values in (*histories.numbers.values(), *histories.flags.values(), histories.time_us_E):
         values.flags.writeable = False
     assert_same_bits(of_log)
-
-
-@pytest.mark.parametrize("kernel", ["numpy", "numba"])
-def test_half_precision_is_the_single_one_rounded_and_stays_finite(kernel: features.Kernel) -> None:
-    if kernel == "numba":
-        with_numba()
-    log = busy_log(seed=14, events_per_user=[30, 4, 1] * 400)
-    log.events[0]["watch_duration"] = 1e12
-    of_log = built(log)
-    single = of_log.features(kernel)
-    assert single.max() > 65504
-    half = np.full(single.shape, np.nan, np.float16)
-    got = features.compute(of_log.histories, None, None, max_events=50, out=half, kernel=kernel)
-    assert got is half
-    np.testing.assert_array_equal(half, np.clip(single, -65504, 65504).astype(np.float16))
-
-
-def test_half_precision_without_an_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_numba()
-    from genrec_batch.features.numba import fill
-
-    of_log = built(busy_log(seed=15, events_per_user=[30, 4, 1]))
-
-    def halves() -> np.ndarray:
-        out = np.empty((3, layout.FEATURES), np.float16)
-        return features.compute(of_log.histories, None, None, max_events=50, out=out, kernel="numba")
-
-    by_the_processor = halves()
-    monkeypatch.setattr(fill.Filler, "rounds_to_half", False)
-    np.testing.assert_array_equal(halves(), by_the_processor)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_rows_may_begin_anywhere(dtype: type) -> None:
-    with_numba()
-    of_log = built(busy_log(seed=16, events_per_user=[30, 4, 1]))
-    raw = np.full(5 * layout.FEATURES, 7, dtype)
-    for first in (1, 3, 16, 31):
-        out = raw[first : first + 3 * layout.FEATURES].reshape(3, -1)
-        features.compute(of_log.histories, None, None, max_events=50, out=out, kernel="numba")
-        np.testing.assert_array_equal(out, of_log.features("numpy").astype(dtype))
-        assert (raw[:first] == 7).all()
-        assert (raw[first + 3 * layout.FEATURES :] == 7).all()
-        raw[:] = 7
 
 
 def test_times_of_any_century() -> None:
@@ -309,6 +265,10 @@ def test_a_kernel_file_stands_alone(path: Path) -> None:
     assert {node.module for node in nodes} <= {"__future__", "typing", "genrec_batch.core.arrays"} | tools
     types = {alias.name for node in nodes if node.module == "genrec_batch.core.arrays" for alias in node.names}
     assert types <= {"F32", "F64", "I8", "I32", "I64", "U8", "U64"}
+
+
+def test_the_kernel_files_are_found() -> None:
+    assert len(KERNELS) == 4
 
 
 def test_kernels_agree_on_the_key_and_the_fields_of_null() -> None:

@@ -1,9 +1,9 @@
-"""The compiled features: the parts of a log through the kernels, with NumPy's logarithms between them.
+"""The compiled features: four passes over each chunk of users, with NumPy's logarithms between them.
 
-Owns: what a kernel is given, and in which order. Must not know: files, Polars, a formula. `kernel_columns.py` reads a
-part's columns, `kernel_users.py` and `kernel_order.py` find out about each user, `kernel_rows.py` writes the rows. All
-give the bits of the NumPy twin in `__init__.py`; logarithms are NumPy's for that reason, taken of a whole part at once.
-Needs numba; loaded by name.
+Owns: the arguments of the kernels, and their order. Must not know: files, Polars, a formula. `pass1_columns` reads the
+columns of a chunk, `pass2_users` and `pass3_order` compute each user's values, `pass4_rows` writes the rows. All give
+the bits of the NumPy twin; for that reason logarithms are NumPy's, computed for a whole chunk at once. Needs numba;
+loaded by name.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.core.registry import cpu_target
 
 from genrec_batch.core import layout
-from genrec_batch.core.arrays import F16, F32, I32, U8, Histories, SideTable
+from genrec_batch.core.arrays import F32, I32, U8, Histories, SideTable
 from genrec_batch.features.from_log import DURATION_LIMIT, LOG_POSITION_UNIT, PERCENTAGE_LIMIT, SESSION_GAP_US
 from genrec_batch.features.numba import pass1_columns, pass2_users, pass3_order, pass4_rows
-from genrec_batch.features.segments import CACHE_LINE, ENTROPY_SCALE, PART_USERS, size_terms
+from genrec_batch.features.segments import CACHE_LINE, CHUNK_USERS, ENTROPY_SCALE, size_terms
 
-assert (layout.WINDOWS, layout.SPANS) == ((1, 5, 20, None), (5, 20, None)), "the kernels count over these"
+assert (layout.WINDOWS, layout.STATISTIC_WINDOWS) == ((1, 5, 20, None), (5, 20, None)), "the kernels count over these"
 assert layout.MOMENTS == ("mean", "std", "min", "max", "median"), "the kernels write them in this order"
 COLUMNS = (
     *layout.RATE_COLUMNS, "is_weekend", "is_holiday",
     "watch_duration", "watch_percentage", "time_of_day", "day_of_week", "recommendation_position",
 )  # fmt: skip
-PART_EVENTS = 1 << 15  # of a part: calling the kernels costs as much as ten of its users
-REACH = 64  # values behind the last of a part that a kernel may read, and leaves out of account
+CHUNK_EVENTS = 1 << 15  # calling the kernels costs as much as ten users
+REACH = 64  # values behind the last of a chunk that a kernel may read and ignores
 
 
 class Fields(NamedTuple):
-    """Places in `COLUMNS`, fields of an event's bits, and the limits of formulas: what the kernels agree on."""
+    """Places in `COLUMNS`, fields of an event's bits, and the limits of formulas: what all kernels share."""
 
     max_events: int
     flags: int = COLUMNS.index("watch_duration")  # the columns before it are counted
@@ -42,7 +41,7 @@ class Fields(NamedTuple):
     hour: int = COLUMNS.index("time_of_day")
     weekday: int = COLUMNS.index("day_of_week")
     position: int = COLUMNS.index("recommendation_position")
-    tokened: int = 12  # of what is set, after the columns that are counted: a token, be it that of the unknown
+    tokened: int = 12  # of what is set, after the counted columns: any token, also that of an unknown video
     known: int = 13
     session_break: int = 14
     duration_null: int = 12  # of nulls
@@ -55,7 +54,7 @@ class Fields(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Places among what is found out about a user; from 0 on the moments of duration and percentage, as their slots."""
+    """Places among the values computed for a user; first the moments of duration and percentage, in slot order."""
 
     gaps: int = 30
     variety: int = 35  # creators, categories, entropy, the commonest one's share
@@ -71,8 +70,8 @@ def _sequence(name: str) -> int:
     return layout.SEQUENCE.start + layout.SEQUENCE_NAMES.index(name)
 
 
-def _length(span: slice) -> int:
-    return int(span.stop - span.start)
+def _length(slots: slice) -> int:
+    return int(slots.stop - slots.start)
 
 
 class Slots(NamedTuple):
@@ -113,26 +112,22 @@ class Slots(NamedTuple):
     duration_change: int = _sequence("mean_duration_newest_5_minus_all")
 
 
-LOGARITHMS = np.array([  # slots of ln(1 + x), in the order that `kernel_users.summarize` leaves the x
+LOGARITHMS = np.array([  # slots of ln(1 + x), in the order in which `pass2_users.summarize` writes the x
     _sequence("log1p_all_events"), layout.KEPT_EVENTS, layout.TOTAL_WATCH, _sequence("log1p_sessions"),
     _sequence("log1p_events_per_session"), _sequence("log1p_hours_oldest_to_newest"),
     _sequence("log1p_hours_newest_to_as_of"),
 ])  # fmt: skip
 ONE_HOTS = np.array([
-    (span.start, len(layout.CATEGORIES[name]), _length(span) // len(layout.CATEGORIES[name]))
-    for name, span in layout.ONE_HOTS.items()
+    (slots.start, len(layout.CATEGORIES[name]), _length(slots) // len(layout.CATEGORIES[name]))
+    for name, slots in layout.ONE_HOTS.items()
 ])  # fmt: skip
 
 
 class Filler:
-    """Fills the features of one part after the other, to the bits that the NumPy twin gives.
+    """Fills the features of one chunk of users after the other, to the same bits as the NumPy twin.
 
-    Holds what all parts of a call have in common: the inputs as the kernels take them, and room to work in.
-    `part_events`: at most so many events go together. `rounds_to_half`: numba compiles for a processor that can.
+    Holds what all chunks of a call share: the inputs as the kernels take them, and their scratch arrays.
     """
-
-    part_events = PART_EVENTS
-    rounds_to_half = "+f16c" in cpu_target.target_context.codegen().magic_tuple()[-1]
 
     def __init__(
         self, histories: Histories, users: SideTable | None, videos: SideTable | None, *, max_events: int
@@ -153,17 +148,17 @@ class Filler:
         self.user_row_N = given(histories.user_row_N, np.int32)
         self.percentage_E = self.numbers[COLUMNS.index("watch_percentage")]
         longest = int(np.diff(self.offsets_N1).max(initial=0))
-        most = max(PART_EVENTS, longest) + REACH
+        most = max(CHUNK_EVENTS, longest) + REACH
         self.bits_W32, self.bins_3M = room((most // 64 + 3, 32), np.uint64), room((3, most), np.int8)
         self.values_2M, self.keys_6M = room((2, most), np.float64), room((6, most), np.int32)
         self.logs_2M = room((2, most), np.float32)  # of gaps and positions
         if not len(self.numbers[self.at.position]):
             self.logs_2M[1] = 0
-        self.rates_N64, self.facts_N64 = (room((PART_USERS, 64), np.float32) for _ in range(2))
-        self.logarithms_7N = np.empty((7, PART_USERS))
+        self.rates_N64, self.facts_N64 = (room((CHUNK_USERS, 64), np.float32) for _ in range(2))
+        self.logarithms_7N = np.empty((7, CHUNK_USERS))
         self.sorting_X = room((pass3_order.sorted_at_once(longest),), np.int32)
         self.padded_64, self.counts_32 = room((64,), np.float64), room((32,), np.float32)
-        self.counts_432, self.there_N6 = room((4, 32), np.int64), room((PART_USERS, 6), np.int64)
+        self.counts_432, self.there_N6 = room((4, 32), np.int64), room((CHUNK_USERS, 6), np.int64)
         self.whole_X, self.small_X = room((48,), np.int64), room((112,), np.int32)
         self.profile_RD = given(no_rows if users is None else users.hashed_R200, np.float32)
         self.videos_RD = given(no_rows if videos is None else videos.hashed_R200, np.float32)
@@ -173,12 +168,8 @@ class Filler:
         self.logarithms_X, self.steps_X = (given(x, x.dtype) for x in size_terms(longest))
         self.row_F = room((layout.FEATURES,), np.float32)
 
-    def fill(self, start: int, stop: int, dense_NF: F32 | F16) -> None:
-        """Fill the features of the users start..stop of a part, [stop - start, 1024].
-
-        In float32; or in float16 if `rounds_to_half`, what lies beyond 65504 becoming 65504.
-        """
-        rows_X = (dense_NF if dense_NF.dtype == np.float32 else dense_NF.view(np.uint16)).reshape(-1)
+    def fill(self, start: int, stop: int, dense_NF: F32) -> None:
+        """Fill the features of the users start..stop, at most `CHUNK_EVENTS` events, [stop - start, 1024]."""
         count, fact = int(self.offsets_N1[stop] - self.offsets_N1[start]), Facts()
         pass1_columns.scan(
             self.at, self.numbers, self.flags, self.time_us_E, self.tokens_E, self.offsets_N1, start, stop,
@@ -203,17 +194,17 @@ class Filler:
             self.numbers[self.at.weekday], self.offsets_N1, start, stop, self.time_us_E, self.values_2M, self.logs_2M,
             self.bins_3M, self.rates_N64, self.facts_N64, LOGARITHMS, self.logarithms_7N, self.profile_RD,
             self.user_row_N, self.videos_RD, self.has_R, self.video_row_E, self.percentage_E, self.rows_X,
-            self.weights_X, self.counts_32, self.row_F, rows_X,
+            self.weights_X, self.counts_32, self.row_F, dense_NF.reshape(-1),
         )  # fmt: skip
 
 
 def _codes(videos: SideTable) -> I32:
-    """Return creator and category of each row of the videos table, and -1 for no video behind them, [R + 1, 2]."""
+    """Return creator and category of each row of the videos table, then a row of -1 for no video, [R + 1, 2]."""
     return np.stack([np.append(codes_R, np.int32(-1)) for codes_R in (videos.creator_R, videos.category_R)], axis=1)
 
 
 def video_means(table_RD: F32, has_R: U8, histories: Histories) -> tuple[F32, U8]:
-    """Return the plain mean of the kept videos' table rows [N, D] and who has any [N]."""
+    """Return the plain mean of the kept videos' table rows [N, D], and which users have any [N]."""
     means_ND = np.zeros((len(histories), table_RD.shape[1]), np.float32)
     count_N = np.zeros(len(histories), np.int64)
     longest = int(histories.lengths_N.max(initial=0))
@@ -226,14 +217,14 @@ def video_means(table_RD: F32, has_R: U8, histories: Histories) -> tuple[F32, U8
 
 
 def given(array: Any, dtype: Any) -> Any:
-    """Return an input as every kernel takes it: contiguous, of its one type, not to be written to."""
+    """Return an input as every kernel takes it: contiguous, of one type, read-only."""
     view = np.ascontiguousarray(array, dtype).view()
     view.flags.writeable = False
     return view
 
 
 def room(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return room to work in that begins at a cache line: a vector of 64 bytes across two of them costs twice."""
+    """Return a scratch array aligned to a cache line: a vector of 64 bytes across two lines costs twice as much."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + CACHE_LINE, np.uint8)
     first = -raw.ctypes.data % CACHE_LINE

@@ -1,9 +1,9 @@
-"""A part's columns turned into what its users need of them, compiled: the first of four passes.
+"""The first of four compiled passes: the columns of a chunk become values and masks of its events.
 
 Owns: which values and masks of an event are counted, summed or sorted later. Must not know: users, feature slots.
-Imports no other kernel's numbers: what numba keeps on disk is renewed when this file changes, and by nothing else. So
-the numbers that it shares with the other passes are arguments (`compiled.Fields`). E events of all users, M of a part,
-W words of 64 events of a part.
+Imports no constants of other kernels: numba renews what it keeps on disk when this file changes, and only then. So the
+numbers that it shares with the other passes are arguments (`fill.Fields`). E events of all users, M of a chunk, W words
+of 64 events of a chunk.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MONDAY_US = (168 * 7_400 + 72) * HOUR_US  # microseconds from a Monday in 1828 t
 EXACT = 2**53  # from here on whole numbers are rounded in float64
 SECONDS = np.float32(1e-6)
 LARGEST = float(np.finfo(np.float32).max)
-AHEAD = 1024  # values between what is read and what is fetched: the processor itself looks less far ahead
-NULL, NOWHERE = 16, 31  # fields of `bits_W32`: the first of nulls, and one that nobody reads
+AHEAD = 1024  # values by which prefetches lead reads; the processor's own lead is shorter
+NULL, NOWHERE = 16, 31  # fields of `bits_W32`: the first of nulls, and one that is never read
 
 
 @kernel()
@@ -47,7 +47,7 @@ def scan(
 ) -> None:
     """Read the events of the users start..stop once.
 
-    In: `numbers` and `flags`, the columns of `compiled.COLUMNS`, empty where the log lacks one of that type. Out:
+    In: `numbers` and `flags`, the columns of `fill.COLUMNS`, empty where the log lacks one of that type. Out:
     `bits_W32`, a bit per event (from the second word on) and mask; duration and percentage, 0 for null, and integers
     that sort as they do; hour and weekday as whole numbers, -1 for null; gap in seconds and position, 0 for null, whose
     logarithms are taken next.
@@ -123,7 +123,7 @@ def _position(at: Any, raw: F64, position: F32, bits_W32: U64, padded_64: F64) -
 
 @kernel()
 def _watched(at: Any, kind: int, raw: F64, count: int, values: F64, keys: I32, bits_W32: U64, padded_64: F64) -> None:
-    """Hold durations (kind 0) in hundreds of seconds, or clipped percentages; only nulls where the log lacks them."""
+    """Write durations (kind 0) in hundreds of seconds, or clipped percentages; all null where the log lacks them."""
     null = NULL + (at.duration_null if kind == 0 else at.percentage_null)
     if len(raw) == 0:
         values[:count], keys[:count] = 0, NOTHING
@@ -195,10 +195,10 @@ def _mark_small(small: I8, count: int, limit: int, bits_W32: U64, field: int) ->
 
 @kernel()
 def _clock(time_us: I64, hours: I8, weekdays: I8) -> None:
-    """Read hour and weekday (Monday 0) off times.
+    """Compute hour and weekday (Monday 0) from times.
 
-    From 1829 to 2112 in float64: hours since a Monday, by a product that is never too small, and one less where it is
-    too large; no other quotient can be wrong.
+    From 1829 to 2112 in float64: hours since a Monday, by a product that is never too small, minus one where it is too
+    large; no other quotient can be wrong.
     """
     outside = 0
     for e in range(len(time_us)):

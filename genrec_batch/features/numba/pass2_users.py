@@ -1,10 +1,10 @@
-"""Each user's rates and moments, compiled: the second of four passes.
+"""The second of four compiled passes: each user's rates and moments.
 
-Owns: the formulas of `events.py` again, in the same order of additions, so that both give the same bits. Must not know:
-how a value was read, where it stands among the features. What numba keeps on disk is renewed when this file changes,
-and by nothing else: what the passes share is an argument (`compiled.Fields`, `compiled.Facts`).
+Owns: the formulas of `from_log` again, in the same order of additions, so that both give the same bits. Must not know:
+how a value was read, which feature slot it fills. numba renews what it keeps on disk when this file changes, and only
+then: what the passes share is an argument (`fill.Fields`, `fill.Facts`).
 
-Shape suffixes as in `arrays.py`; M events of a part, a user's being a..b; W words of 64 events.
+Shape suffixes as in `arrays.py`; M events of a chunk, a user's being a..b; W words of 64 events.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from genrec_batch.runtime.simd import (
 HOUR_US = 3_600_000_000
 NOTHING = np.int32(2**31 - 1)  # sorts behind every float
 ALL = ~np.uint64(0)
-U = np.uint64  # of an index: only signed ones are looked at for counting from the end
+U = np.uint64  # of an index: numba checks signed ones for counting from the end
 NULL = 16  # the first field of nulls
-SERIAL = 128  # values that NumPy sums in eight running sums; more of them are halved
+SERIAL = 128  # values that NumPy adds in eight running sums; it halves more than that
 
 
 @kernel()
@@ -44,11 +44,11 @@ def summarize(
     keys_6M: I32, logs_2M: F32, total_events_N: I64, as_of_us_N: I64, rates_N64: F32, facts_N64: F32, there_N6: I64,
     logarithms_7N: F64, counts_432: I64,
 ) -> None:  # fmt: skip
-    """Find out about the users start..stop, of whom the first has row 0 of all that has a row per user and part.
+    """Compute the values of the users start..stop; the first has row 0 of every array with a row per user.
 
-    In: what `scan` wrote, with the logarithms taken. Out: `rates_N64`, 16 masks over each of four windows; the facts
-    but for what is sorted; how many durations and percentages each span has; what logarithms are still to be taken of,
-    with the sessions that gaps begin.
+    In: what `scan` wrote, with its logarithms. Out: `rates_N64`, 16 masks over each of four windows; the facts, except
+    those that need sorted values; how many durations and percentages each window has; and the numbers whose logarithms
+    come next, among them the sessions that gaps begin.
     """
     bits_W32, values_2M, keys_6M, logs_2M = (
         borrowed(bits_W32),
@@ -87,9 +87,9 @@ def summarize(
 
 @kernel(inline=True)
 def _count(bits_W32: U64, a: int, b: int, counts_432: I64, session_break: int, rates_64: F32) -> int:
-    """Count each mask among the newest 1, 5, 20 and all events, and find the rates of what is set among what is there.
+    """Count each mask among the newest 1, 5, 20 and all events, and compute the rates among values that are not null.
 
-    Return the events since the newest session break.
+    Returns the events since the newest session break.
     """
     n, newest, bits_X = b - a, b - a, bits_W32.reshape(-1)
     for first in range(0, NULL, 8):
@@ -118,7 +118,7 @@ def _count(bits_W32: U64, a: int, b: int, counts_432: I64, session_break: int, r
 
 @kernel(inline=True)
 def _aligned(bits_X: U64, word: int, shift: int) -> Any:
-    """Return 64 bits of 8 fields from a place in a word on."""
+    """Return 64 bits of 8 fields, starting at a bit of a word."""
     low, high = load(bits_X, word), load(bits_X, word + 32)
     return low >> splat(low, shift) | high << splat(high, 1) << splat(high, 63 - shift)
 
@@ -137,21 +137,21 @@ def _note(found: Any, null: Any, reach: int, window: int, first: int, counts_432
 def _moments_of(
     fact: Any, values_2M: F64, keys_6M: I32, gaps: F32, a: int, b: int, there_6: I64, facts: F32
 ) -> np.float64:
-    """Note means and deviations of duration, percentage and gaps, and their changes; return the watched seconds."""
+    """Write means and deviations of duration, percentage and gaps, and their changes; return the watched seconds."""
     n, watched = b - a, 0.0
     for kind in range(2):
         values, keys = borrowed(values_2M)[kind], borrowed(keys_6M)[kind]
         newest_5 = mean = deviation = 0.0
-        for span, reach in enumerate((5, 20, n)):
-            if span == 0 or n > (5, 20)[span - 1]:
-                begin, many = max(a, b - reach), max(there_6[3 * kind + span], 1)
+        for window, reach in enumerate((5, 20, n)):
+            if window == 0 or n > (5, 20)[window - 1]:
+                begin, many = max(a, b - reach), max(there_6[3 * kind + window], 1)
                 summed = _sum(values, begin, b)
                 mean = summed / many
                 first = values[U(begin)] - mean if keys[U(begin)] != NOTHING else 0.0
                 squares = first * first + _squares(values, keys, mean, begin + 1, b)
                 deviation = np.sqrt(squares / many)
-            facts[U(15 * kind + 5 * span)], facts[U(15 * kind + 5 * span + 1)] = mean, deviation
-            if span == 0:
+            facts[U(15 * kind + 5 * window)], facts[U(15 * kind + 5 * window + 1)] = mean, deviation
+            if window == 0:
                 newest_5 = mean
         facts[fact.change + kind] = newest_5 - mean
         if kind == 0:
@@ -165,7 +165,7 @@ def _moments_of(
 
 @kernel(inline=True)
 def _sum(values: Any, a: int, b: int) -> np.float64:
-    """Return the sum of at least one value in NumPy's order: the first, and the rest of them pairwise."""
+    """Return the sum of at least one value in NumPy's order: the first, then the others pairwise."""
     rest = _pairwise(values, a + 1, b) if b - a > SERIAL else _eights(values, a + 1, b)
     return np.float64(values[U(a)]) + rest
 
@@ -193,7 +193,7 @@ def _eights(values: Any, a: int, b: int) -> np.float64:
 
 @kernel(inline=True)
 def _squares(values: Any, keys: I32, mean: float, a: int, b: int) -> np.float64:
-    """Return the sum of squared distances from the mean of what is not null, pairwise as NumPy."""
+    """Return the sum of squared distances from the mean of values that are not null, pairwise like NumPy."""
     return _pairwise_squares(values, keys, mean, a, b) if b - a > SERIAL else _eight_squares(values, keys, mean, a, b)
 
 

@@ -1,11 +1,10 @@
-"""Order statistics and distinct codes of each user, compiled: the third of four passes.
+"""The third of four compiled passes: order statistics and distinct codes of each user.
 
-Owns: what `events.py` and `videos.py` leave to `segments.moments`, `segments.distinct` and `segments.groups`, to
-the same bits. Must not know: what a code stands for, where a result stands among the features. What numba keeps on
-disk is renewed when this file changes, and by nothing else: what the passes share is an argument (`compiled.Facts`).
+Owns: what `from_log` and `from_videos` leave to `segments.moments`, `segments.distinct` and `segments.groups`, to the
+same bits. Must not know: what a code means, which feature slot a result fills. numba renews what it keeps on disk when
+this file changes, and only then: what the passes share is an argument (`fill.Facts`).
 
-Shape suffixes as in `arrays.py`; M events of a part. Users are taken in blocks of 16, whose keys are sorted side
-by side.
+Shape suffixes as in `arrays.py`; M events of a chunk. Sixteen users at a time have their keys sorted side by side.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from genrec_batch.runtime.simd import above, equal, float_of_bits, higher, load,
 from genrec_batch.runtime.simd_sort import lay_16
 
 NOTHING = np.int32(2**31 - 1)  # sorts behind every float
-U = np.uint64  # of an index: only signed ones are looked at for counting from the end
+U = np.uint64  # of an index: numba checks signed ones for counting from the end
 LANES = 16  # users whose keys are sorted side by side
 VIDEO, SESSION, CREATOR, CATEGORY = range(2, 6)  # rows of `keys_6M`, behind duration and percentage
-GAP = 2  # column of gaps among what is sorted, and then come the codes
+GAP = 2  # column of gaps among the sorted ones, before the codes
 NARROW = 2 * LANES  # columns of the newest values that are sorted: duration and percentage
 
 
 def sorted_at_once(longest: int) -> int:
-    """Return how many integers are sorted at once, where a user has at most so many events."""
+    """Return how many integers are sorted at once if the longest history has so many events."""
     return ((longest + 15) // 16 * 16 + 3) * LANES * 7 + 48 * NARROW
 
 
@@ -38,11 +37,11 @@ def order(
     row_E: I32, codes_R2: I32, logarithms_X: F64, steps_X: I64, scale: float, there_N6: I64, facts_N64: F32,
     logarithms_7N: F64, sorting_X: I32, whole_X: I64, small_X: I32,
 ) -> None:  # fmt: skip
-    """Find out what needs an order, of the users start..stop.
+    """Compute the values of the users start..stop that need sorted keys.
 
     In: keys of duration, percentage and gap; each event's video, session (empty: gaps begin them) and row of the videos
-    table; `codes_R2`, empty where there is none, else creator and category of a row, -1 for null, the last row being
-    that of no video. Out: facts, and the sessions' numbers that logarithms are taken of.
+    table; `codes_R2`, empty without that table, else creator and category of each row, -1 for null, and a last row for
+    no video. Out: facts, and the numbers of sessions, whose logarithms come next.
     """
     keys_6M, gap_keys_M, sorting_X = borrowed(keys_6M), borrowed(gap_keys_M), borrowed(sorting_X)
     facts_N64, there_N6, logarithms_7N = borrowed(facts_N64), borrowed(there_N6), borrowed(logarithms_7N)
@@ -55,17 +54,17 @@ def order(
     distinct_X, runs_L, events_L = small_X[: 4 * LANES], small_X[4 * LANES : 5 * LANES], small_X[5 * LANES : 6 * LANES]
     commonest_L = small_X[6 * LANES : 7 * LANES]
     few_keys, some_keys, all_keys = sorting_X, sorting_X[16 * NARROW :], sorting_X[48 * NARROW :]
-    for block in range(start, stop, LANES):
-        users, longest = min(LANES, stop - block), 0
-        for user in range(block, block + users):
+    for first_user in range(start, stop, LANES):
+        users, longest = min(LANES, stop - first_user), 0
+        for user in range(first_user, first_user + users):
             longest = max(longest, offsets_N1[user + 1] - offsets_N1[user])
-        _reach(offsets_N1, block, users, begin, 5, 0, starts_L, lengths_L)
+        _reach(offsets_N1, first_user, users, begin, 5, 0, starts_L, lengths_L)
         _lay_watched(keys_6M, starts_L, lengths_L, min(longest, 5), count, few_keys, NARROW)
-        _reach(offsets_N1, block, users, begin, 20, 0, starts_L, lengths_L)
+        _reach(offsets_N1, first_user, users, begin, 20, 0, starts_L, lengths_L)
         _lay_watched(keys_6M, starts_L, lengths_L, min(longest, 20), count, some_keys, NARROW)
-        _reach(offsets_N1, block, users, begin, longest, 1, starts_L, lengths_L)
+        _reach(offsets_N1, first_user, users, begin, longest, 1, starts_L, lengths_L)
         _lay(gap_keys_M, starts_L, lengths_L, longest, count, all_keys, LANES * GAP, width)
-        _reach(offsets_N1, block, users, begin, longest, 0, starts_L, lengths_L)
+        _reach(offsets_N1, first_user, users, begin, longest, 0, starts_L, lengths_L)
         column = LANES * (GAP + 1)
         for kind in range(VIDEO, CATEGORY + 1):
             if kind == VIDEO or (by_id if kind == SESSION else tables):
@@ -76,7 +75,7 @@ def order(
         if tables:
             _spread(all_keys, longest, width, steps_X, runs_L, events_L, commonest_L, terms_L)
         for lane in range(users):
-            place, n = block + lane - start, lengths_L[lane]
+            place, n = first_user + lane - start, lengths_L[lane]
             if n == 0:
                 continue
             facts = facts_N64[place]
@@ -111,7 +110,7 @@ def _write_spread(
 
 @kernel()
 def _take_codes(keys_6M: I32, codes_E: I32, session_E: I64, row_E: I32, codes_R2: I32, begin: int, count: int) -> None:
-    """Copy the part's codes to where 16 more can be read behind the last."""
+    """Copy the chunk's codes to arrays in which 16 more can be read behind the last."""
     codes, sessions = borrowed(codes_E)[begin : begin + count], borrowed(session_E)[begin : begin + count]
     rows, codes_R2 = borrowed(row_E)[begin : begin + count], borrowed(codes_R2)
     of_video, of_session, creators, categories = keys_6M[VIDEO], keys_6M[SESSION], keys_6M[CREATOR], keys_6M[CATEGORY]
@@ -127,12 +126,12 @@ def _take_codes(keys_6M: I32, codes_E: I32, session_E: I64, row_E: I32, codes_R2
 
 @kernel()
 def _reach(
-    offsets_N1: I64, block: int, users: int, begin: int, newest: int, skipped: int, starts_L: I64, lengths_L: I64
+    offsets_N1: I64, first_user: int, users: int, begin: int, newest: int, skipped: int, starts_L: I64, lengths_L: I64
 ) -> None:
-    """Note where each user's newest events begin in the part, but for the oldest `skipped` of all, and how many."""
+    """Write where each user's newest events begin in the chunk, without the oldest `skipped`, and how many they are."""
     starts_L[:], lengths_L[:] = 0, 0
     for lane in range(users):
-        oldest, end = offsets_N1[block + lane] - begin + skipped, offsets_N1[block + lane + 1] - begin
+        oldest, end = offsets_N1[first_user + lane] - begin + skipped, offsets_N1[first_user + lane + 1] - begin
         starts_L[lane] = max(oldest, end - newest)
         lengths_L[lane] = max(end - starts_L[lane], 0)
 
@@ -141,14 +140,14 @@ def _reach(
 def _lay(
     keys: I32, starts_L: I64, lengths_L: I64, longest: int, count: int, rows: I32, column: int, width: int
 ) -> None:
-    """Lay 16 users' keys side by side, each 16 rows sorted."""
+    """Write 16 users' keys side by side, 16 sorted rows at a time."""
     for i in range(0, longest, 16):
         lay_16(keys, starts_L, lengths_L, i, count, NOTHING, rows, i * width + column, width)
 
 
 @kernel()
 def _lay_watched(keys_6M: I32, starts_L: I64, lengths_L: I64, longest: int, count: int, rows: I32, width: int) -> None:
-    """Lay durations and percentages before what else stands in the rows, and sort all of it."""
+    """Write durations and percentages into the first columns of the rows, and sort all columns."""
     for kind in range(2):
         _lay(keys_6M[kind], starts_L, lengths_L, longest, count, rows, LANES * kind, width)
     merge_columns(rows, longest, width)
@@ -156,7 +155,7 @@ def _lay_watched(keys_6M: I32, starts_L: I64, lengths_L: I64, longest: int, coun
 
 @kernel(inline=True)
 def _newest_session(sessions: I32, start: int, n: int) -> int:
-    """Return how many events are in the newest event's session; -1 is none."""
+    """Return how many events are in the newest event's session; -1 means no session."""
     newest, same = sessions[start + n - 1], 0
     for i in range(start, start + n):
         same += sessions[U(i)] == newest
@@ -165,7 +164,7 @@ def _newest_session(sessions: I32, start: int, n: int) -> int:
 
 @kernel()
 def _distinct(keys: I32, length: int, width: int, distinct_X: I32) -> None:
-    """Count the distinct codes of each sorted column from those of videos on; -1 is null."""
+    """Count the distinct codes of each sorted column, from the videos' on; -1 is null."""
     first = LANES * (GAP + 1)
     for column in range(first, width, LANES):
         before = load(keys, column)
@@ -182,9 +181,9 @@ def _distinct(keys: I32, length: int, width: int, distinct_X: I32) -> None:
 def _spread(
     keys: I32, length: int, width: int, steps_X: I64, runs_L: I32, events_L: I32, commonest_L: I32, terms_L: I64
 ) -> None:
-    """Add up how the last 16 sorted columns are spread: codes that are not null, the commonest one's, sum of c ln c.
+    """Compute how the last 16 sorted columns spread: codes that are not null, the commonest one's, sum of c ln c.
 
-    `steps_X[c]` is what a code that occurs for the c-th time adds to that sum, in whole numbers: exact in any order.
+    `steps_X[c]` is what the c-th occurrence of a code adds to that sum, a whole number: exact in any order.
     """
     terms_L[:] = 0
     before = load(keys, width - LANES)
@@ -204,7 +203,7 @@ def _spread(
 
 @kernel()
 def _middle(keys: I32, column: int, width: int, there: int, facts: F32, first: int) -> None:
-    """Write the least, the greatest and the median of a sorted column's first `there` keys, if any."""
+    """Write minimum, maximum and median of a sorted column's first `there` keys, if any."""
     if there > 0:
         facts[U(first)] = _value(keys[U(column)])
         facts[U(first + 1)] = _value(keys[U(column + (there - 1) * width)])
@@ -219,10 +218,10 @@ def _value(key: np.int32) -> np.float32:
 
 @kernel()
 def merge_columns(keys: I32, length: int, width: int) -> None:
-    """Sort each column of a [length, width] array, of which each 16 rows are sorted and the last ones filled up.
+    """Sort each column of a [length, width] array whose groups of 16 rows are sorted; the last group is filled up.
 
     By Batcher's odd-even merge sort (Knuth, The Art of Computer Programming 3, 5.3.4): which places are compared does
-    not depend on the values, so all columns go through it side by side.
+    not depend on the values, so all columns are sorted side by side.
     """
     run = 16
     while run < length:

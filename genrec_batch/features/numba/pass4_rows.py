@@ -1,11 +1,10 @@
-"""The rows of features, compiled: the last of four passes puts everything where it belongs.
+"""The last of four compiled passes: the rows of features.
 
-Owns: what is copied from events as it is (newest values, one-hots), the shares of hours and weekdays, and means of the
-videos table's rows. Must not know: how a rate or a moment comes about. Slots are arguments (`compiled.Slots`), as is
-what the passes share (`compiled.Facts`); what numba keeps on disk is renewed when this file changes, and by nothing
-else.
+Owns: values that are copied from events (newest values, one-hots), the shares of hours and weekdays, and means of the
+videos table's rows. Must not know: how a rate or a moment is computed. Slots are arguments (`fill.Slots`), and so is
+what the passes share (`fill.Facts`): numba renews what it keeps on disk when this file changes, and only then.
 
-Shape suffixes as in `arrays.py`; M events of a part, a user's being a..b.
+Shape suffixes as in `arrays.py`; M events of a chunk, a user's being a..b.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from genrec_batch.runtime.simd import (
     ones,
     splat,
     store,
-    store_floats,
     will_write,
 )
 
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 ALL = ~np.uint64(0)
-AHEAD = 2
-U = np.uint64  # of an index: only signed ones are looked at for counting from the end
+AHEAD = 2  # users by which prefetches lead writes
+U = np.uint64  # of an index: numba checks signed ones for counting from the end
 
 
 @kernel()
@@ -42,13 +40,12 @@ def place(
     offsets_N1: I64, start: int, stop: int, time_us_E: I64, values_2M: F64, logs_2M: F32, bins_3M: I8,
     rates_N64: F32, facts_N64: F32, slots_7: I64, logarithms_7N: F64, profile_RD: F32, user_row_N: I32,
     videos_RD: F32, has_R: U8, video_row_E: I32, percentage_E: F64, rows_X: I32, weights_X: F32, counts_32: F32,
-    row: F32, dense_NF: Any,
+    row: F32, dense_NF: F32,
 ) -> None:  # fmt: skip
-    """Fill the rows of the users start..stop; in: what the other passes found, with all logarithms taken.
+    """Fill the rows of the users start..stop from the results of the other passes, with all logarithms.
 
-    `codes` has a column or nothing for each row of `one_hots` (first slot, values, events); the tables have no rows
-    where there is none. A user's features come together in `row`, from where they go out in whole cache lines.
-    `dense_NF` is float32, or uint16 for the bits of float16.
+    `codes` has a column, perhaps empty, for each row of `one_hots` (first slot, values, events); a missing table has no
+    rows. A user's features are collected in `row`, which is then written in whole cache lines.
     """
     raw_hour_E, raw_weekday_E, time_us_E = borrowed(raw_hour_E), borrowed(raw_weekday_E), borrowed(time_us_E)
     values_2M, logs_2M, bins_3M = borrowed(values_2M), borrowed(logs_2M), borrowed(bins_3M)
@@ -89,7 +86,7 @@ def place(
                 if known:
                     _mean(videos_RD, rows_X, weights_X, known, np.float32(weight), row, slot.videos)
         for i in range(0, len(row), 16):
-            store_floats(dense_NF, here * len(row) + i, load(row, i))
+            store(dense_NF, here * len(row) + i, load(row, i))
 
 
 @kernel(inline=True)
@@ -101,8 +98,8 @@ def _copy(at: Any, fact: Any, slot: Any, facts: F32, rates: F32, row: F32) -> No
     for i in range(4):
         row[U(slot.variety + i)] = facts[U(fact.variety + i)]
     for column in range(slot.rate_columns):
-        for span in range(3):
-            row[U(slot.rates + 3 * column + span)] = rates[U(16 + 16 * span + column)]
+        for window in range(3):
+            row[U(slot.rates + 3 * column + window)] = rates[U(16 + 16 * window + column)]
     for column in range(slot.flag_columns):
         for window in range(4):
             row[U(slot.flags + 4 * column + window)] = rates[U(16 * window + slot.first_flag + column)]
@@ -153,13 +150,13 @@ def _times(
 def _one_hot(codes: I8, stop: int, n: int, one_hots: I64, column: int, row: F32) -> None:
     first, several, events = one_hots[column, 0], one_hots[column, 1], one_hots[column, 2]
     for r in range(min(n, events)):
-        code = np.int64(codes[U(stop - 1 - r)])  # null writes 0 where 0 stands
+        code = np.int64(codes[U(stop - 1 - r)])  # null writes 0 over 0
         row[U(first + several * r + max(code, 0))] = np.float32(code >= 0)
 
 
 @kernel()
 def _shares(bins_3M: I8, kind: int, a: int, b: int, row: F32, first: int, several: int, counts_32: F32) -> None:
-    """Write the share of each bin among the bins that are not null."""
+    """Write the share of each bin among the events whose bin is not null."""
     bins, counted = bins_3M[kind], 0
     for start in range(a, b, 64):
         these = load(bins, start)
@@ -177,9 +174,10 @@ def _shares(bins_3M: I8, kind: int, a: int, b: int, row: F32, first: int, severa
 def _weights(
     has_R: U8, row_E: I32, percentage_E: F64, limit: float, a: int, b: int, rows_X: I32, weights_X: F32
 ) -> tuple[int, float]:
-    """Note which table rows a user's mean is over, and their weights; return how many, and the sum of weights.
+    """Write the table rows of a user's mean and their weights; return how many, and the sum of weights.
 
-    By watch percentage where there is such a column; a null weighs 1, and where all weights are 0, all weigh the same.
+    Weights are watch percentages if the log has that column; a null weighs 1, and if all weights are 0, all rows weigh
+    the same.
     """
     known, weight = 0, 0.0
     for e in range(a, b):
@@ -199,7 +197,7 @@ def _weights(
 
 @kernel()
 def _mean(table_RD: F32, rows_X: I32, weights_X: F32, known: int, weight: np.float32, means: F32, first: int) -> None:
-    """Write the weighted mean of table rows, summed in float32 one after the other; 128 columns at once, then fewer."""
+    """Write the weighted mean of table rows, summed in float32 in order; 128 columns at once, then fewer."""
     width: int = table_RD.shape[1]
     done, flat = 0, table_RD.reshape(-1)
     while done < width:
@@ -207,22 +205,22 @@ def _mean(table_RD: F32, rows_X: I32, weights_X: F32, known: int, weight: np.flo
         if width - done >= 128:
             sums = load_8(flat, start) * splat(load_8(flat, start), weights_X[0])
             for k in range(1, known):
-                part = load_8(flat, np.int64(rows_X[U(k)]) * width + done)
-                sums = sums + part * splat(part, weights_X[U(k)])
+                more = load_8(flat, np.int64(rows_X[U(k)]) * width + done)
+                sums = sums + more * splat(more, weights_X[U(k)])
             store(means, first + done, sums / splat(sums, weight))
             done += 128
         elif width - done >= 64:
             quarter = load_4(flat, start) * splat(load_4(flat, start), weights_X[0])
             for k in range(1, known):
-                part_4 = load_4(flat, np.int64(rows_X[U(k)]) * width + done)
-                quarter = quarter + part_4 * splat(part_4, weights_X[U(k)])
+                more_4 = load_4(flat, np.int64(rows_X[U(k)]) * width + done)
+                quarter = quarter + more_4 * splat(more_4, weights_X[U(k)])
             store(means, first + done, quarter / splat(quarter, weight))
             done += 64
         elif width - done >= 8:
             eight = load_half(flat, start) * splat(load_half(flat, start), weights_X[0])
             for k in range(1, known):
-                part_half = load_half(flat, np.int64(rows_X[U(k)]) * width + done)
-                eight = eight + part_half * splat(part_half, weights_X[U(k)])
+                more_half = load_half(flat, np.int64(rows_X[U(k)]) * width + done)
+                eight = eight + more_half * splat(more_half, weights_X[U(k)])
             store(means, first + done, eight / splat(eight, weight))
             done += 8
         else:
@@ -237,7 +235,7 @@ def _mean(table_RD: F32, rows_X: I32, weights_X: F32, known: int, weight: np.flo
 def video_means(
     table_RD: F32, has_R: U8, row_E: I32, offsets_N1: I64, rows_X: I32, weights_X: F32, means_ND: F32, count_N: I64
 ) -> None:
-    """Write each user's plain mean of table rows, and of how many; users without one keep what stands there."""
+    """Write each user's plain mean of table rows, and the number of rows; users without rows keep the old values."""
     table_RD, means_ND = borrowed(table_RD), borrowed(means_ND)
     nothing = np.zeros(0)
     for user in range(len(count_N)):

@@ -38,9 +38,8 @@ from genrec_batch.io import output, published
 from genrec_batch.runtime import console, malloc, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
-from genrec_batch.scoring import lineage
-from genrec_batch.scoring import previous as carrying
-from genrec_batch.scoring.previous import Previous
+from genrec_batch.scoring import fingerprints, lineage
+from genrec_batch.scoring.previous import Previous, merged
 from genrec_batch.scoring.shard import Scored, Scoring, ShardBatches
 
 MANY_CORES = 8  # from which a shard takes so short that its memory is better kept for the next one
@@ -94,7 +93,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
             counts = _sums([part.counts for part in done])
             facts = lineage.summary("score", dataset, stages, identity, {**scoring.report(), **counts})
             return facts | {"rows": pa.concat_tables([part.table for part in done])}
-        shared = carrying.scope(identity, config)
+        shared = fingerprints.scope(identity, config)
         if previous is not None:
             previous = previous.compared(shared, dataset.users.ids.dtype, dataset.video_type)
             if previous.why_not:
@@ -169,7 +168,7 @@ def shards(scoring: Scoring, skip: set[int], previous: Previous | None) -> Itera
         with stages.time("features", rows=len(shard), bytes=4 * layout.FEATURES * len(shard)):
             inputs = scoring.vectorizer.inputs(shard.histories, shard.start)
         with stages.time("batch", rows=len(shard)):
-            prints = carrying.fingerprints(inputs, users.store.split.sorter)
+            prints = fingerprints.fingerprints(inputs, users.store.split.sorter)
             if previous is not None:
                 kept = previous.unchanged(users.ids.slice(shard.start, len(shard)), prints)
                 if kept.any():
@@ -198,14 +197,14 @@ def finished(scoring: Scoring, scored: Scored, previous: Previous | None) -> Fin
         assert previous is not None
         carried = np.setdiff1d(np.arange(len(all_ids)), shard.rows)
         rows, items_N = previous.rows_of(all_ids.gather(carried))
-        table = carrying.merged(table, rows)
+        table = merged(table, rows)
         counts["short_users"] += int((items_N < shard.wanted_N[carried]).sum())
     return Finished(
         number=shard.number,
         users=len(all_ids),
         table=table,
         counts=counts,
-        fingerprints=carrying.as_table(all_ids, shard.prints),
+        fingerprints=fingerprints.as_table(all_ids, shard.prints),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genrec_batch.core.arrays import Ranked
-from genrec_batch.engines import marks
+from genrec_batch.engines import timing
 from genrec_batch.engines.decode import Decoding, recommend_all
 
 torch = pytest.importorskip("torch")
@@ -99,15 +99,15 @@ class DeviceMark:
 @pytest.mark.parametrize("speed", [1.0, 1 + 3e-5, 1 - 3e-5])
 def test_marks_are_placed_on_the_hosts_clock_however_late_it_looks(monkeypatch, speed):
     device, told, late = Device(speed), [], iter([0.0, 0.02, 0.0, 0.5, 0.003, 0.0] * 400)
-    monkeypatch.setattr(marks.time, "perf_counter", lambda: device.now_s - 900.0)
-    clock = marks.DeviceClock(lambda *args, **rest: told.append((*args, rest["lane"])), device.mark())
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: device.now_s - 900.0)
+    clock = timing.DeviceClock(lambda *args, **rest: told.append((*args, rest["lane"])), device.mark())
     for _ in range(2000):
         laps = clock.batch()
         made = [DeviceMark(device, device.now_s + 0.01 * i) for i in range(7)]
         truth = [mark.at_s - 900.0 for mark in made]
         laps.of_batch(made, users=2, items=4, bytes_in=8, bytes_out=8)
         device.now_s = made[-1].at_s + next(late)
-        laps.tell()
+        laps.report()
         (_, start, stop, _), (_, _, _, _), (_, _, decoded, _), (_, _, left, _) = told[-4:]
         assert left <= device.now_s - 900.0
         assert [start, stop, decoded, left] == pytest.approx([*truth[:2], truth[4], truth[6]], abs=2e-3)

@@ -39,8 +39,8 @@ from genrec_batch.engines.cuda.passes import (
     read,
 )
 from genrec_batch.engines.cuda.weights import Fused
-from genrec_batch.engines.marks import GRAPHS, DeviceClock, HostMark, Laps, Mark
 from genrec_batch.engines.protocol import Recorder
+from genrec_batch.engines.timing import GRAPHS, DeviceClock, HostMark, Laps, Mark
 
 cuda: Any = torch.cuda  # its streams and events carry no types
 
@@ -313,7 +313,7 @@ def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) 
 
 def _land(slot: _Slot, landed: list[Tensor], users: int, laps: Laps | None) -> Ranked:
     if laps is not None:
-        laps.tell()
+        laps.report()
     if slot.done is not None:
         slot.done.synchronize()
     tokens_BK, log_prob_BK, heads_BKH = (t.numpy().swapaxes(0, 1)[:users].copy(order="C") for t in landed)

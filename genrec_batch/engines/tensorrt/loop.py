@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from genrec_batch.core.arrays import Batch, Ranked
 from genrec_batch.engines.driver import Device, Event, Stream
-from genrec_batch.engines.marks import GRAPHS, DeviceClock, Laps
 from genrec_batch.engines.protocol import Recorder
 from genrec_batch.engines.tensorrt.memory import Slot, SlotPool
 from genrec_batch.engines.tensorrt.program import Program
+from genrec_batch.engines.timing import GRAPHS, DeviceClock, Laps
 
 IN_FLIGHT = 2  # batches: one computes while the other is copied
 Flight = tuple[Slot, int, Laps | None]  # a batch's memory, its users, when the device did what
@@ -108,7 +108,7 @@ class SlateLoop:
     def _receive(self, flight: Flight, steps: int) -> Ranked:
         slot, rows, laps = flight
         if laps is not None:
-            laps.tell()
+            laps.report()
         slot.done.synchronize()
         return slot.ranked(rows, steps)
 

@@ -136,4 +136,6 @@ def ban(seen_RX: Tensor, banned_RW: Tensor) -> None:
 def heads(raw_RH: Tensor, tokens_R: Tensor, out_RH: Tensor) -> None:
     """Write the sigmoid of the heads of the items just read; 0 where the item is padding."""
     rows, count = out_RH.shape
-    device.heads[(triton.cdiv(rows, 128),)](raw_RH, tokens_R, out_RH, rows, raw_RH.stride(0), H=count, ROWS=128)
+    device.heads[(triton.cdiv(rows, 128),)](
+        raw_RH, tokens_R, out_RH, rows, raw_RH.stride(0), H=count, HP=triton.next_power_of_2(count), ROWS=128
+    )  # fmt: skip

@@ -248,9 +248,9 @@ def ban(seen, banned, X, W, XP: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["R", "stride"])
-def heads(raw, tokens, out, R, stride, H: tl.constexpr, ROWS: tl.constexpr):
+def heads(raw, tokens, out, R, stride, H: tl.constexpr, HP: tl.constexpr, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    h = tl.arange(0, H)
+    h = tl.arange(0, HP)
     inside = (row[:, None] < R) & (h[None, :] < H)
     value = tl.load(raw + row[:, None].to(tl.int64) * stride + h[None, :], mask=inside, other=0.0).to(tl.float32)
     token = tl.load(tokens + row, mask=row < R, other=0)

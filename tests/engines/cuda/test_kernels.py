@@ -175,10 +175,11 @@ def test_seen_lists_of_any_width_become_bits():
     assert torch.equal(mine, theirs)
 
 
-def test_heads_are_sigmoids_and_zero_for_padding():
+@pytest.mark.parametrize("count", [1, 4, 5, 7])
+def test_heads_are_sigmoids_and_zero_for_padding(count):
     raw = drawn(130, 20)[:, 3:]
     tokens = torch.randint(0, 2, (130,), dtype=torch.int32)
-    empty = torch.zeros(130, 4, device=DEVICE)
+    empty = torch.zeros(130, count, device=DEVICE)
     ((mine, theirs),) = both(lambda module, device, out: module.heads(*on(device, raw, tokens), out), empty)
     torch.testing.assert_close(mine, theirs)
     assert mine[tokens == 0].abs().sum() == 0

@@ -14,22 +14,22 @@ from genrec_batch.engines.torch import choice, device
 if not device.fast_int8():
     pytest.skip("this processor has no AVX-512 VNNI", allow_module_level=True)
 
-from genrec_batch.engines.torch.compiled import attention
+from genrec_batch.engines.torch.compiled import attention, dots
 from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.runtime import simd_bf16, simd_sort
 
-ENGINES = Path(cpu_rows.__file__).parent
+COMPILED = Path(cpu_rows.__file__).parent
 ROWS, EPSILON = 5, 1e-5
 WIDTHS = pytest.mark.parametrize("width", [1, 15, 16, 17, 64, 130])
 LENGTHS = pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129])
 ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8], np.float32)
 
 
-@pytest.mark.parametrize("name", ["cpu_rows", "cpu_attention"])
+@pytest.mark.parametrize("name", ["rows", "attention"])
 def test_kernels_that_numba_kept_are_compiled_anew_when_what_they_are_made_of_changes(name):
-    names = ("vectors", "vector_attention", "../features/sorting")
-    parts = b"".join((ENGINES / f"{part}.py").read_bytes() for part in names)
+    parts = b"".join(Path(module.__file__).read_bytes() for module in (dots, simd_bf16, simd_sort))
     line = f"# made of vectors {sha256(parts).hexdigest()[:8]}"
-    assert line in (ENGINES / f"{name}.py").read_text().splitlines(), f"{name}.py must say: {line}"
+    assert line in (COMPILED / f"{name}.py").read_text().splitlines(), f"{name}.py must say: {line}"
 
 
 def numbers(*shape, seed=0):

@@ -18,7 +18,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import WIDTH, move
 
 F = np.float32
-# made of vectors 583511cd
+# made of vectors 9a0f045f
 AHEAD = 4  # heads between those that are computed and those that are brought from memory
 
 

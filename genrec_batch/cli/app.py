@@ -18,7 +18,7 @@ import typer
 
 from genrec_batch import __version__
 from genrec_batch.cli import look
-from genrec_batch.cli.exits import OPTION_FILE, done, fail, located, options, own_process
+from genrec_batch.cli.exits import OPTION_FILE, done, fail, located, options
 from genrec_batch.cli.model import model_app
 from genrec_batch.cli.usage import Commands
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest
@@ -162,7 +162,7 @@ def score(
     if output is None and not options.user:
         raise ConfigError("OUTPUT is missing; it may be left out only with --user, which prints the result")
     look.check_paths(options)
-    signals.once_in_place()
+    signals.end_with_output()
     stages = Stages()
     if output is None:
         summary = pipeline.score(options, input, None, stages)
@@ -193,7 +193,7 @@ def features(
     from genrec_batch.reports import tables as show
     from genrec_batch.scoring import pipeline
 
-    signals.once_in_place()
+    signals.end_with_output()
     summary = pipeline.write_features(options, input, output)
     with done(_whole(output)):
         if not options.quiet and options.log_format == "text":
@@ -308,7 +308,7 @@ def main() -> None:
     """Run the command line."""
     keep_freed_memory()
     take_short_turns()
-    own_process()
+    signals.own_process()
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
     app()

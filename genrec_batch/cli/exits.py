@@ -1,51 +1,29 @@
 """The CLI's edge: option classes become flags, errors become messages and exit codes.
 
-Owns: the mapping from a field to its flag, environment twin and help; signals; the only broad `except` of the package.
+Owns: the mapping from a field to its flag, environment twin and help; the only broad `except` of the package.
 Must not know: which commands there are.
 """
 
 from __future__ import annotations
 
-import _thread
 import dataclasses
 import inspect
 import logging
 import os
-import signal
-import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.markup import escape
 
 from genrec_batch.core.errors import ConfigError, GenrecError, RetryError, is_full, is_unreachable, refused
-from genrec_batch.runtime import console, signals, threads
+from genrec_batch.runtime import console, signals
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
 OPTION_FILE = "genrec_batch.option_file"  # under which a context's meta holds the file's path
-PATIENCE_S = 1.0  # within which a second Ctrl-C is the first one, sent twice
 PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived: end now, leave what is written for a later run (exit 143)."""
-
-    exit_code, said = 143, "terminated"
-
-
-class HungUp(Terminated):
-    """SIGHUP arrived: the terminal went away (exit 129)."""
-
-    exit_code, said = 129, "the terminal went away"
-
-
-_OWN_PROCESS = False
-STOPS = {signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:
@@ -175,11 +153,7 @@ def tell(title: str, text: str) -> None:
 
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     """Run a command's work at the CLI's edge: every failure becomes one message and one exit code."""
-    signals.nothing_yet()
-    for number in STOPS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` has it ignored
-            signal.signal(number, _terminate)
-    signal.signal(signal.SIGINT, _interrupt)
+    signals.begin_command()
     try:
         work()
     except GenrecError as error:
@@ -188,8 +162,8 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         console.LOG.warning("interrupted; run the same command again to go on where it stopped")
         exec("")  # noqa: S102 (else `python -m` ends itself by SIGINT where the interrupt came in an `exec` of a text)
         raise typer.Exit(130) from None
-    except Terminated as stopped:
-        console.LOG.warning("%s; run the same command again to go on where it stopped", stopped.said)
+    except signals.Terminated as stopped:
+        console.LOG.warning("%s; run the same command again to go on where it stopped", stopped.reason)
         raise typer.Exit(stopped.exit_code) from None
     except (typer.Exit, BrokenPipeError):
         raise
@@ -207,53 +181,4 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         tell("internal error:", f"{type(error).__name__}: {error}\n{told}")
         raise typer.Exit(1) from error
     finally:
-        signals.over(for_good=_OWN_PROCESS)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End as soon as what is begun is whole; a person who asks once more, after a moment, does not wait for that."""
-    del frame
-    first = time.monotonic()
-
-    def again(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if time.monotonic() - first > PATIENCE_S:  # `timeout` sends its signal twice at once
-            sys.stderr.write("interrupted again: ending at once; the same command goes on where it stopped\n")
-            os._exit(130)
-
-    signal.signal(number, again)
-    if not signals.puts_off(KeyboardInterrupt):
-        raise KeyboardInterrupt
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del frame
-    for each in STOPS:
-        signal.signal(each, signal.SIG_IGN)  # `timeout` sends it twice: the second must not end what the first began
-    stop = STOPS[signal.Signals(number)]
-    if not signals.puts_off(stop):
-        _end_in_time(stop.exit_code)
-        raise stop
-
-
-def own_process() -> None:
-    """Say that this process is the command's own: it ends with it, after a signal perhaps as it stands."""
-    global _OWN_PROCESS  # noqa: PLW0603 (signals have one handler for the whole process)
-    _OWN_PROCESS = True
-
-
-def _end_in_time(code: int) -> None:
-    """End the process as it stands where a signal has not ended it within flow.GRACE_S.
-
-    An exception that is raised in a callback of Python's own, such as that of an import's lock, is lost, and the lock
-    stays taken. What is written stays, as after SIGKILL.
-    """
-
-    def end() -> None:
-        time.sleep(threads.GRACE_S)
-        with suppress(OSError):
-            os.write(2, b"still not at an end: ending as it stands; the same command goes on where it stopped\n")
-        os._exit(code)
-
-    if _OWN_PROCESS:
-        _thread.start_new_thread(end, ())  # `threading` may be what the signal has interrupted
+        signals.end_command()

@@ -184,8 +184,8 @@ def _sha256(file: str) -> str:
     digest, room = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with Path(file).open("rb", buffering=0) as opened:
         while count := opened.readinto(room):
-            if signals.given_up():
-                raise InterruptedError(f"{file}: nobody waits for its fingerprint any more")
+            if signals.is_over():
+                raise InterruptedError(f"{file}: its fingerprint is no longer needed")
             digest.update(room[:count])
     return digest.hexdigest()
 

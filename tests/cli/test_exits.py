@@ -28,7 +28,7 @@ class Again(logging.Handler):
 
 def test_a_second_sigterm_does_not_break_the_first():
     """`timeout` sends SIGTERM to its child and then to its group; the exit code must stay 143."""
-    before, again = {each: signal.getsignal(each) for each in exits.STOPS}, Again()
+    before, again = {each: signal.getsignal(each) for each in signals.STOPS}, Again()
     console.LOG.addHandler(again)
     try:
         with pytest.raises(typer.Exit) as left:
@@ -47,7 +47,7 @@ def stop(request):
     number, code = request.param
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield number, code
-    signals.nothing_yet()
+    signals.begin_command()
     for each, handler in before.items():
         signal.signal(each, handler)
 
@@ -56,7 +56,7 @@ def test_a_signal_while_the_only_output_is_put_in_place_or_later_changes_nothing
     done = []
 
     def work():
-        signals.once_in_place()
+        signals.end_with_output()
         with signals.placing():
             signal.raise_signal(stop[0])
             done.append("placed")
@@ -83,7 +83,7 @@ def test_a_command_that_goes_on_ends_after_the_output_is_in_place(stop):
 
 def test_a_signal_after_an_output_that_could_not_be_placed_still_ends_the_run(stop, tmp_path):
     def work():
-        signals.once_in_place()
+        signals.end_with_output()
         with suppress(OSError), signals.placing():
             (tmp_path / "none").rename(tmp_path / "recs")
         signal.raise_signal(stop[0])
@@ -179,7 +179,7 @@ def test_a_signal_that_does_not_reach_the_command_still_ends_it(tmp_path, number
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "probe"], capture_output=True, text=True, check=False)
     assert (done.returncode, time.monotonic() - began < 15) == (code, True), done.stderr
-    assert done.stderr.endswith("ending as it stands; the same command goes on where it stopped\n")
+    assert done.stderr.endswith("ending now; the same command goes on where it stopped\n")
 
 
 def test_an_interrupt_in_the_middle_of_an_import_has_the_same_exit_code(tmp_path):

@@ -13,6 +13,7 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from genrec_batch.core.arrays import HEADS
 from tests.fakes.cuda import FakeRuntime
 
 
@@ -77,7 +78,7 @@ class GenrecKernel(OpRun):
         items, limit, rows = sizes.items, sizes.limit, len(logits)
         seen = seen.reshape(-1)[: rows * seen_width[0]].reshape(rows, -1)  # so many columns, one row after the other
         log_sum = np.log(np.exp(logits[:, :items]).sum(1))
-        heads = 1 / (1 + np.exp(-logits[:, items : items + 4]))
+        heads = 1 / (1 + np.exp(-logits[:, items : items + len(HEADS)]))
         left = logits[:, :items].copy()
         left[:, limit:] = -np.inf
         for row in range(len(left)):

@@ -60,7 +60,7 @@ def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
 
     Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
     seen [B, X], recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs: fresh_<layer> [B, 3D],
-    heads [B, 4], hidden, next_token, next_log_prob as in prefill. Between pieces: passed_<piece> [B, D].
+    heads [B, task heads], hidden, next_token, next_log_prob as in prefill. Between pieces: passed_<piece> [B, D].
     """
     config, graph, indices = network.config, network.graph(), network.pieces()[piece]
     rows, width = shape.rows, config.width

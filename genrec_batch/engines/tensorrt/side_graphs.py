@@ -70,7 +70,7 @@ def lookup(network: Network, shape: Shape, count: int) -> bytes:
 def score(network: Network, shape: Shape, count: int) -> bytes:
     """Heads of several items per row, each read alone right after the history.
 
-    Inputs: tokens [B, count], lengths [B], and prefill's caches. Output: heads [B, count, 4].
+    Inputs: tokens [B, count], lengths [B], and prefill's caches. Output: heads [B, count, task heads].
     """
     config, graph, rows = network.config, network.graph(), shape.rows
     tokens, lengths = graph.input("tokens", [rows, count], INT32), graph.input("lengths", [rows], INT32)

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 
+from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.tensorrt import build
@@ -204,6 +205,13 @@ def test_why_the_plugin_does_not_fit():
     assert library.unfit(preset("reference"), "fp16", "sm_90") is None
 
 
+def test_a_head_more_than_the_kernels_are_compiled_for_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(library, "HEADS", (*HEADS, "novelty"))
+    why = library.unfit(preset("reference"), "fp16", "sm_90")
+    assert "compiled for 4 task heads, the model has 5" in why
+    assert "novelty" in why
+
+
 def test_headers_that_are_not_where_they_should_be(monkeypatch, tmp_path):
     monkeypatch.setenv(library.VARIABLE, str(tmp_path))
     with pytest.raises(EngineError, match=r"NvInfer\.h"):
@@ -232,6 +240,7 @@ def test_the_cubins_are_inside_the_plugin():
     header = library.cubin_header(read("sm_90"))
     assert "decode_attention_64_16" in header
     assert f"kCubinCount = {len(read('sm_90'))};" in header
+    assert f"kTaskHeads = {len(HEADS)};" in header
 
 
 def test_one_logger_serves_a_library_for_as_long_as_it_is_loaded(fake):

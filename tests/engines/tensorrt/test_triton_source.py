@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="the kernels' source is Triton")
 
 from triton.runtime import interpreter
 
+from genrec_batch.core.arrays import HEADS
 from genrec_batch.engines.tensorrt import plugin
 from genrec_batch.engines.tensorrt.plugin import triton_source as source
 from tests.fakes.tensorrt import GenrecKernel
@@ -36,6 +37,7 @@ FILLED = pytest.mark.parametrize(  # packed rows are never filled: they would ov
     ("starts", "fill"), [(PADDED, 0), (PADDED, 1), (PACKED, 0)], ids=["padded", "padded-filled", "packed"]
 )
 N = B * S
+RANKING = {"HEADS": len(HEADS), "PADDED_HEADS": 4, "READ": 16, "CHUNK": 32}
 SIZES = {"H": H, "HD": D // H, "BLOCK": 32}
 
 
@@ -182,7 +184,7 @@ def test_rank_items(step):
     arguments = (logits, seen, np.array([70], np.int32), read, np.array([step], np.int32))
     outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
     sizes = (B, V, 90, LD)
-    found = run(source.rank_items, (B,), *arguments, *outputs, *sizes, out=[5, 6, 7], READ=16, CHUNK=32)
+    found = run(source.rank_items, (B,), *arguments, *outputs, *sizes, out=[5, 6, 7], **RANKING)
     expected = twin("rank_items", *arguments, items=V, limit=90)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[0][1] == (5 if step == 1 else 3)
@@ -190,12 +192,21 @@ def test_rank_items(step):
     close(found[2], expected[2], 1e-5)
 
 
+def test_any_number_of_heads_is_read_and_no_other_logit():
+    logits, width, nothing = halves(B, LD), np.zeros(1, np.int32), np.array([-1], np.int32)
+    arguments = (logits, np.zeros((B, 1), np.int32), width, np.zeros((1, B), np.int32), nothing)
+    outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 5), np.float32))
+    sizes = RANKING | {"HEADS": 5, "PADDED_HEADS": 8}
+    (heads,) = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[7], **sizes)
+    close(heads, 1 / (1 + np.exp(-logits[:, V : V + 5].astype(np.float32))), 1e-5)
+
+
 def test_nothing_left_is_token_0():
     seen = np.tile(np.arange(V, dtype=np.int32), (B, 1))
     width, nothing = np.array([V], np.int32), np.array([-1], np.int32)
     arguments = (halves(B, LD), seen, width, np.zeros((1, B), np.int32), nothing)
     outputs = (np.full(B, 9, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
-    found = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[5, 6], READ=16, CHUNK=32)
+    found = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[5, 6], **RANKING)
     assert found[0].tolist() == [0, 0, 0]
     assert np.isneginf(found[1]).all()
 
@@ -207,9 +218,7 @@ def test_what_is_not_a_number_is_not_passed_off_as_nothing_left():
     arguments = (logits, np.zeros((B, 1), np.int32), width, np.zeros((1, B), np.int32))
     outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
     sizes = (B, V, V, LD)
-    found = run(
-        source.rank_items, (B,), *arguments, np.array([-1], np.int32), *outputs, *sizes, out=[6], READ=16, CHUNK=32
-    )
+    found = run(source.rank_items, (B,), *arguments, np.array([-1], np.int32), *outputs, *sizes, out=[6], **RANKING)
     assert np.isnan(found[0]).all()
 
 

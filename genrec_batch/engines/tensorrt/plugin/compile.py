@@ -1,8 +1,9 @@
-"""Compiles the Triton kernels to cubins, with Triton and without a GPU.
+"""Compile the Triton kernels to cubins, with Triton and without a GPU.
 
-`python -m genrec_batch.engines.tensorrt.plugin.compile` runs it.
+Run it as `python -m genrec_batch.engines.tensorrt.plugin.compile`.
 
-Owns: argument types and compile-time constants of each kernel. Writes one folder per architecture beside this file.
+Owns: the argument types and compile-time constants of each kernel. Must not know: TensorRT, the engine. Out: one folder
+per architecture beside this file. The shipped cubins are those of Triton 3.6.0.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import argparse
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from genrec_batch.engines.tensorrt.plugin import DEPTH, FOLDER, HEADS, LONGEST, WIDTH, triton_source
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.engines.tensorrt.plugin import ATTENTION_HEADS, DEPTH, FOLDER, LONGEST, WIDTH, triton_source
 
 HALF, INT, FLOAT = "*fp16", "*i32", "*fp32"
-SIZES = {"H": HEADS, "HD": WIDTH // HEADS}
+SIZES = {"H": ATTENTION_HEADS, "HD": WIDTH // ATTENTION_HEADS}
 # Linear layers: kernel, rows x columns x depth of a tile, warps, stages; of ten, fastest on an H200 for many or few.
 TILES = {
     "large": (triton_source.linear_persistent, (128, 256, DEPTH), 8, 3),
@@ -55,12 +56,13 @@ def variants() -> dict[str, Variant]:
     norm = {"x": HALF, "y": HALF, "gain": HALF, "bias": HALF, "out": HALF, "rows": "i32"}
     decode = dict.fromkeys(("fresh", "prefix", "recent", "out"), HALF) | rows | {"step": INT, "rows": "i32"}
     rank = dict.fromkeys(("seen", "seen_width", "read", "step", "tokens"), INT) | {"logits": HALF}
+    ranking = {"HEADS": len(HEADS), "PADDED_HEADS": triton.next_power_of_2(len(HEADS)), "READ": 128, "CHUNK": 2048}
     rank |= {"log_prob": FLOAT, "heads": FLOAT, **dict.fromkeys(("rows", "V", "limit", "LD"), "i32")}
     found = {
         "embed_history": Variant(kernel=source.embed_history, types=embed, constants={"D": WIDTH}, warps=1),
         "embed_item": Variant(kernel=source.embed_item, types=item, constants={"D": WIDTH}, warps=1),
         "add_norm": Variant(kernel=source.add_norm, types=norm, constants={"D": WIDTH, "R": 4}, warps=4),
-        "rank_items": Variant(kernel=source.rank_items, types=rank, constants={"READ": 128, "CHUNK": 2048}, warps=4),
+        "rank_items": Variant(kernel=source.rank_items, types=rank, constants=ranking, warps=4),
     }
     found |= _products()
     block = 32
@@ -118,9 +120,9 @@ def compile_one(variant: Variant, capability: int) -> Any:
 
 
 def main() -> None:
-    """Compile every kernel for the architectures named on the command line."""
+    """Compile every kernel for each compute capability on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--capability", type=int, nargs="+", default=[90], help="compute capabilities, such as 90")
+    parser.add_argument("--capability", type=int, nargs="+", default=[90], help="compute capabilities, no dot: 90")
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # a third of the size, and no path of this machine in it
     for capability in parser.parse_args().capability:
         folder = FOLDER / f"sm_{capability}"
@@ -137,7 +139,8 @@ def main() -> None:
                 "shared_bytes": compiled.metadata.shared,
                 "scratch_bytes": compiled.metadata.global_scratch_size,
             }
-        Path(folder / "kernels.json").write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+        index = {"task_heads": len(HEADS), "kernels": entries}
+        (folder / "kernels.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

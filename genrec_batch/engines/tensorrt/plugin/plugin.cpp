@@ -1,10 +1,10 @@
 // A TensorRT plugin, "GenrecKernel", whose layers launch the cubins of this folder through the CUDA driver.
 //
-// One class serves every kernel: the attribute `kind` names it. `items` says how many logits are items, `limit` below
-// which an item may be chosen, `positions` and `places` the S and N of triton_source.py, `fill` and `relu` what they say
-// there. Compiled on the user's machine against their TensorRT's headers (IPluginV2DynamicExt,
-// 8.6 to 10), with the cubins inside: `cubins.h` is generated beside the library. Nothing is linked: the registry is
-// found in the libnvinfer that Python has loaded.
+// One class serves every kernel: the attribute `kind` names it. `items` is the number of logits that are items, `limit`
+// the first item that may not be chosen; `positions` and `places` are the S and N of triton_source.py, `fill` and `relu`
+// the arguments of that name there. Compiled on the user's machine against its TensorRT headers (IPluginV2DynamicExt,
+// 8.6 to 10), with the cubins inside: `cubins.h` is generated beside the library. Nothing is linked: the registry comes
+// from the libnvinfer that Python has loaded.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -16,13 +16,14 @@
 #include <vector>
 
 #include "NvInfer.h"
-#include "cubins.h"  // struct Cubin { name, function, warps, shared_bytes, scratch_bytes, code }; Cubin const kCubins[]; int kCubinCount
+// struct Cubin { name, function, warps, shared_bytes, scratch_bytes, code }; Cubin const kCubins[];
+// int kCubinCount, kWidth, kAttentionHeads, kTaskHeads
+#include "cubins.h"
 
 using namespace nvinfer1;
 
 namespace {
 
-constexpr int kWidth = 512, kHeads = 16;
 constexpr int kShared = 48 << 10;     // bytes of shared memory that a kernel may have without asking
 constexpr int kMaxSharedAttribute = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr int kProcessorCount = 16;   // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
@@ -168,7 +169,7 @@ public:
             case Kind::kLinear: set({in[0].d[0], in[1].d[0]}); break;
             case Kind::kRankItems:
                 if (output < 2) set({in[0].d[0]});
-                else set({in[0].d[0], build.constant(4)});
+                else set({in[0].d[0], build.constant(kTaskHeads)});
                 break;
             default: set({in[0].d[0], build.constant(kWidth)});
         }
@@ -196,6 +197,7 @@ public:
         };
         Dims const first = desc[0].dims;
         int32_t rows = first.d[0];
+        std::string const size = std::to_string(block(state_.positions));
         switch (state_.kind) {
             case Kind::kEmbedHistory: {
                 int32_t positions = first.d[1] + 1;
@@ -204,15 +206,13 @@ public:
             case Kind::kEmbedItem: return launch("embed_item", rows, 1, with({}), stream);
             case Kind::kAddNorm: return launch("add_norm", tiles(rows, 4), 1, with({&rows}), stream);
             case Kind::kCausalAttention:
-                return launch("causal_attention_" + std::to_string(block(state_.positions)), desc[1].dims.d[0] * kHeads, 1,
+                return launch("causal_attention_" + size, desc[1].dims.d[0] * kAttentionHeads, 1,
                               with({&state_.positions, &state_.fill}), stream);
             case Kind::kLastAttention:
-                return launch("last_attention_" + std::to_string(block(state_.positions)), desc[1].dims.d[0] * kHeads, 1,
-                              with({}), stream);
+                return launch("last_attention_" + size, desc[1].dims.d[0] * kAttentionHeads, 1, with({}), stream);
             case Kind::kDecodeAttention: {
                 std::string const steps = desc[2].dims.d[0] <= 16 ? "_16" : "_64";
-                return launch("decode_attention_" + std::to_string(block(state_.positions)) + steps, rows * kHeads, 1,
-                              with({&rows}), stream);
+                return launch("decode_attention_" + size + steps, rows * kAttentionHeads, 1, with({&rows}), stream);
             }
             case Kind::kRankItems: {
                 int32_t pitch = first.d[1];

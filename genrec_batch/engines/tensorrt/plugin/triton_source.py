@@ -247,12 +247,13 @@ def decode_attention(
 @triton.jit
 def rank_items(
     logits, seen, seen_width, read, step, tokens, log_prob, heads, rows, V, limit, LD,
-    READ: tl.constexpr, CHUNK: tl.constexpr,
+    HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr, READ: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Best item below `limit`, neither in `seen` [B, X] nor read so far; its log-probability over all V; the heads.
 
-    X is the number in `seen_width` [1]. logits [B, LD] has the heads at V..V+3; banned logits are overwritten. read
-    [T, B]: rows up to `step` count (-1: none). Nothing left: token 0, -inf. Equal logits: the lower token.
+    X is the number in `seen_width` [1]. logits [B, LD] has HEADS task heads at V; PADDED_HEADS is the next power of 2.
+    Banned logits are overwritten. read [T, B]: rows up to `step` count (-1: none). Nothing left: token 0, -inf. Equal
+    logits: the lower token.
     """
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * LD
@@ -267,9 +268,9 @@ def rank_items(
         x = tl.load(base + start + item, mask=start + item < V, other=float("-inf")).to(tl.float32)
         total += tl.exp(x - peak)
     log_sum = tl.log(tl.sum(total, 0)) + peak
-    h = tl.arange(0, 4)
-    head = tl.load(base + V + h).to(tl.float32)
-    tl.store(heads + row * 4 + h, 1.0 / (1.0 + tl.exp(-head)))
+    h = tl.arange(0, PADDED_HEADS)
+    head = tl.load(base + V + h, mask=h < HEADS, other=0.0).to(tl.float32)
+    tl.store(heads + row * HEADS + h, 1.0 / (1.0 + tl.exp(-head)), mask=h < HEADS)
     tl.debug_barrier()  # every thread has read its logits before any is overwritten
     some = tl.arange(0, 64)
     width = tl.load(seen_width)

@@ -34,7 +34,7 @@ from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring import pipeline
 
-SAMPLE = Path(__file__).parent.parent / "sample_data" / "events.parquet"  # beside the package in a checkout
+SAMPLE = Path(__file__).parents[2] / "sample_data" / "events.parquet"  # beside the package in a checkout
 
 MARK = ".genrec-batch-demo"  # in a folder that the demo made and may make anew
 SHOWN = 10  # newest events of the one user, and videos recommended

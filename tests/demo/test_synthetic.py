@@ -20,10 +20,8 @@ from polars.testing import assert_frame_equal
 
 from genrec_batch.core.errors import ConfigError, RetryError
 from genrec_batch.demo.synthetic import SampleConfig, users_frame, videos_frame, write
-from genrec_batch.demo.synthetic.arranging import arranged
-from genrec_batch.demo.synthetic.draws import bits, chance, key, quarters, zipf
-from genrec_batch.demo.synthetic.views import FAULTS
-from genrec_batch.demo.synthetic.world import World
+from genrec_batch.demo.synthetic.views import FAULTS, arranged
+from genrec_batch.demo.synthetic.world import World, bits, chance, key, quarters, zipf
 from genrec_batch.events import schema
 from genrec_batch.events.columns import KINDS, KNOWN
 
@@ -334,7 +332,7 @@ def test_what_is_no_sample_is_never_replaced(tmp_path, name):
     ):
         mine()
         before = file.read_bytes()
-        with pytest.raises(ConfigError, match=f"{file.name} is not overwritten: it is no log"):
+        with pytest.raises(ConfigError, match=f"{file.name} is not overwritten: it is not a log"):
             write(SMALL, tmp_path / name.split("/")[0], overwrite=True)
         assert file.read_bytes() == before
 

@@ -1,31 +1,60 @@
-"""The columns of the log: views as rows of the events contract.
+"""The columns of the log and of the tables beside it: views as rows of the events contract, users and videos.
 
-Owns: names and types of the columns, the reactions to a video, the circumstances of a view, where a real log has nulls,
-and how faults show. Must not know: files, the order in which rows are wanted, how views came about.
-Shapes: E events.
+Owns: names and types of the columns, traits of users that do not steer what is watched (country, device, age, ...), the
+reactions to a video, the circumstances of a view, where a real log has nulls, and how faults appear. Must not know:
+files, the order of the rows, how views are made. In: a config, views. Out: Arrow and Polars tables.
+Shapes: E events, U users, V videos.
 
 Nulls: old versions of the app do not log `rewatch_count` and `is_favorited`; a TV has no buttons for comments and
-shares; the network is unknown now and then; a view from a search or a followed creator has no position; whether a user
-returned within 24 hours is not known of the log's last day.
+shares; the network is sometimes unknown; a view from a search or a followed creator has no position; on the log's last
+day it is not known whether a user returned within 24 hours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core.arrays import F64
-from genrec_batch.demo.synthetic.draws import U16, bits, chance, choices, key, quarters
-from genrec_batch.demo.synthetic.traits import DEVICES, I8, LANGUAGES, NULL, SYSTEMS, VERSIONS, Population, Traits
+from genrec_batch.core.arrays import F64, I32, I64
 from genrec_batch.demo.synthetic.views import FAULTS, Views
-from genrec_batch.demo.synthetic.world import DAY_MS, EVENT_BITS, SESSION_BITS, World
+from genrec_batch.demo.synthetic.world import (
+    CATEGORIES,
+    CREATOR_VIDEOS,
+    DAY_MS,
+    EVENT_BITS,
+    SESSION_BITS,
+    U16,
+    U64,
+    SampleConfig,
+    World,
+    bits,
+    chance,
+    choices,
+    key,
+    quarters,
+)
 
+I8 = npt.NDArray[np.int8]
 Mask = npt.NDArray[np.bool_]
 
-NETWORKS = ("wifi", "4g", "5g", "3g", "ethernet")  # the last one is none of the feature layout's: it is "unknown" there
+NULL = -1  # code of an unknown value
+
+COUNTRIES = ("GB", "FR", "ES", "DE", "PT", "IE", "NG", "MA")  # all with a clock near UTC
+LANGUAGES = ("en", "fr", "es", "de", "pt", "ar")
+LANGUAGE_OF = np.array((0, 1, 2, 3, 4, 0, 0, 5), np.int8)  # by country
+AGE_GROUPS = ("13-17", "18-24", "25-34", "35-44", "45-54", "55+")
+GENDERS = ("female", "male", "other")
+DEVICES = ("mobile", "tablet", "desktop", "tv")
+SYSTEMS = ("android", "ios", "windows", "macos")
+SYSTEM_OF = np.array(((0, 0, 1), (0, 1, 1), (2, 2, 3), (0, 0, 0)), np.int8)  # by device and a third of the draws
+VERSIONS = ("6.9.2", "7.0.1", "7.1.0", "7.2.3")  # of the app, oldest first
+LEVELS = 10
+NETWORKS = ("wifi", "4g", "5g", "3g", "ethernet")  # the feature layout does not know the last one: "unknown" there
 NETWORK_WEIGHTS = {
     "mobile": (52, 22, 22, 4, 0),
     "tablet": (85, 9, 5, 1, 0),
@@ -83,8 +112,121 @@ SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """Codes of some users' traits, one row each: indices of the tuples above, or NULL."""
+
+    country_U: I8
+    language_U: I8
+    age_group_U: I8  # NULL for 8%
+    gender_U: I8  # NULL for 12%
+    device_U: I8
+    system_U: I8
+    version_U: I8
+    vip_U: npt.NDArray[np.bool_]
+    registration_days_U: I32  # before the log's first day
+    level_U: I8  # 1..10
+
+
+class Population:
+    """Draws the traits of users."""
+
+    def __init__(self, seed: int) -> None:
+        self._keys = [key(seed, purpose) for purpose in (20, 21, 22)]
+        self._country = choices((30, 18, 14, 14, 6, 4, 10, 4), 12).astype(np.int8)
+        self._age = _with_null((8, 30, 28, 14, 8, 4), 0.08)
+        self._gender = _with_null((44, 42, 2), 0.12)
+        self._device = choices((86, 7, 5, 2), 12).astype(np.int8)
+        self._version = choices((6, 14, 25, 55), 12).astype(np.int8)
+
+    def traits(self, users_U: I64) -> Traits:
+        """Return the traits of some users (numbered from 0)."""
+        hashes: list[U64] = [bits(stream, users_U) for stream in self._keys]
+        country_draw, abroad, age, gender = quarters(hashes[0])
+        device_draw, system, version, vip = quarters(hashes[1])
+        since, level, _, _ = quarters(hashes[2])
+        country, device = self._country[country_draw >> 4], self._device[device_draw >> 4]
+        days = (since.astype(np.int32) * (since >> 4)) >> 17  # 0..2047, more of them recent
+        return Traits(
+            country_U=country,
+            language_U=np.where(abroad < chance(0.08), np.int8(0), LANGUAGE_OF[country]),
+            age_group_U=self._age[age >> 4],
+            gender_U=self._gender[gender >> 4],
+            device_U=device,
+            system_U=SYSTEM_OF[device, (system.astype(np.int32) * 3) >> 16],
+            version_U=self._version[version >> 4],
+            vip_U=vip < chance(0.06),
+            registration_days_U=days,
+            level_U=np.minimum(LEVELS, 1 + days // 256 + (level >> 14)).astype(np.int8),
+        )
+
+
+def _with_null(weights: Sequence[float], null: float) -> I8:
+    """Return a table of 4096 codes, each as often as its weight; a share of `null` is NULL."""
+    scaled = np.array([*weights, 0.0]) / sum(weights) * (1 - null)
+    scaled[-1] = null
+    table = choices(scaled, 12).astype(np.int8)
+    return np.where(table == len(weights), np.int8(NULL), table)
+
+
+def _named(codes: I8, names: Sequence[str]) -> pl.Series:
+    """Return a string column from codes; NULL becomes null."""
+    return pl.Series([*names, None], dtype=pl.String).gather(np.where(codes == NULL, len(names), codes))
+
+
+def users_frame(config: SampleConfig, *, without_events: int = 0) -> pl.DataFrame:
+    """Return the `--users` table: one row per user of the log, then `without_events` users that the log lacks.
+
+    Columns: user_id, country, language, age_group and gender (null where unknown), registration_days (before the log's
+    first day), user_level, user_vip.
+    """
+    users_U = np.arange(config.users + without_events)
+    traits = Population(config.seed).traits(users_U)
+    return pl.DataFrame(
+        {
+            "user_id": users_U + 1,
+            "country": _named(traits.country_U, COUNTRIES),
+            "language": _named(traits.language_U, LANGUAGES),
+            "age_group": _named(traits.age_group_U, AGE_GROUPS),
+            "gender": _named(traits.gender_U, GENDERS),
+            "registration_days": traits.registration_days_U,
+            "user_level": traits.level_U,
+            "user_vip": traits.vip_U,
+        }
+    )
+
+
+def videos_frame(config: SampleConfig) -> pl.DataFrame:
+    """Return the `--videos` table: one row per video, seen or not, sorted by video_id.
+
+    Columns: video_id, creator_id (null for 1%), category, duration_s, language, age_days (since publication, on the
+    log's first day).
+    """
+    world = World(config)
+    videos_V = np.arange(config.videos)
+    category_V = np.searchsorted(world.category_starts, videos_V, side="right") - 1
+    sizes_C = -(-np.diff(world.category_starts) // CREATOR_VIDEOS)
+    before_C = np.cumsum(sizes_C) - sizes_C
+    creator_V = before_C[category_V] + (videos_V - world.category_starts[category_V]) // CREATOR_VIDEOS
+    creator_ids = 5_000 + np.argsort(bits(key(config.seed, 23), np.arange(sizes_C.sum())))
+    age, language, unknown, _ = quarters(bits(key(config.seed, 24), videos_V))
+    spoken = LANGUAGE_OF[choices((30, 18, 14, 14, 6, 4, 10, 4), 12)[language >> 4]]
+    frame = pl.DataFrame(
+        {
+            "video_id": world.video_ids_V,
+            "creator_id": creator_ids[creator_V],
+            "category": _named(category_V.astype(np.int8), CATEGORIES),
+            "duration_s": (world.length_ds_V / 10).astype(np.float32),
+            "language": _named(spoken, LANGUAGES),
+            "age_days": (age.astype(np.int32) * (age >> 4)) >> 19,  # 0..511
+        }
+    )
+    known = pl.Series(unknown >= chance(0.01))
+    return frame.with_columns(creator_id=pl.when(known).then("creator_id")).sort("video_id")
+
+
 class Log:
-    """Turns views into rows; a row depends on its view and the config alone."""
+    """Turns views into rows. A row depends only on its view and the config."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -169,7 +311,7 @@ class Log:
     def _labels(
         self, views: Views, traits: Traits, purchase_draw: U16, reactions: dict[str, pa.Array]
     ) -> dict[str, pa.Array]:
-        """Engagement: any kind reaction. Retention: the next session begins within 24 h. Monetization: a purchase."""
+        """Engagement: a positive reaction. Retention: the next session begins within 24 h. Monetization: a purchase."""
         engaged = np.logical_or.reduce(
             [reactions[name].fill_null(False).to_numpy(zero_copy_only=False) for name in ENGAGED]
         )

@@ -1,7 +1,7 @@
-"""The log on disk: one Parquet file or a directory of parts, whole or not at all.
+"""The log on disk: one Parquet file or a directory of part files, whole or not at all.
 
-Owns: row groups, parts, the temporary name, sync and rename, and the counts of what was written. Must not know: how
-rows come about.
+Owns: row groups, part files, the temporary name, sync and rename, and the counts of the rows written. Must not know:
+how rows are made. In: a `SampleConfig` and a path. Out: the files and their counts.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.demo.synthetic.arranging import arranged, exactly
 from genrec_batch.demo.synthetic.log import SCHEMA, Log
-from genrec_batch.demo.synthetic.views import FAULTS, Views
+from genrec_batch.demo.synthetic.views import FAULTS, Views, arranged, exactly
 from genrec_batch.demo.synthetic.world import SampleConfig, World
 from genrec_batch.io.durable import full_disk, no_folder, sync
 
@@ -34,7 +33,7 @@ PART_ROWS = 40 * GROUP_ROWS  # rows of a part file: about 10 million
 
 @dataclass(kw_only=True)
 class _Counts:
-    """What went by."""
+    """The counts of the rows so far."""
 
     seen_V: np.ndarray[Any, np.dtype[np.bool_]]
     rows: int = 0
@@ -65,22 +64,22 @@ def write(
 ) -> dict[str, Any]:
     """Write the log of `config` and return its counts.
 
-    `output` ending in `.parquet` is one file, else a directory of `part-*.parquet`. Either appears under its name by
-    one rename, when all of it is on the disk. Memory is that of `chunk_rows` rows and of one row group, plus 16 bytes
-    per user; `chunk_rows` changes no byte of the output.
+    `output` ending in `.parquet` is one file, else a directory of `part-*.parquet`. Either gets its name by one rename,
+    when all of it is on the disk. Memory holds `chunk_rows` rows and one row group, plus 16 bytes per user;
+    `chunk_rows` changes no byte of the output.
 
     Args:
-        config: what to make.
-        output: where to.
+        config: the log to make.
+        output: its path.
         overwrite: replace an earlier log of that name.
         chunk_rows: about how many rows are made at a time.
         group_rows: rows of a row group.
         part_rows: rows of a part file, rounded up to whole row groups.
-        advance: told how many more rows are made, for progress.
+        advance: called with the number of rows made since the last call, for progress.
 
     Returns:
         Counts: output, files, bytes, rows, users, videos (those seen), first and last timestamp (ISO 8601, UTC) and
-        `faults`: rows by kind. A duplicated event counts as one duplicate, the row that is too many.
+        `faults`: rows by kind. A duplicated event counts as one duplicate.
 
     Raises:
         ConfigError: the output exists or its folder is missing or cannot be written.
@@ -107,16 +106,14 @@ def _check(output: Path, *, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{output} exists; choose another name, remove it, or say --if-exists overwrite")
+        raise ConfigError(f"{output} exists; choose another name, remove it, or use --if-exists overwrite")
     if output.is_dir() and (others := [p.name for p in output.iterdir() if not p.match("part-*.parquet")]):
-        raise ConfigError(f"{output} is not overwritten: it holds files that are not a log's ({', '.join(others[:5])})")
+        raise ConfigError(f"{output} is not overwritten: it has files that are not a log's ({', '.join(others[:5])})")
     if output.is_dir() == (output.suffix == ".parquet"):
-        raise ConfigError(
-            f"{output} is not overwritten: what is there is a {'directory' if output.is_dir() else 'file'}"
-        )
+        raise ConfigError(f"{output} is not overwritten: it is a {'directory' if output.is_dir() else 'file'}")
     for file in sorted(output.iterdir()) if output.is_dir() else [output]:
         if not _is_a_log(file):
-            raise ConfigError(f"{file} is not overwritten: it is no log of `genrec-batch sample`; name another place")
+            raise ConfigError(f"{file} is not overwritten: it is not a log of `genrec-batch sample`; name another path")
 
 
 def _is_a_log(file: Path) -> bool:
@@ -127,7 +124,7 @@ def _is_a_log(file: Path) -> bool:
 
 
 class _Parts:
-    """Part files being written one after the other."""
+    """Writes part files one after the other."""
 
     def __init__(self, folder: Path, groups_per_part: int | None) -> None:
         self.files: list[Path] = []
@@ -137,7 +134,7 @@ class _Parts:
         self._groups = 0
 
     def write(self, group: pa.Table) -> None:
-        """Write one row group, into a new part where the last one is full."""
+        """Write one row group, into a new part file if the last one is full."""
         if self._writer is None or self._groups == self._limit:
             self.close()
             self.files.append(self.folder / f"part-{len(self.files):05d}.parquet")
@@ -146,7 +143,7 @@ class _Parts:
         self._groups += 1
 
     def close(self) -> None:
-        """Finish the part at hand."""
+        """Finish the current part file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -160,12 +157,12 @@ def _writer(file: Path) -> Any:
         compression="zstd",
         compression_level=1,
         use_dictionary=by_dictionary,
-        store_schema=False,  # strings are strings to the reader, not Arrow dictionaries
+        store_schema=False,  # a reader gets strings, not Arrow dictionaries
     )
 
 
 def _write_all(parts: _Parts, log: Log, groups: Iterator[Views], counts: _Counts) -> list[Path]:
-    """Write and sync all row groups; making the next one overlaps with writing the one before: about equal work."""
+    """Write and sync all row groups; the next one is made while the one before is written."""
     pending: Future[None] | None = None
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -186,7 +183,7 @@ def _write_all(parts: _Parts, log: Log, groups: Iterator[Views], counts: _Counts
 
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """Give a hidden folder beside the output, and leave nothing of it."""
+    """Yield a hidden folder beside the output, and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
     try:
         yield folder
@@ -195,7 +192,7 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 
 def _publish(made: Path, output: Path) -> None:
-    """Put a finished file or folder under its name; an older folder is moved aside, and back if the new one fails."""
+    """Rename a finished file or folder to its name; an older folder is moved away, and back if that fails."""
     if made.is_dir() and output.exists():
         with _scratch(output) as aside:
             output.rename(aside / "old")
@@ -212,7 +209,7 @@ def _publish(made: Path, output: Path) -> None:
 def _summary(config: SampleConfig, counts: _Counts) -> dict[str, Any]:
     first, last = (datetime.fromtimestamp(ms / 1000, timezone.utc) for ms in (counts.first_ms, counts.last_ms))
     faults = dict(zip(FAULTS, counts.faults[1:].tolist(), strict=True))
-    faults["duplicates"] //= 2  # the event and its copy both carry the code
+    faults["duplicates"] //= 2  # the event and its copy both have the code
     return {
         "rows": counts.rows,
         "users": config.users,

@@ -19,7 +19,7 @@ import polars as pl
 from genrec_batch.core.arrays import Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
-from genrec_batch.events import by_user, histories, schema, side_tables, sides, sorter_choice
+from genrec_batch.events import by_user, histories, side_tables, sorter_choice
 from genrec_batch.events.by_user import EventStore, Split, Users
 from genrec_batch.events.ids import Index
 from genrec_batch.events.log import EventLog
@@ -220,13 +220,10 @@ class _Beside:
         """Read `--users`, `--videos` and `--candidates`, and add them to the inputs."""
         types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
         with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
-            names = schema.column_names(config.schema)
-            users = sides.table(config.users, "--users", "user_id", names.users, types["user_id"], inputs)
-            videos = sides.table(config.videos, "--videos", "video_id", names.videos, types["video_id"], inputs)
+            users = side_tables.read_users(config.users, config.schema, types["user_id"], inputs)
+            videos = side_tables.read_videos(config.videos, config.schema, types["video_id"], inputs)
             given = config.candidates if isinstance(config, ScoreConfig) else None
-            candidates = sides.candidates(given, types, inputs)
-            if users is not None:
-                side_tables.check_users(users, f"--users {config.users}")
+            candidates = side_tables.read_candidates(given, types, inputs)
             return _Beside(
                 users=users,
                 videos=None if videos is None else side_tables.videos_table(videos, f"--videos {config.videos}"),
@@ -241,7 +238,7 @@ def _users(found: Survey, beside: _Beside, config: HistoryConfig, name: str) -> 
     Raises:
         ConfigError: a user who was asked for by name is in no input.
     """
-    chosen = sides.chosen(config.user, found.users.schema["user_id"], config.user_flag)
+    chosen = side_tables.chosen_users(config.user, found.users.schema["user_id"], config.user_flag)
     given = None if beside.given is None else beside.given["user_id"]
     wanted = given if chosen is None else chosen
     counts_N = found.users["count"].to_numpy().astype(np.int64)
@@ -271,7 +268,7 @@ def _candidates(
     given: pl.DataFrame | None, ids: pl.Series, catalog: Catalog, config: HistoryConfig, warnings: list[str]
 ) -> Ragged | None:
     """Return given candidates as tokens, a row for each user, None where none are given."""
-    tokens, unknown = sides.candidate_tokens(given, ids, catalog)
+    tokens, unknown = side_tables.candidate_tokens(given, ids, catalog)
     if tokens is not None and not len(tokens.values):
         path = config.candidates if isinstance(config, ScoreConfig) else None
         raise NothingToScoreError(f"--candidates {path}: none of its videos is in the catalog")

@@ -152,38 +152,6 @@ def _newest_distinct(key_R: I64, limit: int) -> I64:
     return keys[place < limit][::-1]
 
 
-def build(
-    events: pl.DataFrame,
-    *,
-    catalog: Catalog,
-    as_of_us: int,
-    max_events: int,
-    seen_limit: int,
-    users: pl.DataFrame | None = None,
-    videos: pl.DataFrame | None = None,
-) -> tuple[pl.Series, Histories]:
-    """Build the history of every user of a frame of usable contract events, and of the `users` table, sorted by id.
-
-    `users` and `videos` have one row per `user_id` / `video_id`; a user without events has a history of length 0.
-    """
-    events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-    ids = everybody(events["user_id"], users["user_id"] if users is not None else None)
-    seen_ids = events["video_id"].unique(maintain_order=True)
-    record = RecordType.of(tuple(events.columns), events.schema)
-    user_R = Index(ids).rows(events["user_id"])
-    return ids, order(
-        [NUMPY.pack(record, events, user_R, Index(seen_ids).rows(events["video_id"]))],
-        record,
-        start=0,
-        total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),
-        videos=known(seen_ids, catalog, videos["video_id"] if videos is not None else None),
-        user_row_N=rows_of(ids, users["user_id"] if users is not None else None),
-        as_of_us=as_of_us,
-        max_events=max_events,
-        seen_limit=seen_limit,
-    )
-
-
 def everybody(in_log: pl.Series, *others: pl.Series | None) -> pl.Series:
     """Return all ids, each once, in rising order."""
     ids = [in_log, *(other.cast(in_log.dtype) for other in others if other is not None)]

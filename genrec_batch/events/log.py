@@ -48,9 +48,7 @@ class EventLog:
         expressions = schema.column_names(schema_name).events
         if positive is not None:
             expressions = {**expressions, "recommendation_label": f'"{positive}"'}
-        contract = reading(
-            lambda: schema.read_contract(frame, expressions, where, check_times=False, labels=labels), where
-        )
+        contract = reading(lambda: schema.read_contract(frame, expressions, where, labels=labels), where)
         return EventLog(row_groups=tuple(row_groups), contract=contract, where=where)
 
     @property

@@ -1,9 +1,8 @@
-"""How anybody's log becomes the events contract: its columns under their names, of their kinds.
+"""How a log with columns of its own becomes the events contract: names, kinds, units.
 
-Owns: other people's names for the contract's columns (`--schema`, Polars SQL expressions), conversions, the unit of
-timestamps, and which rows are rejected. Must not know: where the frame came from, what the columns are used for.
-In: a lazy frame with anybody's columns. Out: a lazy frame with contract columns of fixed types, and a `Reading` that
-says what was found.
+Owns: other names for the contract's columns (`--schema`, Polars SQL expressions), conversions, the unit of timestamps,
+and which rows are rejected. Must not know: where the frame comes from, what the columns are used for. In: a lazy frame
+with columns of its own. Out: a lazy frame with contract columns of fixed types, and a `Reading` of what was found.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first va
     ("us", 10**14, 10**16, 10**6),
     ("ns", 10**17, 2**63, 10**9),
 )
-LARGEST = 1e30  # of a number that can be meant: its square and sum still fit a float
-FIRST_US, LAST_US = 10**14, 10**16  # 1973-03-03 to 2286-11-20: what a log's clock can say
+LARGEST = 1e30  # of a plausible number: its square and sums still fit a float
+FIRST_US, LAST_US = 10**14, 10**16  # 1973-03-03 to 2286-11-20: the plausible times of a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +50,10 @@ class ColumnNames:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a log's columns are and how they are read."""
+    """The columns of a log and how they are read."""
 
     columns: tuple[str, ...]  # contract columns that it has
-    ignored: tuple[str, ...]  # its columns that nothing here reads
+    ignored: tuple[str, ...]  # its columns that nothing reads
     time_unit: str  # "datetime" or "epoch s", "epoch ms", "epoch us", "epoch ns"
 
 
@@ -140,7 +139,7 @@ def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = Fal
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """How one log's own columns become contract columns: the same way for the whole log and for any part of it."""
+    """How one log's own columns become contract columns, the same way in every row group."""
 
     expressions: Mapping[str, str]
     types: Mapping[str, pl.DataType]  # of the contract's columns that the log has, before they are converted
@@ -159,17 +158,16 @@ def read_contract(
     expressions: Mapping[str, str],
     source: str,
     *,
-    check_times: bool = True,
     labels: bool = False,
 ) -> Contract:
-    """Find out how anybody's log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
+    """Find out how a log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
 
-    Without `check_times`, the range of datetimes is left to `check_time_range`, for callers that read them all anyway.
     Numbers that are NaN, infinite or beyond 1e30, and flags other than 0 and 1, become null. Labels, which scoring does
-    not read, are left out unless `labels` is set; those that are not from 0 to 1 become null.
+    not read, are left out unless `labels` is set; those that are not from 0 to 1 become null. The range of datetimes is
+    left to `check_time_range`, for the caller reads them all anyway.
 
     Raises:
-        InputError: a required column is missing, a type is wrong, or timestamps lie beyond sense.
+        InputError: a required column is missing, a type is wrong, or epoch timestamps are implausible.
         ConfigError: an expression of the mapping does not fit the frame.
     """
     before = frame.collect_schema().names()
@@ -183,7 +181,7 @@ def read_contract(
     reading = Reading(
         columns=columns,
         ignored=tuple(name for name in before if name not in KINDS and name not in KNOWN and name not in used),
-        time_unit=_time_unit(renamed, types["timestamp"], source, check_times=check_times),
+        time_unit=_time_unit(renamed, types["timestamp"], source),
     )
     return Contract(
         expressions=expressions, types={name: types[name] for name in columns}, reading=reading, source=source
@@ -191,52 +189,37 @@ def read_contract(
 
 
 def usable() -> pl.Expr:
-    """Return the filter of rows that can be scored: user_id, video_id and timestamp are all there."""
+    """Return the filter of rows that can be scored: user_id, video_id and timestamp are not null."""
     return pl.all_horizontal(pl.col(REQUIRED).is_not_null())
 
 
-def normalize(frame: pl.DataFrame, expressions: Mapping[str, str] | None = None) -> pl.DataFrame:
-    """Return the usable rows of a frame in contract columns; what `read_contract` and `usable` do, in memory."""
-    found = read_contract(frame.lazy(), expressions or {}, "the frame")
-    return found.events(frame.lazy()).filter(usable()).collect()
-
-
-def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str, *, check_times: bool) -> str:
-    time = pl.col("timestamp")
+def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
     if not type_.is_integer():
-        if type_ != pl.Null and check_times:
-            _beyond_sense(_range(frame.select(time.cast(pl.Datetime("us")))), FIRST_US, LAST_US, source, "datetime")
         return "datetime"
-    low, high = _range(frame)
+    time = pl.col("timestamp")
+    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect(engine="streaming").row(0)
     if low is None or high is None:
         return "epoch us"
     for unit, first, beyond, _ in EPOCHS:
         if first <= high < beyond:
-            _beyond_sense((low, high), first, beyond, source, f"epoch {unit}, as its largest value says")
+            _check_range(low, high, first, beyond, source, f"epoch {unit}, as its largest value says")
             return f"epoch {unit}"
     raise InputError(
-        f"{source}: column 'timestamp' runs from {low} to {high}, which is no epoch in s, ms, us or ns between "
+        f"{source}: column 'timestamp' runs from {low} to {high}, which is not an epoch in s, ms, us or ns between "
         '1973 and 2262; convert it with --schema FILE.toml, for example timestamp = "your_column * 1000"'
     )
 
 
-def check_time_range(low_us: int | None, high_us: int | None, source: str) -> None:
-    """Raise InputError where datetimes from `low_us` to `high_us` (epoch us) lie beyond sense."""
-    _beyond_sense((low_us, high_us), FIRST_US, LAST_US, source, "datetime")
+def check_time_range(low_us: int, high_us: int, source: str) -> None:
+    """Raise InputError where datetimes from `low_us` to `high_us` (epoch us) are implausible."""
+    _check_range(low_us, high_us, FIRST_US, LAST_US, source, "datetime")
 
 
-def _range(frame: pl.LazyFrame) -> tuple[int | None, int | None]:
-    time = pl.col("timestamp")
-    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect(engine="streaming").row(0)
-    return low, high
-
-
-def _beyond_sense(times: tuple[int | None, int | None], first: int, beyond: int, source: str, unit: str) -> None:
-    low, high = times
-    if low is not None and high is not None and not first <= low <= high < beyond:
+def _check_range(low: int, high: int, first: int, beyond: int, source: str, unit: str) -> None:
+    if not first <= low <= high < beyond:
         odd = low if low < first else high
         raise InputError(
-            f"{source}: column 'timestamp' ({unit}) holds {odd}, before 1973 or after 2262 and so beyond sense "
+            f"{source}: column 'timestamp' ({unit}) holds {odd}, before 1973 or after 2262, which is implausible "
             f"(it runs from {low} to {high}); correct or filter those rows, or convert with --schema FILE.toml"
         )
 

@@ -1,31 +1,35 @@
-"""The side tables: users and videos as arrays, one row per id.
+"""The side tables: `--users`, `--videos` and `--candidates`, read with the log's own types of ids, and as arrays.
 
-Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), the widths of vectors.
-Must not know: files, the log, slots. In: a frame with one row per id. Out: `arrays.SideTable` in the same row order,
-and `Tables`, all that is known of users beside the log.
+Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), the widths of vectors,
+candidates as tokens. Must not know: events, slots, engines. In: paths and the log's types. Out: frames with one row per
+id, `arrays.SideTable` in the same row order, and `Tables`, all that a run knows of users besides the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
 import xxhash
 
-from genrec_batch.core.arrays import F32, F64, I32, U8, Ragged, SideTable
-from genrec_batch.core.errors import InputError
+from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, U8, Ragged, SideTable
+from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.core.layout import HASHED
+from genrec_batch.events import schema
+from genrec_batch.io import read
+from genrec_batch.model.catalog import Catalog
 
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """The tables beside the log of N users; None for a table that is not given."""
+    """The side tables of a run with N users; None for a table that is not given."""
 
-    users: pl.DataFrame | None  # checked; becomes arrays for some users at a time
+    users: pl.DataFrame | None  # checked; a batch of users at a time becomes arrays
     videos: SideTable | None
     candidates: Ragged | None  # given candidates as tokens, a row for each of N users
 
@@ -35,22 +39,125 @@ class Tables:
             return None, user_row_B
         there_B = user_row_B >= 0
         rows_B = np.where(there_B, np.cumsum(there_B) - 1, -1).astype(np.int32)
-        return users_table(self.users[user_row_B[there_B]], checked=True), rows_B
+        return users_table(self.users[user_row_B[there_B]]), rows_B
 
 
-def check_users(frame: pl.DataFrame, source: str = "--users") -> None:
-    """Raise InputError where a list of `source` is of another width or type: column, row, and what it should have."""
+def read_users(
+    path: str | None, schema_name: str | None, id_type: pl.DataType, inputs: dict[str, read.Source]
+) -> pl.DataFrame | None:
+    """Read `--users` with the log's own type of user_id and add it to the inputs; None where it is not given.
+
+    Raises:
+        InputError: not readable, ids repeat or can never match the log's, or a list does not fit the model.
+    """
+    if path is None:
+        return None
+    users = _read(path, "--users", "user_id", schema.column_names(schema_name).users, id_type, inputs)
+    check_users(users, f"--users {path}")
+    return users
+
+
+def read_videos(
+    path: str | None, schema_name: str | None, id_type: pl.DataType, inputs: dict[str, read.Source]
+) -> pl.DataFrame | None:
+    """Read `--videos` with the log's own type of video_id and add it to the inputs; None where it is not given.
+
+    Raises:
+        InputError: not readable, or ids repeat or can never match the log's.
+    """
+    if path is None:
+        return None
+    return _read(path, "--videos", "video_id", schema.column_names(schema_name).videos, id_type, inputs)
+
+
+def _read(
+    path: str, flag: str, key: str, names: Mapping[str, str], id_type: pl.DataType, inputs: dict[str, read.Source]
+) -> pl.DataFrame:
+    rename = partial(schema.rename, expressions=names, source=f"{flag} {path}")
+    frame, source = read.table(path, flag, key, rename)
+    inputs[flag.lstrip("-")] = source
+    return _same_type(frame, key, id_type, f"{flag} {path}")
+
+
+def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> pl.DataFrame:
+    kind = frame.schema[key]
+    if kind.is_integer() != log.is_integer():
+        raise InputError(
+            f"{source}: column {key!r} is {kind} and that of the log is {log}: no row would ever match; "
+            "convert one with --schema FILE.toml"
+        )
+    if kind == log:
+        return frame
+    try:
+        return frame.with_columns(pl.col(key).cast(log))
+    except pl.exceptions.InvalidOperationError as error:
+        raise InputError(f"{source}: column {key!r} holds ids that do not fit the log's {log} ({error})") from error
+
+
+def read_candidates(
+    path: str | None, ids: Mapping[str, pl.DataType], inputs: dict[str, read.Source]
+) -> pl.DataFrame | None:
+    """Read `--candidates` with the log's own types of user_id and video_id (`ids`); None where it is not given.
+
+    Raises:
+        InputError: not readable, not a list per user, or ids that can never match the log's.
+    """
+    if path is None:
+        return None
+    frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy)
+    inputs["candidates"] = source
+    where = f"--candidates {path}"
+    kind = frame.schema.get("video_id")
+    if not isinstance(kind, (pl.List, pl.Array)):
+        raise InputError(f"{where}: column 'video_id' is {kind or 'missing'}, expected a list of video ids per user")
+    frame = frame.with_columns(pl.col("video_id").cast(pl.List(kind.inner)))
+    _same_type(frame.select(pl.col("video_id").explode()).drop_nulls(), "video_id", ids["video_id"], where)
+    return _same_type(frame, "user_id", ids["user_id"], where)
+
+
+def candidate_tokens(given: pl.DataFrame | None, ids: pl.Series, catalog: Catalog) -> tuple[Ragged | None, int]:
+    """Return each user's distinct candidates as tokens, in order, and how many are not in the catalog."""
+    if given is None:
+        return None, 0
+    index = ids.alias("user_id").to_frame().with_row_index("user")
+    flat = (
+        given.select("user_id", "video_id")
+        .join(index, on="user_id", how="inner", maintain_order="left")
+        .explode("video_id")
+        .filter(pl.col("video_id").is_not_null())
+        .sort("user", maintain_order=True)
+    )
+    flat = flat.with_columns(token=catalog.tokens(flat["video_id"]))
+    known = flat.filter(pl.col("token") >= FIRST_ITEM).unique(["user", "token"], keep="first", maintain_order=True)
+    lengths = index.select("user").join(known.group_by("user").len(), on="user", how="left", maintain_order="left")
+    offsets = [0, *lengths["len"].fill_null(0).cum_sum().to_list()]
+    ragged = Ragged(
+        offsets_N1=pl.Series(offsets, dtype=pl.Int64).to_numpy(), values=known["token"].to_numpy().astype("int32")
+    )
+    return ragged, int((flat["token"] < FIRST_ITEM).sum())
+
+
+def chosen_users(users: tuple[str, ...], kind: pl.DataType, flag: str = "--user") -> pl.Series | None:
+    """Return the distinct ids that `flag` names, in the log's type; None where it names none.
+
+    Raises:
+        ConfigError: a name is not a number, and the log's ids are numbers.
+    """
+    if not users:
+        return None
+    try:
+        return pl.Series("user_id", users).cast(kind).unique()
+    except pl.exceptions.InvalidOperationError:
+        raise ConfigError(f"{flag} {', '.join(users)}: the log's user_id is {kind}, so a whole number") from None
+
+
+def check_users(frame: pl.DataFrame, source: str) -> None:
+    """Raise InputError where a list of `source` has another width or type; it names column, row and what it expects."""
     _check_lists(frame, source, {"profile": HASHED, "profile_vector": PROFILE_VECTOR})
 
 
-def users_table(frame: pl.DataFrame, *, checked: bool = False) -> SideTable:
-    """Return `--users` as arrays: `profile` (200 floats) or hashed columns, and `profile_vector` (256 floats).
-
-    Raises:
-        InputError: see `check_users`; not for rows of a table that was checked.
-    """
-    if not checked:
-        check_users(frame)
+def users_table(frame: pl.DataFrame) -> SideTable:
+    """Return checked rows of `--users` as arrays: `profile` (200) or hashed columns, and `profile_vector` (256)."""
     none: I32 = np.zeros(0, np.int32)
     return _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
 
@@ -58,10 +165,10 @@ def users_table(frame: pl.DataFrame, *, checked: bool = False) -> SideTable:
 def videos_table(frame: pl.DataFrame, source: str = "--videos") -> SideTable:
     """Return `--videos` as arrays: `embedding` (200 floats) or hashed columns, `video_vector` (512), creator, category.
 
-    The creator is `creator_id`, else `author_id`; `source` is what an error calls the table.
+    The creator is `creator_id`, else `author_id`; `source` names the table in errors.
 
     Raises:
-        InputError: as for `users_table`.
+        InputError: a list has another width or type, or a creator or category is a list.
     """
     _check_lists(frame, source, {"embedding": HASHED, "video_vector": VIDEO_VECTOR})
     floats = _floats(frame, "embedding", "video_vector", VIDEO_VECTOR)
@@ -91,8 +198,8 @@ def _check_lists(frame: pl.DataFrame, source: str, wanted: Mapping[str, int]) ->
 def _floats(
     frame: pl.DataFrame, features: str, vector: str, width: int
 ) -> tuple[tuple[F32, U8], tuple[F32, U8] | None]:
-    everybody = np.ones(len(frame), np.bool_)
-    own = _matrix(frame[features], HASHED) if features in frame.columns else (hash_columns(frame), everybody)
+    all_rows = np.ones(len(frame), np.bool_)
+    own = _matrix(frame[features], HASHED) if features in frame.columns else (hash_columns(frame), all_rows)
     return own, _matrix(frame[vector], width) if vector in frame.columns else None
 
 
@@ -113,7 +220,7 @@ def _list_faults(column: pl.Series, width: int) -> list[str]:
 
 
 def _matrix(column: pl.Series, width: int) -> tuple[F32, U8]:
-    """Return the lists as [R, width] with zeros for null rows, and which rows are there."""
+    """Return the lists as [R, width] with zeros for null rows, and which rows are not null."""
     lists = column.cast(pl.List(pl.Float32))
     has_R = lists.is_not_null().to_numpy()
     floats_RD = np.zeros((len(lists), width), np.float32)
@@ -131,10 +238,10 @@ def _codes(frame: pl.DataFrame, name: str, source: str) -> I32:
 
 
 def hash_columns(frame: pl.DataFrame) -> F32:
-    """Hash all columns but ids and lists into 200 signed floats a row, [R, 200] (Weinberger et al. 2009).
+    """Hash all columns except ids and lists into 200 signed floats a row, [R, 200] (Weinberger et al. 2009).
 
     h = xxh64 (seed 0) of the UTF-8 text; the slot is h mod 200, the sign + where bit 63 is 0, else -. A category, a
-    Boolean or a moment adds 1 for the text `column=value`, a number x adds sgn(x) ln(1 + |x|) for the text `column`.
+    Boolean or a time adds 1 for the text `column=value`, a number x adds sgn(x) ln(1 + |x|) for the text `column`.
     """
     total_R200: F64 = np.zeros((len(frame), HASHED))
     rows_R = np.arange(len(frame))

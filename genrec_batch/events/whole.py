@@ -13,7 +13,7 @@ import polars as pl
 
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.core.errors import InputError
-from genrec_batch.events import histories, schema, side_tables, sides, sorter_choice
+from genrec_batch.events import histories, side_tables, sorter_choice
 from genrec_batch.events.by_user import Split
 from genrec_batch.events.ids import Index
 from genrec_batch.events.log import EventLog
@@ -90,9 +90,8 @@ def read_whole(
     catalog = catalog_of(found, types["video_id"])
     inputs = {"events": source}
     with stages.time("tables"):
-        names = schema.column_names(schema_name)
-        users_table = sides.table(users, "--users", "user_id", names.users, types["user_id"], inputs)
-        videos_table = sides.table(videos, "--videos", "video_id", names.videos, types["video_id"], inputs)
+        users_table = side_tables.read_users(users, schema_name, types["user_id"], inputs)
+        videos_table = side_tables.read_videos(videos, schema_name, types["video_id"], inputs)
         users_side = None if users_table is None else side_tables.users_table(users_table)
         videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
     ids, video_ids = found.users["user_id"], found.videos["video_id"]

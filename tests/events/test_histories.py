@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from genrec_batch.core.arrays import Histories
-from genrec_batch.events.histories import build
-from genrec_batch.events.schema import normalize
 from genrec_batch.model.catalog import Catalog
+from tests.histories import build, normalize
 from tests.logs import START, Log, busy_log, epoch_us, events_frame, log_of, logs, side_frame
 from tests.twins import features as reference
 

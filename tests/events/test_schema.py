@@ -10,6 +10,10 @@ import pytest
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import schema
 from genrec_batch.events.columns import LABELS
+from genrec_batch.events.log import EventLog
+from genrec_batch.events.survey import survey
+from genrec_batch.io.read import RowGroup
+from tests.histories import normalize
 
 MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
 
@@ -40,25 +44,26 @@ def test_epoch_unit_is_found_by_magnitude(unit, factor):
     ],
 )
 def test_datetimes_of_any_unit_and_zone_are_the_same_moment(values):
-    assert schema.normalize(log(timestamp=values))["timestamp"][0] == MOMENT
+    assert normalize(log(timestamp=values))["timestamp"][0] == MOMENT
 
 
 @pytest.mark.parametrize("bad", [[5], [-1], [10**12, 10**9 * 5], [12345678901]])
-def test_timestamps_beyond_sense_are_refused_with_their_range(bad):
+def test_implausible_timestamps_are_refused_with_their_range(bad):
     frame = pl.DataFrame({"user_id": [1] * len(bad), "video_id": [1] * len(bad), "timestamp": bad})
     with pytest.raises(InputError, match=f"log.*'timestamp'.*{min(bad)}"):
         schema.read_contract(frame.lazy(), {}, "log")
 
 
-def test_datetime_of_the_year_2500_is_beyond_sense():
-    with pytest.raises(InputError, match="beyond sense"):
-        schema.normalize(log(timestamp=[dt.datetime(2500, 1, 1)]))  # noqa: DTZ001
+def test_a_datetime_of_the_year_2500_is_implausible():
+    frame = log(timestamp=[dt.datetime(2500, 1, 1)]).lazy()  # noqa: DTZ001
+    with pytest.raises(InputError, match="after 2262, which is implausible"):
+        survey(EventLog.of(frame, [RowGroup(frame=frame, rows=1)], None, "log"), None, 1)
 
 
 def test_all_faults_come_in_one_error_with_near_names():
     frame = pl.DataFrame({"userid": [1], "video_id": [1.5], "timestamp": ["x"], "is_liked": [0.5], "device_type": [1]})
     with pytest.raises(InputError) as caught:
-        schema.normalize(frame)
+        normalize(frame)
     said = str(caught.value)
     assert "'user_id' is missing. Did you mean 'userid'?" in said
     for column, kind in (
@@ -100,7 +105,7 @@ def test_a_log_of_a_known_kind_is_told_by_its_columns():
 
 def test_numbers_that_are_not_finite_and_flags_that_are_not_flags_become_null():
     frame = log(watch_duration=[float("nan")], watch_percentage=[float("inf")], is_liked=[-124], is_shared=[1])
-    row = schema.normalize(frame).row(0, named=True)
+    row = normalize(frame).row(0, named=True)
     assert (row["watch_duration"], row["watch_percentage"], row["is_liked"], row["is_shared"]) == (
         None,
         None,
@@ -113,7 +118,7 @@ def test_rows_without_ids_or_time_are_not_usable():
     frame = pl.DataFrame(
         {"user_id": [1, None, 1, 1], "video_id": [1, 1, None, 1], "timestamp": [MOMENT, MOMENT, MOMENT, None]}
     )
-    assert len(schema.normalize(frame)) == 1
+    assert len(normalize(frame)) == 1
 
 
 def test_unknown_columns_are_named_and_known_unread_ones_are_not():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.events.side_tables import users_table, videos_table
+from genrec_batch.events.side_tables import check_users, users_table, videos_table
 
 
 def cell(vector, text, amount):
@@ -205,8 +205,8 @@ def test_an_empty_table():
 def test_a_wrong_width_names_column_row_and_the_right_one():
     frame = pl.DataFrame({"user_id": [1, 2, 3], "profile": lists(200, None, 199)})
     with pytest.raises(InputError) as raised:
-        users_table(frame)
-    for part in ("--users", "'profile'", "199", "row 2", "200"):
+        check_users(frame, "--users u.parquet")
+    for part in ("--users u.parquet", "'profile'", "199", "row 2", "200"):
         assert part in str(raised.value)
     assert raised.value.exit_code == 3
 
@@ -224,13 +224,13 @@ def test_an_array_of_another_width_is_wrong():
 )
 def test_a_wrong_type_is_named(values):
     with pytest.raises(InputError, match=r"column 'profile' is .*, expected a list of 200 floats"):
-        users_table(pl.DataFrame({"user_id": [1], "profile": values}))
+        check_users(pl.DataFrame({"user_id": [1], "profile": values}), "--users")
 
 
 @pytest.mark.parametrize("odd", [None, math.nan, math.inf])
 def test_a_list_with_a_hole_is_wrong(odd):
     with pytest.raises(InputError, match="column 'profile' holds null, NaN or infinity"):
-        users_table(pl.DataFrame({"user_id": [1], "profile": [[odd, *[1.0] * 199]]}))
+        check_users(pl.DataFrame({"user_id": [1], "profile": [[odd, *[1.0] * 199]]}), "--users")
 
 
 def test_all_faults_at_once():

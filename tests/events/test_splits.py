@@ -11,10 +11,9 @@ import pytest
 from genrec_batch import features
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import splits
-from genrec_batch.events.histories import build
-from genrec_batch.events.schema import normalize
 from genrec_batch.events.splits import ALL_EVENTS
 from genrec_batch.model.catalog import Catalog
+from tests.histories import build, normalize
 
 
 def built(events, catalog, *, as_of_us, max_events=ALL_EVENTS, seen_limit=ALL_EVENTS):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from genrec_batch.events.histories import build
-from genrec_batch.events.schema import normalize
 from genrec_batch.events.splits import ALL_EVENTS
 from genrec_batch.events.whole import read_whole
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
+from tests.histories import build, normalize
 
 
 def test_a_whole_log_is_every_history_without_a_limit(log, log_file):

@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from genrec_batch import features
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import Histories, SideTable
-from genrec_batch.events.histories import build
-from genrec_batch.events.schema import normalize
 from genrec_batch.events.side_tables import users_table, videos_table
 from genrec_batch.model.catalog import Catalog
+from tests.histories import build, normalize
 from tests.logs import START, Log, Row, busy_log, events_frame, floats, log_of, logs, side_frame
 from tests.twins import features as reference
 

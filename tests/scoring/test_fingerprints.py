@@ -5,18 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from genrec_batch.core.arrays import Ragged
-from genrec_batch.events import histories
-from genrec_batch.events.schema import normalize
 from genrec_batch.events.sorter_numba import NumbaSorter
 from genrec_batch.features.batches import ModelInputs
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.scoring.fingerprints import fingerprints
+from tests.histories import build, normalize
 
 
 def inputs_of(log):
     """Inputs with everything that a user's rows can depend on."""
     events = normalize(log)
-    ids, built = histories.build(
+    ids, built = build(
         events, catalog=Catalog.from_events(events, vocabulary=99), as_of_us=2**52, max_events=20, seen_limit=9
     )
     users = len(ids)

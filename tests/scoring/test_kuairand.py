@@ -8,8 +8,9 @@ import pytest
 
 from genrec_batch import features
 from genrec_batch.core import layout
-from genrec_batch.events import histories, schema, side_tables
+from genrec_batch.events import schema, side_tables
 from genrec_batch.model.catalog import Catalog
+from tests.histories import build, normalize
 
 
 @pytest.fixture
@@ -50,13 +51,11 @@ def test_beam_candidates_and_blends_work_on_it_too(run, arguments):
 
 def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuairand):
     names = schema.column_names("kuairand")
-    events = schema.normalize(pl.read_parquet(kuairand / "events.parquet"), names.events)
+    events = normalize(pl.read_parquet(kuairand / "events.parquet"), names.events)
     users, videos = pl.read_parquet(kuairand / "users.parquet"), pl.read_parquet(kuairand / "videos.parquet")
     catalog = Catalog.from_events(events, vocabulary=10_000)
     last = int(events["timestamp"].dt.epoch("us").max())
-    _, built = histories.build(
-        events, catalog=catalog, as_of_us=last, max_events=50, seen_limit=1000, users=users, videos=videos
-    )
+    _, built = build(events, catalog=catalog, as_of_us=last, max_events=50, seen_limit=1000, users=users, videos=videos)
     dense = features.compute(built, side_tables.users_table(users), side_tables.videos_table(videos), max_events=50)
     assert abs(dense).max() < 100
     reached = {block for slot, block, _ in layout.describe() if abs(dense[:, slot]).max() > 0}

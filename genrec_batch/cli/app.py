@@ -17,12 +17,13 @@ from typing import Annotated, Any, cast
 import typer
 
 from genrec_batch import __version__
-from genrec_batch.cli import look
+from genrec_batch.cli import evaluate, look
 from genrec_batch.cli.exits import OPTION_FILE, done, fail, located, options
 from genrec_batch.cli.model import model_app
 from genrec_batch.cli.usage import Commands
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest
 from genrec_batch.core.options import HistoryConfig, LogConfig, VerifyConfig
+from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 from genrec_batch.runtime import console, signals
 from genrec_batch.runtime.malloc import keep_freed_memory
@@ -54,6 +55,7 @@ JOBS = {
     "features": HistoryConfig,
     "verify": VerifyConfig,
     "profile": ProfileConfig,
+    "evaluate": EvaluateConfig,
 }  # what entries at the file's top are for
 
 
@@ -201,6 +203,7 @@ def features(
         console.last_line(summary)
 
 
+app.command(rich_help_panel="Look")(evaluate.evaluate)
 app.command(rich_help_panel="Look")(look.profile)
 app.command(rich_help_panel="Look")(look.inspect)
 

@@ -23,7 +23,7 @@ from genrec_batch.runtime import console, signals
 
 CONTEXT = "called_with"  # the parameter by which Typer hands over where each value comes from
 OPTION_FILE = "genrec_batch.option_file"  # under which a context's meta holds the file's path
-PANELS = ("Input", "Model", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
+PANELS = ("Input", "Model", "Test", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:

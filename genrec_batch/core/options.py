@@ -140,19 +140,7 @@ class HistoryConfig(LogConfig):
         Raises:
             ConfigError: not an ISO 8601 date or moment.
         """
-        if self.as_of is None:
-            return None
-        text = self.as_of.strip()
-        try:
-            moment = dt.datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text)
-        except ValueError:
-            raise ConfigError(
-                f"--as-of {self.as_of!r}: not a moment in ISO 8601, such as 2026-04-30 or 2026-04-30T23:59:59Z"
-            ) from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
-        if not 1970 < moment.year < 2262:
-            raise ConfigError(f"--as-of {self.as_of!r}: a moment from 1971 to 2261")
-        return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)) / dt.timedelta(microseconds=1))
+        return None if self.as_of is None else moment_us(self.as_of, "--as-of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +265,25 @@ class VerifyConfig(ScoreConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, sample=1)
+
+
+def moment_us(text: str, flag: str) -> int:
+    """Return the moment that `flag` names, in ISO 8601 and UTC unless it says otherwise, as epoch microseconds.
+
+    Raises:
+        ConfigError: not an ISO 8601 date or moment.
+    """
+    iso = text.strip()
+    try:
+        moment = dt.datetime.fromisoformat(iso[:-1] + "+00:00" if iso.endswith(("Z", "z")) else iso)
+    except ValueError:
+        raise ConfigError(
+            f"{flag} {text!r}: not a moment in ISO 8601, such as 2026-04-30 or 2026-04-30T23:59:59Z"
+        ) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
+    if not 1970 < moment.year < 2262:
+        raise ConfigError(f"{flag} {text!r}: a moment from 1971 to 2261")
+    return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)) / dt.timedelta(microseconds=1))
 
 
 def check_batch_size(text: str) -> None:

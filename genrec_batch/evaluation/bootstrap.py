@@ -6,13 +6,15 @@ interval. Rows are drawn with replacement (Efron 1979); all values of a row are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from genrec_batch.core.arrays import F64, I64
+from genrec_batch.core.arrays import F64, U8
 
+Name = TypeVar("Name", bound=Hashable)
 RESAMPLES, LEAST_RESAMPLES = 1000, 200
 DRAWS = 20_000_000  # rows drawn in all, beyond which there are fewer resamples
 LEVEL = 0.95
@@ -42,17 +44,22 @@ def resamples(rows: int, seed: int) -> Iterator[F64]:
         left -= some
 
 
-def means(values: Mapping[str, F64], seed: int) -> dict[str, Estimate]:
+def means(values: Mapping[Name, F64], seed: int) -> dict[Name, Estimate]:
     """Return the mean of each array over its rows that are not NaN, with intervals; all have one value a row."""
     if not values:
         return {}
     value_MX = np.stack(list(values.values()), axis=1)
     there_MX = ~np.isnan(value_MX)
-    filled_MX, count_MX = np.where(there_MX, value_MX, 0.0), there_MX.astype(np.float64)
-    whole_X = _ratio(filled_MX.sum(axis=0), count_MX.sum(axis=0))
-    if not len(value_MX):
-        return dict.fromkeys(values, NOTHING)
-    drawn_RX = np.concatenate([_ratio(w @ filled_MX, w @ count_MX) for w in resamples(len(value_MX), seed)])
+    some_X: U8 = ~np.all(there_MX, axis=0)  # columns that some rows lack: the number of the others is resampled, too
+    filled_MX, there_MS = np.where(there_MX, value_MX, 0.0), there_MX[:, some_X].astype(np.float64)
+
+    def of(weight_RM: F64) -> F64:
+        number_RX = np.full((len(weight_RM), len(some_X)), float(len(value_MX)))
+        number_RX[:, some_X] = weight_RM @ there_MS
+        return _ratio(weight_RM @ filled_MX, number_RX)
+
+    whole_X = of(np.ones((1, len(value_MX))))[0]
+    drawn_RX = np.concatenate([of(weight_RM) for weight_RM in resamples(len(value_MX), seed)])
     return {name: estimate(whole_X[i], drawn_RX[:, i]) for i, name in enumerate(values)}
 
 
@@ -65,6 +72,6 @@ def estimate(value: float, drawn_R: F64) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high))
 
 
-def _ratio(total: F64, number: F64 | I64) -> F64:
+def _ratio(total: F64, number: F64) -> F64:
     ratio: F64 = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
     return ratio

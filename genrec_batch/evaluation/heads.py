@@ -6,6 +6,7 @@ exposure. Out: figures with intervals, and the points of a calibration curve.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from genrec_batch.evaluation.bootstrap import Estimate
 
 BINS = 10  # of the calibration curve, with about as many exposures each
 LEAST = 1e-7  # probability that log loss takes for 0, and 1 minus it for 1
+AT_ONCE = 1 << 18  # weights of exposures that are held at once
 METRICS = ("auc", "user_auc", "log_loss", "ece")
 
 
@@ -32,7 +34,7 @@ class HeadQuality:
     user_auc: Estimate  # the same within a user, weighted by exposures; users with both labels
     log_loss: Estimate
     constant_log_loss: float  # of always predicting the mean label
-    ece: Estimate  # expected calibration error
+    ece: Estimate  # expected calibration error: mean over bins of |mean prediction - mean label|, by exposures
     curve: tuple[tuple[float, float, int], ...]  # mean prediction, mean label and exposures of each bin
 
 
@@ -57,15 +59,15 @@ def judge(predicted_E: F32 | F64, label_E: F32 | F64, row_E: I64, *, seed: int) 
     weighted_U, counted_U = np.nan_to_num(auc_U) * shown_U, np.where(np.isnan(auc_U), 0, shown_U)
     exposures_U = np.bincount(user_E, minlength=len(users)).astype(np.float64)
     loss_U = np.bincount(user_E, loss_E, len(users))
+    gap_UB = np.bincount(user_E * BINS + bin_E, predicted_E - label_E, len(users) * BINS).reshape(-1, BINS)
 
     def figures(weight_RU: F64) -> dict[str, F64]:
-        weight_RE = weight_RU[:, user_E]
         total_R = weight_RU @ exposures_U
         return {
-            "auc": auc(predicted_E, positive_E, weight_RE),
+            "auc": auc(predicted_E, positive_E, weight_RU[:, user_E]),
             "user_auc": _ratio(weight_RU @ weighted_U, weight_RU @ counted_U),
             "log_loss": _ratio(weight_RU @ loss_U, total_R),
-            "ece": ece(predicted_E, label_E, bin_E, weight_RE),
+            "ece": _ratio(np.abs(weight_RU @ gap_UB).sum(axis=1), total_R),
         }
 
     value = figures(whole)
@@ -85,17 +87,17 @@ def judge(predicted_E: F32 | F64, label_E: F32 | F64, row_E: I64, *, seed: int) 
     )
 
 
-def _few_at_once(users: int, exposures: int, seed: int) -> list[F64]:
-    """Return resamples of users in groups whose exposures fit in memory together."""
-    size = max(1, bootstrap.AT_ONCE // exposures)
+def _few_at_once(users: int, exposures: int, seed: int) -> Iterator[F64]:
+    """Yield resamples of users in groups whose exposures fit in memory together."""
+    size = max(1, AT_ONCE // exposures)
     most = max(bootstrap.LEAST_RESAMPLES, min(bootstrap.RESAMPLES, bootstrap.DRAWS // exposures))
-    groups, made = [], 0
+    made = 0
     for weight_RU in bootstrap.resamples(users, seed):
         for start in range(0, len(weight_RU), size):
-            if made < most:
-                groups.append(weight_RU[start : start + size][: most - made])
-                made += len(groups[-1])
-    return groups
+            some_RU = weight_RU[start : start + size][: most - made]
+            made += len(some_RU)
+            if len(some_RU):
+                yield some_RU
 
 
 def losses(predicted_E: F64, label_E: F64) -> F64:
@@ -136,13 +138,6 @@ def bins(predicted_E: F64) -> I64:
     edges = np.quantile(predicted_E, np.linspace(0, 1, BINS + 1)[1:-1])
     bin_E: I64 = np.searchsorted(edges, predicted_E, side="left")
     return bin_E
-
-
-def ece(predicted_E: F64, label_E: F64, bin_E: I64, weight_RE: F64) -> F64:
-    """Return the expected calibration error, [R]: the mean over bins of |mean prediction - mean label|, weighted."""
-    gap_RE = weight_RE * (predicted_E - label_E)
-    member_EB = (bin_E[:, None] == np.arange(BINS)).astype(np.float64)
-    return _ratio(np.abs(gap_RE @ member_EB).sum(axis=1), weight_RE.sum(axis=1))
 
 
 def _curve(predicted_E: F64, label_E: F64, bin_E: I64) -> tuple[tuple[float, float, int], ...]:

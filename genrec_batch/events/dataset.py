@@ -98,7 +98,7 @@ class Dataset:
         warnings = [UNTRAINED] if isinstance(config, ScoreConfig) and not loaded.trained else []
         name = f"INPUT {source if isinstance(source, str) else 'table'}"
         with stages.time("catalog"):
-            catalog = _catalog(loaded, found, name, warnings)
+            catalog = catalog_for(loaded, found, name, warnings)
             loaded = loaded.with_catalog(len(catalog))
         if ahead is not None:
             ahead.know(loaded)
@@ -189,8 +189,12 @@ def _survey(log: EventLog, config: HistoryConfig, inputs: Mapping[str, read.Sour
     return found
 
 
-def _catalog(loaded: Model, found: Survey, name: str, warnings: list[str]) -> Catalog:
-    """Return the catalog of the model directory, else that of the log."""
+def catalog_for(loaded: Model, found: Survey, name: str, warnings: list[str]) -> Catalog:
+    """Return the catalog of the model directory, else that of the log, whose `name` errors use.
+
+    Raises:
+        ModelError: the catalog is damaged, or its ids can never equal the log's.
+    """
     vocabulary = loaded.config.vocabulary
     file = loaded.directory / "catalog.parquet" if loaded.directory else None
     if file is not None and file.exists():

@@ -8,6 +8,7 @@ charts. A content policy inside the page forbids it any connection.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
@@ -25,9 +26,13 @@ def _asset(name: str) -> str:
 
 def render(report: Report) -> str:
     """Return the page of a report."""
-    made = sections(report)
     what = "Profile" if report["kind"] == "profile" else "Run"
-    title = f"genrec-batch: {what.lower()} of {report['created']}"
+    return page(what, report["version"], report["created"], sections(report))
+
+
+def page(what: str, version: str, created: str, made: Sequence[Section]) -> str:
+    """Return sections as a page, under a title that says what they are."""
+    title = f"genrec-batch: {what.lower()} of {created}"
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in made)
     drawn = json.dumps([chart for section in made for chart in section.charts]).replace("<", "\\u003c")
     library = _asset(LIBRARY).rpartition("//# sourceMappingURL")[0] or _asset(LIBRARY)
@@ -39,7 +44,7 @@ def render(report: Report) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>{escape(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>",
-            f"<header><h1>{what}</h1><p>genrec-batch {escape(report['version'])}, {escape(report['created'])}</p>",
+            f"<header><h1>{what}</h1><p>genrec-batch {escape(version)}, {escape(created)}</p>",
             f'<nav aria-label="Sections">{links}</nav></header>\n<main>',
             *(_section(section) for section in made),
             "</main>",

@@ -239,7 +239,8 @@ def run(
     """
     out = output.open_output(target, identity, config.if_exists)
     count = len(by_user.shards(len(dataset.users), config.shard_users))
-    told = {"config": recorded(config), "input": {name: source.snapshot() for name, source in dataset.inputs.items()}}
+    snapshots = {name: source.snapshot() for name, source in dataset.inputs.items()}
+    told = {"config": recorded(config), "input": snapshots, "as_of": dataset.facts["as_of"]}
     plain = {key: value if isinstance(value, str) else _json(value) for key, value in {**identity, **told}.items()}
     out.metadata |= {f"genrec.{key}": value for key, value in plain.items()} | {"genrec.users": str(len(dataset.users))}
     if out.complete:

@@ -1,0 +1,216 @@
+"""`evaluate`: a model, or an earlier output, compared with what users did next, beside simple rules on the same rows.
+
+Owns: the order of the steps, and the report. Must not know: how a list, a metric or an engine works, or how the report
+is shown. In: options and a log. Out: the report as a plain dictionary.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from genrec_batch import __version__
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.engines.choose import Selection, sample_rows, select
+from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, recs
+from genrec_batch.evaluation import rows as test_rows
+from genrec_batch.evaluation.metrics import Videos
+from genrec_batch.evaluation.model_lists import Inputs, Judged, Lists
+from genrec_batch.evaluation.options import EvaluateConfig
+from genrec_batch.evaluation.rows import Rows
+from genrec_batch.events import labels, splits
+from genrec_batch.events.dataset import UNTRAINED, catalog_for, open_model
+from genrec_batch.events.splits import Cuts
+from genrec_batch.events.survey import Survey
+from genrec_batch.events.whole import WholeLog, read_whole
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.weights import Model
+from genrec_batch.runtime import console
+from genrec_batch.runtime.clock import Stages, peak_rss_mib
+from genrec_batch.runtime.console import LOG
+
+SCHEMA, SCHEMA_VERSION = "genrec-batch/evaluation", 1
+NO_LABEL = "no label of it is in the log"
+
+
+def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
+    """Evaluate what the options name on a log and return the report; gates are judged in it, not enforced.
+
+    Raises:
+        GenrecError: see its subclasses.
+    """
+    stages, known = Stages(), config.measurable(HEADS, heads.METRICS)
+    wanted = gates.parse(config.gate, known)
+    if config.recs is not None:
+        log, rows, judged = recs.judged(config, source, stages)
+    else:
+        log, rows, judged = _by_model(config, source, stages)
+    ks, main_k = config.lengths(), config.main_k()
+    with stages.time("baselines", rows=len(rows)), console.busy("ranking by simple rules"):
+        simple = {} if not len(rows.past.histories.values) else dict(baselines.lists(rows.past, ks[-1]))
+        videos = Videos(views_V=rows.past.views_V, vector_VD=rows.past.co_views.vectors())
+    seen = rows.histories.seen
+    targets = {horizon: rows.targets(horizon) for horizon in config.horizons()}
+    with stages.time("metrics", rows=len(rows)), console.busy("comparing with what came next"):
+        groups = rows.groups(seen)
+        rankings = judge.rankings(
+            {**judged.lists, **{name: Lists(tokens_MK=tokens_MK) for name, tokens_MK in simple.items()}},
+            targets, ks=ks, main_k=main_k, groups=groups, videos=videos, seed=config.seed,
+        )  # fmt: skip
+    with stages.time("heads"), console.busy("comparing the heads with labels"):
+        of_heads = _heads(config, log, judged)
+    main = config.lists()[0]
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "status": "ok",
+        "command": "evaluate",
+        "version": __version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **judged.facts,
+        "log": source,
+        "split": _split(config, rows),
+        "seen": "included" if config.include_seen else "excluded",
+        "ks": list(ks),
+        "main_k": main_k,
+        "main": main,
+        "lists": list(judged.lists),
+        "baselines": list(simple),
+        "counts": test_rows.counts(rows),
+        "groups": {name: int(rows_M.sum()) for name, rows_M in groups.items()},
+        "rankings": rankings,
+        "heads": of_heads,
+        "gates": gates.judge(wanted, judge.measured(rankings, of_heads, main)),
+        "seconds": round(stages.elapsed_s, 3),
+        "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
+        "peak_rss_mib": round(peak_rss_mib(), 1),
+    }
+
+
+def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLog, Rows, Judged]:
+    score = config.as_score()
+    with stages.time("model"), console.busy("reading the model"):
+        model = open_model(score)
+    score.check_positions(model.config.positions)
+    warnings = [] if model.trained else [UNTRAINED]
+
+    def catalog_of(found: Survey, video_type: pl.DataType) -> Catalog:  # noqa: ARG001 (the survey has it, too)
+        return catalog_for(model, found, f"EVENTS {source}", warnings)
+
+    log = read_whole(
+        source, catalog_of, stages,
+        users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=score.as_of_us(),
+        max_rejects=config.max_rejects, positive=config.positive,
+    )  # fmt: skip
+    for warning in warnings:
+        LOG.warning(warning)
+    model = model.with_catalog(len(log.catalog))
+    rows = test_rows.rows_of(
+        log.events, _cuts(config, log, source),
+        tokens=model.tokens, max_events=config.max_events, seen_limit=config.seen_limit,
+        include_seen=config.include_seen,
+    )  # fmt: skip
+    inputs = Inputs(
+        histories=rows.histories, users=log.users, videos=log.videos,
+        max_events=config.max_events, include_seen=config.include_seen,
+    )  # fmt: skip
+    with stages.time("engine"):
+        selection = _engine(config, model, inputs)
+    LOG.info("engine: %s", selection.why)
+    exposures, place_E = rows.exposures()
+    lists, heads_EH = {}, None
+    for mode in config.modes():
+        with stages.time(mode, rows=len(rows)):
+            lists[mode], found_EH = model_lists.recommend(
+                selection.engine, inputs, config.decoding(mode, model.tokens),
+                batch_users=selection.batch_users, weights=score.blend(),
+                exposures=exposures if heads_EH is None else None,
+            )  # fmt: skip
+            heads_EH = found_EH if heads_EH is None else heads_EH
+    engine = selection.engine
+    facts = {
+        "model": config.model or "reference preset",
+        "fingerprint": model.fingerprint[:16],
+        "trained": model.trained,
+        "engine": engine.name,
+        "device": engine.device,
+        "precision": engine.precision,
+        "engine_why": selection.why,
+        "catalog_videos": len(log.catalog),
+        "warnings": warnings,
+    }
+    row_E = np.repeat(np.arange(len(exposures)), exposures.lengths_N)
+    return log, rows, Judged(lists=lists, facts=facts, heads_EH=heads_EH, row_E=row_E, place_E=place_E)
+
+
+def _cuts(config: EvaluateConfig, log: WholeLog, source: str) -> Cuts:
+    """Return the rows of the test."""
+    if config.test_from is not None:
+        moment_us = config.moment_us()
+        assert moment_us is not None
+        cuts = splits.from_moment(log.events, moment_us, f"--test-from {config.test_from}")
+    else:
+        cuts = splits.leave_out(log.events, config.leave_out)
+    if config.limit is not None:
+        cuts = cuts.take(np.flatnonzero(cuts.user_N < config.limit))
+        if not len(cuts):
+            raise ConfigError(f"--limit {config.limit}: none of these users of EVENTS {source} has an event to test on")
+    return cuts
+
+
+def _engine(config: EvaluateConfig, model: Model, inputs: Inputs) -> Selection:
+    """Choose the engine as `score` does, by some of the test's own rows."""
+    rows_S = sample_rows(inputs.histories.lengths_N)
+    mode = "slate" if "slate" in config.modes() else "candidates"
+    return select(
+        model,
+        inputs.of_rows(rows_S).batch(np.arange(len(rows_S))),
+        config.decoding(mode, model.tokens),
+        name=config.engine,
+        device=config.device,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        longest=config.max_events,
+        mean=float(inputs.histories.lengths_N.mean()),
+    )
+
+
+def _split(config: EvaluateConfig, rows: Rows) -> dict[str, Any]:
+    moments_us = rows.cuts.as_of_us_N
+    return {
+        "test_from": config.test_from,
+        "leave_out": config.leave_out if config.test_from is None and config.recs is None else None,
+        "first_as_of": test_rows.moment_text(int(moments_us.min())),
+        "last_as_of": test_rows.moment_text(int(moments_us.max())),
+    }
+
+
+def _heads(config: EvaluateConfig, log: WholeLog, judged: Judged) -> dict[str, Any]:
+    """Return the figures of each head whose label the log has, by name; else why there are none."""
+    if judged.heads_EH is None or judged.row_E is None or judged.place_E is None:
+        return {}
+    labels_EH = labels.head_labels(log.events)[judged.place_E]
+    made: dict[str, Any] = {}
+    for place, head in enumerate(HEADS):
+        there_E = ~np.isnan(labels_EH[:, place])
+        label_E = labels_EH[there_E, place]
+        found = heads.judge(judged.heads_EH[there_E, place], label_E, judged.row_E[there_E], seed=config.seed)
+        if found is None:
+            made[head] = {"why_not": NO_LABEL}
+            continue
+        made[head] = {
+            "exposures": found.exposures,
+            "users": found.users,
+            "label": judge.rounded(found.positive),
+            "predicted": judge.rounded(found.predicted),
+            "constant_log_loss": judge.rounded(found.constant_log_loss),
+            "metrics": {name: judge.figure(getattr(found, name)) for name in heads.METRICS},
+            "curve": [[judge.rounded(p), judge.rounded(o), n] for p, o, n in found.curve],
+        }
+        if found.auc.value is None:
+            made[head]["why_not"] = f"every label is {'1' if label_E.min() >= 0.5 else 'below 0.5'}, so there is no AUC"
+    return made

@@ -1,11 +1,11 @@
-"""Keys and values of rows on their way through the torch engine.
+"""The KV cache of the torch engine: keys and values of the rows of a batch.
 
-Owns: where they lie, and what of them a row may look at. Must not know: how they are made or mixed. Shapes as in
-`torch_network`.
+Owns: their slots, and which slots a row may attend to. Must not know: how keys and values are computed or used. Shapes
+as in `network`.
 
-A row's sums should not depend on its neighbours. Position p of a row stands in slot p, whatever the longest row beside
-it is, and what is looked at goes in whole vectors of a processor (LANES): then zeros may follow, as many as they like,
-and each number is still added up in the same place.
+A row's sums must not depend on its neighbours. Position p of a row is in slot p, however long the longest row is, and
+attention reads whole vectors of a processor (LANES). Then any number of zeros may follow, and every number is still
+added up in the same place.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from genrec_batch.model.weights import ModelConfig
 
-LANES = 16  # of fp32 in the widest vector
+LANES = 16  # fp32 numbers in the widest vector
 
 
 def lanes(slots: int) -> int:
-    """Return the slots of as many whole vectors as hold `slots`."""
+    """Return `slots` rounded up to whole vectors."""
     return -(-slots // LANES) * LANES
 
 
@@ -29,8 +29,8 @@ def lanes(slots: int) -> int:
 class Cache:
     """Keys and values of R rows, [layers, R, G, T, Z].
 
-    Row r has `lengths_R[r]` positions of context, at most `prefix`, then those read since. Once its context is there,
-    its other slots hold zeros or, of context shorter than its neighbours', leftovers of padding.
+    Row r has `lengths_R[r]` positions of context, at most `prefix`, then the positions read since. Once the context is
+    filled, its other slots hold zeros or, in a row shorter than its neighbours, leftovers of padding.
     """
 
     keys: Tensor
@@ -40,7 +40,7 @@ class Cache:
 
     @staticmethod
     def empty(config: ModelConfig, lengths_R: Tensor, prefix: int, reads: int, dtype: torch.dtype) -> Cache:
-        """Return a cache for rows with `lengths_R` positions of context and for `reads` reads; numbers may be any."""
+        """Return a cache with room for `lengths_R` positions of context and `reads` reads; its content is undefined."""
         shape = (config.layers, len(lengths_R), config.heads, lanes(prefix + reads), config.head_size)
         return Cache(
             keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
@@ -54,7 +54,7 @@ class Cache:
         self.keys.zero_()
         self.values.zero_()
 
-    def part(self, rows: slice) -> Cache:
+    def view(self, rows: slice) -> Cache:
         """Return a view of some rows."""
         return Cache(
             keys=self.keys[:, rows], values=self.values[:, rows], lengths_R=self.lengths_R[rows], prefix=self.prefix
@@ -70,15 +70,15 @@ class Cache:
         )
 
     def at(self, step: int) -> Read:
-        """Return where the positions of one more read stand, and what they look at."""
+        """Return the slots of one more read's positions, and the slots that they attend to."""
         slot_R = self.lengths_R + step
         return Read(rows_R=torch.arange(len(slot_R), device=slot_R.device), slot_R=slot_R, bias=self.bias(step))
 
     def bias(self, step: int) -> Tensor:
-        """Return 0 for each slot that a row has filled with read `step`, -inf for others, [R, 1, 1, slots].
+        """Return 0 for each slot that a row has filled by read `step`, -inf for the others, [R, 1, 1, slots].
 
-        PyTorch's products of 16 bits on a CPU copy what is not dense: there all slots are looked at, else no more than
-        need be.
+        PyTorch's 16-bit products on a CPU copy a tensor that is not dense, so there attention covers all slots;
+        elsewhere it covers no more than needed.
         """
         whole = self.keys.device.type == "cpu" and self.keys.dtype != torch.float32
         slots = self.keys.shape[3] if whole else lanes(self.prefix + step + 1)
@@ -88,7 +88,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """A position a row that is read next."""
+    """One position per row, which is read next."""
 
     rows_R: Tensor
     slot_R: Tensor

@@ -1,6 +1,6 @@
-"""What comes next: log-probabilities over the vocabulary, and the best items that may be recommended.
+"""The choice of the next item: log-probabilities over the vocabulary, and the best items that may be recommended.
 
-Owns: masking, order and ties of choices on tensors. Must not know: where logits come from, what a choice is used for.
+Owns: masking, order and ties on tensors. Must not know: where logits come from, what a choice is used for.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Choice:
 def choose(
     logits_BV: Tensor, banned_BX: Tensor, *, tokens: int, choices: int, log_sum_B: Tensor | None = None
 ) -> Choice:
-    """Return the best `choices` items below `tokens` that are not banned; among equals the lower token comes first.
+    """Return the best `choices` items below `tokens` that are not banned; of equals the lower token comes first.
 
-    Where fewer are left, token 0 with -inf fills the row. Log-probabilities are over all V tokens, banned ones too.
-    The logits are masked in place for the search and restored after it, which is cheaper than a copy.
+    Where fewer are left, token 0 with -inf fills the row. Log-probabilities are over all V tokens, banned ones
+    included. The logits are masked in place for the search and then restored, which is cheaper than a copy.
     """
     log_sum_B = logits_BV.logsumexp(1) if log_sum_B is None else log_sum_B
     kept_BX = logits_BV.gather(1, banned_BX)
@@ -67,10 +67,10 @@ def log_probs(logits_BV: Tensor, log_sum_B: Tensor, tokens_BC: Tensor) -> Tensor
 
 
 def _order(logits_BV: Tensor) -> Tensor:
-    """Return whole numbers that order as (logit, then lower token) does, no two alike in a row, [B, V].
+    """Return integers, distinct within a row, that sort by logit and then by lower token, [B, V].
 
-    The bits of an IEEE 754 float, read as a signed integer, order as the float does once a negative one has all its
-    other bits turned. Adding 0 makes -0 and 0 equal.
+    The bits of an IEEE 754 float, read as a signed integer, sort like the float once all bits but the sign of a
+    negative one are flipped. Adding 0 makes -0 and 0 equal.
     """
     bits = (logits_BV + 0.0).view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()

@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def wake(name: str) -> None:
-    """Make a GPU ready to work, which takes a second or two."""
+    """Initialize a GPU, which takes a second or two."""
     torch.zeros(1, device=resolve_device(name))
 
 
@@ -53,7 +53,7 @@ def resolve_precision(name: str) -> torch.dtype:
 
 
 def fast_int8() -> bool:
-    """Whether this processor multiplies 8-bit whole numbers with 32-bit sums; others would cut the sums off."""
+    """Return whether this processor multiplies 8-bit integers with 32-bit sums; others would truncate the sums."""
     supported: bool = torch.cpu._is_vnni_supported()  # noqa: SLF001 (no public name)
     return supported
 

@@ -1,10 +1,11 @@
 """The torch engine: prefill once, decode K times, on a CPU or a CUDA device.
 
-Owns: what the engine protocol asks: arrays in and out, the caller's order of rows, and the threads of a CPU. Must not
-know: how rows go through the network (`torch_lane`), how it is computed (`torch_network`), users, Parquet.
+Owns: arrays in and out, the caller's order of rows, and the threads of a CPU. Must not know: how rows go through the
+network (`lane`), how it is computed (`network`), users, Parquet.
 
-On a CPU the rows are dealt to lanes, one thread each, that meet only at the end of a call. Threads that share each
-product instead wait for each other hundreds of times a call, for whole time slices when something else runs beside.
+On a CPU the rows are divided among lanes, one thread each, that wait for each other only at the end of a call. Threads
+that share each product wait for each other hundreds of times a call, and for whole time slices when another process
+uses the CPU.
 """
 
 from __future__ import annotations
@@ -23,27 +24,26 @@ from torch import Tensor
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.options import check_positions
 from genrec_batch.engines.protocol import Engine
-from genrec_batch.engines.torch import lane as torch_lane
 from genrec_batch.engines.torch.choice import log_probs
 from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
-from genrec_batch.engines.torch.lane import Lane, Program
+from genrec_batch.engines.torch.lane import Lane, LaneModel
 from genrec_batch.engines.torch.network import Network, load_network
 from genrec_batch.engines.torch.phases import Phases, PlainPhases
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime.console import LOG
 
-GROUP_ROWS = 32  # that share a cache on a CPU
-CONTEXT_POSITIONS = 816  # of one pass on a CPU: 16 rows of 51, whose activations stay in its caches
-ASIDE_POSITIONS = 2048
-WHOLE = 1 << 30  # a GPU takes all at once
+GROUP_ROWS = 32  # rows that share a KV cache on a CPU
+CONTEXT_POSITIONS = 816  # positions of one pass on a CPU: the activations of 16 rows of 51 stay in its caches
+ASIDE_POSITIONS = 2048  # items of one pass on a CPU that reads each of them alone
+WHOLE = 1 << 30  # a GPU takes all of them in one pass
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _State:
-    """A batch on its way: its lanes, and which rows of the caller each lane's rows are."""
+class LanesState:
+    """A batch between calls: its lanes, and the caller's rows that each lane holds."""
 
     rows: int
     lanes: list[Lane]
@@ -51,14 +51,19 @@ class _State:
 
 
 class TorchEngine(Engine):
-    """The engine protocol in PyTorch.
+    """The generative transformer in PyTorch.
 
-    Precisions. fp32: everything. bf16 on a CPU: the cache, and all products of the positions before the newest event,
-    which are most of the work and matter only through attention. int8 on a CPU: most products of those same positions,
-    with a bf16 cache. The products of the newest event and of decoded items and the logits are pairs of 8-bit numbers
-    there (`torch_linear.PairLinear`), which keeps close items in order at little cost. Where the compiled kernels do
-    not run (`_phases`) those are fp32, and so is the cache of int8. bf16 and fp16 on CUDA: the cache and all products
-    of the encoder. The residual stream, norms, softmax and heads are fp32 everywhere, the logits but for those pairs.
+    What each precision covers:
+    fp32: everything.
+    bf16 on a CPU: the KV cache, and all products of the positions before the newest event, which are most of the work
+    and matter only through attention.
+    int8 on a CPU: most products of the same positions, with a bf16 cache.
+    bf16 and fp16 on CUDA: the cache and all products of the encoder.
+
+    In bf16 and int8 on a CPU the products of the newest event and of decoded items, and the logits, are computed in
+    pairs of 8-bit numbers (`linear.PairLinear`), which keeps close items in order at little cost. Where the compiled
+    kernels do not run (`_phases`), these products are fp32, and so is the cache of int8. The residual stream, norms,
+    softmax and heads are always fp32.
     """
 
     name = "torch"
@@ -79,7 +84,7 @@ class TorchEngine(Engine):
             network = load_network(model.config, model.weights, self._device)
             phases = _phases(network, self._device, dtype)
             self.arithmetic = "plain" if isinstance(phases, PlainPhases) else "compiled"
-            self._program = Program.of(
+            self._model = LaneModel.of(
                 network,
                 phases,
                 tokens=model.tokens,
@@ -90,8 +95,8 @@ class TorchEngine(Engine):
         self._threads = torch.get_num_threads() if on_cpu else 1
         self._pool = _lane_threads(self._threads) if self._threads > 1 else None
 
-    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> _State:
-        """Read the features and histories of B rows and choose the next items; see `engines.Engine`.
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> LanesState:
+        """Read the features and histories of B rows and choose the next items; see `Engine`.
 
         Raises:
             ConfigError: history and steps do not fit the model's positions.
@@ -105,14 +110,14 @@ class TorchEngine(Engine):
             return {name: self._put(array[rows]) for name, array in _inputs(batch).items()}
 
         def start(inputs: dict[str, Tensor]) -> Lane:
-            return torch_lane.prefill(self._program, inputs, steps=steps, choices=choices)
+            return self._model.prefill(inputs, steps=steps, choices=choices)
 
         inputs = self._each(put, places)
         self.arrived()
-        return _State(rows=len(batch), lanes=self._each(start, inputs), places=places)
+        return LanesState(rows=len(batch), lanes=self._each(start, inputs), places=places)
 
     def wait(self) -> None:
-        """Return once a GPU has done all that was asked of it; a CPU has by then."""
+        """Return once a GPU has done its work; on a CPU a call returns when its work is done."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -127,16 +132,16 @@ class TorchEngine(Engine):
         """Return the most GPU memory that PyTorch held for this process."""
         return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
 
-    def decode(self, state: _State, tokens_B: I32 | None = None) -> None:
-        """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`.
+    def decode(self, state: LanesState, tokens_B: I32 | None = None) -> None:
+        """Read one item per row (None: the best choice), then choose the next; see `Engine`.
 
         Raises:
             DeviceMemoryError: the device is out of memory.
         """
         items = [None if tokens_B is None else self._put(tokens_B[rows]) for rows in state.places]
-        self._each(lambda lane, given: torch_lane.decode(self._program, lane, given), state.lanes, items)
+        self._each(self._model.decode, state.lanes, items)
 
-    def choose(self, state: _State) -> tuple[I32, F32]:
+    def choose(self, state: LanesState) -> tuple[I32, F32]:
         """Return the best items of the next position, best first: tokens [B, W], log-probabilities [B, W]."""
         found = [lane.next for lane in state.lanes if lane.next is not None]
         assert len(found) == len(state.lanes), "prefill made room for fewer steps"
@@ -144,7 +149,7 @@ class TorchEngine(Engine):
         log_prob_BW: F32 = _gather(state, [choice.log_prob_BW for choice in found])
         return tokens_BW, log_prob_BW
 
-    def log_probs(self, state: _State, tokens_BC: I32) -> F32:
+    def log_probs(self, state: LanesState, tokens_BC: I32) -> F32:
         """Return the log-probabilities of items right after the history, [B, C]; -inf for token 0."""
 
         def found(lane: Lane, items_BC: Tensor) -> Tensor:
@@ -153,21 +158,17 @@ class TorchEngine(Engine):
         log_prob_BC: F32 = _gather(state, self._each(found, state.lanes, self._deal(state, tokens_BC)))
         return log_prob_BC
 
-    def score(self, state: _State, tokens_BC: I32) -> F32:
+    def score(self, state: LanesState, tokens_BC: I32) -> F32:
         """Return the heads [B, C, H] of items, each read alone right after the history; 0 for token 0.
 
         Raises:
             DeviceMemoryError: the device is out of memory.
         """
-
-        def found(lane: Lane, items_BC: Tensor) -> Tensor:
-            return torch_lane.score(self._program, lane, items_BC)
-
-        heads_BCH: F32 = _gather(state, self._each(found, state.lanes, self._deal(state, tokens_BC)))
+        heads_BCH: F32 = _gather(state, self._each(self._model.score, state.lanes, self._deal(state, tokens_BC)))
         return heads_BCH
 
-    def select(self, state: _State, rows_R: I64) -> _State:
-        """Return a state whose row r is a copy of row `rows_R[r]`; see `engines.Engine`.
+    def select(self, state: LanesState, rows_R: I64) -> LanesState:
+        """Return a state whose row r is a copy of row `rows_R[r]`; see `Engine`.
 
         Raises:
             DeviceMemoryError: the device is out of memory.
@@ -183,9 +184,9 @@ class TorchEngine(Engine):
                 lanes.append(lane)
                 places.append(place)
                 sources.append(self._put(within_B[rows_R[place]]))
-        return _State(rows=len(rows_R), lanes=self._each(torch_lane.take, lanes, sources), places=places)
+        return LanesState(rows=len(rows_R), lanes=self._each(Lane.take, lanes, sources), places=places)
 
-    def collect(self, state: _State) -> Ranked:
+    def collect(self, state: LanesState) -> Ranked:
         """Return all items read so far, in the order they were read: [B, K]."""
         if not state.lanes[0].tokens:
             none_read = np.zeros((state.rows, 0, len(HEADS)), np.float32)
@@ -198,15 +199,15 @@ class TorchEngine(Engine):
         )
 
     def _put(self, array: Array) -> Tensor:
-        """Return an array on the device; whole numbers as int64, which PyTorch's indices are."""
+        """Return an array on the device; integers as int64, the type of PyTorch's indices."""
         wide = array.astype(np.int64, copy=False) if array.dtype.kind == "i" else array
         return torch.from_numpy(np.ascontiguousarray(wide)).to(self._device)
 
-    def _deal(self, state: _State, tokens_BC: I32) -> list[Tensor]:
+    def _deal(self, state: LanesState, tokens_BC: I32) -> list[Tensor]:
         return [self._put(tokens_BC[rows]) for rows in state.places]
 
     def _each(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
-        """Do some work for every lane, each on its own thread, and wait for all."""
+        """Do the same work for every lane, each on its own thread, and wait for all of them."""
 
         def alone(*given: Any) -> T:
             with torch.inference_mode():
@@ -217,15 +218,15 @@ class TorchEngine(Engine):
 
 
 def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phases:
-    """Return the fastest phases in a type."""
+    """Return the fastest phases in a type that run here."""
     if device.type == "cpu" and dtype != torch.float32 and fast_int8():
         if find_spec("numba") is None:
-            LOG.info("numba is not installed: PyTorch computes alone, more slowly; pip install 'genrec-batch[fast]'")
+            LOG.info("numba is not installed, so scoring is slower; pip install 'genrec-batch[fast]'")
         else:
             try:
                 from genrec_batch.engines.torch.compiled.phases import CompiledPhases, fits
             except ImportError as error:
-                LOG.warning("numba is installed but does not load (%s); PyTorch computes alone, more slowly", error)
+                LOG.warning("numba is installed but does not load (%s), so scoring is slower", error)
             else:
                 if fits(network.config):
                     return CompiledPhases.of(network, dtype)
@@ -233,17 +234,17 @@ def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phase
 
 
 def _lane_threads(count: int) -> ThreadPoolExecutor:
-    """Return threads in which PyTorch computes alone; everywhere else it keeps its number of threads."""
+    """Return threads that each compute on one core; elsewhere PyTorch keeps its number of threads."""
     all_there = Barrier(count)
 
     def alone() -> None:
-        torch.get_num_threads()  # a thread's first question sets its number to the process's: ask before it is set
+        torch.get_num_threads()  # the first call in a thread takes the number of the process, so call it first
         torch.set_num_threads(1)
         all_there.wait()
 
     pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=alone)
     assert [future.result() for future in [pool.submit(torch.get_num_threads) for _ in range(count)]] == [1] * count
-    torch.set_num_threads(count)  # the number is each thread's own, but what later threads begin with is not
+    torch.set_num_threads(count)  # each thread has a number of its own, but later threads start with the process's
     return pool
 
 
@@ -252,9 +253,9 @@ def _inputs(batch: Batch) -> dict[str, Array]:
     return {name: array for name in names if (array := getattr(batch, name)) is not None}
 
 
-def _gather(state: _State, parts: list[Tensor]) -> Any:  # an array of the tensors' type
+def _gather(state: LanesState, of_lanes: list[Tensor]) -> Any:  # an array of the tensors' type
     """Return the lanes' rows in the caller's order, on the host."""
-    gathered = np.empty((state.rows, *parts[0].shape[1:]), parts[0].cpu().numpy().dtype)
-    for rows, part in zip(state.places, parts, strict=True):
-        gathered[rows] = part.cpu().numpy()
+    gathered = np.empty((state.rows, *of_lanes[0].shape[1:]), of_lanes[0].cpu().numpy().dtype)
+    for rows, of_lane in zip(state.places, of_lanes, strict=True):
+        gathered[rows] = of_lane.cpu().numpy()
     return gathered

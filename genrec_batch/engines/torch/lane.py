@@ -1,9 +1,9 @@
 """One lane of the torch engine: rows that go through the network together, from prefill to the last item.
 
-Owns: caches, banned items and what was read of its rows, which are sorted by length. Must not know: threads, the
-caller's order of rows, NumPy. A lane shares nothing that it writes with another one.
+Owns: the caches and banned items of a lane's rows, and the items read so far. The rows are sorted by length. Must not
+know: threads, the caller's order of rows, NumPy. A lane shares nothing that it writes with another lane.
 
-Rows are cut into groups of like length that share a cache, so that neighbours cost each other next to no padding.
+Rows are divided into groups of similar length that share a cache, so that there is next to no padding.
 """
 
 from __future__ import annotations
@@ -23,25 +23,70 @@ from genrec_batch.engines.torch.phases import Phases, items
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class Group:
+    """Rows of similar length: their place in the lane, their lengths, and their cache."""
+
+    rows: slice
+    lengths_R: Tensor
+    cache: Cache
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """B rows between prefill and the last item, sorted by length."""
+
+    lengths_B: Tensor
+    groups: list[Group]
+    steps: int
+    choices: int
+    banned_BX: Tensor  # padding, unknown and seen items, then the items read
+    start: Choice  # right after the history
+    next: Choice | None  # None once there is no room for another item
+    tokens: list[Tensor] = field(default_factory=list)  # read so far, [B] each
+    log_probs: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+
+    def take(self, rows_R: Tensor) -> Lane:
+        """Return a lane that holds copies of these rows, given in rising order; a row may be taken many times."""
+        groups, first = [], 0
+        for group in self.groups:
+            inside_R = rows_R[(rows_R >= group.rows.start) & (rows_R < group.rows.stop)] - group.rows.start
+            if len(inside_R):
+                rows = slice(first, first + len(inside_R))
+                groups.append(Group(rows=rows, lengths_R=group.lengths_R[inside_R], cache=group.cache.take(inside_R)))
+                first = rows.stop
+        start = self.start.take(rows_R)
+        return replace(
+            self,
+            lengths_B=self.lengths_B[rows_R],
+            groups=groups,
+            banned_BX=self.banned_BX[rows_R],
+            start=start,
+            next=start if self.next is self.start else self.next and self.next.take(rows_R),
+            tokens=[tokens_B[rows_R] for tokens_B in self.tokens],
+            log_probs=[log_prob_B[rows_R] for log_prob_B in self.log_probs],
+            heads=[heads_BH[rows_R] for heads_BH in self.heads],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneModel:
     """The network as a device computes it, and how much of a lane it computes at once."""
 
     network: Network
     phases: Phases
-    sources: Mapping[
-        str, tuple[Linear, str]
-    ]  # of position 0: by an input's name, its product and the flag of who has it
-    heads: Linear  # four, then as many zeros as fill a vector: a product of few outputs depends on how many rows it has
+    sources: Mapping[str, tuple[Linear, str]]  # of position 0: by an input's name, its product and its flag's name
+    heads: Linear  # padded with zeros to a whole vector: the result of fewer outputs depends on the number of rows
     tokens: int  # tokens from here on are never chosen
     group_rows: int  # rows that share a cache
     context_positions: int  # positions of one pass over the context
-    aside_positions: int  # items read aside at once
+    aside_positions: int  # items of one pass that reads each of them alone
 
     @staticmethod
     def of(
         network: Network, phases: Phases, *, tokens: int, group_rows: int, context_positions: int, aside_positions: int
-    ) -> Program:
-        """Prepare the products that no phase has, in fp32."""
+    ) -> LaneModel:
+        """Prepare the products that belong to no phase, in fp32."""
         heads = [getattr(network, f"{head}_head") for head in HEADS]
         spare = heads[0].weight.new_zeros(lanes(len(heads)) - len(heads), heads[0].in_features)
         sources = {
@@ -49,7 +94,7 @@ class Program:
             "profile_BP": (network.user_profile_projection, "has_profile_B"),
             "video_BV": (network.video_feature_projection, "has_video_B"),
         }
-        return Program(
+        return LaneModel(
             network=network,
             phases=phases,
             sources={n: (Linear(p.weight, p.bias, torch.float32), flag) for n, (p, flag) in sources.items()},
@@ -64,7 +109,66 @@ class Program:
             aside_positions=aside_positions,
         )
 
-    def prefix(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def prefill(self, inputs: Mapping[str, Tensor], *, steps: int, choices: int) -> Lane:
+        """Read features and histories and choose the next items.
+
+        `inputs` has dense_BF, tokens_BS, lengths_B (rising), seen_BX and, where the run has them, profile_BP,
+        has_profile_B, video_BV, has_video_B.
+        """
+        prefix_BD = self._prefix(inputs)
+        tokens_BS, lengths_B = inputs["tokens_BS"], inputs["lengths_B"]
+        groups = []
+        for first in range(0, len(lengths_B), self.group_rows):
+            rows = slice(first, min(len(lengths_B), first + self.group_rows))
+            groups.append(self._group(prefix_BD[rows], tokens_BS[rows], lengths_B[rows], rows, steps))
+        last_B = tokens_BS.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
+        newest_BD = torch.where((lengths_B > 0)[:, None], items(self.network, last_B, lengths_B), prefix_BD)
+        hidden_BD = self.phases.read(newest_BD, [group.cache for group in groups], 0)
+        never_B2 = lengths_B.new_tensor([PADDING, FIRST_ITEM - 1]).expand(len(lengths_B), 2)
+        banned_BX = torch.cat([never_B2, inputs["seen_BX"]], 1)
+        start = self.phases.choose(hidden_BD, banned_BX, tokens=self.tokens, choices=choices)
+        return Lane(
+            lengths_B=lengths_B, groups=groups, steps=steps, choices=choices, banned_BX=banned_BX, start=start,
+            next=start,
+        )  # fmt: skip
+
+    def decode(self, lane: Lane, items_B: Tensor | None) -> None:
+        """Read one item per row (None: the best choice), then choose the next.
+
+        Nothing follows the last of the lane's steps, so its logits are left out.
+        """
+        step = len(lane.tokens)
+        assert lane.next is not None, "prefill made room for fewer steps"
+        assert step < lane.steps, "prefill made room for fewer steps"
+        if items_B is None:
+            items_B, log_prob_B = lane.next.tokens_BW[:, 0], lane.next.log_prob_BW[:, 0]
+        else:
+            log_prob_B = log_probs(lane.next.logits_BV, lane.next.log_sum_B, items_B[:, None])[:, 0]
+        x_BD = items(self.network, items_B, lane.lengths_B + step + 1)
+        hidden_BD = self.phases.read(x_BD, [group.cache for group in lane.groups], step + 1)
+        lane.tokens.append(items_B)
+        lane.log_probs.append(log_prob_B)
+        lane.heads.append(self._scores(hidden_BD, items_B))
+        if step + 1 == lane.steps:
+            lane.next = None
+            return
+        lane.banned_BX = torch.cat([lane.banned_BX, items_B[:, None]], 1)
+        lane.next = self.phases.choose(hidden_BD, lane.banned_BX, tokens=self.tokens, choices=lane.choices)
+
+    def score(self, lane: Lane, items_BC: Tensor) -> Tensor:
+        """Return the heads of items, each read alone right after the history, [B, C, H]; 0 for token 0."""
+        scores = []
+        for group in lane.groups:
+            rows = len(group.lengths_R)
+            size = max(1, self.aside_positions // max(1, items_BC.shape[1]))
+            for first in range(0, rows, size):
+                some = slice(first, min(rows, first + size))
+                items_RC = items_BC[group.rows][some]
+                x_RCD = items(self.network, items_RC, (group.lengths_R[some] + 1)[:, None])
+                scores.append(self._scores(self.phases.read_aside(x_RCD, group.cache.view(some)), items_RC))
+        return torch.cat(scores)
+
+    def _prefix(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return position 0, [B, D], as `Network.prefix` does, whatever the number of rows."""
         x = self.network.position_embedding.weight[0]
         for name, (product, flag) in self.sources.items():
@@ -72,141 +176,27 @@ class Program:
                 x = x + (product(inputs[name]) * inputs[flag][:, None] if flag else product(inputs[name]))
         return x
 
-    def items(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Return what the network reads for items at positions, [..., D]."""
-        return items(self.network, tokens, positions)
+    def _group(self, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Tensor, rows: slice, steps: int) -> Group:
+        """Read everything before the newest event of some rows into a new cache, a few rows at a time.
 
-    def scores(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        On a CPU long contexts are read in another way than short ones, so no pass mixes the two.
+        """
+        longest = int(lengths_R[-1])
+        cache = Cache.empty(self.network.config, lengths_R, longest, 1 + steps, self.phases.cache_dtype)
+        size = max(1, self.context_positions // max(1, longest))
+        short = int((lengths_R <= FUSED_FROM).sum()) if lengths_R.device.type == "cpu" else len(lengths_R)
+        starts = [*range(0, short, size), *range(short, len(lengths_R), size)]
+        for first, stop in zip(starts, [*starts[1:], len(lengths_R)], strict=True):
+            some = slice(first, stop)
+            count = int(lengths_R[some.stop - 1])
+            filled = cache.view(some)
+            if count:
+                self.phases.context(prefix_RD[some], tokens_RS[some, : count - 1], filled)
+            else:
+                filled.clear()
+        return Group(rows=rows, lengths_R=lengths_R, cache=cache)
+
+    def _scores(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Return the heads of read items, [..., H]; 0 for token 0."""
         raw = self.heads(hidden.flatten(0, -2))[:, : len(HEADS)].view(*tokens.shape, len(HEADS))
         return torch.sigmoid(raw) * (tokens != PADDING)[..., None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows of like length: their span in the lane, their lengths, and their cache."""
-
-    rows: slice
-    lengths_R: Tensor
-    cache: Cache
-
-
-@dataclass(kw_only=True)
-class Lane:
-    """B rows on their way; lengths rise."""
-
-    lengths_B: Tensor
-    groups: list[Group]
-    steps: int
-    choices: int
-    banned_BX: Tensor  # padding, unknown, seen; then what has been read
-    start: Choice  # right after the history
-    next: Choice | None  # None once there is no room for another item
-    tokens: list[Tensor] = field(default_factory=list)  # read so far, [B] each
-    log_probs: list[Tensor] = field(default_factory=list)
-    heads: list[Tensor] = field(default_factory=list)
-
-
-def prefill(program: Program, inputs: Mapping[str, Tensor], *, steps: int, choices: int) -> Lane:
-    """Read features and histories and choose the next items.
-
-    `inputs` has dense_BF, tokens_BS, lengths_B (rising), seen_BX and, where the run has them, profile_BP,
-    has_profile_B, video_BV, has_video_B.
-    """
-    prefix_BD = program.prefix(inputs)
-    tokens_BS, lengths_B = inputs["tokens_BS"], inputs["lengths_B"]
-    groups = []
-    for first in range(0, len(lengths_B), program.group_rows):
-        rows = slice(first, min(len(lengths_B), first + program.group_rows))
-        groups.append(_group(program, prefix_BD[rows], tokens_BS[rows], lengths_B[rows], rows, steps))
-    last_B = tokens_BS.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
-    newest_BD = torch.where((lengths_B > 0)[:, None], program.items(last_B, lengths_B), prefix_BD)
-    hidden_BD = program.phases.read(newest_BD, [group.cache for group in groups], 0)
-    never_B2 = lengths_B.new_tensor([PADDING, FIRST_ITEM - 1]).expand(len(lengths_B), 2)
-    banned_BX = torch.cat([never_B2, inputs["seen_BX"]], 1)
-    start = program.phases.choose(hidden_BD, banned_BX, tokens=program.tokens, choices=choices)
-    return Lane(
-        lengths_B=lengths_B, groups=groups, steps=steps, choices=choices, banned_BX=banned_BX, start=start, next=start
-    )
-
-
-def _group(program: Program, prefix_RD: Tensor, tokens_RS: Tensor, lengths_R: Tensor, rows: slice, steps: int) -> Group:
-    """Read everything before the newest event of some rows into a new cache, a few rows at a time.
-
-    On a CPU long contexts are read in another way than short ones: none goes along with the others.
-    """
-    longest = int(lengths_R[-1])
-    cache = Cache.empty(program.network.config, lengths_R, longest, 1 + steps, program.phases.cache_dtype)
-    size = max(1, program.context_positions // max(1, longest))
-    short = int((lengths_R <= FUSED_FROM).sum()) if lengths_R.device.type == "cpu" else len(lengths_R)
-    starts = [*range(0, short, size), *range(short, len(lengths_R), size)]
-    for first, stop in zip(starts, [*starts[1:], len(lengths_R)], strict=True):
-        part = slice(first, stop)
-        count = int(lengths_R[part.stop - 1])
-        filled = cache.part(part)
-        if count:
-            program.phases.context(prefix_RD[part], tokens_RS[part, : count - 1], filled)
-        else:
-            filled.clear()
-    return Group(rows=rows, lengths_R=lengths_R, cache=cache)
-
-
-def decode(program: Program, lane: Lane, items_B: Tensor | None) -> None:
-    """Read one item per row (None: the best choice), then choose the next.
-
-    The last of the lane's steps has nothing after it, so its logits are left out.
-    """
-    step = len(lane.tokens)
-    assert lane.next is not None, "prefill made room for fewer steps"
-    assert step < lane.steps, "prefill made room for fewer steps"
-    if items_B is None:
-        items_B, log_prob_B = lane.next.tokens_BW[:, 0], lane.next.log_prob_BW[:, 0]
-    else:
-        log_prob_B = log_probs(lane.next.logits_BV, lane.next.log_sum_B, items_B[:, None])[:, 0]
-    x_BD = program.items(items_B, lane.lengths_B + step + 1)
-    hidden_BD = program.phases.read(x_BD, [group.cache for group in lane.groups], step + 1)
-    lane.tokens.append(items_B)
-    lane.log_probs.append(log_prob_B)
-    lane.heads.append(program.scores(hidden_BD, items_B))
-    if step + 1 == lane.steps:
-        lane.next = None
-        return
-    lane.banned_BX = torch.cat([lane.banned_BX, items_B[:, None]], 1)
-    lane.next = program.phases.choose(hidden_BD, lane.banned_BX, tokens=program.tokens, choices=lane.choices)
-
-
-def score(program: Program, lane: Lane, items_BC: Tensor) -> Tensor:
-    """Return the heads of items, each read alone right after the history, [B, C, H]; 0 for token 0."""
-    parts = []
-    for group in lane.groups:
-        rows = len(group.lengths_R)
-        size = max(1, program.aside_positions // max(1, items_BC.shape[1]))
-        for first in range(0, rows, size):
-            part = slice(first, min(rows, first + size))
-            items_RC = items_BC[group.rows][part]
-            x_RCD = program.items(items_RC, (group.lengths_R[part] + 1)[:, None])
-            parts.append(program.scores(program.phases.read_aside(x_RCD, group.cache.part(part)), items_RC))
-    return torch.cat(parts)
-
-
-def take(lane: Lane, rows_R: Tensor) -> Lane:
-    """Return a lane that holds copies of these rows, given in rising order; a row may be taken many times."""
-    groups, first = [], 0
-    for group in lane.groups:
-        inside_R = rows_R[(rows_R >= group.rows.start) & (rows_R < group.rows.stop)] - group.rows.start
-        if len(inside_R):
-            rows = slice(first, first + len(inside_R))
-            groups.append(Group(rows=rows, lengths_R=group.lengths_R[inside_R], cache=group.cache.take(inside_R)))
-            first = rows.stop
-    start = lane.start.take(rows_R)
-    return replace(
-        lane,
-        lengths_B=lane.lengths_B[rows_R],
-        groups=groups,
-        banned_BX=lane.banned_BX[rows_R],
-        start=start,
-        next=start if lane.next is lane.start else lane.next and lane.next.take(rows_R),
-        tokens=[tokens_B[rows_R] for tokens_B in lane.tokens],
-        log_probs=[log_prob_B[rows_R] for log_prob_B in lane.log_probs],
-        heads=[heads_BH[rows_R] for heads_BH in lane.heads],
-    )

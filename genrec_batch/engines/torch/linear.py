@@ -1,13 +1,13 @@
-"""Matrix products for PyTorch, as fast as the processor under them does them.
+"""Matrix products for PyTorch that use the full speed of the processor.
 
-Owns: how a linear layer's weight is kept (its type, its packed order on a CPU) and multiplied. Must not know: which
+Owns: how a linear layer's weight is stored (its type, its packed order on a CPU) and multiplied. Must not know: which
 layer it is, or what a model is.
 
-On a CPU PyTorch gives fp32 products to MKL, which leaves more than half the speed of AMD's processors unused, and packs
-16-bit weights anew at each call. oneDNN, which PyTorch carries too, takes weights that were packed once.
+On a CPU PyTorch computes fp32 products with MKL, which leaves more than half the speed of AMD's processors unused, and
+packs 16-bit weights again at each call. oneDNN, which PyTorch includes too, takes weights that were packed once.
 
 int8 has a scale per row of x and per output of the weight (vector-wise quantization, Dettmers et al. 2022, LLM.int8),
-so that no row depends on its company; sums are exact in 32 bits, and what goes in and out is fp32.
+so that no row depends on its neighbours. Sums are exact in 32 bits; inputs and outputs are fp32.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS_HINT = 2048  # oneDNN packs for about this many rows; the result is right for any number
+ROWS_HINT = 2048  # oneDNN packs for about this many rows; any number gives the same result
 ONEDNN: Any = torch.ops.mkldnn  # operators have no types
 ONEDNN_HERE: Any = torch.backends.mkldnn.is_available
-FINER = 254  # low numbers of a pair to a high one
+FINER = 254  # low numbers of a pair per high one
 QUANTIZED: Any = torch.ops.onednn
 
 
 class Linear:
-    """`x @ weight.T + bias`, with an optional ReLU; takes any float type, gives its own."""
+    """`x @ weight.T + bias`, with an optional ReLU; takes any float type, returns its own."""
 
     def __init__(self, weight_NM: Tensor, bias_N: Tensor, dtype: torch.dtype) -> None:
         """Keep a copy of weight [out, in] and bias [out] in `dtype`, on the device they are on."""
@@ -34,7 +34,7 @@ class Linear:
         self._packed = weight_NM.device.type == "cpu" and ONEDNN_HERE()
         weight = weight_NM.detach().to(dtype).contiguous()
         self._bias = bias_N.detach().to(dtype).contiguous()
-        # PyTorch's own compiler calls these two operators; they have no public name
+        # the two operators that PyTorch's own compiler calls; they have no public name
         self._weight = ONEDNN._reorder_linear_weight(weight, ROWS_HINT) if self._packed else weight  # noqa: SLF001
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
@@ -49,17 +49,17 @@ class Linear:
 
 
 class Int8Linear:
-    """`x @ weight.T + bias` in 8-bit whole numbers on a CPU, with an optional ReLU; takes and gives fp32."""
+    """`x @ weight.T + bias` in 8-bit integers on a CPU, with an optional ReLU; takes and returns fp32."""
 
     dtype = torch.float32
 
     def __init__(
         self, weight_NM: Tensor, bias_N: Tensor, *, exact: int = 0, positive: bool = False, finer: bool = False
     ) -> None:
-        """Round weight [out, in] to -127..127 per output, but for the last `exact` outputs, which stay fp32.
+        """Round weight [out, in] to -127..127 per output, except the last `exact` outputs, which stay fp32.
 
-        `positive`: no number of any x is below 0, so that 0..255 stand for 0 to the largest one. `finer`: weights are
-        pairs, as in `PairLinear`, for a second product.
+        `positive`: no x has a number below 0, so 0..255 represent 0 to the largest one. `finer`: weights are pairs, as
+        in `PairLinear`, for a second product.
         """
         rounded = len(weight_NM) - exact
         weight, self.bias_N = weight_NM.detach()[:rounded], bias_N.detach()[:rounded].contiguous()
@@ -71,9 +71,9 @@ class Int8Linear:
         self._zero, self._most = (0, 255) if positive else (128, 127)
 
     def sums(self, whole_RM: Tensor) -> Tensor:
-        """Multiply rows that are rounded, without their scale and without bias: uint8 [R, in] -> fp32 [R, out].
+        """Multiply rounded rows, without their scale and bias: uint8 [R, in] -> fp32 [R, out].
 
-        0 stands for itself in rows that are `positive`, 128 for 0 in others.
+        In rows that are `positive` 0 represents 0; in others 128 does.
         """
         sums = None
         for weight in self._weights:
@@ -87,7 +87,7 @@ class Int8Linear:
         if not self._positive:
             largest_R1 = torch.maximum(largest_R1, -x_RM.amin(1, keepdim=True))
         scale_R1 = _or_one(largest_R1) / self._most
-        whole = (x_RM * scale_R1.reciprocal()).add_(self._zero + 0.5).to(torch.uint8)  # the half: cut off is rounded
+        whole = (x_RM * scale_R1.reciprocal()).add_(self._zero + 0.5).to(torch.uint8)  # + 0.5: truncation rounds
         sums = self.sums(whole)
         if self._exact is None:
             product: Tensor = sums.mul_(scale_R1).add_(self.bias_N)
@@ -99,12 +99,12 @@ class Int8Linear:
 
 
 class PairLinear:
-    """`x @ weight.T + bias` on a CPU, with an optional ReLU, nearly as exact as in fp32; gives fp32.
+    """`x @ weight.T + bias` on a CPU, with an optional ReLU, nearly as exact as in fp32; returns fp32.
 
     Rows and weights are rounded twice to 8 bits, each to high + low / 254 times a scale of its own, and multiplied as
-    whole numbers, but for low x low: some 14 bits for three 8-bit products, which processors with AMX do in a quarter
+    integers, without low x low: about 14 bits for three 8-bit products, which processors with AMX compute in a quarter
     of the time of one in fp32 (splitting into integers: Ootomo, Ozaki and Yokota 2024). Sums are exact in 32 bits, so
-    no row depends on its company.
+    no row depends on its neighbours.
     """
 
     dtype = torch.float32
@@ -116,7 +116,7 @@ class PairLinear:
         self._high, self._both = _Whole(high, scale_N), _Whole(torch.cat([high, low], 1), scale_N / FINER)
 
     def sums(self, high_RM: Tensor, both_R2M: Tensor) -> Tensor:
-        """Multiply rows that are pairs, without their scale and without bias: [R, in] and [R, 2 in] -> [R, out].
+        """Multiply rows that are pairs, without their scale and bias: [R, in] and [R, 2 in] -> [R, out].
 
         `high_RM` has the high numbers, `both_R2M` the low ones and then the high ones again, as uint8 with 128 added.
         """
@@ -124,18 +124,18 @@ class PairLinear:
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
         """Multiply R rows of any float type: [R, in] -> [R, out] in fp32."""
-        x = x_RM.float()  # in bf16 a share of 127 could become 128
+        x = x_RM.float()  # in bf16, 127 could be rounded to 128
         scale_R1 = _or_one(x.abs().amax(1, keepdim=True)) / 127
         share = x / scale_R1
         high = share.round()
         low = ((share - high) * FINER).round()
-        high, low = ((part + 128).to(torch.uint8) for part in (high, low))
+        high, low = ((numbers + 128).to(torch.uint8) for numbers in (high, low))
         product = self.sums(high, torch.cat([low, high], 1)).mul_(scale_R1).add_(self.bias_N)
         return product.relu_() if relu else product
 
 
 class _Whole:
-    """Weights in 8-bit whole numbers, and a scale per output."""
+    """Weights in 8-bit integers, and a scale per output."""
 
     def __init__(self, whole_NM: Tensor, scale_N: Tensor) -> None:
         self._scale_N = scale_N
@@ -143,7 +143,7 @@ class _Whole:
         self._offset_N = torch.zeros(len(whole_NM), dtype=torch.int64)
 
     def __call__(self, whole_RM: Tensor, zero: int, sums_RN: Tensor | None = None) -> Tensor:
-        """Multiply rows in which `zero` stands for 0; the result is added to `sums_RN`, in place, where given."""
+        """Multiply rows in which `zero` represents 0; add the result to `sums_RN` in place, where given."""
         product: Tensor
         of = whole_RM, 1.0, zero, self._packed, self._scale_N, self._offset_N
         if sums_RN is None:
@@ -165,5 +165,5 @@ def _pairs(weight_NM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _or_one(largest: Tensor) -> Tensor:
-    """Return what to divide by: 1 where all is 0."""
+    """Return the divisor of each row: its largest number, or 1 where that is 0."""
     return torch.where(largest == 0, 1.0, largest)

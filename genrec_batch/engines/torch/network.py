@@ -2,12 +2,12 @@
 
 Owns: the arithmetic of the generative transformer on tensors. Must not know: NumPy batches, decoding rules, users.
 
-`Network.forward` is the plain full forward pass, the reading of the design that everything else is measured against.
-The fast twin splits it where a KV cache splits it: `context` fills a cache from all positions before a row's last one
-(its last layer needs keys and values only), and `read` adds one position a row and returns its hidden state. Prefill
-is `context` and one `read` of the newest event; every decode step is one more `read`. Both twins agree to 1e-5 in fp32.
+`Network.forward` is the plain full forward pass, with which everything else is compared. Its fast twin is divided in
+two, for a KV cache: `context` fills a cache from all positions before a row's last one (its last layer computes keys
+and values only), and `read` adds one position per row and returns its hidden state. Prefill is `context` and one `read`
+of the newest event; every decode step is one more `read`. Both twins agree to 1e-5 in fp32.
 
-Shapes as in `arrays.py`; besides: D width, T slots of a cache, R rows of a cache, G heads of attention, Z head size.
+Shapes as in `arrays`, and D width, T slots of a cache, R rows of a cache, G attention heads, Z head size.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from genrec_batch.engines.torch.cache import Cache, Read, lanes
 from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear
 from genrec_batch.model.weights import EPSILON, ModelConfig, Weights
 
-LEAST_QUERIES = 8  # a processor multiplies fewer in another way
-FUSED_FROM = 128  # positions from which PyTorch's fused attention is the faster one on a CPU
+LEAST_QUERIES = 8  # oneDNN multiplies fewer rows by another method, with other last bits
+FUSED_FROM = 128  # positions from which PyTorch's fused attention is faster on a CPU
 
 Product = Linear | Int8Linear | PairLinear
 P_co = TypeVar("P_co", bound=Product, covariant=True)
@@ -103,7 +103,7 @@ def load_network(config: ModelConfig, weights: Weights, device: torch.device) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Generic[P_co]):
-    """One encoder layer, ready to multiply; the query rows of `qkv` carry attention's 1/sqrt(Z)."""
+    """One encoder layer with prepared products; the query rows of `qkv` include attention's factor 1/sqrt(Z)."""
 
     qkv: P_co
     out: P_co
@@ -115,9 +115,9 @@ class Layer(Generic[P_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class ContextLayers:
-    """What the context goes through: all layers but the last, and the last one's keys and values [D -> 2 D].
+    """The layers of the context: all but the last, and the last one's keys and values [D -> 2 D].
 
-    Items enter the first layer as token plus position, and a product of a sum is the sum of products: the first
+    Items enter the first layer as token plus position, and the product of a sum is the sum of products. So the first
     layer's queries, keys and values of items are looked up in two tables, in fp32.
     """
 
@@ -130,8 +130,9 @@ class ContextLayers:
 def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer[Product]]:
     """Return the encoder's layers with their products in `dtype` and their norms in fp32.
 
-    int8 rounds queries, keys and the feed-forward block. Values and what is made of them stay fp32: attention carries
-    their error straight to the row's last position, and they would make up most of all error at a quarter of the work.
+    int8 rounds queries, keys and the feed-forward network. Values and attention's output product stay fp32: attention
+    carries the error of values straight to the row's last position, so they would be a quarter of the work and most of
+    the error.
     """
     state, layers = network.state_dict(), []
     whole = dtype == torch.int8
@@ -171,7 +172,7 @@ def prepare_pairs(network: Network) -> list[Layer[PairLinear]]:
 def prepare_context(
     network: Network, layers: Sequence[Layer[Product]], product: Callable[[Tensor, Tensor], Product]
 ) -> ContextLayers:
-    """Return the layers as the context goes through them; `product` makes one of a weight and a bias."""
+    """Return the layers of the context; `product` prepares the last one's product from a weight and a bias."""
     weight, bias = scaled_qkv(network, len(layers) - 1)
     width = network.config.width
     first = Linear(*scaled_qkv(network, 0), torch.float32)
@@ -185,14 +186,14 @@ def prepare_context(
 
 
 def with_values(weight_ND: Tensor, bias_N: Tensor, dtype: torch.dtype) -> Product:
-    """Return the product whose last D outputs are the values, in a type."""
+    """Return a product whose last D outputs are attention's values, in a type."""
     if dtype == torch.int8:
         return Int8Linear(weight_ND, bias_N, exact=weight_ND.shape[1])
     return Linear(weight_ND, bias_N, dtype)
 
 
 def scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
-    """Return weight [3 D, D] and bias of queries, keys and values, 1/sqrt(Z) multiplied into the queries' rows."""
+    """Return weight [3 D, D] and bias of queries, keys and values; the queries' rows are multiplied by 1/sqrt(Z)."""
     attention = network.encoder.layers[layer].self_attn
     scale = torch.ones_like(attention.in_proj_bias)
     scale[: network.config.width] = network.config.head_size**-0.5
@@ -200,9 +201,9 @@ def scaled_qkv(network: Network, layer: int) -> tuple[Tensor, Tensor]:
 
 
 def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-    """Fill a cache's context slots from positions 0..S; the last layer's queries are never read, so never made.
+    """Fill a cache's context slots from positions 0..S; the last layer's queries are not needed and left out.
 
-    `tokens_RS` are what stands behind position 0 in x [R, S + 1, D].
+    `tokens_RS` are the tokens of x [R, S + 1, D] after position 0.
     """
     rows, count, width = x_RSD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
@@ -223,7 +224,7 @@ def context(stack: ContextLayers, x_RSD: Tensor, tokens_RS: Tensor, cache: Cache
 
 
 def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor:
-    """Return the first layer's queries, keys and values of a prefix and the items behind it, [R * (S + 1), 3 D]."""
+    """Return the first layer's queries, keys and values of a prefix and the items after it, [R * (S + 1), 3 D]."""
     count = tokens_RS.shape[1] + 1
     product = stack.first_of_tokens_VN.new_empty(len(tokens_RS), count, stack.first_of_tokens_VN.shape[1])
     product[:, 0] = stack.layers[0].qkv(prefix_RD)
@@ -235,11 +236,12 @@ def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tensor, lengths_R: Tensor) -> Tensor:
-    """[R, G, S, Z] -> [R, G, S, Z]. On a CPU two batched products beat the fused kernel, made for longer histories.
+    """Compute causal attention, [R, G, S, Z] -> [R, G, S, Z].
 
-    There may be more keys [R, G, T, Z] than queries, which nobody sees, and rows of the mask for queries that are not
-    there. Softmax is fp32 for any type. The fused kernel's last bits depend on how many keys there are: on a CPU each
-    row goes alone, up to its length.
+    On a CPU two batched products are faster than the fused kernel, which is made for longer histories. There may be
+    more keys [R, G, T, Z] than queries, which are masked, and rows of the mask without a query. Softmax is fp32 for any
+    type. The last bits of the fused kernel depend on the number of keys: on a CPU it computes each row alone, up to its
+    length.
     """
     count = query.shape[2]
     if query.device.type != "cpu":
@@ -253,13 +255,13 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor, causal_ST: Tenso
         return mixed
     if spare := len(causal_ST) - count:
         query = functional.pad(query, (0, 0, 0, spare))
-    looks = torch.matmul(query, key.transpose(2, 3)).float()
-    looks += causal_ST
-    return torch.matmul(torch.softmax(looks, -1).to(value.dtype), value)[:, :, :count]
+    scores = torch.matmul(query, key.transpose(2, 3)).float()
+    scores += causal_ST
+    return torch.matmul(torch.softmax(scores, -1).to(value.dtype), value)[:, :, :count]
 
 
 def read(layers: Sequence[Layer[Product]], x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
-    """Read one position a row, [B, D] -> hidden state [B, D], the `step`-th that is read, and keep its keys and values.
+    """Read one position per row, the `step`-th, [B, D] -> hidden state [B, D], and cache its keys and values.
 
     The rows of `caches`, one cache after another, are the rows of x.
     """
@@ -275,21 +277,21 @@ def read(layers: Sequence[Layer[Product]], x_BD: Tensor, caches: Sequence[Cache]
 
 
 def _attend_once(triple_R3GZ: Tensor, cache: Cache, at: Read, layer: int) -> Tensor:
-    """Put a position's key and value into the cache and mix what its query sees there: [R, G * Z]."""
+    """Cache a position's key and value and return the attention of its query, [R, G * Z]."""
     query, key, value = triple_R3GZ.unbind(1)
     keys, values, seen = cache.keys[layer], cache.values[layer], at.bias.shape[3]
     keys[at.rows_R, :, at.slot_R] = key
     values[at.rows_R, :, at.slot_R] = value
-    looks = torch.matmul(query[:, :, None], keys[:, :, :seen].transpose(2, 3)).float()
-    looks += at.bias
-    mixed = torch.matmul(torch.softmax(looks, -1).to(key.dtype), values[:, :, :seen])
+    scores = torch.matmul(query[:, :, None], keys[:, :, :seen].transpose(2, 3)).float()
+    scores += at.bias
+    mixed = torch.matmul(torch.softmax(scores, -1).to(key.dtype), values[:, :, :seen])
     return mixed.flatten(1)
 
 
 def read_aside(layers: Sequence[Layer[Product]], x_RCD: Tensor, cache: Cache) -> Tensor:
-    """Read C positions a row, each as if it alone came right after the history, [R, C, D] -> [R, C, D].
+    """Read C positions per row, each as if it alone came right after the history, [R, C, D] -> [R, C, D].
 
-    They see the context, the first read (the newest event) and themselves; the cache stays as it is.
+    Each sees the context, the first read (the newest event) and itself; the cache does not change.
     """
     rows, count, width = x_RCD.shape
     heads, size = cache.keys.shape[2], cache.keys.shape[4]
@@ -299,17 +301,17 @@ def read_aside(layers: Sequence[Layer[Product]], x_RCD: Tensor, cache: Cache) ->
     for i, layer in enumerate(layers):
         triple = layer.qkv(x).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4).to(cache.keys.dtype)
         query, key, value = triple.unbind(0)
-        looks = torch.matmul(query, cache.keys[i, :, :, :slots].transpose(2, 3)).float()
-        looks += bias
+        scores = torch.matmul(query, cache.keys[i, :, :, :slots].transpose(2, 3)).float()
+        scores += bias
         own = (query * key).sum(-1, keepdim=True).float()
-        shares = torch.softmax(torch.cat([own, looks], -1), -1).to(key.dtype)
-        mixed = torch.matmul(shares[..., 1:], cache.values[i, :, :, :slots]) + shares[..., :1] * value
+        weights = torch.softmax(torch.cat([own, scores], -1), -1).to(key.dtype)
+        mixed = torch.matmul(weights[..., 1:], cache.values[i, :, :, :slots]) + weights[..., :1] * value
         x = _finish(layer, x, mixed.transpose(1, 2).reshape(rows * count, width))
     return x.view(rows, count, width)
 
 
 def _finish(layer: Layer[Product], x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
-    """Attention's output product, the feed-forward block and both norms; the residual stream stays in fp32."""
+    """Compute attention's output product, the feed-forward network and both norms; the residual stream is fp32."""
     x = _norm(x_ND + layer.out(mixed_ND), layer.norm1)
     return _norm(x + layer.down(layer.up(x, relu=True)), layer.norm2)
 

@@ -1,7 +1,7 @@
-"""The phases of the torch engine as a lane calls them: fill a cache, read a position, choose what comes next.
+"""The phases of the torch engine, as a lane calls them: fill a cache, read a position, choose the next item.
 
 Owns: the protocol, and the phases in plain PyTorch on any device. Must not know: lanes, groups of rows, threads.
-Shapes as in `torch_network`.
+Shapes as in `network`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from genrec_batch.engines.torch.network import (
 
 
 class Phases(Protocol):
-    """What a lane's rows go through."""
+    """What is computed for the rows of a lane."""
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -39,30 +39,30 @@ class Phases(Protocol):
         ...
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-        """Fill a new cache from position 0 and the S items behind it."""
+        """Fill a new cache from position 0 and the S items after it."""
         ...
 
     def read(self, x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
-        """Read one more position a row; see `torch_network.read`."""
+        """Read one more position per row; see `network.read`."""
         ...
 
     def read_aside(self, x_RCD: Tensor, cache: Cache) -> Tensor:
-        """Read C positions a row, each alone; see `torch_network.read_aside`."""
+        """Read C positions per row, each alone; see `network.read_aside`."""
         ...
 
     def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
-        """Choose what comes after hidden states; see `torch_choice.choose`."""
+        """Choose the items after hidden states; see `choice.choose`."""
         ...
 
 
 def items(network: Network, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Return what the network reads for items at positions, [..., D]."""
+    """Return the network's input for items at positions, [..., D]."""
     read_items: Tensor = network.token_embedding(tokens) + network.position_embedding(positions)
     return read_items
 
 
 def fill_context(network: Network, layers: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-    """Fill a new cache from position 0 and the S items behind it."""
+    """Fill a new cache from position 0 and the S items after it."""
     cache.clear()
     positions = torch.arange(1, tokens_RS.shape[1] + 1, device=tokens_RS.device)
     x_RSD = torch.cat([prefix_RD[:, None], items(network, tokens_RS, positions)], 1)
@@ -71,10 +71,10 @@ def fill_context(network: Network, layers: ContextLayers, prefix_RD: Tensor, tok
 
 @dataclass(frozen=True, kw_only=True)
 class PlainPhases:
-    """The phases as `torch_network` has them."""
+    """The phases as `network` computes them."""
 
     network: Network
-    layers: ContextLayers  # read what stands before the newest event
+    layers: ContextLayers  # read the positions before the newest event
     reading: Sequence[Layer[Product]]  # read the newest event and decoded items
     output: Linear
     cache_dtype: torch.dtype
@@ -83,7 +83,7 @@ class PlainPhases:
     def of(network: Network, *, dtype: torch.dtype, reading_dtype: torch.dtype) -> PlainPhases:
         """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits in fp32.
 
-        The cache is in `dtype` too, but for int8, whose sums are fp32.
+        The cache is in `dtype` too, except for int8, whose sums are fp32.
         """
         reading = prepare_layers(network, reading_dtype)
         layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
@@ -96,17 +96,17 @@ class PlainPhases:
         )
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-        """Fill a new cache from position 0 and the S items behind it."""
+        """Fill a new cache from position 0 and the S items after it."""
         fill_context(self.network, self.layers, prefix_RD, tokens_RS, cache)
 
     def read(self, x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
-        """Read one more position a row; see `torch_network.read`."""
+        """Read one more position per row; see `network.read`."""
         return read(self.reading, x_BD, caches, step)
 
     def read_aside(self, x_RCD: Tensor, cache: Cache) -> Tensor:
-        """Read C positions a row, each alone; see `torch_network.read_aside`."""
+        """Read C positions per row, each alone; see `network.read_aside`."""
         return read_aside(self.reading, x_RCD, cache)
 
     def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
-        """Choose what comes after hidden states; see `torch_choice.choose`."""
+        """Choose the items after hidden states; see `choice.choose`."""
         return choose(self.output(hidden_BD), banned_BX, tokens=tokens, choices=choices)

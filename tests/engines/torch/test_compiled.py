@@ -14,8 +14,7 @@ pytest.importorskip("numba", reason="the extra `fast` is not installed")
 from genrec_batch.engines import decode
 from genrec_batch.engines.torch import choice, device
 from genrec_batch.engines.torch import engine as torch_engine
-from genrec_batch.engines.torch.compiled import attention
-from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.engines.torch.compiled import attention, row_kernels
 from genrec_batch.engines.torch.compiled.phases import CompiledPhases
 from genrec_batch.engines.torch.engine import TorchEngine
 from genrec_batch.engines.torch.phases import PlainPhases
@@ -50,7 +49,7 @@ SIZES = pytest.mark.parametrize("size", CONFIGS)
 @cache
 def opened(size, precision):
     engine = TorchEngine(MODELS[size], precision=precision)
-    assert isinstance(engine._program.phases, PlainPhases if precision == "fp32" else CompiledPhases)
+    assert isinstance(engine._model.phases, PlainPhases if precision == "fp32" else CompiledPhases)
     return engine
 
 
@@ -82,15 +81,15 @@ class Listening:
 
 def answer(engine, batch, items_BK):
     """Everything an engine says of a batch, by row; lengths must rise, so that its order is the caller's."""
-    heard, program = Listening(engine._program.phases), engine._program
-    engine._program = replace(program, phases=heard)
-    everything = np.tile(np.arange(engine._program.tokens, dtype=np.int32), (len(batch), 1))
+    heard, model = Listening(engine._model.phases), engine._model
+    engine._model = replace(model, phases=heard)
+    everything = np.tile(np.arange(engine._model.tokens, dtype=np.int32), (len(batch), 1))
     state = engine.prefill(batch, steps=items_BK.shape[1] + 1, choices=3)
     found = {"log_probs": engine.log_probs(state, everything)[:, 1:], "aside_heads": engine.score(state, items_BK)}
     for items_B in items_BK.T:
         engine.decode(state, items_B)
     ranked = engine.collect(state)
-    engine._program = program
+    engine._model = model
     hidden = torch.stack(heard.reads, 1).numpy(), torch.cat(heard.aside).numpy()
     found |= {"hidden": hidden[0], "aside": hidden[1], "log_prob": ranked.log_prob_BK, "heads": ranked.heads_BKH}
     return SimpleNamespace(**found)
@@ -257,7 +256,7 @@ def test_one_logit_that_is_no_number_makes_its_token_the_choice_as_in_the_twin(p
 
 
 def test_choices_are_those_of_the_plain_choice():
-    phases = opened(16, "bf16")._program.phases
+    phases = opened(16, "bf16")._model.phases
     with torch.inference_mode():
         hidden_BD = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
         banned_BX = torch.randint(0, 83, (9, 30), generator=torch.Generator().manual_seed(4))
@@ -316,15 +315,15 @@ def test_candidates_and_beams_are_what_reading_each_alone_gives(precision):
 def test_without_numba_or_for_other_heads_pytorch_computes_alone(precision, monkeypatch, caplog):
     single, narrow = replace(CONFIGS[16], layers=1), replace(CONFIGS[16], heads=16)
     for config in (single, narrow):
-        assert isinstance(TorchEngine(demo_model(config), precision=precision)._program.phases, PlainPhases)
+        assert isinstance(TorchEngine(demo_model(config), precision=precision)._model.phases, PlainPhases)
     batch = make_batch(SHORT, config=narrow)
     items_BK = items_of(16, batch)
     engines = (TorchEngine(demo_model(narrow), precision=p) for p in (precision, "fp32"))
     assert_near(*(answer(engine, batch, items_BK) for engine in engines))
-    assert isinstance(without_numba(MODELS[16], precision)._program.phases, PlainPhases)
+    assert isinstance(without_numba(MODELS[16], precision)._model.phases, PlainPhases)
     monkeypatch.setitem(sys.modules, "genrec_batch.engines.torch.compiled.phases", None)
     with caplog.at_level("WARNING"):
-        assert isinstance(TorchEngine(MODELS[16], precision=precision)._program.phases, PlainPhases)
+        assert isinstance(TorchEngine(MODELS[16], precision=precision)._model.phases, PlainPhases)
     assert "numba is installed but does not load" in caplog.text
 
 
@@ -342,7 +341,7 @@ def test_no_kernel_is_compiled_twice_for_one_precision():
     for precision in ("bf16", "int8"):
         for lengths in ([1], [1, 1], [5], [5, 7, 0], [2, 2], [129, 3]):
             slate(opened(16, precision), make_batch(lengths, config=CONFIGS[16]), 2)
-    kernels = {**vars(cpu_rows), **vars(attention)}
+    kernels = {**vars(row_kernels), **vars(attention)}
     types = {
         name: len(kernel.signatures)
         for name, kernel in kernels.items()

@@ -14,18 +14,17 @@ from genrec_batch.engines.torch import choice, device
 if not device.fast_int8():
     pytest.skip("this processor has no AVX-512 VNNI", allow_module_level=True)
 
-from genrec_batch.engines.torch.compiled import attention, dots
-from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.engines.torch.compiled import attention, dots, row_kernels
 from genrec_batch.runtime import simd_bf16, simd_sort
 
-COMPILED = Path(cpu_rows.__file__).parent
+COMPILED = Path(row_kernels.__file__).parent
 ROWS, EPSILON = 5, 1e-5
 WIDTHS = pytest.mark.parametrize("width", [1, 15, 16, 17, 64, 130])
 LENGTHS = pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129])
 ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8], np.float32)
 
 
-@pytest.mark.parametrize("name", ["rows", "attention"])
+@pytest.mark.parametrize("name", ["row_kernels", "attention"])
 def test_kernels_that_numba_kept_are_compiled_anew_when_what_they_are_made_of_changes(name):
     parts = b"".join(Path(module.__file__).read_bytes() for module in (dots, simd_bf16, simd_sort))
     line = f"# made of vectors {sha256(parts).hexdigest()[:8]}"
@@ -88,12 +87,12 @@ def product(width, rows=ROWS):
 def test_split(width):
     x = numbers(ROWS, width) * np.logspace(-30, 30, ROWS, dtype=np.float32)[:, None]
     into = pairs(ROWS, width)
-    cpu_rows.split(x, *into)
+    row_kernels.split(x, *into)
     for n in range(ROWS):
         assert_pairs(*(part[n : n + 1] for part in into), x[n : n + 1])
     x[1], x[2, -1], x[3, -1] = 0, np.nan, -np.inf
     again = pairs(ROWS, width)
-    cpu_rows.split(x, *again)
+    row_kernels.split(x, *again)
     assert again[0][1] == 0
     assert (again[1][1] == 128).all()
     assert (again[2][1] == 128).all()
@@ -107,13 +106,13 @@ def test_split(width):
 def test_relu(width):
     sums, scale, bias, y = product(width)
     into, whole = pairs(ROWS, width), (filled(ROWS), filled(ROWS, width, dtype=np.uint8))
-    cpu_rows.relu_split(sums, scale, bias, *into)
-    cpu_rows.relu_round(sums, scale, bias, *whole)
+    row_kernels.relu_split(sums, scale, bias, *into)
+    row_kernels.relu_round(sums, scale, bias, *whole)
     assert_pairs(*into, np.maximum(y, 0))
     assert_whole(*whole, np.maximum(y, 0), 255, 0)
     sums[1, -1], scale[2], scale[3] = np.nan, np.nan, 0
-    cpu_rows.relu_split(sums, scale, bias, *into)
-    cpu_rows.relu_round(sums, scale, bias, *whole)
+    row_kernels.relu_split(sums, scale, bias, *into)
+    row_kernels.relu_round(sums, scale, bias, *whole)
     for scales in (into[0], whole[0]):
         assert np.isnan(scales).tolist() == [False, True, True, False, False]
         np.testing.assert_allclose(scales[3] * (127 if scales is into[0] else 255), max(bias.max(), 0), rtol=1e-5)
@@ -128,18 +127,18 @@ def test_sum_and_norm(width):
     one, other, third = x.copy(), x.copy(), x.copy()
     into, whole = pairs(ROWS, width), (filled(ROWS), filled(ROWS, width, dtype=np.uint8))
     half = filled(ROWS, width, dtype=np.uint16)
-    cpu_rows.add_norm_split(one, sums, scale, bias, gain, shift, EPSILON, *into)
-    cpu_rows.add_norm_round(other, sums, scale, bias, gain, shift, EPSILON, *whole)
+    row_kernels.add_norm_split(one, sums, scale, bias, gain, shift, EPSILON, *into)
+    row_kernels.add_norm_round(other, sums, scale, bias, gain, shift, EPSILON, *whole)
     for found in (one, other):
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
     assert_pairs(*into, one)
     assert_whole(*whole, other, 127, 128)
-    cpu_rows.add_norm_half(third, halves(y), gain, shift, EPSILON, half)
+    row_kernels.add_norm_half(third, halves(y), gain, shift, EPSILON, half)
     np.testing.assert_allclose(third, layer_norm(x + floats(halves(y)), gain, shift), atol=1e-4, rtol=1e-4)
     np.testing.assert_array_equal(half, halves(third))
     sums[2, 3] = np.nan
     lost = x.copy()
-    cpu_rows.add_norm_split(lost, sums, scale, bias, gain, shift, EPSILON, *into)
+    row_kernels.add_norm_split(lost, sums, scale, bias, gain, shift, EPSILON, *into)
     assert np.isnan(lost).all(1).tolist() == [False, False, True, False, False]
     np.testing.assert_array_equal(lost[[0, 1, 3, 4]], one[[0, 1, 3, 4]])
     assert np.isnan(into[0]).tolist() == [False, False, True, False, False]
@@ -149,11 +148,11 @@ def test_sum_and_norm(width):
 def test_bf16_is_rounded_to_nearest_even(width):
     sums, scale, bias, y = product(width)
     half = filled(ROWS, width, dtype=np.uint16)
-    cpu_rows.scaled_half(sums, scale, bias, half)
+    row_kernels.scaled_half(sums, scale, bias, half)
     np.testing.assert_allclose(floats(half), y, rtol=2**-8, atol=1e-5)
     odd = np.tile(ODD, (ROWS, width))
     half = filled(*odd.shape, dtype=np.uint16)
-    cpu_rows.scaled_half(odd, np.ones(ROWS, np.float32), np.full(odd.shape[1], -0.0, np.float32), half)
+    row_kernels.scaled_half(odd, np.ones(ROWS, np.float32), np.full(odd.shape[1], -0.0, np.float32), half)
     np.testing.assert_array_equal(floats(half), floats(halves(odd)))
     assert np.isnan(floats(half)[:, 0]).all()
 
@@ -169,7 +168,7 @@ def test_embed(items):
     tables = [numbers(n, 3 * width, seed=n) for n in (rows, vocabulary, positions)]
     tokens = np.random.default_rng(1).integers(0, vocabulary, (rows, items))
     x, qkv = filled(rows * (items + 1), width), filled(rows * (items + 1), 3 * width, dtype=np.uint16)
-    cpu_rows.embed(prefix, halves(tables[0]), tokens, token, position, *tables[1:], x, qkv)
+    row_kernels.embed(prefix, halves(tables[0]), tokens, token, position, *tables[1:], x, qkv)
     for found, (first, by_token, by_position) in ((x, (prefix, token, position)), (floats(qkv), tables)):
         behind = by_token[tokens] + by_position[1 : items + 1]
         expected = np.concatenate([first[:, None], behind], 1).reshape(found.shape)
@@ -180,7 +179,7 @@ def choose(logits, banned, tokens, *, scale=None, bias=None):
     found = np.empty(len(logits), np.float32), np.empty(len(logits), np.int64), np.empty(len(logits), np.float32)
     scale = np.ones(len(logits), np.float32) if scale is None else scale
     bias = np.zeros(logits.shape[1], np.float32) if bias is None else bias
-    cpu_rows.choose(logits, scale, bias, np.array(banned, np.int64), tokens, *found)
+    row_kernels.choose(logits, scale, bias, np.array(banned, np.int64), tokens, *found)
     return found
 
 

@@ -1,9 +1,9 @@
 """Attention of the torch engine on a CPU, compiled.
 
-Owns: loops over rows, heads and positions. Must not know: products, layers, lanes, torch. Needs numba; loaded by name.
-Keys and values are bf16, as bits in arrays of uint16; sums are fp32. Heads must be whole vectors (`WIDTH`). Every row
-is computed alone and in one order, whatever stands beside it. Shapes as in `torch_network`; besides: N rows of numbers,
-R rows of S positions, end to end.
+Owns: loops over rows, heads and positions. Must not know: products, layers, lanes, torch. Needs numba, so it is
+imported only where that is there. Keys and values are bf16, as bits in arrays of uint16; sums are fp32. Heads must be
+whole vectors (`WIDTH`). Every row is computed alone and in the same order, whatever its neighbours are. Shapes as in
+`network`, and N rows of numbers: R rows of S positions, end to end.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.core.arrays import F32, I64
-from genrec_batch.engines.torch.compiled.dots import dots, exponentials, look, mix, mix_16, share, turn
+from genrec_batch.engines.torch.compiled.dots import dots, dots_16, exponentials, mix, mix_16, softmax_16, transpose_16
 from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import WIDTH, move
 
 F = np.float32
-# made of vectors 9a0f045f
-AHEAD = 4  # heads between those that are computed and those that are brought from memory
+# made of vectors a2c19ef0
+AHEAD = 4  # heads between the one that is computed and the one that is prefetched
 
 
 @kernel(reorder=True)
 def keep(
     keys_NX: Any, key_at: int, values_NX: Any, value_at: int, lengths_R: I64, keys_RGTZ: Any, values_RGTZ: Any
 ) -> None:
-    """Put keys and values of S positions a row into a cache, as far as the row's length, and zeros behind them.
+    """Copy keys and values of S positions per row into a cache, up to the row's length, and fill zeros after them.
 
-    In a row of `keys_NX` and `values_NX` they stand from a column on, those of all heads.
+    In a row of `keys_NX` and `values_NX`, those of all heads start at columns `key_at` and `value_at`.
     """
     rows, heads, _, size = keys_RGTZ.shape
     positions = len(keys_NX) // rows
@@ -50,7 +50,7 @@ def _keep(from_NX: Any, at: int, first: int, length: int, to_TZ: Any) -> None:
 
 
 def context_room(positions: int, size: int) -> int:
-    """Return how many numbers `attend_context` works with."""
+    """Return the size of the buffer that `attend_context` works in."""
     return 2 * positions * size + WIDTH * (positions + size + 1 + WIDTH)
 
 
@@ -59,19 +59,19 @@ def attend_context(
     queries_NX: Any, keys_NX: Any, key_at: int, values_NX: Any, value_at: int, lengths_R: I64, heads: int,
     mixed_ND: Any, room_X: F32,
 ) -> None:  # fmt: skip
-    """Causal attention of each row's positions up to its length, zeros for those behind; computed in fp32.
+    """Compute causal attention of each row's positions up to its length in fp32; write zeros for the others.
 
-    In: bf16; out: bf16 or fp32. Queries, keys and values stand in rows from a column on, queries from the first.
-    `room_X` has space for `context_room` numbers. 16 queries go together, one in each lane of a vector, so that no
-    sum is taken across lanes.
+    In: bf16; out: bf16 or fp32. In a row, queries start at column 0, keys at `key_at`, values at `value_at`. `room_X`
+    has space for `context_room` numbers. 16 queries are computed together, one in each lane of a vector, so that no sum
+    is taken across lanes.
     """
     width = mixed_ND.shape[1]
     size, rows = width // heads, len(lengths_R)
     positions, stride = len(queries_NX) // rows, queries_NX.shape[1]
     keys_X, values_X = borrowed(room_X)[: positions * size], borrowed(room_X)[positions * size : 2 * positions * size]
     rest_X = borrowed(room_X)[2 * positions * size :]
-    scale_I, tile_X, turned_X = rest_X[:WIDTH], rest_X[WIDTH : WIDTH + WIDTH * WIDTH], rest_X[WIDTH + WIDTH * WIDTH :]
-    looks_X = turned_X[size * WIDTH :]
+    scale_I, tile_X, across_X = rest_X[:WIDTH], rest_X[WIDTH : WIDTH + WIDTH * WIDTH], rest_X[WIDTH + WIDTH * WIDTH :]
+    scores_X = across_X[size * WIDTH :]
     queries_X, mixed_X = borrowed(queries_NX).reshape(-1), borrowed(mixed_ND).reshape(-1)
     for r in range(rows):
         first, length = r * positions, lengths_R[r]
@@ -82,11 +82,11 @@ def attend_context(
             for t in range(0, length, WIDTH):
                 queries = min(WIDTH, length - t)
                 for z in range(0, size, WIDTH):
-                    turn(queries_X, (first + t) * stride + g * size + z, stride, queries, turned_X, z * WIDTH)
-                look(turned_X, keys_X, t + queries, size, looks_X)
-                share(looks_X, t + queries, t, scale_I)
+                    transpose_16(queries_X, (first + t) * stride + g * size + z, stride, queries, across_X, z * WIDTH)
+                dots_16(across_X, keys_X, t + queries, size, scores_X)
+                softmax_16(scores_X, t + queries, t, scale_I)
                 for z in range(0, size, WIDTH):
-                    mix_16(looks_X, t + queries, values_X, z, size, scale_I, tile_X)
+                    mix_16(scores_X, t + queries, values_X, z, size, scale_I, tile_X)
                     for i in range(queries):
                         move(tile_X, i * WIDTH, mixed_X, (first + t + i) * width + g * size + z)
 
@@ -96,15 +96,15 @@ def attend_next(
     sums_N3D: F32, scale_N: F32, bias_3D: F32, first: int, step: int, lengths_R: I64, keys_RGTZ: Any,
     values_RGTZ: Any, mixed_ND: F32,
 ) -> None:  # fmt: skip
-    """Attention of the one position that each row reads next.
+    """Compute attention of the one position that each row reads next.
 
-    Its query, key and value are scale x sums + bias, in the rows of N from `first` on; key and value go into the cache
-    behind the row's `lengths` and the `step` positions read before. Values behind those are finite.
+    Its query, key and value are scale x sums + bias, in the rows of N from `first` on. Key and value are cached after
+    the row's `lengths` and the `step` positions read before. Cached values after those are finite.
     """
     rows, heads, slots, size = keys_RGTZ.shape
     width, ahead = heads * size, AHEAD * slots * size
     qkv_3D = np.empty(3 * width, np.float32)
-    looks_X, scale_G = np.empty(heads * slots, np.float32), np.empty(heads, np.float32)
+    scores_X, scale_G = np.empty(heads * slots, np.float32), np.empty(heads, np.float32)
     mixed_X = borrowed(mixed_ND).reshape(-1)
     keys_X, values_X = borrowed(keys_RGTZ).reshape(-1), borrowed(values_RGTZ).reshape(-1)
     for r in range(rows):
@@ -119,12 +119,12 @@ def attend_next(
                 move(qkv_3D, width + at + z, keys_X, start + (count - 1) * size + z)
                 move(qkv_3D, 2 * width + at + z, values_X, start + (count - 1) * size + z)
             for t in range(0, whole, WIDTH):
-                dots(qkv_3D, at, keys_X, start + t * size, size, ahead, looks_X, g * slots + t)
+                dots(qkv_3D, at, keys_X, start + t * size, size, ahead, scores_X, g * slots + t)
         for g in range(heads):
-            scale_G[g] = F(1) / exponentials(looks_X, g * slots, count)
+            scale_G[g] = F(1) / exponentials(scores_X, g * slots, count)
         for g in range(heads):
             for z in range(0, size, WIDTH):
                 mix(
-                    looks_X, g * slots, whole, values_X, (r * heads + g) * slots * size + z, size, ahead, mixed_X,
+                    scores_X, g * slots, whole, values_X, (r * heads + g) * slots * size + z, size, ahead, mixed_X,
                     n * width + g * size + z, scale_G[g],
                 )  # fmt: skip

@@ -1,10 +1,10 @@
-"""What stands before a row's newest event, read on a CPU in bf16 or in int8 with compiled kernels.
+"""The context, all positions before a row's newest event, on a CPU in bf16 or in int8 with compiled kernels.
 
-Owns: which product and which kernel comes after which. Must not know: lanes, decoding, how a kernel works. Needs numba;
-loaded by name. The slow twin is `torch_network.context`.
+Owns: the order of products and kernels. Must not know: lanes, decoding, how a kernel works. Needs numba, so it is
+imported only where that is there. The slow twin is `network.context`.
 
-The residual stream is fp32, the cache bf16. Long histories go the plain way, in bf16 or in pairs: there the time is
-that of attention, and PyTorch's own is made for it. Shapes as in `torch_network`.
+The residual stream is fp32, the cache bf16. Long histories are computed by `phases.fill_context`, in bf16 or in pairs:
+attention takes most of their time, and PyTorch's own attention is made for them. Shapes as in `network`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import F32
 from genrec_batch.engines.torch.cache import Cache
-from genrec_batch.engines.torch.compiled import attention
-from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.engines.torch.compiled import attention, row_kernels
 from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear
 from genrec_batch.engines.torch.network import (
     FUSED_FROM,
@@ -39,24 +38,24 @@ BF16 = torch.bfloat16
 
 
 def bits(x: Tensor) -> Any:
-    """Return bf16 numbers as an array of their bits, in the same memory."""
+    """Return a view of bf16 numbers as an array of their bits."""
     return x.view(torch.int16).numpy().view(np.uint16)
 
 
 def assert_within(tokens: Tensor, vocabulary: int) -> None:
-    """Kernels take tokens at their word: one that is not there would be looked up in memory of others."""
+    """Assert that all tokens exist: kernels do not check, and would read memory outside the tables."""
     assert not tokens.numel() or (tokens.min() >= 0 and tokens.max() < vocabulary), "no such token"
 
 
 def norm_arrays(norm: Norm) -> tuple[F32, F32, float]:
-    """Return gain, shift and epsilon of a LayerNorm as kernels take them."""
+    """Return gain, shift and epsilon of a LayerNorm, the arguments of a kernel."""
     gain_D, shift_D = norm
     return gain_D.numpy(), shift_D.numpy(), EPSILON
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Room for rows as pairs of 8-bit numbers; see `cpu_rows`."""
+    """Buffers for rows as pairs of 8-bit numbers; see `row_kernels`."""
 
     high: Tensor
     both: Tensor
@@ -64,12 +63,12 @@ class Pairs:
 
     @staticmethod
     def room(rows: int, width: int) -> Pairs:
-        """Return room for rows of `width` numbers."""
+        """Return buffers for rows of `width` numbers."""
         high, both = (torch.empty(rows, times * width, dtype=torch.uint8) for times in (1, 2))
         return Pairs(high, both, np.empty(rows, np.float32))
 
     def arrays(self) -> tuple[F32, Any, Any]:
-        """Return the three as kernels take them."""
+        """Return the three arrays, in the order of a kernel's arguments."""
         return self.scale, self.high.numpy(), self.both.numpy()
 
     def times(self, product: PairLinear) -> Tensor:
@@ -78,7 +77,7 @@ class Pairs:
 
 
 class _Pass:
-    """One pass over R rows of S positions: their residual stream, and what every layer needs."""
+    """One pass over R rows of S positions: their residual stream, and the buffers that every layer uses."""
 
     def __init__(
         self, network: Network, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache, mixed: torch.dtype
@@ -95,10 +94,13 @@ class _Pass:
     def embed(
         self, network: Network, layers: ContextLayers, prefix: tuple[Tensor, Tensor], tokens_RS: Tensor
     ) -> Tensor:
-        """Fill x and return the first layer's queries, keys and values [N, 3 D]; `prefix` is position 0 and its own."""
+        """Fill x and return the first layer's queries, keys and values, [N, 3 D].
+
+        `prefix` is position 0, and its queries, keys and values.
+        """
         qkv_N3D = torch.empty(len(self.x_ND), 3 * self.width, dtype=BF16)
         assert_within(tokens_RS, len(layers.first_of_tokens_VN))
-        cpu_rows.embed(
+        row_kernels.embed(
             prefix[0].numpy(), bits(prefix[1]), tokens_RS.contiguous().numpy(), network.token_embedding.weight.numpy(),
             network.position_embedding.weight.numpy(), layers.first_of_tokens_VN.numpy(),
             layers.first_of_positions_PN.numpy(), self.x_ND.numpy(), bits(qkv_N3D),
@@ -106,9 +108,9 @@ class _Pass:
         return qkv_N3D
 
     def attend(self, layer: int, queries_NX: Tensor, values_NX: Tensor) -> Tensor:
-        """Keep a layer's keys and values and return what its queries mix, [N, D].
+        """Cache a layer's keys and values and return the result of its attention, [N, D].
 
-        Keys stand behind the queries; values in the last D columns.
+        The keys are in the columns after the queries, the values in the last D columns.
         """
         keys, values = bits(queries_NX), bits(values_NX)
         at = values.shape[1] - self.width
@@ -127,7 +129,7 @@ class _Pass:
         return self.mixed_ND
 
     def keep(self, layer: int, keys_NX: Tensor, key_at: int, values_NX: Tensor) -> None:
-        """Keep a layer's keys, which stand from a column on, and values, which stand in the last D."""
+        """Cache a layer's keys, from column `key_at` on, and its values, the last D columns."""
         attention.keep(
             bits(keys_NX), key_at, bits(values_NX), values_NX.shape[1] - self.width, self.lengths_R,
             bits(self.cache.keys[layer]), bits(self.cache.values[layer]),
@@ -150,7 +152,7 @@ class Bf16Context:
         )
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
+        """Fill a new cache from position 0 and the S items after it, with zeros after each row's length."""
         if tokens_RS.shape[1] >= FUSED_FROM:
             fill_context(self.network, self.layers, prefix_RD, tokens_RS, cache)
             return
@@ -165,14 +167,14 @@ class Bf16Context:
         a_pass.keep(-1, kv_N2D, 0, kv_N2D)
 
     def _add_norm(self, a_pass: _Pass, more_ND: Tensor, norm: Norm, half_ND: Tensor) -> None:
-        cpu_rows.add_norm_half(a_pass.x_ND.numpy(), bits(more_ND), *norm_arrays(norm), bits(half_ND))
+        row_kernels.add_norm_half(a_pass.x_ND.numpy(), bits(more_ND), *norm_arrays(norm), bits(half_ND))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Int8Layer:
-    """Queries and keys [2 D], or the last layer's keys [D], and the feed-forward block in int8; the others in pairs."""
+    """Queries and keys [2 D], or the last layer's keys [D], and the feed-forward network in int8; the rest in pairs."""
 
-    looks: Int8Linear
+    queries_keys: Int8Linear
     values: PairLinear
     out: PairLinear
     up: Int8Linear
@@ -183,10 +185,10 @@ class _Int8Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Context:
-    """Queries, keys and the feed-forward block in int8; values and attention's output product in pairs of 8 bits.
+    """Queries, keys and the feed-forward network in int8; values and attention's output product in pairs of 8 bits.
 
-    Attention carries the error of values straight to a row's last position: with 8 bits they would make up most of all
-    error at a quarter of the work.
+    Attention carries the error of values straight to a row's last position: in 8 bits, values would be a quarter of the
+    work and most of the error.
     """
 
     network: Network
@@ -196,15 +198,15 @@ class Int8Context:
 
     @staticmethod
     def of(network: Network, reading: Sequence[Layer[PairLinear]]) -> Int8Context:
-        """Prepare a network's products; those of `reading`, in pairs, are used again."""
+        """Prepare a network's products; those of `reading`, which are in pairs, are shared."""
         layers = []
         for i, layer in enumerate(network.encoder.layers):
             weight, bias = scaled_qkv(network, i)
             width, last = network.config.width, i + 1 == network.config.layers
-            looks = slice(width if last else 0, 2 * width)
+            some = slice(width if last else 0, 2 * width)
             layers.append(
                 _Int8Layer(
-                    looks=Int8Linear(weight[looks], bias[looks]),
+                    queries_keys=Int8Linear(weight[some], bias[some]),
                     values=PairLinear(weight[2 * width :], bias[2 * width :]),
                     out=reading[i].out,
                     up=Int8Linear(layer.linear1.weight, layer.linear1.bias),
@@ -217,7 +219,7 @@ class Int8Context:
         return Int8Context(network=network, plain=plain, layers=layers, first=reading[0].qkv)
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
+        """Fill a new cache from position 0 and the S items after it, with zeros after each row's length."""
         if tokens_RS.shape[1] >= FUSED_FROM:
             fill_context(self.network, self.plain, prefix_RD, tokens_RS, cache)
             return
@@ -225,31 +227,31 @@ class Int8Context:
         count, width = a_pass.x_ND.shape
         one, mixed = Pairs.room(count, width), Pairs.room(count, width)
         scale_N, wide_NF = np.empty(count, np.float32), torch.empty(count, self.network.config.ffn, dtype=torch.uint8)
-        looks_NX, values_ND = torch.empty(count, 2 * width, dtype=BF16), torch.empty(count, width, dtype=BF16)
+        queries_keys_NX, values_ND = torch.empty(count, 2 * width, dtype=BF16), torch.empty(count, width, dtype=BF16)
         qkv_N3D = a_pass.embed(self.network, self.plain, (prefix_RD, self.first(prefix_RD).to(BF16)), tokens_RS)
         for i, layer in enumerate(self.layers[:-1]):
             if i:
-                _scaled_half(layer.looks.sums(one.high), one.scale, layer.looks, looks_NX)
+                _scaled_half(layer.queries_keys.sums(one.high), one.scale, layer.queries_keys, queries_keys_NX)
                 _scaled_half(one.times(layer.values), one.scale, layer.values, values_ND)
-                a_pass.attend(i, looks_NX, values_ND)
+                a_pass.attend(i, queries_keys_NX, values_ND)
             else:
                 a_pass.attend(i, qkv_N3D, qkv_N3D)
-            cpu_rows.split(a_pass.mixed_ND.numpy(), *mixed.arrays())
-            cpu_rows.add_norm_round(
+            row_kernels.split(a_pass.mixed_ND.numpy(), *mixed.arrays())
+            row_kernels.add_norm_round(
                 a_pass.x_ND.numpy(), mixed.times(layer.out).numpy(), mixed.scale, layer.out.bias_N.numpy(),
                 *norm_arrays(layer.norm1), one.scale, one.high.numpy(),
             )  # fmt: skip
             sums = layer.up.sums(one.high).numpy()
-            cpu_rows.relu_round(sums, one.scale, layer.up.bias_N.numpy(), scale_N, wide_NF.numpy())
-            cpu_rows.add_norm_split(
+            row_kernels.relu_round(sums, one.scale, layer.up.bias_N.numpy(), scale_N, wide_NF.numpy())
+            row_kernels.add_norm_split(
                 a_pass.x_ND.numpy(), layer.down.sums(wide_NF).numpy(), scale_N, layer.down.bias_N.numpy(),
                 *norm_arrays(layer.norm2), *one.arrays(),
             )  # fmt: skip
-        last, keys_ND = self.layers[-1], looks_NX.view(-1)[: count * width].view(count, width)
-        _scaled_half(last.looks.sums(one.high), one.scale, last.looks, keys_ND)
+        last, keys_ND = self.layers[-1], queries_keys_NX.view(-1)[: count * width].view(count, width)
+        _scaled_half(last.queries_keys.sums(one.high), one.scale, last.queries_keys, keys_ND)
         _scaled_half(one.times(last.values), one.scale, last.values, values_ND)
         a_pass.keep(-1, keys_ND, 0, values_ND)
 
 
 def _scaled_half(sums_NM: Tensor, scale_N: F32, product: Int8Linear | PairLinear, half_NX: Tensor) -> None:
-    cpu_rows.scaled_half(sums_NM.numpy(), scale_N, product.bias_N.numpy(), bits(half_NX))
+    row_kernels.scaled_half(sums_NM.numpy(), scale_N, product.bias_N.numpy(), bits(half_NX))

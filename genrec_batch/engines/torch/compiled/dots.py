@@ -1,8 +1,8 @@
 """Attention of a few queries at once, for compiled kernels: dot products, softmax, weighted sums of 16 numbers each.
 
-Owns: LLVM's code for them. Must not know: caches, heads, rows. Two ways: one query that looks at 16 keys at a time, for
-what is read once; and 16 queries, one in each lane of a vector, so that no sum is taken across lanes. What `vectors`
-says of memory and of numba holds here too.
+Owns: their LLVM code. Must not know: caches, heads, rows. There are two ways: one query and 16 keys at a time, for
+memory that is read once; and 16 queries, one in each lane of a vector, so that no sum is taken across lanes. What
+`runtime.simd_bf16` says about memory and numba applies here too.
 """
 
 from __future__ import annotations
@@ -38,36 +38,36 @@ from genrec_batch.runtime.simd_bf16 import (
 from genrec_batch.runtime.simd_sort import turned
 
 _variable: Any = cgutils.alloca_once_value
-L2 = 2  # of prefetches: a core waits for fewer lines at once in its first cache
+L2 = 2  # the cache that is prefetched into: the first one can wait for fewer lines at once
 
 
 def _fetch(builder: Any, place: Any) -> Any:
-    """Have the line of memory at an address brought to the core."""
+    """Prefetch the cache line at an address."""
     byte = ir.PointerType(I8)
     function = declared(builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0")
     builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(I32, x) for x in (0, L2, 1))])
 
 
 def _sums(builder: Any, vectors: list[Any]) -> Any:
-    """Return the sums of 16 vectors as one, vector i's in lane i, each added up in the same order."""
-    part = WIDTH // 2
+    """Return the sums of 16 vectors as one vector, that of vector i in lane i, each added up in the same order."""
+    step = WIDTH // 2
     while len(vectors) > 1:
         half, made = len(vectors) // 2, []
         for one, other in zip(vectors[:half], vectors[half:], strict=True):
-            blocks = range(0, WIDTH, 2 * part)
-            low = [x for b in blocks for side in (0, WIDTH) for x in range(side + b, side + b + part)]
-            shuffled = [builder.shuffle_vector(one, other, mask([x + up for x in low])) for up in (0, part)]
+            starts = range(0, WIDTH, 2 * step)
+            low = [x for start in starts for side in (0, WIDTH) for x in range(side + start, side + start + step)]
+            shuffled = [builder.shuffle_vector(one, other, mask([x + up for x in low])) for up in (0, step)]
             made.append(builder.fadd(*shuffled))
-        vectors, part = made, part // 2
+        vectors, step = made, step // 2
     return vectors[0]
 
 
 def _merged(builder: Any, vector: Any, of_two: Any) -> Any:
-    """Return what is left of 16 numbers when `of_two` makes one of two, half by half."""
-    part = WIDTH // 2
-    while part:
-        vector = of_two(*(builder.shuffle_vector(vector, vector, mask(list(range(a, a + part)))) for a in (0, part)))
-        part //= 2
+    """Reduce 16 numbers to one with `of_two`, half by half."""
+    half = WIDTH // 2
+    while half:
+        vector = of_two(*(builder.shuffle_vector(vector, vector, mask(list(range(a, a + half)))) for a in (0, half)))
+        half //= 2
     return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
@@ -92,41 +92,41 @@ def _exp(builder: Any, x: Any) -> Any:
     return builder.fmul(y, builder.bitcast(bits, FLOATS))
 
 
-def _exponentials(_typing: Any, looks: Any, _at: Any, _count: Any) -> Any:
-    """Make `count` numbers from an index on exp of what they are below the largest; return the sum.
+def _exponentials(_typing: Any, scores: Any, _at: Any, _count: Any) -> Any:
+    """Replace `count` numbers from an index on by exp(number - largest) and return their sum.
 
     The last vector is filled up with zeros.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first, count = place_of(context, builder, signature.args[0], *arguments[:2]), builder.trunc(arguments[2], I32)
-        blocks = builder.udiv(builder.add(arguments[2], ir.Constant(I64, WIDTH - 1)), ir.Constant(I64, WIDTH))
+        vectors = builder.udiv(builder.add(arguments[2], ir.Constant(I64, WIDTH - 1)), ir.Constant(I64, WIDTH))
         lowest, numbers = ir.Constant(FLOATS, [float("-inf")] * WIDTH), ir.Constant(WORDS, list(range(WIDTH)))
         most, total = (_variable(builder, x) for x in (lowest, ir.Constant(FLOATS, None)))
 
         def higher(a: Any, b: Any) -> Any:  # NaN, if the second is
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-        def place(block: Any) -> Any:
-            at = builder.gep(first, [builder.mul(block, ir.Constant(I64, WIDTH))])
+        def place(vector: Any) -> Any:
+            at = builder.gep(first, [builder.mul(vector, ir.Constant(I64, WIDTH))])
             return builder.bitcast(at, FLOATS.as_pointer())
 
-        with cgutils.for_range(builder, blocks) as loop:
+        with cgutils.for_range(builder, vectors) as loop:
             left = builder.sub(count, builder.trunc(builder.mul(loop.index, ir.Constant(I64, WIDTH)), I32))
             there = builder.icmp_signed("<", numbers, spread(builder, left, WORDS))
-            looked = builder.select(there, builder.load(place(loop.index), align=4), lowest)
-            builder.store(looked, place(loop.index), align=4)
-            builder.store(higher(builder.load(most), looked), most)
+            score = builder.select(there, builder.load(place(loop.index), align=4), lowest)
+            builder.store(score, place(loop.index), align=4)
+            builder.store(higher(builder.load(most), score), most)
         largest = everywhere(builder, _merged(builder, builder.load(most), higher))
-        with cgutils.for_range(builder, blocks) as loop:
-            looked = builder.load(place(loop.index), align=4)
-            share = _exp(builder, builder.fsub(looked, largest))
-            share = builder.select(builder.fcmp_ordered("==", looked, lowest), ir.Constant(FLOATS, None), share)
-            builder.store(share, place(loop.index), align=4)
-            builder.store(builder.fadd(builder.load(total), share), total)
+        with cgutils.for_range(builder, vectors) as loop:
+            score = builder.load(place(loop.index), align=4)
+            weight = _exp(builder, builder.fsub(score, largest))
+            weight = builder.select(builder.fcmp_ordered("==", score, lowest), ir.Constant(FLOATS, None), weight)
+            builder.store(weight, place(loop.index), align=4)
+            builder.store(builder.fadd(builder.load(total), weight), total)
         return _merged(builder, builder.load(total), builder.fadd)
 
-    return types.float32(looks, types.intp, types.intp), codegen
+    return types.float32(scores, types.intp, types.intp), codegen
 
 
 exponentials: Any = intrinsic(_exponentials)
@@ -135,7 +135,7 @@ exponentials: Any = intrinsic(_exponentials)
 def _dots(_typing: Any, query: Any, _q: Any, keys: Any, _k: Any, _size: Any, _ahead: Any, out: Any, _o: Any) -> Any:
     """Write query . key of the 16 keys from an index on, `size` numbers each, one after the other.
 
-    `ahead`: so many elements on lies what is brought to the core meanwhile, where keys are bf16.
+    `ahead` is how many elements further memory is prefetched meanwhile, where keys are bf16.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -146,12 +146,12 @@ def _dots(_typing: Any, query: Any, _q: Any, keys: Any, _k: Any, _size: Any, _ah
         sums = [_variable(builder, ir.Constant(FLOATS, None)) for _ in range(WIDTH)]
         with cgutils.for_range(builder, builder.udiv(size, ir.Constant(I64, WIDTH))) as loop:
             start = builder.mul(loop.index, ir.Constant(I64, WIDTH))
-            part = load(builder, kinds[0], builder.gep(first_query, [start]))
+            numbers = load(builder, kinds[0], builder.gep(first_query, [start]))
             for key, total in enumerate(sums):
                 place = builder.gep(first_key, [builder.add(start, builder.mul(size, ir.Constant(I64, key)))])
                 if kinds[2].dtype == types.uint16:
                     _fetch(builder, builder.gep(place, [ahead]))
-                builder.store(fused(builder, part, load(builder, kinds[2], place), builder.load(total)), total)
+                builder.store(fused(builder, numbers, load(builder, kinds[2], place), builder.load(total)), total)
         found = _sums(builder, [builder.load(total) for total in sums])
         place = place_of(context, builder, kinds[6], arguments[6], arguments[7])
         builder.store(found, builder.bitcast(place, FLOATS.as_pointer()), align=4)
@@ -165,30 +165,30 @@ dots: Any = intrinsic(_dots)
 
 
 def _mix(
-    _typing: Any, shares: Any, _at: Any, _count: Any, values: Any, _v: Any, _size: Any, _ahead: Any, out: Any, _o: Any,
+    _typing: Any, weights: Any, _at: Any, _count: Any, values: Any, _v: Any, _size: Any, _ahead: Any, out: Any, _o: Any,
     _scale: Any,
 ) -> Any:  # fmt: skip
-    """Write `scale` times the sum of share i x value i for 16 numbers of values that lie `size` elements apart.
+    """Write `scale` times the sum of weight i x value i for 16 numbers of values that are `size` elements apart.
 
-    There are `count` shares from an index on, a multiple of 16. `ahead` as in `dots`.
+    There are `count` weights from an index on, a multiple of 16. `ahead` as in `dots`.
     """
     at_once = 8
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
         count, size, ahead, scale = arguments[2], arguments[5], arguments[6], arguments[9]
-        first_share = place_of(context, builder, kinds[0], *arguments[:2])
+        first_weight = place_of(context, builder, kinds[0], *arguments[:2])
         first_value = place_of(context, builder, kinds[3], *arguments[3:5])
         sums = [_variable(builder, ir.Constant(FLOATS, None)) for _ in range(at_once)]
         with cgutils.for_range(builder, builder.udiv(count, ir.Constant(I64, at_once))) as loop:
             start = builder.mul(loop.index, ir.Constant(I64, at_once))
             for i, total in enumerate(sums):
                 at = builder.add(start, ir.Constant(I64, i))
-                share = everywhere(builder, builder.load(builder.gep(first_share, [at])))
+                weight = everywhere(builder, builder.load(builder.gep(first_weight, [at])))
                 place = builder.gep(first_value, [builder.mul(at, size)])
                 if kinds[3].dtype == types.uint16:
                     _fetch(builder, builder.gep(place, [ahead]))
-                builder.store(fused(builder, share, load(builder, kinds[3], place), builder.load(total)), total)
+                builder.store(fused(builder, weight, load(builder, kinds[3], place), builder.load(total)), total)
         totals = [builder.load(total) for total in sums]
         while len(totals) > 1:
             totals = [builder.fadd(a, b) for a, b in zip(totals[::2], totals[1::2], strict=True)]
@@ -198,16 +198,16 @@ def _mix(
         return context.get_dummy_value()
 
     number = types.intp
-    return types.void(shares, number, number, values, number, number, number, out, number, types.float32), codegen
+    return types.void(weights, number, number, values, number, number, number, out, number, types.float32), codegen
 
 
 mix: Any = intrinsic(_mix)
 
 
-def _turn(_typing: Any, array: Any, _at: Any, _apart: Any, _count: Any, out: Any, _o: Any) -> Any:
-    """Write 16 numbers of each of 16 rows, which lie `apart` elements from each other, as 16 rows, first numbers first.
+def _transpose_16(_typing: Any, array: Any, _at: Any, _apart: Any, _count: Any, out: Any, _o: Any) -> Any:
+    """Transpose 16 numbers of each of 16 rows, which start `apart` elements from each other.
 
-    Where there are no more than `count` rows the last stands in for others.
+    Where there are only `count` rows, the last of them fills the others.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -227,14 +227,14 @@ def _turn(_typing: Any, array: Any, _at: Any, _apart: Any, _count: Any, out: Any
 
 
 def _vectors(context: Any, builder: Any, array: Any, value: Any) -> Any:
-    """Return where an array of float32 begins, as a pointer to 16 numbers."""
+    """Return a pointer to the first 16 numbers of a float32 array."""
     return builder.bitcast(place_of(context, builder, array, value, ir.Constant(I64, 0)), FLOATS.as_pointer())
 
 
-def _look(_typing: Any, queries: Any, keys: Any, _count: Any, _size: Any, looks: Any) -> Any:
-    """Write what 16 queries see in `count` keys, [count, 16].
+def _dots_16(_typing: Any, queries: Any, keys: Any, _count: Any, _size: Any, scores: Any) -> Any:
+    """Write the dot products of 16 queries with `count` keys, [count, 16].
 
-    `queries` are turned, [size, 16]; keys are [count, size]; all float32.
+    `queries` are transposed, [size, 16]; keys are [count, size]; all are float32.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -256,13 +256,13 @@ def _look(_typing: Any, queries: Any, keys: Any, _count: Any, _size: Any, looks:
                 builder.store(total, place, align=4)
         return context.get_dummy_value()
 
-    return types.void(queries, keys, types.intp, types.intp, looks), codegen
+    return types.void(queries, keys, types.intp, types.intp, scores), codegen
 
 
-def _share(_typing: Any, looks: Any, _count: Any, _first: Any, scale: Any) -> Any:
-    """Make the looks of 16 queries exp of what they are below each query's largest, and write 1 / their sums.
+def _softmax_16(_typing: Any, scores: Any, _count: Any, _first: Any, scale: Any) -> Any:
+    """Replace the dot products of 16 queries by exp(product - the query's largest) and write 1 / their sums.
 
-    Looks are [count, 16]; query i sees the keys up to `first` + i, for the others it gets 0.
+    Products are [count, 16]. Query i sees the keys up to `first` + i; the others become 0.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -275,46 +275,46 @@ def _share(_typing: Any, looks: Any, _count: Any, _first: Any, scale: Any) -> An
         with cgutils.for_range(builder, count) as loop:
             place = builder.gep(seen, [loop.index])
             there = builder.icmp_signed(">=", reach, spread(builder, builder.trunc(loop.index, I32), WORDS))
-            looked, before = builder.select(there, builder.load(place, align=4), lowest), builder.load(most)
-            builder.store(looked, place, align=4)
-            builder.store(builder.select(builder.fcmp_ordered(">", before, looked), before, looked), most)
+            score, before = builder.select(there, builder.load(place, align=4), lowest), builder.load(most)
+            builder.store(score, place, align=4)
+            builder.store(builder.select(builder.fcmp_ordered(">", before, score), before, score), most)
         largest = builder.load(most)
         with cgutils.for_range(builder, count) as loop:
             place = builder.gep(seen, [loop.index])
-            looked = builder.load(place, align=4)
-            shared = _exp(builder, builder.fsub(looked, largest))
-            shared = builder.select(builder.fcmp_ordered("==", looked, lowest), none, shared)
-            builder.store(shared, place, align=4)
-            builder.store(builder.fadd(builder.load(total), shared), total)
+            score = builder.load(place, align=4)
+            weights = _exp(builder, builder.fsub(score, largest))
+            weights = builder.select(builder.fcmp_ordered("==", score, lowest), none, weights)
+            builder.store(weights, place, align=4)
+            builder.store(builder.fadd(builder.load(total), weights), total)
         builder.store(builder.fdiv(ir.Constant(FLOATS, [1.0] * WIDTH), builder.load(total)), scales, align=4)
         return context.get_dummy_value()
 
-    return types.void(looks, types.intp, types.intp, scale), codegen
+    return types.void(scores, types.intp, types.intp, scale), codegen
 
 
-def _mix_16(_typing: Any, shares: Any, _count: Any, values: Any, _at: Any, _size: Any, scale: Any, out: Any) -> Any:
-    """Write 16 numbers of what each of 16 queries mixes, a row a query, from `count` values [count, size]."""
+def _mix_16(_typing: Any, weights: Any, _count: Any, values: Any, _at: Any, _size: Any, scale: Any, out: Any) -> Any:
+    """Write 16 numbers of the weighted sum of `count` values [count, size] for each of 16 queries, one row a query."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds, count, size = signature.args, arguments[1], arguments[4]
-        shared, scales, into = (_vectors(context, builder, kinds[i], arguments[i]) for i in (0, 5, 6))
+        weights, scales, into = (_vectors(context, builder, kinds[i], arguments[i]) for i in (0, 5, 6))
         value = place_of(context, builder, kinds[2], *arguments[2:4])
         sums = [_variable(builder, ir.Constant(FLOATS, None)) for _ in range(WIDTH)]
         with cgutils.for_range(builder, count) as loop:
-            share_of_16 = builder.load(builder.gep(shared, [loop.index]), align=4)
+            weight_of_16 = builder.load(builder.gep(weights, [loop.index]), align=4)
             numbers = builder.gep(value, [builder.mul(loop.index, size)])
             for z, total in enumerate(sums):
                 number = builder.load(builder.gep(numbers, [ir.Constant(I64, z)]))
-                builder.store(fused(builder, share_of_16, everywhere(builder, number), builder.load(total)), total)
+                builder.store(fused(builder, weight_of_16, everywhere(builder, number), builder.load(total)), total)
         scale_of_16 = builder.load(scales, align=4)
         for i, row in enumerate(turned(builder, [builder.fmul(builder.load(total), scale_of_16) for total in sums])):
             builder.store(row, builder.gep(into, [ir.Constant(I64, i)]), align=4)
         return context.get_dummy_value()
 
-    return types.void(shares, types.intp, values, types.intp, types.intp, scale, out), codegen
+    return types.void(weights, types.intp, values, types.intp, types.intp, scale, out), codegen
 
 
-turn: Any = intrinsic(_turn)
-look: Any = intrinsic(_look)
-share: Any = intrinsic(_share)
+transpose_16: Any = intrinsic(_transpose_16)
+dots_16: Any = intrinsic(_dots_16)
+softmax_16: Any = intrinsic(_softmax_16)
 mix_16: Any = intrinsic(_mix_16)

@@ -1,11 +1,11 @@
-"""The phases of the torch engine in bf16 on a CPU, with compiled kernels between the products.
+"""The phases of the torch engine in bf16 and int8 on a CPU, with compiled kernels between the products.
 
-Owns: which product and which kernel comes after which. Must not know: lanes, threads, how a kernel works. Needs numba
-and 8-bit products (`torch_device.fast_int8`); loaded by name. The slow twin is `torch_phases.PlainPhases`.
+Owns: the order of products and kernels. Must not know: lanes, threads, how a kernel works. Needs numba and 8-bit
+products (`device.fast_int8`), so it is imported only where both are there. The slow twin is `phases.PlainPhases`.
 
-Context: `torch_cpu_context`. What is read one at a time, and the logits: products of pairs of 8-bit numbers
-(`torch_linear.PairLinear`), which keep close items in order and on a processor with AMX cost a quarter of fp32.
-Shapes as in `torch_network`.
+The context is computed by `context`. Positions that are read one at a time, and the logits, are products of pairs of
+8-bit numbers (`linear.PairLinear`), which keep close items in order and cost a quarter of fp32 on a processor with AMX.
+Shapes as in `network`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from genrec_batch.engines.torch.cache import Cache
 from genrec_batch.engines.torch.choice import Choice, choose
-from genrec_batch.engines.torch.compiled import attention
-from genrec_batch.engines.torch.compiled import rows as cpu_rows
+from genrec_batch.engines.torch.compiled import attention, row_kernels
 from genrec_batch.engines.torch.compiled.context import (
     Bf16Context,
     Int8Context,
@@ -37,13 +36,13 @@ from genrec_batch.runtime.simd_bf16 import WIDTH
 
 
 def fits(config: ModelConfig) -> bool:
-    """Whether the kernels can compute a model: heads are whole vectors, the first layer is not the last."""
+    """Return whether the kernels can compute a model: its heads are whole vectors, and it has more than one layer."""
     return config.head_size % WIDTH == 0 and config.layers > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledPhases:
-    """The phases, each kernel a pass over numbers that the product before has left in a core's own cache."""
+    """The phases; each kernel is one pass over numbers that the product before it left in a core's own cache."""
 
     network: Network
     contexts: Bf16Context | Int8Context
@@ -64,42 +63,42 @@ class CompiledPhases:
         )
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
-        """Fill a new cache from position 0 and the S items behind it, with zeros behind each row's length."""
+        """Fill a new cache from position 0 and the S items after it, with zeros after each row's length."""
         self.contexts.fill(prefix_RD, tokens_RS, cache)
 
     def read(self, x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
-        """Read one more position a row; see `torch_network.read`."""
+        """Read one more position per row; see `network.read`."""
         rows, width = x_BD.shape
         x = x_BD.clone()
         one, other = Pairs.room(rows, width), Pairs.room(rows, width)
         wide, mixed_ND = Pairs.room(rows, self.network.config.ffn), np.empty((rows, width), np.float32)
         seen = [(cache.lengths_R.numpy(), bits(cache.keys), bits(cache.values)) for cache in caches]
-        cpu_rows.split(x.numpy(), *one.arrays())
+        row_kernels.split(x.numpy(), *one.arrays())
         for i, layer in enumerate(self.reading):
             sums, bias_3D, first = one.times(layer.qkv).numpy(), layer.qkv.bias_N.numpy(), 0
             for lengths_R, keys, values in seen:
                 attention.attend_next(sums, one.scale, bias_3D, first, step, lengths_R, keys[i], values[i], mixed_ND)
                 first += len(lengths_R)
-            cpu_rows.split(mixed_ND, *other.arrays())
+            row_kernels.split(mixed_ND, *other.arrays())
             _add_norm_split(x, other, layer.out, layer.norm1, one)
-            cpu_rows.relu_split(one.times(layer.up).numpy(), one.scale, layer.up.bias_N.numpy(), *wide.arrays())
+            row_kernels.relu_split(one.times(layer.up).numpy(), one.scale, layer.up.bias_N.numpy(), *wide.arrays())
             _add_norm_split(x, wide, layer.down, layer.norm2, one)
         return x
 
     def read_aside(self, x_RCD: Tensor, cache: Cache) -> Tensor:
-        """Read C positions a row, each alone; see `torch_network.read_aside`."""
+        """Read C positions per row, each alone; see `network.read_aside`."""
         return read_aside(self.reading, x_RCD, cache)
 
     def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
-        """Choose what comes after hidden states; see `torch_choice.choose`."""
+        """Choose the items after hidden states; see `choice.choose`."""
         assert_within(banned_BX, len(self.output.bias_N))
         rows = len(hidden_BD)
         pairs = Pairs.room(rows, hidden_BD.shape[1])
-        cpu_rows.split(hidden_BD.numpy(), *pairs.arrays())
+        row_kernels.split(hidden_BD.numpy(), *pairs.arrays())
         logits_BV = self.output.sums(pairs.high, pairs.both)
         log_sum_B, value_B = torch.empty(rows), torch.empty(rows)
         best_B = torch.empty(rows, dtype=torch.int64)
-        cpu_rows.choose(
+        row_kernels.choose(
             logits_BV.numpy(), pairs.scale, self.output.bias_N.numpy(), banned_BX.numpy(), tokens,
             log_sum_B.numpy(), best_B.numpy(), value_B.numpy(),
         )  # fmt: skip
@@ -114,7 +113,7 @@ class CompiledPhases:
 
 
 def _add_norm_split(x_ND: Tensor, rows: Pairs, product: PairLinear, norm: Norm, into: Pairs) -> None:
-    cpu_rows.add_norm_split(
+    row_kernels.add_norm_split(
         x_ND.numpy(), rows.times(product).numpy(), rows.scale, product.bias_N.numpy(), *norm_arrays(norm),
         *into.arrays(),
     )  # fmt: skip

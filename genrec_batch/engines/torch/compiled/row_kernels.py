@@ -1,13 +1,13 @@
-"""What stands between the matrix products of the torch engine on a CPU, compiled: one pass over the numbers each.
+"""The steps between the matrix products of the torch engine on a CPU, compiled: each is one pass over the numbers.
 
-Owns: loops over rows. Must not know: products, layers, lanes, torch. Needs numba; loaded by name. bf16 comes as
-its bits in arrays of uint16.
+Owns: loops over rows. Must not know: products, layers, lanes, torch. Needs numba, so it is imported only where that is
+there. bf16 numbers are passed as their bits, in arrays of uint16.
 
-Every row is computed alone and in one order, whatever stands beside it. NaN in a row stays in that row.
+Every row is computed alone and in the same order, whatever its neighbours are. NaN in a row stays in that row.
 
-Shapes as in `torch_network`; besides: N rows of numbers (R rows of S positions, end to end), M numbers of a row. A pair
-is how `torch_linear.PairLinear` takes a row: x = scale x (high + low / 254), both from -127 to 127 and kept with 128
-added; `high_NM` has the high ones, `both_N2M` the low ones and then the high ones again.
+Shapes as in `network`, and N rows of numbers (R rows of S positions, end to end), M numbers of a row. Pairs are the
+input of `linear.PairLinear`: x = scale x (high + low / 254), both from -127 to 127 and stored with 128 added; `high_NM`
+has the high ones, `both_N2M` the low ones and then the high ones again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
-# made of vectors 9a0f045f
+# made of vectors a2c19ef0
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(simd_bf16.LEAST), F(simd_bf16.LOG2_E), F(simd_bf16.LN2_HIGH), F(simd_bf16.LN2_LOW)
 P5, P4, P3, P2, P1, P0 = (F(x) for x in simd_bf16.POLYNOMIAL)
@@ -30,7 +30,7 @@ P5, P4, P3, P2, P1, P0 = (F(x) for x in simd_bf16.POLYNOMIAL)
 
 @kernel(reorder=True)
 def split(x_NM: F32, scale_N: F32, high_NM: Any, both_N2M: Any) -> None:
-    """Round rows to pairs."""
+    """Round rows to pairs, each with a scale of its own."""
     for n in range(len(x_NM)):
         scale_N[n] = _split(borrowed(x_NM)[n], borrowed(high_NM)[n], borrowed(both_N2M)[n])
 
@@ -48,7 +48,7 @@ def _split(x_M: F32, high_M: Any, both_2M: Any) -> Any:
 
 @kernel(reorder=True)
 def _split_by(x_M: F32, inverse: Any, high_M: Any, low_M: Any, again_M: Any) -> None:
-    """Apart from its caller, so that the arrays are seen to be others and the loop vectorizes."""
+    """Round by a given scale; a function of its own, so that LLVM sees distinct arrays and vectorizes the loop."""
     for m in range(len(x_M)):
         x = x_M[m] * inverse + ZERO
         high = np.int32(x + F(0.5))
@@ -98,7 +98,7 @@ def add_norm_split(
 
 @kernel(reorder=True)
 def add_norm_half(x_NM: F32, more_NM: Any, gain_M: F32, shift_M: F32, epsilon: float, half_NM: Any) -> None:
-    """Make x the LayerNorm of x + more, and write it in bf16 too; `more` is bf16."""
+    """Make x the LayerNorm of x + more, and write it in bf16 as well; `more` is bf16."""
     for n in range(len(x_NM)):
         x_M = borrowed(x_NM)[n]
         _add_half(borrowed(more_NM)[n], x_M)
@@ -206,7 +206,7 @@ def _add_narrow(a_M: F32, b_M: F32, out_M: Any) -> None:
 
 @kernel(reorder=True, inline=True)
 def _exp(x: Any) -> Any:
-    """Return exp(x) for x <= 0 as `vectors` does for 16."""
+    """Return exp(x) for x <= 0, as `dots` does for 16 numbers at once."""
     bounded = LEAST if x < LEAST else x  # noqa: FURB136 (NaN stays NaN)
     power = np.int32(bounded * LOG2_E - F(0.5))
     rest = bounded - F(power) * LN2_HIGH - F(power) * LN2_LOW
@@ -218,10 +218,10 @@ def _exp(x: Any) -> Any:
 def choose(
     logits_BV: F32, scale_B: F32, bias_V: F32, banned_BX: I64, tokens: int, log_sum_B: F32, best_B: I64, value_B: F32
 ) -> None:
-    """Make sums logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
+    """Turn sums into logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
 
-    Among equals it is the lowest, and NaN is above all numbers; where all are banned it is token 0 with -inf. The log
-    of the sum of exponentials is over all tokens.
+    Of equal logits the lowest token is best, and NaN is greater than all numbers. Where all tokens are banned, the
+    result is token 0 with -inf. The log of the sum of exponentials is over all tokens.
     """
     kept_X = np.empty(banned_BX.shape[1], np.float32)
     for b in range(len(logits_BV)):
@@ -256,7 +256,7 @@ def _first_nan(x_M: F32, other: int) -> Any:
 
 @kernel(reorder=True)
 def _largest(x_M: F32) -> Any:
-    """Return the largest number, by its bits as an integer that orders as the float does."""
+    """Return the largest number, found by comparing integers that order as the floats do."""
     found = np.int32(-(2**31))
     for m in range(len(x_M)):
         found = max(found, ordered(x_M[m]))

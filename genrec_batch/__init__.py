@@ -1,4 +1,4 @@
-"""Batch scoring with a generative recommender: a Parquet log of views in, ranked videos per user out.
+"""Batch scoring with a generative recommender: a Parquet log of views in, ranked videos for each user out.
 
 `from genrec_batch import score, Scorer` is the Python API; both load on first use, so the command line starts fast.
 """

@@ -1,6 +1,6 @@
-"""`genrec-batch` and `python -m genrec_batch`: the command line, which Ctrl-C ends in one line from its start on.
+"""`genrec-batch` and `python -m genrec_batch`: the command line; Ctrl-C ends it in one line from the very start.
 
-Owns: signals before a command has its own handlers, and after it is done. Must not know: the commands.
+Owns: signals before a command installs its handlers, and after it is done. Must not know: the commands.
 """
 
 import os
@@ -8,8 +8,8 @@ import signal
 import sys
 
 
-def _before_anything(number: int, frame: object) -> None:
-    """End here and now: an exception would have to find its way out of half-imported modules, which tell of it."""
+def _exit_at_once(number: int, frame: object) -> None:
+    """Exit without an exception, which half-imported modules would print as a traceback."""
     del number, frame
     sys.stderr.write("interrupted before anything began\n")
     sys.stderr.flush()
@@ -19,11 +19,11 @@ def _before_anything(number: int, frame: object) -> None:
 def main() -> None:
     """Run the command line."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this: nobody listens
+        if getattr(sys, name) is None:  # the parent process closed it
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (open as long as the process lives)
             setattr(sys, name, stream)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's `&` has it ignored
-        signal.signal(signal.SIGINT, _before_anything)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's `&` ignores it
+        signal.signal(signal.SIGINT, _exit_at_once)
     from genrec_batch.cli import app
 
     try:
@@ -31,7 +31,7 @@ def main() -> None:
     except SystemExit as left:
         if left.code:
             raise
-        # Done and said: a signal must not make it a failure, and nobody waits for gigabytes to be freed one by one.
+        # All is done and printed: a signal must not turn it into a failure, and freeing gigabytes would take time.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""The Python API: the command line's main job as one call, and as a picklable map over Arrow tables.
+"""The Python API: `score` as one call, and a picklable map over Arrow tables.
 
-Owns: `score` and `Scorer`. Must not know: anything that the command line does not. For Ray Data, Spark's
-`mapInArrow` or a notebook; the table given to a `Scorer` must hold whole users.
+Owns: `score` and `Scorer`. Must not know: how any step does its work. For Ray Data, Spark's `mapInArrow` or a notebook;
+the table given to a `Scorer` must hold all events of its users.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, An
 
 
 class Scorer:
-    """Maps an Arrow table of events to an Arrow table of recommendations; picklable, opens its model where it is used.
+    """Maps an Arrow table of events to an Arrow table of recommendations; picklable, opens its model on first use.
 
     `Scorer(model="model/", top_k=20)(events)`. Options are those of `genrec-batch score`; without `--as-of`, each table
     is scored as of its own last timestamp, and without a catalog in the model, with its own catalog.
@@ -52,7 +52,7 @@ class Scorer:
 
         Raises:
             InputError, GateError, NothingToScoreError: the table does not fit the contract, too many of its rows are
-                unusable, or it holds nobody.
+                unusable, or it has no users.
         """
         if not isinstance(events, pa.Table):
             raise TypeError(f"a Scorer takes a pyarrow.Table of events, not {type(events).__name__}")

@@ -1,7 +1,7 @@
 """The commands: options in, exit code out.
 
-Owns: the commands with their arguments, and the option file. Must not know: how anything is computed. Heavy modules are
-imported inside commands, so that `--help` is quick.
+Owns: the commands with their arguments. Must not know: how anything is computed. Heavy modules are imported inside
+commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
 from genrec_batch import __version__
-from genrec_batch.cli import evaluate, look
-from genrec_batch.cli.exits import OPTION_FILE, done, fail, located, options
+from genrec_batch.cli import evaluate, look, option_file
+from genrec_batch.cli.exits import done, fail
+from genrec_batch.cli.flags import OPTION_FILE, located, options
 from genrec_batch.cli.model import model_app
 from genrec_batch.cli.usage import Commands
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest
@@ -29,11 +29,6 @@ from genrec_batch.runtime import console, signals
 from genrec_batch.runtime.malloc import keep_freed_memory
 from genrec_batch.runtime.threads import take_short_turns
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -43,20 +38,21 @@ app = typer.Typer(
     help="Score a whole app's users overnight: a Parquet log of views in, ranked videos with four task scores out.",
     epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
     "Exit codes: 0 done, 1 a fault of genrec-batch, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, "
-    "99 nothing to score, 129 terminal went away, 130 interrupted, 143 terminated (the same command goes on after "
-    "these), 141 reader went away.",
+    "99 nothing to score, 129 terminal went away, 130 interrupted, 143 terminated (the same command resumes after "
+    "these three), 141 the pipe that read stdout was closed.",
 )
 app.add_typer(model_app, name="model", rich_help_panel="Model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
-JOBS = {
+MAIN = {
     "score": RunConfig,
     "features": HistoryConfig,
     "verify": VerifyConfig,
     "profile": ProfileConfig,
     "evaluate": EvaluateConfig,
-}  # what entries at the file's top are for
+}
+"""The commands that entries at the top of the option file are for."""
 
 
 def _version(wanted: bool) -> None:
@@ -70,69 +66,28 @@ def root(
     context: typer.Context,
     config_file: Annotated[
         str | None,
-        typer.Option("--config", envvar="GENREC_BATCH_CONFIG", help=f"Option file; default ./{CONFIG_FILE} if there."),
+        typer.Option(
+            "--config", envvar="GENREC_BATCH_CONFIG", help=f"Option file; default: ./{CONFIG_FILE} if it exists."
+        ),
     ] = None,
     version: Annotated[  # noqa: ARG001 (its callback prints)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Read the option file: entries at the top are for score and features, those under [sample] for sample."""
+    """Read the option file: entries at the top are for score, features, verify and profile; [sample] is for sample."""
     path = Path(config_file or CONFIG_FILE)
     if config_file is None and not path.is_file():
         return
     context.meta[OPTION_FILE] = str(path)
     try:
-        context.default_map = _file_options(path)
+        main = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in MAIN.items()}
+        context.default_map = option_file.read(path, context.command, main)
     except GenrecError as error:
         fail(located(context, error))
 
 
-def _file_options(path: Path) -> dict[str, Any]:
-    try:
-        entries = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        hint = "; beside tables [model.init] and the like, `model` goes under [score]" if "Cannot" in str(error) else ""
-        raise ConfigError(f"{path}: not valid TOML ({error}){hint}") from error
-    tables = {name: value for name, value in entries.items() if isinstance(value, dict)}
-    shared = _underscored({name: value for name, value in entries.items() if not isinstance(value, dict)})
-    jobs = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in JOBS.items()}
-    faults = [
-        _no_such(name, set().union(*jobs.values())) for name in shared if not any(name in o for o in jobs.values())
-    ]
-    resolved = {job: {name: value for name, value in shared.items() if name in known} for job, known in jobs.items()}
-    _fill(resolved, tables, typer.main.get_command(app), "", faults)
-    if faults:
-        raise ConfigError(f"{path}:\n  " + "\n  ".join(faults))
-    return resolved
-
-
-def _underscored(entries: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace("-", "_"): value for name, value in entries.items()}
-
-
-def _no_such(name: str, known: set[str]) -> str:
-    return f"{name}: no such option.{nearest(name, sorted(known))}"
-
-
-def _fill(resolved: dict[str, Any], tables: dict[str, Any], group: Any, prefix: str, faults: list[str]) -> None:
-    """Put each [command] table of the option file where the command looks for its defaults; add up the faults."""
-    for name, table in tables.items():
-        command = group.commands.get(name)
-        if command is None or not isinstance(table, dict):
-            faults.append(f"[{prefix}{name}]: no such table; there are {', '.join(group.commands)}")
-        elif hasattr(command, "commands"):
-            _fill(resolved.setdefault(name, {}), table, command, f"{name}.", faults)
-        else:
-            known = {option.name for option in command.params if option.param_type_name == "option"}
-            own = _underscored(table)
-            faults.extend(f"[{prefix}{name}] {_no_such(key, known)}" for key in own if key not in known)
-            resolved.setdefault(name, {}).update(own)
-
-
 def _whole(output: str | None) -> str:
-    """Return what a failure after a run ends with."""
+    """Return how the message of a failure after a run ends."""
     whole = f": the output {output} is whole, and --if-exists resume accepts it" if output else ""
     return f"the run itself is done{whole}"
 
@@ -144,7 +99,7 @@ def score(
     output: Annotated[
         str | None,
         typer.Argument(
-            metavar="OUTPUT", help="A .parquet file, else a directory of parts; may be left out with --user."
+            metavar="OUTPUT", help="A .parquet file, else a directory of parts; may be omitted with --user."
         ),
     ] = None,
     *,
@@ -162,7 +117,7 @@ def score(
         look.explain(options, input, output)
         return
     if output is None and not options.user:
-        raise ConfigError("OUTPUT is missing; it may be left out only with --user, which prints the result")
+        raise ConfigError("OUTPUT is missing; it may be omitted only with --user, which prints the result")
     look.check_paths(options)
     signals.end_with_output()
     stages = Stages()
@@ -211,7 +166,7 @@ app.command(rich_help_panel="Look")(look.inspect)
 @app.command(rich_help_panel="Look")
 @options(VerifyConfig)
 def verify(input: INPUT, *, options: VerifyConfig) -> None:  # noqa: A002
-    """Hold an engine or precision against another over the same users, with gates (exit code 6).
+    """Compare an engine or precision with another over the same users, with gates (exit code 6).
 
     Example: genrec-batch verify events.parquet --model model/ --engine torch --precision bf16 --min-topk-overlap 0.98
     """
@@ -233,10 +188,10 @@ def verify(input: INPUT, *, options: VerifyConfig) -> None:  # noqa: A002
 @app.command(rich_help_panel="Try")
 @options(LogConfig)
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the files of the demo go.")] = Path("demo_output"),
-    users: Annotated[int, typer.Option(help="Users of the generated log, where there is no sample log.")] = 500,
+    folder: Annotated[Path, typer.Option(help="Folder for the files of the demo.")] = Path("demo_output"),
+    users: Annotated[int, typer.Option(help="Users of the generated log if there is no sample log.")] = 500,
 ) -> None:
-    """Show all of it in under a minute: one user, the whole sample log, the engines' speed, an export.
+    """Show the main features in under a minute: one user, the whole sample log, the engines' speed, an export.
 
     Example: genrec-batch demo
     """
@@ -254,10 +209,12 @@ def sample(
     events_per_user: Annotated[float, typer.Option(help="Mean events of a user.")] = 25.0,
     seed: Annotated[int, typer.Option(help="Same seed, same log.")] = 7,
     dirt: Annotated[float, typer.Option(help="Share of rows with what real logs have: nulls, ties, duplicates.")] = 0.0,
-    order: Annotated[str, typer.Option(help="Of the rows: time, user (clustered, by user_id) or shuffled.")] = "time",
+    order: Annotated[
+        str, typer.Option(help="Order of the rows: time, user (clustered, by user_id) or shuffled.")
+    ] = "time",
     videos: Annotated[int, typer.Option(help="Videos on the app.")] = 20_000,
     days: Annotated[int, typer.Option(help="Length of the log.")] = 28,
-    if_exists: Annotated[str, typer.Option(help="When OUTPUT exists: error or overwrite.")] = "error",
+    if_exists: Annotated[str, typer.Option(help="What to do if OUTPUT exists: error or overwrite.")] = "error",
 ) -> None:
     """Write a synthetic log in the events contract, of any size, in memory that does not grow with it.
 
@@ -279,7 +236,7 @@ def sample(
         videos=videos,
         dirt=dirt,
         days=days,
-        order=cast("synthetic.Order", order),  # checked there
+        order=cast("synthetic.Order", order),  # SampleConfig checks it
     )
     began = time.perf_counter()
     with console.progress("sample", round(users * events_per_user), "rows") as advance:
@@ -292,7 +249,7 @@ def sample(
 @options(LogConfig)
 def layout(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """Print the name of each of the 1024 feature slots.
 

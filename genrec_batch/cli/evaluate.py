@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from genrec_batch.cli.exits import done, options
+from genrec_batch.cli.exits import done
+from genrec_batch.cli.flags import options
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.runtime import console
 

@@ -1,4 +1,4 @@
-"""The commands that show: `profile`, `inspect`, and what `score` shows beside its result.
+"""The commands that show something: `profile`, `inspect`, and what `score` shows beside its result.
 
 Owns: their arguments. Must not know: how anything is computed. Heavy modules are imported inside commands.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genrec_batch.cli.exits import options
+from genrec_batch.cli.flags import options
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import LogConfig
 from genrec_batch.reports.options import ProfileConfig, RunConfig
@@ -30,7 +30,7 @@ def check_paths(options: RunConfig) -> None:
 
 
 def write_reports(options: RunConfig, stages: Stages, summary: Mapping[str, Any]) -> None:
-    """Write `--report` and `--trace` of a run that is done, last of all.
+    """Write `--report` and `--trace` of a finished run.
 
     Raises:
         ConfigError: a file cannot be written.
@@ -45,14 +45,14 @@ def write_reports(options: RunConfig, stages: Stages, summary: Mapping[str, Any]
 
 
 def explain(options: RunConfig, source: str, output: str | None) -> None:
-    """Show why one user gets what it gets (`score --explain`)."""
+    """Explain the list of one user (`score --explain`)."""
     import pyarrow as pa
 
     from genrec_batch.reports import explain as explaining
     from genrec_batch.reports import inspect_text, tables, terminal
 
     if output is not None or options.user or options.report or options.trace:
-        raise ConfigError("--explain tells of one user and writes nothing: leave OUTPUT, --user, --report, --trace out")
+        raise ConfigError("--explain describes one user and writes nothing: omit OUTPUT, --user, --report and --trace")
     found = explaining.explain(options, source, str(options.explain))
     if not options.quiet and options.log_format == "text":
         terminal.show(inspect_text.explanation(found))
@@ -87,12 +87,12 @@ def inspect(
     output: Annotated[str, typer.Argument(metavar="OUT", help="What `score` wrote: a .parquet file or a directory.")],
     *,
     model: Annotated[
-        str | None, typer.Option(help="Model directory whose catalog is covered; default: that of the run.")
+        str | None, typer.Option(help="Model directory whose catalog coverage is shown; default: that of the run.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Most recommended videos to name.", min=1)] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    top: Annotated[int, typer.Option(help="Number of most recommended videos to list.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show a finished output: lineage, counts, scores by rank, most recommended videos; exit code 6 if not whole.
+    """Show a finished output: lineage, counts, scores by rank, most recommended videos; exit code 6 if it is damaged.
 
     Example: genrec-batch inspect recs.parquet
     """

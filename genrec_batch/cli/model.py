@@ -1,4 +1,4 @@
-"""The `model` commands: make, import, look at, export a model directory, and build its engines.
+"""The `model` commands: create, import, describe and export a model directory, and build its engines.
 
 Owns: their flags and printed lines. Must not know: how weights are computed or read.
 """
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genrec_batch.cli.exits import beginning, done, options
+from genrec_batch.cli.exits import done
+from genrec_batch.cli.flags import beginning, options
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import LogConfig
 from genrec_batch.engines.tensorrt.options import BuildConfig
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from genrec_batch.model.weights import ModelConfig
 
 model_app = typer.Typer(
-    no_args_is_help=True, help="Make, import, look at and export model directories; build their engines."
+    no_args_is_help=True, help="Create, import, describe and export model directories; build their engines."
 )
 
 DIRECTORY = Annotated[Path, typer.Argument(metavar="DIR", help="The model directory.")]
 
-PRESETS = ("reference", "high-performance", "lightweight", "tiny")  # for completion, which imports no model
+PRESETS = ("reference", "high-performance", "lightweight", "tiny")  # for shell completion, which imports no model
 
 CARD = """# A genrec-batch model
 
@@ -54,7 +55,7 @@ def _card(config: ModelConfig, origin: str) -> str:
 
 
 def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> None:
-    """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves neither, nor a folder.
+    """Write the catalog, then the model, whose config.json marks it as whole; a failure leaves nothing behind.
 
     Raises:
         ModelError: the directory cannot be written.
@@ -70,16 +71,16 @@ def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> N
     finally:
         if not saved:
             (directory / "catalog.parquet").unlink(missing_ok=True)
-            with suppress(OSError):  # one that another process has filled meanwhile, or that never was
+            with suppress(OSError):  # another process has filled it meanwhile, or it was never made
                 for folder in made:
                     folder.rmdir()
 
 
 def _say(text: str, written: Path) -> None:
-    """Print a line on stdout about what was just written.
+    """Print a line on stdout about a file that was just written.
 
     Raises:
-        RetryError, TerminalGoneError, ConfigError: stdout takes no more; the message says what is there.
+        RetryError, TerminalGoneError, ConfigError: stdout cannot be written; the message names what is on disk.
     """
     with done(f"{written} is whole"):
         console.line(text)
@@ -96,13 +97,15 @@ def init(
             help="Sizes: reference, high-performance, lightweight or tiny.", autocompletion=beginning(PRESETS)
         ),
     ] = "reference",
-    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights; default: that of the demo.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the initial weights; default: the seed of the demo.")
+    ] = None,
     catalog_from: Annotated[str | None, typer.Option(help="Take the catalog from this log.")] = None,
     schema_name: Annotated[
         str | None, typer.Option("--schema", envvar="GENREC_BATCH_SCHEMA", help="Names of the log's columns.")
     ] = None,
 ) -> None:
-    """Make a model directory with seeded, untrained weights.
+    """Create a model directory with seeded, untrained weights.
 
     Example: genrec-batch model init model/ --preset reference --catalog-from events.parquet
     """
@@ -123,7 +126,7 @@ def init(
     said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
     if items is not None and items.unknown_videos:
         every = len(items) + items.unknown_videos
-        said += f" (those seen most of the log's {every:,}; a --preset with a larger vocabulary holds more)"
+        said += f" (the most viewed of the log's {every:,}; a --preset with a larger vocabulary holds more)"
     _say(f"{directory}: {said}, untrained", directory)
 
 
@@ -134,14 +137,15 @@ def import_(
     directory: DIRECTORY,
     *,
     rename: Annotated[
-        list[str] | None, typer.Option(help="A tensor's name there and here, THEIRS=OURS; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Name of a tensor in WEIGHTS and in this project, THEIRS=OURS; may be repeated."),
     ] = None,
-    heads: Annotated[int, typer.Option(help="Attention heads: they are not in the shapes.")] = 16,
+    heads: Annotated[int, typer.Option(help="Number of attention heads, which the shapes do not show.")] = 16,
     catalog_file: Annotated[
-        Path | None, typer.Option("--catalog", help="catalog.parquet that the weights were trained with.")
+        Path | None, typer.Option("--catalog", help="The catalog.parquet that the weights were trained with.")
     ] = None,
 ) -> None:
-    """Make a model directory from trained weights whose encoder has nn.TransformerEncoder's names.
+    """Create a model directory from trained weights whose encoder has nn.TransformerEncoder's names.
 
     Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
     """
@@ -173,13 +177,13 @@ def _pair(text: str) -> tuple[str, str]:
 @options(LogConfig)
 def info(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The model directory; none for a preset.")
+        Path | None, typer.Argument(metavar="[DIR]", help="The model directory; omit it to describe a preset.")
     ] = None,
     *,
     preset: Annotated[
-        str, typer.Option(help="Describe a preset instead.", autocompletion=beginning(PRESETS))
+        str, typer.Option(help="Preset to describe without a directory.", autocompletion=beginning(PRESETS))
     ] = "reference",
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print a model's parameters by group, memory by precision, sizes and fingerprint.
 
@@ -209,7 +213,7 @@ def export(
         str, typer.Option(help="Number format of the graphs: fp32 or fp16.", autocompletion=beginning(("fp32", "fp16")))
     ] = "fp32",
 ) -> None:
-    """Write DIR/onnx/: prefill, decode and score graphs with dynamic batch and length, top-k inside.
+    """Write DIR/onnx/: prefill, decode and score graphs with dynamic batch and length, and top-k inside.
 
     Example: genrec-batch model export model/ --precision fp32
     """
@@ -225,7 +229,7 @@ def export(
 @model_app.command()
 @options(BuildConfig)
 def build(directory: DIRECTORY, *, options: BuildConfig) -> None:
-    """Build the TensorRT engines that `score --engine tensorrt` needs with the same options, ahead of it.
+    """Build ahead of time the TensorRT engines that `score --engine tensorrt` needs with the same options.
 
     Example: genrec-batch model build model/ --precision fp16
     """

@@ -1,4 +1,4 @@
-"""The root of the commands: what the option parser refuses, a reader that goes away, Ctrl-C before a command began.
+"""The group of all commands: usage errors, a closed pipe behind stdout, Ctrl-C before a command starts.
 
 Owns: one line and one exit code for each of these, as text or in the run's JSON log. Must not know: which commands
 there are. In: the arguments of a process. Out: SystemExit with its code.
@@ -14,15 +14,27 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from genrec_batch.cli.exits import option_file, tell, variable
+from genrec_batch.cli.exits import tell
+from genrec_batch.cli.flags import option_file, variable
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest, refused
 from genrec_batch.runtime import console
 
-UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has its own since 0.20 and Click's before: same names in both
-PREFIX, OTHERS = "GENREC_BATCH", ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE")  # those are no option's
-CLOSED_PIPE = 128 + 13  # as a shell tells of a process that SIGPIPE ended
-WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # by the start of pydantic's kinds
-NO_TWINS = ("version", "install_completion", "show_completion")  # an exported variable must not replace a run by these
+UsageError: Any = typer.BadParameter.__mro__[1]  # Typer's own since 0.20, Click's before; the names are the same
+PREFIX, OTHERS = (
+    "GENREC_BATCH",
+    ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE"),
+)  # variables that belong to no option
+CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}  # by the first word of pydantic's error type
+NO_TWINS = (
+    "version",
+    "install_completion",
+    "show_completion",
+)  # an exported variable must not turn a run into one of these
 
 
 class Commands(TyperGroup):
@@ -53,12 +65,12 @@ class Commands(TyperGroup):
             _refuse(error, given)
         except BrokenPipeError:
             _leave_quietly()
-        except (GenrecError, OSError) as error:  # of stdout, by `--version` and `--help`; a file by completion
-            told = error if isinstance(error, GenrecError) else _not_written(error)
-            tell("error:", str(told))
-            sys.exit(told.exit_code)
+        except (GenrecError, OSError) as error:  # of stdout with `--version` and `--help`; of a file with completion
+            refusal = error if isinstance(error, GenrecError) else _not_written(error)
+            tell("error:", str(refusal))
+            sys.exit(refusal.exit_code)
         except SystemExit as left:
-            if left.code == 1:  # so Typer and Rich end where a pipe is closed
+            if left.code == 1:  # the code of Typer and Rich for a closed pipe
                 _leave_quietly()
             raise
         except (KeyboardInterrupt, typer.Abort):
@@ -67,16 +79,16 @@ class Commands(TyperGroup):
 
 
 def _unread(group: Any) -> Iterator[str]:
-    """Yield a warning for each variable that looks like ours and that no command reads."""
+    """Yield a warning for each variable with our prefix that no command reads."""
     ours = sorted(name for name in os.environ if name.startswith(f"{PREFIX}_"))
     known = sorted({*OTHERS, *_twins(group, PREFIX)}) if ours else []
     for name in ours:
         if name not in known:
-            yield f"{name} is a variable that nothing reads.{nearest(name, known, 1)}"
+            yield f"no command reads the variable {name}.{nearest(name, known, 1)}"
 
 
 def _twins(command: Any, prefix: str) -> Iterator[str]:
-    """Yield the variables of a command's options, and of those under it."""
+    """Yield the variables of the options of a command and its subcommands."""
     for option in command.params:
         own = option.envvar or ()
         yield from (own,) if isinstance(own, str) else own
@@ -90,7 +102,7 @@ def _not_written(error: OSError) -> GenrecError:
 
 
 def _leave_quietly() -> NoReturn:
-    """End because nobody reads any more: what is still in the buffer goes nowhere, so that its flush cannot fail."""
+    """Exit because the reader of stdout is gone; discard the buffers, so that flushing them cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -101,9 +113,9 @@ def _leave_quietly() -> NoReturn:
 
 
 def _refuse(error: Any, given: list[str]) -> NoReturn:
-    """Tell a usage error in one line and leave with exit code 2."""
+    """Print a usage error in one line and exit with code 2."""
     context = error.ctx
-    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is the answer
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command prints its help
         error.show()
         sys.exit(error.exit_code)
     if _as_json(given, context):
@@ -116,7 +128,7 @@ def _refuse(error: Any, given: list[str]) -> NoReturn:
 
 
 def _said(error: Any) -> str:
-    """Return what is wrong, with the flag, variable or entry at fault, its value, and the nearest name."""
+    """Return what is wrong: the flag, variable or entry at fault, its value, and the nearest name."""
     context, parameter = error.ctx, getattr(error, "param", None)
     if getattr(error, "possibilities", None) is not None or type(error).__name__ == "NoSuchOption":
         known = [name for option in context.command.get_params(context) for name in option.opts if name[:2] == "--"]
@@ -136,7 +148,7 @@ def _said(error: Any) -> str:
 
 
 def _place(context: Any, parameter: Any, value: Any) -> str:
-    """Return where a value stands, and the value: a flag, a variable, or an entry of the option file."""
+    """Return a value with its place: a flag, a variable, or an entry of the option file."""
     if twin := variable(context, parameter):
         return f"{twin}={value}"
     if file := option_file(context, parameter):
@@ -145,7 +157,7 @@ def _place(context: Any, parameter: Any, value: Any) -> str:
 
 
 def _as_json(given: list[str], context: Any) -> bool:
-    """Return whether the run was to log JSON; the options were not read to their end, so they are looked through."""
+    """Return whether JSON logs were asked for; parsing stopped early, so the arguments are searched."""
     for number, text in enumerate(given):
         flag, equals, value = text.partition("=")
         if flag == "--log-format":

@@ -22,18 +22,22 @@ BLENDABLE = (*HEADS, "log_prob")
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is said on stderr."""
+    """What is printed on stderr."""
 
     quiet: bool = option(
-        "Say nothing but warnings and errors on stderr.",
+        "Print only warnings and errors on stderr.",
         default=False,
         panel="Output",
         flags="--quiet",
         identity="none",
     )
-    verbose: bool = option("Say more on stderr.", default=False, panel="Output", flags="--verbose", identity="none")
+    verbose: bool = option("Print more on stderr.", default=False, panel="Output", flags="--verbose", identity="none")
     log_format: str = option(
-        "Logs on stderr as text or as JSON lines.", "text", panel="Output", choices=("text", "json"), identity="none"
+        "Format of the logs on stderr: text or JSON lines.",
+        "text",
+        panel="Output",
+        choices=("text", "json"),
+        identity="none",
     )
 
     def __post_init__(self) -> None:
@@ -43,7 +47,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig(LogConfig):
-    """What of a log is read and how it becomes histories."""
+    """Which log and tables are read, and how they become histories."""
 
     model: str | None = option(
         "Model directory; without one, untrained reference weights rank by chance, with a warning.",
@@ -62,14 +66,14 @@ class HistoryConfig(LogConfig):
         identity="content",
     )
     as_of: str | None = option(
-        "Score as of this moment, ISO 8601, UTC unless it says otherwise; later events are ignored. "
+        "Score as of this moment, in ISO 8601, UTC by default; later events are ignored. "
         "Default: the log's last timestamp.",
         panel="Input",
         identity="bytes",
     )
-    max_events: int = option("Newest events kept of each user.", 50, panel="Input", identity="bytes")
+    max_events: int = option("Number of newest events kept for each user.", 50, panel="Input", identity="bytes")
     seen_limit: int = option(
-        "Newest distinct videos of each user that count as seen.", 1000, panel="Input", identity="bytes"
+        "Number of newest distinct videos of each user that count as seen.", 1000, panel="Input", identity="bytes"
     )
     max_rejects: float = option(
         "Share of rows that may lack user_id, video_id or timestamp before the run fails with exit code 6.",
@@ -79,29 +83,32 @@ class HistoryConfig(LogConfig):
     )
     limit: int | None = option("Score only the first N users by id.", panel="Input", identity="bytes")
     user: tuple[str, ...] = option(
-        "Score this user only and print the result; may be repeated.", (), panel="Input", identity="bytes"
+        "Score only this user and print the result; may be repeated.", (), panel="Input", identity="bytes"
     )
     if_exists: str | None = option(
-        "What to do with an output that exists. Default: go on with what an identical run began, else an error.",
+        "What to do if the output exists. Default: resume an identical unfinished run, else fail.",
         panel="Output",
         choices=("error", "resume", "overwrite"),
         identity="none",
     )
     shard_users: int = option(
-        "Users per part of the output: what a killed run loses at most.", 16384, panel="Output", identity="bytes"
+        "Users per shard, which is one part of the output: the most that a killed run loses.",
+        16384,
+        panel="Output",
+        identity="bytes",
     )
     memory_limit: str = option(
-        "What events and histories may take in memory, such as 512MiB or 8GiB; a larger log is split on disk first. "
+        "Memory for events and histories, such as 512MiB or 8GiB; a larger log is split on disk first. "
         "The output does not depend on it.",
         "1GiB",
         panel="Input",
         identity="none",
     )
     spill_dir: str | None = option(
-        "Folder for what does not fit in memory; default: the folder of OUTPUT.", panel="Input", identity="none"
+        "Folder for events that do not fit in memory; default: the folder of OUTPUT.", panel="Input", identity="none"
     )
     stall_limit: float = option(
-        "Seconds without any progress after which the run ends with exit code 75; 0 for none.",
+        "Seconds without progress after which the run ends with exit code 75; 0 for no limit.",
         1800.0,
         panel="Output",
         identity="none",
@@ -109,7 +116,7 @@ class HistoryConfig(LogConfig):
 
     @property
     def user_flag(self) -> str:
-        """The option that named `user`, for errors."""
+        """The option that `user` came from, for errors."""
         return "--user"
 
     def __post_init__(self) -> None:
@@ -145,17 +152,17 @@ class HistoryConfig(LogConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(HistoryConfig):
-    """Everything that `score` takes beside INPUT and OUTPUT."""
+    """All options of `score` that decide or check its output."""
 
     top_k: int = option("Videos recommended to each user.", 10, panel="Decoding")
     decode: str = option(
-        "slate: each video is chosen after the ones before it; candidates: the best of one look, scored in parallel.",
+        "slate: each video is chosen given those before it; candidates: the best after the history, scored together.",
         "slate",
         panel="Decoding",
         choices=("slate", "candidates"),
     )
     num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
-    beam_width: int = option("Slates kept side by side while decoding; 1 is greedy.", 1, panel="Decoding")
+    beam_width: int = option("Slates kept in parallel while decoding; 1 is greedy decoding.", 1, panel="Decoding")
     candidates: str | None = option(
         "Parquet table of user_id and a list of video_id: score these videos instead.",
         panel="Decoding",
@@ -171,8 +178,10 @@ class ScoreConfig(HistoryConfig):
         panel="Decoding",
         flags="--include-seen/--exclude-seen",
     )
-    engine: str = option("Who computes; auto says what it took and why.", "auto", panel="Engine", choices=ENGINES)
-    device: str = option("auto, cpu, cuda or cuda:N.", "auto", panel="Engine")
+    engine: str = option(
+        "Engine that computes; auto reports its choice and why.", "auto", panel="Engine", choices=ENGINES
+    )
+    device: str = option("Device of the engine: auto, cpu, cuda or cuda:N.", "auto", panel="Engine")
     precision: str = option(
         "Number format; auto takes the fastest that keeps 98% of fp32's top 10.",
         "auto",
@@ -181,21 +190,21 @@ class ScoreConfig(HistoryConfig):
     )
     batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine", identity="bytes")
     verify_sample: int = option(
-        "Before anything is written, hold this many users against fp32; 0 for none.", 0, panel="Engine", identity="none"
+        "Users to compare with fp32 before anything is written; 0 for none.", 0, panel="Engine", identity="none"
     )
     min_topk_overlap: float = option(
-        "Least share of the top K in common with the reference, else exit code 6.",
+        "Smallest share of the top K in common with the reference; less is exit code 6.",
         0.98,
         panel="Engine",
         identity="none",
     )
     previous: str | None = option(
-        "An earlier output of this command: users whose input, model and options are the same keep its rows.",
+        "Earlier output of this command: users with the same input, model and options keep their rows.",
         panel="Input",
         identity="none",
     )
     layout: str = option(
-        "long: a row per user and rank; nested: a row per user with lists.",
+        "long: one row per user and rank; nested: one row per user with lists.",
         "long",
         panel="Output",
         choices=("long", "nested"),
@@ -249,7 +258,7 @@ class ScoreConfig(HistoryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(ScoreConfig):
-    """What `verify` takes: the options of `score`, and what to hold the result against."""
+    """The options of `verify`: those of `score`, and what to compare with."""
 
     sample: int = option("Users to compare, spread over all history lengths.", 1024, panel="Engine")
     against: str = option(
@@ -258,9 +267,13 @@ class VerifyConfig(ScoreConfig):
         panel="Engine",
         choices=("auto", "onnxruntime", "torch"),
     )
-    against_precision: str = option("Its number format.", "fp32", panel="Engine", choices=PRECISIONS[1:])
-    min_top1: float = option("Least share of users with the same first video, else exit code 6.", 0.0, panel="Engine")
-    max_difference: float | None = option("Largest difference of log_prob and of any head.", panel="Engine")
+    against_precision: str = option("Number format of that engine.", "fp32", panel="Engine", choices=PRECISIONS[1:])
+    min_top1: float = option(
+        "Smallest share of users with the same first video; less is exit code 6.", 0.0, panel="Engine"
+    )
+    max_difference: float | None = option(
+        "Largest difference in log_prob or in any head; more is exit code 6.", panel="Engine"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -293,7 +306,7 @@ def check_batch_size(text: str) -> None:
 
 
 def check_device(text: str) -> None:
-    """Raise ConfigError unless `--device` is the name of one."""
+    """Raise ConfigError unless `--device` names a device."""
     if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
         raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
 

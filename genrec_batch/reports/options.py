@@ -1,6 +1,6 @@
-"""The options that say how a run is shown, and those of `profile`.
+"""The options for how a run is shown, and those of `profile`.
 
-Owns: option classes, as `config.py` does; none of them decides a result. Must not know: what an option does.
+Owns: option classes, like `core/options.py`; none of them decides a result. Must not know: what an option does.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ CPU_SIZES, GPU_SIZES = "1,4,16,64,256", "1,16,256,2048,8192"
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ScoreConfig):
-    """What the command `score` takes beside what decides its result: how the run is shown."""
+    """All options of the command `score`: those that decide its output, and how the run is shown."""
 
     report: str | None = option(
-        "Write what the run did: a page (.html) or JSON (.json).", panel="Output", identity="none"
+        "Write a report of the run: a page (.html) or JSON (.json).", panel="Output", identity="none"
     )
     trace: str | None = option(
-        "Write a timeline (.json) that Perfetto opens: a lane per thread.", panel="Output", identity="none"
+        "Write a timeline of the run (.json) for Perfetto, with a lane per thread.", panel="Output", identity="none"
     )
     explain: str | None = option(
-        "Tell why this user gets what it gets: history, seen videos, features, candidates per step; with --quiet, all "
-        "of it as JSON.",
+        "Explain the list of this user: history, seen videos, features, candidates per step; with --quiet, all of it "
+        "as JSON.",
         panel="Output",
         identity="none",
     )
 
     @property
     def user_flag(self) -> str:
-        """The option that named `user`, for errors."""
+        """The option that `user` came from, for errors."""
         return "--explain" if self.explain is not None else super().user_flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(ScoreConfig):
-    """What `profile` takes: the options of `score`, and what is measured."""
+    """The options of `profile`: those of `score`, and what is measured."""
 
-    data: str | None = option("Log to profile and to run over; without one, model and engines only.", panel="Input")
+    data: str | None = option(
+        "Log to describe and to score; without one, only the model and the engines are measured.", panel="Input"
+    )
     engines: tuple[str, ...] = option(
         "Engines to time, such as torch or torch:bf16,onnxruntime; default: all that are installed.", (), panel="Engine"
     )
@@ -51,16 +53,16 @@ class ProfileConfig(ScoreConfig):
         panel="Engine",
     )
     seconds: float = option(
-        "Seconds of timing for each engine and batch size, after one run of warm-up; at least 5 runs are made.",
+        "Seconds of timing for each engine and batch size, after one warm-up run; at least 5 runs are made.",
         2.0,
         panel="Engine",
     )
     compare: tuple[str, ...] = option(
-        "Presets to set beside the model, such as lightweight,tiny; may be repeated.", (), panel="Model"
+        "Presets to show beside the model, such as lightweight,tiny; may be repeated.", (), panel="Model"
     )
     html: str | None = option("Write the report as one page that needs no network.", panel="Output")
     json: str | None = option("Write the report as JSON.", panel="Output")
-    trace: str | None = option("Write the run's timeline (.json) for Perfetto: a lane per thread.", panel="Output")
+    trace: str | None = option("Write the run's timeline (.json) for Perfetto, with a lane per thread.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

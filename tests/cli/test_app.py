@@ -606,11 +606,11 @@ def test_a_mistyped_variable_is_told(run, log_file, model_dir):
     done = run(*arguments, GENREC_BATCH_TOPK="5")
     assert done.code == 0, done.err
     said = " ".join(done.err.split())
-    assert "GENREC_BATCH_TOPK is a variable that nothing reads. Did you mean 'GENREC_BATCH_TOP_K'?" in said
+    assert "no command reads the variable GENREC_BATCH_TOPK. Did you mean 'GENREC_BATCH_TOP_K'?" in said
     others = {"GENREC_BATCH_SAMPLE_USERS": "4", "GENREC_BATCH_MODEL_INIT_PRESET": "tiny", "GENREC_BATCH_CONFIG": None}
-    assert "nothing reads" not in run(*arguments, **others).err
+    assert "no command reads" not in run(*arguments, **others).err
     done = run("layout", GENREC_BATCH_LAYUOT="1")
-    assert (done.code, len(done.out.splitlines()), "GENREC_BATCH_LAYUOT is a variable" in done.err) == (0, 1024, True)
+    assert (done.code, len(done.out.splitlines()), "the variable GENREC_BATCH_LAYUOT" in done.err) == (0, 1024, True)
     Path("o.toml").touch()
     for command in (["layout"], ["model", "info"], [*arguments, "--quiet"]):
-        assert "nothing reads" not in run(*command, GENREC_BATCH_CONFIG="o.toml").err
+        assert "no command reads" not in run(*command, GENREC_BATCH_CONFIG="o.toml").err

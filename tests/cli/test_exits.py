@@ -114,7 +114,7 @@ def test_a_signal_is_told_in_one_line(stop, monkeypatch):
         exits.guarded(lambda: signal.raise_signal(number), verbose=False)
     said = {129: "the terminal went away", 130: "interrupted", 143: "terminated"}[code]
     assert left.value.exit_code == code
-    assert told == [f"{said}; run the same command again to go on where it stopped"]
+    assert told == [f"{said}; run the same command again to resume"]
 
 
 def test_under_nohup_a_terminal_that_goes_away_changes_nothing(stop):

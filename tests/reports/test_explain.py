@@ -133,7 +133,7 @@ def test_the_command_shows_it(run, log_file, model_dir):
     assert run("score", log_file, "--model", model_dir, "--explain", 5).code == 2
     both = run("score", log_file, "o.parquet", "--model", model_dir, "--explain", USER)
     assert both.code == 2
-    assert "--explain tells of one user" in both.err
+    assert "--explain describes one user" in both.err
 
 
 def test_a_user_of_the_real_log_is_explained(kuairand):

@@ -1,0 +1,77 @@
+"""The option file: entries of `genrec-batch.toml` become defaults of the commands.
+
+Owns: reading the file and its faults. Must not know: what an option does. Entries at the top are for the main commands,
+those in a table such as `[sample]` or `[model.init]` for that command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genrec_batch.core.errors import ConfigError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, Any]:
+    """Return the defaults of each command, nested as the commands are.
+
+    Args:
+        path: the file.
+        commands: the group of all commands.
+        main: the options of the commands that entries at the top are for.
+
+    Raises:
+        ConfigError: not readable, not TOML, or an entry that no command has; all faults at once.
+    """
+    entries = _parsed(path)
+    tables = {name: value for name, value in entries.items() if isinstance(value, dict)}
+    shared = _underscored({name: value for name, value in entries.items() if not isinstance(value, dict)})
+    everywhere = set().union(*main.values())
+    faults = [_no_such(name, everywhere) for name in shared if name not in everywhere]
+    defaults: dict[str, Any] = {
+        command: {name: value for name, value in shared.items() if name in known} for command, known in main.items()
+    }
+    _fill(defaults, tables, commands, "", faults)
+    if faults:
+        raise ConfigError(f"{path}:\n  " + "\n  ".join(faults))
+    return defaults
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        hint = "; beside tables [model.init] and the like, `model` goes under [score]" if "Cannot" in str(error) else ""
+        raise ConfigError(f"{path}: not valid TOML ({error}){hint}") from error
+
+
+def _underscored(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("-", "_"): value for name, value in entries.items()}
+
+
+def _no_such(name: str, known: set[str]) -> str:
+    return f"{name}: no such option.{nearest(name, sorted(known))}"
+
+
+def _fill(defaults: dict[str, Any], tables: dict[str, Any], group: Any, prefix: str, faults: list[str]) -> None:
+    """Add each table of the file to the defaults of its command, and its faults to `faults`."""
+    for name, table in tables.items():
+        command = group.commands.get(name)
+        if command is None or not isinstance(table, dict):
+            faults.append(f"[{prefix}{name}]: no such table; there are {', '.join(group.commands)}")
+        elif hasattr(command, "commands"):
+            _fill(defaults.setdefault(name, {}), table, command, f"{name}.", faults)
+        else:
+            known = {option.name for option in command.params if option.param_type_name == "option"}
+            own = _underscored(table)
+            faults.extend(f"[{prefix}{name}] {_no_such(key, known)}" for key in own if key not in known)
+            defaults.setdefault(name, {}).update(own)

@@ -1,6 +1,6 @@
-"""The demo: one user, the whole log, the engines' speed and an export, each once, by what the commands run.
+"""The demo: one user, the whole log, the engines' speed and an export, with the functions that the commands call.
 
-Owns: the order of the steps, which files it reads and writes, and what it says. Must not know: how anything is computed
+Owns: the order of the steps, the files it reads and writes, and its sentences. Must not know: how anything is computed
 or printed. In: an empty folder or one that the demo made. Out: a model, its graphs and recommendations in that folder.
 """
 
@@ -27,8 +27,7 @@ from genrec_batch.engines.choose import decoding_of, device_of
 from genrec_batch.engines.onnx import export, exported
 from genrec_batch.events.dataset import catalog_of
 from genrec_batch.model import weights
-from genrec_batch.reports import engine_facts
-from genrec_batch.reports import tables as show
+from genrec_batch.reports import engine_facts, tables
 from genrec_batch.reports.sections import duration, figure, size
 from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
@@ -36,16 +35,16 @@ from genrec_batch.scoring import pipeline
 
 SAMPLE = Path(__file__).parents[2] / "sample_data" / "events.parquet"  # beside the package in a checkout
 
-MARK = ".genrec-batch-demo"  # in a folder that the demo made and may make anew
+MARK = ".genrec-batch-demo"  # a file in a folder that the demo made and may overwrite
 SHOWN = 10  # newest events of the one user, and videos recommended
 SIZES = (1, 8, 32)  # users at once, when engines are timed
-TIMING_S = 0.3  # of each engine at each size, beside the least number of runs
+TIMING_S = 0.3  # of each engine at each size, if the least number of runs takes less
 UNTRAINED = "The model is untrained: what it computes is real, but its ranking means nothing until one is trained."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What the demo reads and writes, as paths that a command line takes."""
+    """The files that the demo reads and writes, as paths for a command line."""
 
     log: Path
     users: Path | None
@@ -59,15 +58,15 @@ class Files:
         return {name: str(path) for name, path in named.items() if path is not None}
 
     def command(self, *more: str) -> str:
-        """Return the `score` command over these files with some more arguments."""
+        """Return the `score` command for these files with further arguments."""
         flags = [text for name, path in self.options().items() for text in (f"--{name}", path)]
         return shlex.join(["genrec-batch", "score", str(self.log), *more, *flags])
 
 
 def run(folder: Path, users: int) -> dict[str, Any]:
-    """Run the demo over the sample log, or over a generated one where there is none, into `folder`.
+    """Run the demo in `folder` over the sample log, or over a generated log where there is none.
 
-    Returns: the summary of scoring the whole log, with the demo's own `seconds`, and its `performance` and `export`.
+    Returns: the summary of scoring the whole log, with the demo's own `seconds`, `performance` and `export`.
 
     Raises:
         ConfigError: the folder holds something that the demo did not make.
@@ -89,16 +88,16 @@ def run(folder: Path, users: int) -> dict[str, Any]:
 def _prepare(folder: Path, users: int) -> Files:
     """Make the folder, the model and, where there is no sample log, a log."""
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
-        raise ConfigError(f"--folder {folder}: not empty and not made by the demo; name another")
+        raise ConfigError(f"--folder {folder}: not empty and not made by the demo; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
-    log, tables = SAMPLE, [SAMPLE.with_name("users.parquet"), SAMPLE.with_name("videos.parquet")]
+    log, beside_log = SAMPLE, [SAMPLE.with_name("users.parquet"), SAMPLE.with_name("videos.parquet")]
     if not log.is_file():
         log = folder / "events.parquet"
         log.unlink(missing_ok=True)
         synthetic.write(synthetic.SampleConfig(users=users, events_per_user=25, seed=7), log)
-        LOG.info("no sample log beside the package, so one of %s users was generated", f"{users:,}")
-        tables = []
+        LOG.info("there is no sample log beside the package, so a log of %s users was generated", f"{users:,}")
+        beside_log = []
     directory = folder / "model"
     shutil.rmtree(directory, ignore_errors=True)
     config = weights.PRESETS["reference"]
@@ -106,7 +105,7 @@ def _prepare(folder: Path, users: int) -> Files:
         directory, config, weights.initial_weights(config, weights.DEMO_SEED), trained=False, card="A demo model.\n"
     )
     catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
-    user_table, video_table = (_near(path) if path.is_file() else None for path in tables or (log / "0", log / "0"))
+    user_table, video_table = (_near(path) if path.is_file() else None for path in beside_log or (log / "0", log / "0"))
     return Files(
         log=_near(log),
         users=user_table,
@@ -117,14 +116,14 @@ def _prepare(folder: Path, users: int) -> Files:
 
 
 def _near(path: Path) -> Path:
-    """Return a path from the current folder where it lies below it, so that commands are short."""
+    """Return a path relative to the current folder if it is below it, so that commands are short."""
     near = os.path.relpath(path)
     return path if near.startswith("..") else Path(near)
 
 
 @contextmanager
 def _only_errors() -> Iterator[None]:
-    """Keep the log silent while a step runs what an earlier one has told."""
+    """Log only errors while a step runs what an earlier step has already reported."""
     level = LOG.level
     LOG.setLevel(logging.ERROR)
     try:
@@ -138,7 +137,7 @@ def _config(files: Files, **more: Any) -> ScoreConfig:
 
 
 def _one_user(files: Files) -> list[dict[str, Any]]:
-    """Show one user's history beside what is recommended; return these rows."""
+    """Show one user's history beside the recommendations; return the recommendations."""
     deeds = [name for name in DEEDS if name != "watch_complete"]
     newest = (
         pl.scan_parquet(files.log)
@@ -170,7 +169,7 @@ def _whole_log(files: Files) -> dict[str, Any]:
     command = files.command(str(files.output), "--if-exists", "overwrite")
     step(2, "Batch: every user of the log", command)
     summary = pipeline.score(_config(files, if_exists="overwrite"), str(files.log), str(files.output))
-    show.summary(summary)
+    tables.summary(summary)
     return summary
 
 
@@ -195,7 +194,7 @@ def _performance(files: Files) -> list[dict[str, Any]]:
             advance=console.nowhere,
         )
     engines(found["engines"])
-    say("`profile` measures this and much more: the machine's ceilings, stages, memory, the data.")
+    say("`profile` measures this and much more: the machine's limits, stages, memory, the data.")
     rows: list[dict[str, Any]] = [
         {name: row[name] for name in ("engine", "precision", "topk_overlap", "points")} for row in found["engines"]
     ]
@@ -203,7 +202,7 @@ def _performance(files: Files) -> list[dict[str, Any]]:
 
 
 def _export(files: Files, one: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Write the graphs, read them back with ONNX Runtime and score the one user; None where a package is missing."""
+    """Write the graphs and score the one user with ONNX Runtime from them; return None where a package is missing."""
     step(4, "Export: ONNX graphs, read back", shlex.join(["genrec-batch", "model", "export", str(files.model)]))
     user = str(one[0]["user_id"])
     try:
@@ -223,7 +222,7 @@ def _export(files: Files, one: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _what_next(files: Files, one: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
     user = str(one[0]["user_id"])
-    step(5, "What is where, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
+    step(5, "The files, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
     pairs(
         [
             (str(files.output), f"the recommendations: {figure(summary['rows'])} rows"),

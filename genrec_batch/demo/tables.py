@@ -1,6 +1,6 @@
-"""How the demo looks: a history beside what was recommended, the figures of engines, the files that are left.
+"""The tables of the demo: a history beside the recommendations, the figures of engines, files and commands.
 
-Owns: Rich tables. Must not know: how anything came about. In: rows of the log and of the output. Out: stdout.
+Owns: Rich tables. Must not know: how the figures are computed. In: rows of the log and of the output. Out: stdout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from genrec_batch.core.arrays import HEADS
 from genrec_batch.reports.sections import duration, figure
 from genrec_batch.runtime.console import stdout
 
-BESIDE = 150  # columns of a terminal from which two tables stand side by side
-DEEDS = {  # what a person did, by the column that says so
+BESIDE = 150  # columns of a terminal from which two tables are printed side by side
+DEEDS = {  # what a person did, by column of the log
     "watch_complete": "watched all",
     "is_liked": "liked",
     "is_favorited": "kept",
@@ -68,13 +68,13 @@ def _history(user: object, rows: Sequence[Row], categories: Mapping[Any, str]) -
     names = ("when (UTC)", "video", *(("category",) if categories else ()), "watched", "and")
     table = _table(f"User {user} watched, newest first", names, ())
     for row in rows:
-        seconds, part = row.get("watch_duration"), row.get("watch_percentage")
-        told = [f"{seconds:.0f} s"] if seconds is not None else []
-        told += [f"{part:.0%}"] if part is not None else []
+        seconds, share = row.get("watch_duration"), row.get("watch_percentage")
+        watched = [f"{seconds:.0f} s"] if seconds is not None else []
+        watched += [f"{share:.0%}"] if share is not None else []
         did = ", ".join(word for column, word in DEEDS.items() if row.get(column))
         category = [categories.get(row["video_id"], "-")] if categories else []
-        cells = [f"{row['timestamp']:%m-%d %H:%M}", str(row["video_id"]), *category, ", ".join(told) or "-", did]
-        table.add_row(*map(Text, cells))
+        values = [f"{row['timestamp']:%m-%d %H:%M}", str(row["video_id"]), *category, ", ".join(watched) or "-", did]
+        table.add_row(*map(Text, values))
     return table
 
 
@@ -84,8 +84,8 @@ def _ranked(user: object, rows: Sequence[Row], categories: Mapping[Any, str]) ->
     table = _table(f"User {user} should see, with the four task scores", names, ("score", *short))
     for row in rows:
         category = [categories.get(row["video_id"], "-")] if categories else []
-        cells = [str(row["rank"]), str(row["video_id"]), *category, f"{row['score']:.2f}"]
-        table.add_row(*map(Text, cells), *(f"{row[head]:.3f}" for head in HEADS))
+        values = [str(row["rank"]), str(row["video_id"]), *category, f"{row['score']:.2f}"]
+        table.add_row(*map(Text, values), *(f"{row[head]:.3f}" for head in HEADS))
     return table
 
 
@@ -106,14 +106,14 @@ def engines(rows: Sequence[Row]) -> None:
 
 
 def commands(rows: Sequence[tuple[str, str]]) -> None:
-    """Print commands whole, to be copied, each under what it is for."""
+    """Print commands, each under its purpose and without line breaks, so that they can be copied."""
     for purpose, command in rows:
         stdout.print(Text(f"{purpose}:", style="dim"))
         stdout.print(Text(f"  {command}"), soft_wrap=True)
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> None:
-    """Print names with what is said of each."""
+    """Print names, each with its description."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")

@@ -170,15 +170,23 @@ def verify(input: INPUT, *, options: VerifyConfig) -> None:  # noqa: A002
 
     Example: genrec-batch verify events.parquet --model model/ --engine torch --precision bf16 --min-topk-overlap 0.98
     """
+    from genrec_batch.evaluation import precisions
+    from genrec_batch.reports import evaluation_page, terminal
     from genrec_batch.reports import tables as show
     from genrec_batch.scoring import verify as verifying
 
     report, found = verifying.verify(options, input)
     gates = {name: getattr(options, name) for name in ("min_topk_overlap", "min_top1", "max_difference")}
+    if options.evaluate:
+        report["quality"] = precisions.quality(options, input)
     if not options.quiet and options.log_format == "text":
         show.parity(report)
+        if options.evaluate:
+            terminal.show([evaluation_page.quality_lost(report["quality"])])
     try:
         found.check(**gates)
+        if options.evaluate:
+            precisions.check(report["quality"], options.max_quality_loss)
     except GenrecError:
         console.last_line({**report, "status": "failed", **gates})
         raise

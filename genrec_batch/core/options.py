@@ -274,10 +274,27 @@ class VerifyConfig(ScoreConfig):
     max_difference: float | None = option(
         "Largest difference in log_prob or in any head; more is exit code 6.", panel="Engine"
     )
+    evaluate: bool = option(
+        "Also measure how much NDCG each engine and precision of the device loses.",
+        default=False,
+        panel="Engine",
+        flags="--evaluate",
+    )
+    test_from: str | None = option(
+        "With --evaluate: test on the events from this moment on, instead of each user's newest event.",
+        panel="Engine",
+    )
+    max_quality_loss: float | None = option(
+        "With --evaluate: largest share of NDCG that an engine may lose, such as 0.01; more is exit code 6.",
+        panel="Engine",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, sample=1)
+        for name in ("test_from", "max_quality_loss"):
+            if getattr(self, name) is not None and not self.evaluate:
+                raise ConfigError(f"--{name.replace('_', '-')} goes with --evaluate")
 
 
 def moment_us(text: str, flag: str) -> int:

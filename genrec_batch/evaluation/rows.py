@@ -7,7 +7,7 @@ rankings, metrics. In: a whole log and the options. Out: `Rows`.
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,22 @@ class Rows:
     def __len__(self) -> int:
         return len(self.cuts)
 
+    def take(self, rows_B: I64) -> Rows:
+        """Return some rows; what baselines read stays that of the whole log."""
+        picked = _places(self.later.offsets_N1[rows_B], self.later.lengths_N[rows_B])
+        return Rows(
+            cuts=self.cuts.take(rows_B),
+            histories=self.histories.take(rows_B),
+            later=self.later.take(rows_B),
+            code_E=self.code_E[picked],
+            place_E=self.place_E[picked],
+            past=replace(
+                self.past,
+                rows_M=self.past.rows_M[rows_B],
+                seen=None if self.past.seen is None else self.past.seen.take(rows_B),
+            ),
+        )
+
     def targets(self, horizon: int) -> Targets:
         """Return the distinct videos of each row's next events."""
         return targets.next_videos(self.later, self.code_E, horizon)
@@ -52,8 +68,7 @@ class Rows:
     def exposures(self) -> tuple[Ragged, I64]:
         """Return the tokens of each row's first events after the cut, and their places in the whole log's arrays."""
         lengths_M = np.minimum(self.later.lengths_N, MOST_EXPOSURES)
-        begins_M = np.cumsum(lengths_M) - lengths_M
-        place = np.arange(int(lengths_M.sum())) + np.repeat(self.later.offsets_N1[:-1] - begins_M, lengths_M)
+        place = _places(self.later.offsets_N1[:-1], lengths_M)
         offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
         return Ragged(offsets_N1=offsets_M1, values=self.later.values[place]), self.place_E[place]
 
@@ -81,8 +96,7 @@ def rows_of(whole: Histories, cuts: Cuts, *, tokens: int, max_events: int, seen_
     """Return the rows of some cuts; `tokens` are those of the catalog, with padding and unknown."""
     histories = splits.histories_at(whole, cuts, max_events=max_events, seen_limit=seen_limit)
     lengths_M = cuts.stop_N - cuts.place_N
-    begins_M = np.cumsum(lengths_M) - lengths_M
-    place_E = np.arange(int(lengths_M.sum())) + np.repeat(cuts.place_N - begins_M, lengths_M)
+    place_E = _places(cuts.place_N, lengths_M)
     offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
     before = splits.before(whole, cuts)
     one_moment = bool((cuts.as_of_us_N == cuts.as_of_us_N[0]).all())
@@ -101,6 +115,13 @@ def rows_of(whole: Histories, cuts: Cuts, *, tokens: int, max_events: int, seen_
             tokens=tokens,
         ),
     )
+
+
+def _places(first_M: I64, lengths_M: I64) -> I64:
+    """Return the places first..first + length of each row, one row after the other."""
+    begins_M = np.cumsum(lengths_M) - lengths_M
+    place: I64 = np.arange(int(lengths_M.sum())) + np.repeat(first_M - begins_M, lengths_M)
+    return place
 
 
 def counts(rows: Rows) -> dict[str, int]:

@@ -10,25 +10,17 @@ import time
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from genrec_batch import __version__
 from genrec_batch.core.arrays import HEADS
-from genrec_batch.core.errors import ConfigError
-from genrec_batch.engines.choose import Selection, sample_rows, select
-from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, recs
+from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, opening, recs
 from genrec_batch.evaluation import rows as test_rows
 from genrec_batch.evaluation.metrics import Videos
-from genrec_batch.evaluation.model_lists import Inputs, Judged, Lists
+from genrec_batch.evaluation.model_lists import Judged, Lists
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.rows import Rows
-from genrec_batch.events import labels, splits
-from genrec_batch.events.dataset import UNTRAINED, catalog_for, open_model
-from genrec_batch.events.splits import Cuts
-from genrec_batch.events.survey import Survey
-from genrec_batch.events.whole import WholeLog, read_whole
-from genrec_batch.model.catalog import Catalog
-from genrec_batch.model.weights import Model
+from genrec_batch.events import labels
+from genrec_batch.events.whole import WholeLog
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages, peak_rss_mib
 from genrec_batch.runtime.console import LOG
@@ -92,46 +84,23 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
 
 
 def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLog, Rows, Judged]:
-    score = config.as_score()
-    with stages.time("model"), console.busy("reading the model"):
-        model = open_model(score)
-    score.check_positions(model.config.positions)
-    warnings = [] if model.trained else [UNTRAINED]
-
-    def catalog_of(found: Survey, video_type: pl.DataType) -> Catalog:  # noqa: ARG001 (the survey has it, too)
-        return catalog_for(model, found, f"EVENTS {source}", warnings)
-
-    log = read_whole(
-        source, catalog_of, stages,
-        users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=score.as_of_us(),
-        max_rejects=config.max_rejects, positive=config.positive,
-    )  # fmt: skip
-    for warning in warnings:
+    opened = opening.open_test(config, source, stages)
+    for warning in opened.warnings:
         LOG.warning(warning)
-    model = model.with_catalog(len(log.catalog))
-    rows = test_rows.rows_of(
-        log.events, _cuts(config, log, source),
-        tokens=model.tokens, max_events=config.max_events, seen_limit=config.seen_limit,
-        include_seen=config.include_seen,
-    )  # fmt: skip
-    inputs = Inputs(
-        histories=rows.histories, users=log.users, videos=log.videos,
-        max_events=config.max_events, include_seen=config.include_seen,
-    )  # fmt: skip
     with stages.time("engine"):
-        selection = _engine(config, model, inputs)
+        selection = opening.choose_engine(config, opened)
     LOG.info("engine: %s", selection.why)
+    rows, model, engine = opened.rows, opened.model, selection.engine
     exposures, place_E = rows.exposures()
     lists, heads_EH = {}, None
     for mode in config.modes():
         with stages.time(mode, rows=len(rows)):
             lists[mode], found_EH = model_lists.recommend(
-                selection.engine, inputs, config.decoding(mode, model.tokens),
-                batch_users=selection.batch_users, weights=score.blend(),
+                engine, opened.inputs, config.decoding(mode, model.tokens),
+                batch_users=selection.batch_users, weights=config.as_score().blend(),
                 exposures=exposures if heads_EH is None else None,
             )  # fmt: skip
             heads_EH = found_EH if heads_EH is None else heads_EH
-    engine = selection.engine
     facts = {
         "model": config.model or "reference preset",
         "fingerprint": model.fingerprint[:16],
@@ -140,43 +109,11 @@ def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[Whol
         "device": engine.device,
         "precision": engine.precision,
         "engine_why": selection.why,
-        "catalog_videos": len(log.catalog),
-        "warnings": warnings,
+        "catalog_videos": len(opened.log.catalog),
+        "warnings": opened.warnings,
     }
     row_E = np.repeat(np.arange(len(exposures)), exposures.lengths_N)
-    return log, rows, Judged(lists=lists, facts=facts, heads_EH=heads_EH, row_E=row_E, place_E=place_E)
-
-
-def _cuts(config: EvaluateConfig, log: WholeLog, source: str) -> Cuts:
-    """Return the rows of the test."""
-    if config.test_from is not None:
-        moment_us = config.moment_us()
-        assert moment_us is not None
-        cuts = splits.from_moment(log.events, moment_us, f"--test-from {config.test_from}")
-    else:
-        cuts = splits.leave_out(log.events, config.leave_out)
-    if config.limit is not None:
-        cuts = cuts.take(np.flatnonzero(cuts.user_N < config.limit))
-        if not len(cuts):
-            raise ConfigError(f"--limit {config.limit}: none of these users of EVENTS {source} has an event to test on")
-    return cuts
-
-
-def _engine(config: EvaluateConfig, model: Model, inputs: Inputs) -> Selection:
-    """Choose the engine as `score` does, by some of the test's own rows."""
-    rows_S = sample_rows(inputs.histories.lengths_N)
-    mode = "slate" if "slate" in config.modes() else "candidates"
-    return select(
-        model,
-        inputs.of_rows(rows_S).batch(np.arange(len(rows_S))),
-        config.decoding(mode, model.tokens),
-        name=config.engine,
-        device=config.device,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        longest=config.max_events,
-        mean=float(inputs.histories.lengths_N.mean()),
-    )
+    return opened.log, rows, Judged(lists=lists, facts=facts, heads_EH=heads_EH, row_E=row_E, place_E=place_E)
 
 
 def _split(config: EvaluateConfig, rows: Rows) -> dict[str, Any]:

@@ -77,6 +77,29 @@ def brief(report: Report) -> dict[str, Any]:
     }
 
 
+def quality_lost(found: Report) -> Section:
+    """Return what each engine and precision loses (`verify --evaluate`)."""
+    k, rows = found["k"], []
+    for each in found["engines"]:
+        lost = each["lost"]
+        told = "the reference" if lost is None else share(lost["value"])
+        interval = "-" if lost is None or lost["low"] is None else f"{lost['low']:.1%} to {lost['high']:.1%}"
+        rows.append(
+            [
+                f"{each['engine']} in {each['precision']} on {each['device']}",
+                _short(each["ndcg"]),
+                _short(each["hr"]),
+                told,
+                interval,
+            ]
+        )
+    lead = [f"The next video of {found['users']:,} users, by {found['decode']}."]
+    lead += [f"{name} is left out: {why}" for name, why in found["skipped"].items()]
+    columns = ["engine", f"NDCG@{k}", f"HR@{k}", "NDCG lost", "95% interval"]
+    table = Table(title="Quality lost", columns=columns, rows=rows)
+    return Section(name="quality", title="Quality by engine and precision", lead=lead, tables=[table])
+
+
 def _test(report: Report) -> Section:
     split, counts = report["split"], report["counts"]
     if "recs" in report:

@@ -110,6 +110,7 @@ def init(
     Example: genrec-batch model init model/ --preset reference --catalog-from events.parquet
     """
     from genrec_batch.events import dataset
+    from genrec_batch.model import places
     from genrec_batch.model import weights as model
 
     chosen = model.DEMO_SEED if seed is None else seed
@@ -118,7 +119,7 @@ def init(
     with console.busy("making the weights"):
         weights = model.initial_weights(config, chosen)
     origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
-    model.check_free(directory)
+    places.check_free(directory)
     with console.busy("writing the model"):
         _save(
             directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
@@ -149,14 +150,14 @@ def import_(
 
     Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
     """
-    from genrec_batch.model import catalog, import_torch
+    from genrec_batch.model import catalog, import_torch, places
     from genrec_batch.model import weights as model
 
     pairs = dict(_pair(text) for text in rename or [])
     config, converted = import_torch.convert(model.read_weights(weights), pairs, heads=heads)
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
     card = _card(config, f"Imported from `{weights.name}`.")
-    model.check_free(directory)
+    places.check_free(directory)
     with console.busy("writing the model"):
         _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
     if items is None:

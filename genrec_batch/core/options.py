@@ -156,10 +156,11 @@ class ScoreConfig(HistoryConfig):
 
     top_k: int = option("Videos recommended to each user.", 10, panel="Decoding")
     decode: str = option(
-        "slate: each video is chosen given those before it; candidates: the best after the history, scored together.",
-        "slate",
+        "slate: each video is chosen given those before it; candidates: the best after the history, scored together; "
+        "auto: what ranked better on the model's validation, else slate.",
+        "auto",
         panel="Decoding",
-        choices=("slate", "candidates"),
+        choices=("auto", "slate", "candidates"),
     )
     num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
     beam_width: int = option("Slates kept in parallel while decoding; 1 is greedy decoding.", 1, panel="Decoding")
@@ -229,7 +230,7 @@ class ScoreConfig(HistoryConfig):
 
     def check_positions(self, have: int) -> None:
         """Raise ConfigError unless a history and the items read after it fit a model's positions."""
-        slate = self.decode == "slate" and not self.candidates
+        slate = self.decode != "candidates" and not self.candidates
         check_positions(have, events=self.max_events, items=self.top_k if slate else 1)
 
     def blend(self) -> dict[str, float] | None:

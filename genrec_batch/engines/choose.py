@@ -190,12 +190,21 @@ def preload(name: str, device: str) -> None:
         wake(place)
 
 
+def mode_of(decode: str, beam_width: int, model: Model) -> str:
+    """Return the mode of `--decode`: for auto that of the model's training, else slate; beams are slates."""
+    if decode != "auto":
+        return decode
+    return "slate" if beam_width > 1 or model.training is None else model.training.decode
+
+
 def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
     """Return how lists are made, with no more candidates than the catalog has."""
+    mode = mode_of(config.decode, config.beam_width, model)
+    wanted = config.num_candidates if config.decode != "auto" else max(config.num_candidates, config.top_k)
     return Decoding(
-        mode=config.decode,
+        mode=mode,
         top_k=config.top_k,
-        num_candidates=min(config.num_candidates, model.tokens),
+        num_candidates=min(wanted, model.tokens),
         beam_width=min(config.beam_width, model.tokens),
     )
 

@@ -35,6 +35,10 @@ from genrec_batch.runtime import console, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 
+MASKED = (
+    "--include-seen: the model was trained to leave out what a user has seen, so it ranks seen videos badly; train "
+    "with --include-seen for one that ranks both"
+)
 UNTRAINED = "untrained weights: the ranking means nothing until --model names a trained model"
 
 
@@ -95,7 +99,7 @@ class Dataset:
         loaded = _model(config, model, stages)
         found = _survey(log, config, inputs, stages)
         video_type = found.videos.schema["video_id"]
-        warnings = [UNTRAINED] if isinstance(config, ScoreConfig) and not loaded.trained else []
+        warnings = _about(loaded, config)
         name = f"INPUT {source if isinstance(source, str) else 'table'}"
         with stages.time("catalog"):
             catalog = catalog_for(loaded, found, name, warnings)
@@ -138,6 +142,14 @@ class Dataset:
             facts=_facts(log, found, users, catalog),
             warnings=warnings,
         )
+
+
+def _about(model: Model, config: HistoryConfig) -> list[str]:
+    """Return what is to be said of the model before it ranks."""
+    if not isinstance(config, ScoreConfig):
+        return []
+    masked = config.include_seen and model.training is not None and model.training.seen_masked
+    return [] if model.trained and not masked else [MASKED if masked else UNTRAINED]
 
 
 def open_model(config: HistoryConfig) -> Model:

@@ -120,7 +120,7 @@ def histories_at(whole: Histories, cuts: Cuts, *, max_events: int, seen_limit: i
     first_N = whole.offsets_N1[cuts.user_N]
     total_N = cuts.place_N - first_N
     kept = _between(whole, cuts.user_N, np.maximum(first_N, cuts.place_N - max_events), cuts.place_N)
-    places_R = _places(first_N, total_N)
+    places_R, _ = places(first_N, total_N)
     video_R = whole.video_code_E[places_R]
     token_V = np.ones(int(whole.video_code_E.max(initial=-1)) + 1, np.int32)
     token_V[video_R] = whole.tokens_E[places_R]
@@ -131,7 +131,7 @@ def histories_at(whole: Histories, cuts: Cuts, *, max_events: int, seen_limit: i
 def _between(whole: Histories, user_N: I64, first_N: I64, stop_N: I64) -> Histories:
     """Return users' histories of the events at some neighbouring places each; all of them count as seen."""
     lengths_N = stop_N - first_N
-    picked_E = _places(first_N, lengths_N)
+    picked_E, _ = places(first_N, lengths_N)
     offsets_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_N)])
     tokens_E = whole.tokens_E[picked_E]
     return Histories(
@@ -151,11 +151,12 @@ def _between(whole: Histories, user_N: I64, first_N: I64, stop_N: I64) -> Histor
     )
 
 
-def _places(first_N: I64, lengths_N: I64) -> I64:
-    """Return the places first..first + length of each of N runs, one run after the other."""
+def places(first_N: I64, lengths_N: I64) -> tuple[I64, I64]:
+    """Return the places first..first + length of each of N runs, one run after the other, and the run of each."""
+    run_E: I64 = np.repeat(np.arange(len(first_N)), lengths_N)
     begins_N = np.cumsum(lengths_N) - lengths_N
-    places_E: I64 = np.arange(int(lengths_N.sum())) + np.repeat(first_N - begins_N, lengths_N)
-    return places_E
+    places_E: I64 = np.arange(len(run_E)) + (first_N - begins_N)[run_E]
+    return places_E, run_E
 
 
 def _text(time_us: int) -> str:

@@ -23,6 +23,8 @@ from safetensors.numpy import save_file
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import F32, FIRST_ITEM, HEADS
 from genrec_batch.core.errors import ConfigError, ModelError, RetryError, nearest
+from genrec_batch.model.places import check_free, check_reached, directory_of
+from genrec_batch.model.trained import Trained
 
 Weights = Mapping[str, F32]
 
@@ -224,6 +226,7 @@ class Model:
     fingerprint: str  # sha256 over config and weights
     trained: bool  # False: seeded weights, the ranking means nothing
     tokens: int  # padding, unknown and the catalog; tokens from here on stand for no video and are never recommended
+    training: Trained | None = None  # None: imported weights, or seeded ones
 
     def with_catalog(self, videos: int) -> Model:
         """Return the model with a catalog of so many videos: an engine never chooses a token beyond them."""
@@ -235,8 +238,11 @@ def demo_model(config: ModelConfig, seed: int = DEMO_SEED) -> Model:
     return _model(config, initial_weights(config, seed), None, trained=False)
 
 
-def _model(config: ModelConfig, weights: Weights, directory: Path | None, *, trained: bool) -> Model:
+def _model(
+    config: ModelConfig, weights: Weights, directory: Path | None, *, trained: bool, training: Trained | None = None
+) -> Model:
     text = json.dumps(asdict(config), sort_keys=True) + weights_fingerprint(weights)
+    text += "" if training is None else training.decode  # what decides rows beside the weights
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     return Model(
         config=config,
@@ -245,6 +251,7 @@ def _model(config: ModelConfig, weights: Weights, directory: Path | None, *, tra
         fingerprint=fingerprint,
         trained=trained,
         tokens=config.vocabulary,
+        training=training,
     )
 
 
@@ -256,9 +263,9 @@ def load(directory: Path, named: str = "--model") -> Model:
             weights are truncated or do not fit it.
     """
     path = directory / "config.json"
-    _check_reached(path, f"{named} {directory}")
+    check_reached(path, f"{named} {directory}")
     if directory.exists() and not directory.is_dir():
-        raise ModelError(f"{named} {directory} is a file, and a model is a directory; {_directory_of(directory)}")
+        raise ModelError(f"{named} {directory} is a file, and a model is a directory; {directory_of(directory)}")
     if not directory.is_dir():
         raise ModelError(f"{named} {directory}: no such directory; `genrec-batch model init {directory}` makes one")
     if not path.is_file():
@@ -282,40 +289,13 @@ def load(directory: Path, named: str = "--model") -> Model:
     config = ModelConfig(**sizes)
     weights = read_weights(directory / "model.safetensors")
     check_weights(weights, config, str(directory / "model.safetensors"))
-    return _model(config, weights, directory, trained=trained)
+    training = Trained.read(stored.get("training"), path)
+    return _model(config, weights, directory, trained=trained, training=training)
 
 
-def _directory_of(file: Path) -> str:
-    """Return how to name, or make, the model directory that somebody meant who named a file."""
-    if (file.parent / "config.json").is_file():
-        return f"name the directory that it is in: {file.parent}"
-    if file.suffix == ".safetensors":
-        return f"`genrec-batch model import {file} DIR` makes one of weights"
-    return "`genrec-batch model init DIR` makes one"
-
-
-def _check_reached(path: Path, named: str) -> None:
-    """Raise ModelError where this user cannot find out whether a file is there."""
-    try:
-        path.exists()
-    except OSError as error:
-        raise ModelError(f"{named}: cannot be reached by this user ({error.strerror})") from error
-
-
-def check_free(directory: Path) -> None:
-    """Raise ModelError where a directory holds a model, or a file that a model would replace, or is none."""
-    _check_reached(directory / "config.json", str(directory))
-    file = next((place for place in (directory, *directory.parents) if place.exists()), directory)
-    if file.exists() and not file.is_dir():
-        raise ModelError(f"{directory}: {file} is a file, and a model is a directory; choose another place")
-    if (directory / "config.json").exists():
-        raise ModelError(f"{directory} holds a model already; choose another directory or remove it first")
-    there = [name for name in ("README.md", "catalog.parquet", "model.safetensors") if (directory / name).exists()]
-    if there:
-        raise ModelError(f"{directory} holds {', '.join(there)}, which a model would replace; choose another directory")
-
-
-def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: bool, card: str) -> None:
+def save(
+    directory: Path, config: ModelConfig, weights: Weights, *, trained: bool, card: str, training: Trained | None = None
+) -> None:
     """Write `config.json`, `model.safetensors` and the model card; each file appears whole or not at all.
 
     Raises:
@@ -334,6 +314,7 @@ def save(directory: Path, config: ModelConfig, weights: Weights, *, trained: boo
             )
             (Path(scratch) / "README.md").write_text(card)
             stored = {"model": asdict(config), "layout": layout.fingerprint(), "trained": trained, "format": 1}
+            stored |= {} if training is None else {"training": training.stored()}
             (Path(scratch) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
             for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a whole model
                 (Path(scratch) / name).chmod(0o644)

@@ -14,6 +14,7 @@ from genrec_batch.engines import choose, registry
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.parity import top_overlap
 from genrec_batch.model import weights
+from genrec_batch.model.trained import Trained
 from tests.fakes.engine import PartialEngine
 
 TINY = weights.demo_model(weights.PRESETS["tiny"])
@@ -187,3 +188,17 @@ def test_what_fails_ahead_is_told_where_the_engine_is_asked_for(monkeypatch):
 
     with pytest.raises(EngineError, match="no such GPU"):
         opening(monkeypatch, broken, device="cuda", precision="fp16")
+
+
+def test_decode_auto_takes_what_the_model_s_validation_found(model_dir, tmp_path):
+    assert choose.decoding_of(ScoreConfig(), weights.load(model_dir)).mode == "slate"  # nothing says otherwise
+    trained = Trained(decode="candidates", seen_masked=True, max_events=50, heads=(), catalog_sha256="")
+    config = weights.PRESETS["tiny"]
+    weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="", training=trained)
+    loaded = weights.load(tmp_path / "m")
+    assert loaded.training == trained
+    assert loaded.fingerprint != weights.load(model_dir).fingerprint  # other rows, so no run is continued with it
+    assert choose.decoding_of(ScoreConfig(), loaded).mode == "candidates"
+    assert choose.decoding_of(ScoreConfig(top_k=200), loaded).num_candidates == 200
+    assert choose.decoding_of(ScoreConfig(decode="slate"), loaded).mode == "slate"
+    assert choose.decoding_of(ScoreConfig(beam_width=4), loaded).mode == "slate"

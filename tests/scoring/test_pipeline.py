@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import polars as pl
 import pytest
 
 from genrec_batch.core.errors import DeviceMemoryError
 from genrec_batch.engines import batch_size, decode
 from genrec_batch.events import by_user
+from genrec_batch.model import weights
+from genrec_batch.model.trained import Trained
 
 
 def small_device(monkeypatch, most):
@@ -72,3 +76,15 @@ def test_a_column_without_any_value_is_told(run, log, model_dir):
 )
 def test_shards_cover_all_users_in_order(users, size, expected):
     assert by_user.shards(users, size) == expected
+
+
+def test_include_seen_warns_of_a_model_that_was_trained_without_seen_videos(run, log_file, model_dir, tmp_path):
+    trained = Trained(decode="candidates", seen_masked=True, max_events=50, heads=(), catalog_sha256="")
+    loaded = weights.load(model_dir)
+    weights.save(tmp_path / "m", loaded.config, loaded.weights, trained=True, card="", training=trained)
+    shutil.copy(model_dir / "catalog.parquet", tmp_path / "m" / "catalog.parquet")
+    plain = run("score", log_file, tmp_path / "a.parquet", "--model", tmp_path / "m")
+    assert "ranks seen videos badly" not in plain.err
+    warned = run("score", log_file, tmp_path / "b.parquet", "--model", tmp_path / "m", "--include-seen")
+    assert warned.code == 0
+    assert "ranks seen videos badly" in warned.err

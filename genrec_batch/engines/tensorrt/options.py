@@ -32,7 +32,7 @@ class BuildConfig(LogConfig):
         "The run has video_vector in --videos.", default=False, panel="Input", flags="--video-vectors"
     )
     top_k: int = option("Videos recommended to each user.", 10, panel="Decoding")
-    decode: str = option("As in score.", "slate", panel="Decoding", choices=("slate", "candidates"))
+    decode: str = option("As in score.", "auto", panel="Decoding", choices=("auto", "slate", "candidates"))
     num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
     beam_width: int = option("Slates kept side by side while decoding; 1 is greedy.", 1, panel="Decoding")
     precision: str = option(

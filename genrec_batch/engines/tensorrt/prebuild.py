@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec_batch.core.errors import EngineError, ModelError
+from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.tensorrt import build as building
@@ -152,7 +153,7 @@ def _here(
         raise EngineError(
             f"{error}. Engines for the GPU of another machine are built by tensorrt_rtx: --compute-capability 8.9"
         ) from error
-    if Decoding(mode=config.decode, beam_width=config.beam_width).greedy:
+    if Decoding(mode=mode_of(config.decode, config.beam_width, loaded), beam_width=config.beam_width).greedy:
         mean = config.max_events if config.mean_events is None else config.mean_events
         engine.expect(longest=config.max_events, mean=mean + 1, steps=config.top_k)
     return Target(
@@ -166,7 +167,8 @@ def _here(
 
 def _engines(config: BuildConfig, loaded: Model, target: Target, *, compared: bool) -> Iterator[store.Wanted]:
     """Yield what a run needs, longest histories first; only these where the precision is but `compared` with."""
-    choices = min(config.num_candidates, loaded.tokens) if config.decode == "candidates" else 0
+    mode = mode_of(config.decode, config.beam_width, loaded)
+    choices = min(config.num_candidates, loaded.tokens) if mode == "candidates" else 0
     steps, vectors = 1 if choices else config.top_k, {"profile": config.profile_vectors, "video": config.video_vectors}
     if target.rule.packing is not None:
         shapes = target.rule.runs(steps=steps, seen_limit=config.seen_limit, **vectors)

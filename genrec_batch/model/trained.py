@@ -1,0 +1,55 @@
+"""What training says of a model to who scores with it: the entry `training` of `config.json`.
+
+Owns: the names and the checks of that entry. Must not know: how a model is trained or scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genrec_batch.core.errors import ModelError
+
+MODES = ("slate", "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a model was trained, as far as scoring depends on it."""
+
+    decode: str  # the mode of decoding that ranked better on validation
+    seen_masked: bool  # videos that a user had seen were left out of the softmax: seen videos rank badly
+    max_events: int  # newest events of a history that the model learned to read
+    heads: tuple[str, ...]  # heads that had labels; the others mean nothing
+    catalog_sha256: str  # of the catalog that the weights belong to
+    facts: Mapping[str, Any] = field(default_factory=dict)  # how it went, for people; JSON-able
+
+    def stored(self) -> dict[str, Any]:
+        """Return the entry of `config.json`."""
+        return {**asdict(self), "heads": list(self.heads), "facts": dict(self.facts)}
+
+    @staticmethod
+    def read(entry: Any, path: Path) -> Trained | None:
+        """Return the entry of a `config.json`, None where it has none.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        if entry is None:
+            return None
+        try:
+            found = Trained(
+                decode=entry["decode"],
+                seen_masked=entry["seen_masked"] is True,
+                max_events=int(entry["max_events"]),
+                heads=tuple(entry["heads"]),
+                catalog_sha256=str(entry["catalog_sha256"]),
+                facts=entry.get("facts", {}),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{path}: the entry `training` is damaged ({type(error).__name__}: {error})") from error
+        if found.decode not in MODES:
+            raise ModelError(f"{path}: training.decode is {found.decode!r}, not one of {', '.join(MODES)}")
+        return found

@@ -1,7 +1,7 @@
 """The border types: what the columnar side hands to the tensor side, and what comes back.
 
-Owns: small frozen dataclasses of NumPy arrays. Must not know: Polars, torch, ONNX, files. Everybody imports it; it
-imports nobody.
+Owns: small frozen dataclasses of NumPy arrays. Must not know: Polars, torch, ONNX, files. Every room imports it; it
+imports none.
 
 Shape legend, used as suffixes everywhere: N users, E events of all those users together, B users of one batch, S
 tokens (the longest history of a batch), F features (1024), P user-profile floats (256), V video-feature floats (512),
@@ -26,14 +26,14 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.bool_]
 U64 = npt.NDArray[np.uint64]
 
-Pick = slice | npt.NDArray[np.int64]  # a span of a flat array, or places in it
+Pick = slice | npt.NDArray[np.int64]  # a slice of a flat array, or places in it
 
 HEADS = ("recommendation", "engagement", "retention", "monetization")
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
 
 
 def address(array: npt.NDArray[Any]) -> int:
-    """Return where an array's first item lies in memory."""
+    """Return the address of an array's first item in memory."""
     start: int = array.__array_interface__["data"][0]
     return start
 
@@ -76,11 +76,13 @@ class Ragged:
         starts_B = self.offsets_N1[rows_B]
         padded: I32
         if longest <= width and len(rows_B) and bool((np.diff(rows_B) == 1).all()):
-            span = self.values[starts_B[0] : self.offsets_N1[rows_B[-1] + 1]]
-            if len(span) == len(rows_B) * width:
-                return span.reshape(len(rows_B), width)
-            beyond = np.concatenate([span, np.zeros(width, np.int32)])
-            padded = sliding_window_view(beyond, width)[starts_B - starts_B[0]]  # rows, each with what follows it
+            flat = self.values[starts_B[0] : self.offsets_N1[rows_B[-1] + 1]]
+            if len(flat) == len(rows_B) * width:
+                return flat.reshape(len(rows_B), width)
+            beyond = np.concatenate([flat, np.zeros(width, np.int32)])
+            padded = sliding_window_view(beyond, width)[
+                starts_B - starts_B[0]
+            ]  # each row with the values that follow it
         else:
             padded = self.values.take(starts_B[:, None] + np.arange(width), mode="clip")
         if int(lengths_B.min(initial=width)) < width:
@@ -88,18 +90,18 @@ class Ragged:
         return padded
 
     def same_as(self, other: Ragged) -> bool:
-        """Return whether both are views of the very same rows."""
+        """Return whether both are views of the same rows in memory."""
         ours, theirs = self.values, other.values
         return ours.shape == theirs.shape and ours.ctypes.data == theirs.ctypes.data
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideTable:
-    """What `--users` or `--videos` says, one row per id, as arrays; row -1 everywhere means "not in the table".
+    """`--users` or `--videos` as arrays, one row per id; row -1 always means "not in the table".
 
-    `hashed_R200` are the 200 floats that enter the feature layout (the table's own list, else its hashed columns),
-    `has_hashed_R` which rows have them (a null list has none); `dense_RD` the floats that enter the model's own
-    projection (256 for users, 512 for videos), None where the table has none, `has_dense_R` which rows have them.
+    `hashed_R200` are the 200 floats that enter the feature layout (the table's own list, else its hashed columns), and
+    `has_hashed_R` tells which rows have them (a null list has none). `dense_RD` are the floats that enter the model's
+    own projection (256 for users, 512 for videos), None where the table has none; `has_dense_R` as above.
     `creator_R` and `category_R` are dense codes from 0, -1 for null (both empty for users).
     """
 
@@ -172,7 +174,7 @@ class Histories:
         )
 
     def cold_start_N(self) -> U8:
-        """Return who has no known video in the history, [N]."""
+        """Return which users have no known video in their history, [N]."""
         user_E = np.repeat(np.arange(len(self)), self.lengths_N)
         cold_N: U8 = np.bincount(user_E, self.tokens_E >= FIRST_ITEM, len(self)) == 0
         return cold_N
@@ -223,7 +225,7 @@ class Ranked:
 
 
 def _gather(offsets_N1: I64, rows_B: I64) -> tuple[I64, I64]:
-    """Return the offsets of the picked ragged rows laid end to end, and the index of each of their values."""
+    """Return the offsets of the picked ragged rows, end to end, and the index of each of their values."""
     lengths_B = np.diff(offsets_N1)[rows_B]
     offsets_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_B)])
     within = np.arange(offsets_B1[-1]) - np.repeat(offsets_B1[:-1], lengths_B)

@@ -1,7 +1,7 @@
 """The errors a user can cause, each with the exit code a scheduler sees.
 
-Owns: the mapping from kinds of failure to exit codes. Knows nothing of what fails. Every message names the file, the
-column, the row or the flag at fault, and the way out.
+Owns: the mapping from kinds of failure to exit codes. Must not know: what fails. Every message names the file, column,
+row or flag at fault, and the way out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 
 class GenrecError(ValueError):
-    """Base of every error that is the user's to mend; its text is shown without a traceback."""
+    """Base of every error that the user can correct; its text is shown without a traceback."""
 
     exit_code: ClassVar[int] = 2
 
@@ -36,13 +36,13 @@ class ModelError(GenrecError):
 
 
 class EngineError(GenrecError):
-    """An engine, device or precision that was asked for is not there (exit 5)."""
+    """A requested engine, device or precision is not available (exit 5)."""
 
     exit_code = 5
 
 
 class GateError(GenrecError):
-    """The run worked and its result is not good enough: too many rejects, parity, quality (exit 6)."""
+    """The run worked, but its result is not good enough: too many rejects, parity, quality (exit 6)."""
 
     exit_code = 6
 
@@ -54,39 +54,39 @@ class RetryError(GenrecError):
 
 
 class DeviceMemoryError(RetryError):
-    """The device has too little free memory for what was asked (exit 75): a smaller batch may do."""
+    """The device has too little free memory (exit 75); a smaller batch may fit."""
 
 
 class TerminalGoneError(GenrecError):
-    """The terminal that stdout goes to went away, and its SIGHUP is ignored, as under `nohup` (exit 129)."""
+    """The terminal of stdout is closed, and its SIGHUP is ignored, as under `nohup` (exit 129)."""
 
     exit_code = 129
 
 
 def is_full(error: OSError) -> bool:
-    """Return whether a disk refused because it has no room left, of its own or of the user's quota."""
+    """Return whether a write failed because the disk or the user's quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_unreachable(error: OSError) -> bool:
-    """Return whether a name is refused as such: a folder that may not be entered, a name too long, links in a ring."""
+    """Return whether a path cannot be reached: no permission for a folder, a name too long, links in a circle."""
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def refused(error: OSError, what: str, otherwise: type[GenrecError]) -> GenrecError:
-    """Return what a disk's refusal of `what` is to a user: RetryError where it is full, else `otherwise`."""
+    """Map a refused write of `what` to a user error: RetryError where the disk is full, else `otherwise`."""
     if is_full(error):
         return RetryError(f"{what}: the disk is full; free space and run the same command again")
     return otherwise(f"{what}: cannot be written ({error.strerror or error})")
 
 
 class NothingToScoreError(GenrecError):
-    """The input is well formed and holds nobody to score (exit 99, Airflow's "skipped")."""
+    """The input is well formed, but has no user to score (exit 99, Airflow's "skipped")."""
 
     exit_code = 99
 
 
 def nearest(name: str, names: list[str], count: int = 3) -> str:
-    """Return " Did you mean 'a' or 'b'?" for the names most like `name`, or "" where none is alike."""
+    """Return " Did you mean 'a' or 'b'?" for the names most similar to `name`, or "" where none is similar."""
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

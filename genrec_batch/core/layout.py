@@ -1,7 +1,7 @@
 """The 1024 feature slots: which number means what. The only file with slot numbers.
 
-Owns: names, ranges and category lists of the layout, and its fingerprint. Knows nothing of how a value is computed
-(`features/`) or of who reads it (the model).
+Owns: names, ranges and category lists of the layout, and its fingerprint. Must not know: how a value is computed
+(`features/`), what reads it (the model).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROFILE = slice(600, 800)
 VIDEOS = slice(800, 1000)
 SEQUENCE = slice(1000, 1020)
 
-CATEGORIES: dict[str, tuple[str, ...]] = {  # one-hot columns; place 0 is a value that is not in the list
+CATEGORIES: dict[str, tuple[str, ...]] = {  # one-hot columns; place 0 is any value that is not in the list
     "device_type": ("unknown", "mobile", "tablet", "desktop", "tv"),
     "network_type": ("unknown", "wifi", "4g", "5g", "3g"),
     "recommendation_source": ("unknown", "home", "search", "following", "hashtag", "trending", "nearby"),

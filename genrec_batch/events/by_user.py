@@ -38,7 +38,7 @@ from genrec_batch.events.log import EventLog
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
 from genrec_batch.events.survey import Survey
-from genrec_batch.io.durable import full_disk
+from genrec_batch.io.durable import disk_errors
 from genrec_batch.runtime import console, threads
 
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
@@ -232,7 +232,7 @@ def store(
         for number, records in _by_bucket(split, users, made, workers):
             out.held.setdefault(number, []).append(records)
         return out
-    with full_disk(spill_to):
+    with disk_errors(spill_to):
         folder = Path(tempfile.mkdtemp(prefix=".genrec-spill-", dir=spill_to))
     out = EventStore(split=split, buckets=made, way="spill", folder=folder)
     with ExitStack() as stack:
@@ -287,7 +287,7 @@ def _tiles(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
 
 def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
     written = 0
-    with full_disk(folder):
+    with disk_errors(folder):
         for bucket in out.buckets:
             _file(folder, bucket).touch()
         for number, records in _by_bucket(out.split, users, out.buckets, workers):

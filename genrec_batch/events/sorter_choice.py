@@ -30,5 +30,5 @@ def fastest() -> Sorter:
     except ImportError as error:
         LOG.warning("numba is installed but does not load (%s); NumPy sorts the events, more slowly", error)
         return NUMPY
-    jit.tell_if_not_kept()
+    jit.warn_if_not_cached()
     return NumbaSorter()

@@ -40,11 +40,11 @@ def _fastest() -> Kernel:
         return "numpy"
     try:
         from genrec_batch.features.numba import fill  # noqa: F401 - does it load?
-        from genrec_batch.runtime.jit import tell_if_not_kept
+        from genrec_batch.runtime.jit import warn_if_not_cached
     except ImportError as error:
         LOG.warning("numba is installed but does not load (%s); NumPy computes the features, more slowly", error)
         return "numpy"
-    tell_if_not_kept()
+    warn_if_not_cached()
     return "numba"
 
 

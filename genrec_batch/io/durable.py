@@ -1,6 +1,6 @@
-"""Durable files: written whole, on the disk, or refused with a reason.
+"""Durable files: written whole and synced to the disk, or refused with a reason.
 
-Owns: syncing, small JSON files, and what a disk's refusal means. Must not know: what is written.
+Owns: syncing, small JSON files, user errors for refused writes. Must not know: what is written.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.core.errors import ConfigError, RetryError, is_full
+from genrec_batch.core.errors import ConfigError, refused
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's value, None where it is missing or not whole."""
+    """Return a JSON file's value, None where it is missing or incomplete."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
-def no_folder(folder: Path) -> str:
-    """Return what is wrong with a folder that is not there, and the way out."""
+def missing_folder(folder: Path) -> str:
+    """Return why a folder does not exist, and the way out, for an error."""
     for place in folder.parents:
         if place.is_dir():
             break
@@ -45,7 +45,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is synced to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -54,7 +54,7 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits, a piece of it in memory at a time."""
+    """Return the sha256 of a file as 64 hex digits, reading 4 MiB at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as opened:
         while chunk := opened.read(1 << 22):
@@ -63,13 +63,9 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses into an error that names the output: RetryError where it is full, else ConfigError."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Map refused writes to user errors that name the output: RetryError where the disk is full, else ConfigError."""
     try:
         yield
     except OSError as error:
-        if is_full(error):
-            raise RetryError(
-                f"OUTPUT {path}: the disk is full; free space and run the same command to go on"
-            ) from error
-        raise ConfigError(f"OUTPUT {path}: cannot be written ({error.strerror or error})") from error
+        raise refused(error, f"OUTPUT {path}", ConfigError) from error

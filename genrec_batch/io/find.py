@@ -1,6 +1,6 @@
 """Which files an input is, and whether each is Parquet to its end.
 
-Owns: globs and directories, and what to do about a file that is something else. Must not know: columns, rows.
+Owns: globs and directories, and the way out for a file that is not Parquet. Must not know: columns, rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import InputError, nearest
 
-LINES = (".json", ".jsonl", ".ndjson")  # an object a line; anything else that is no Parquet is most often CSV
+LINES = (".json", ".jsonl", ".ndjson")  # one object a line; other files that are not Parquet are mostly CSV
 
-LOST = "lost+found"  # of a file system, which nobody but root may list
+LOST = "lost+found"  # of a file system; only root may list it
 NO_FILE = "a pipe or a device; Parquet is read from its end, so write it into a file"
 
 
@@ -66,7 +66,7 @@ def _files(path: str, flag: str) -> list[str]:
 
 
 def _under(place: Path, flag: str) -> Iterator[str]:
-    """Yield the files of a directory; OSError where a folder of it may not be listed, for none is left out unsaid."""
+    """Yield the files of a directory; a folder that may not be listed is an OSError, never silently left out."""
     for folder, below, names in os.walk(place, onerror=_refuse):
         below[:] = [name for name in below if not name.startswith((".", "_")) and name != LOST]
         for name in names:
@@ -74,7 +74,9 @@ def _under(place: Path, flag: str) -> Iterator[str]:
             if file.suffix != ".parquet" or name.startswith((".", "_")):
                 continue
             if not file.is_file():
-                raise InputError(f"{flag} {file}: {NO_FILE if file.exists() else 'a link to a file that is not there'}")
+                raise InputError(
+                    f"{flag} {file}: {NO_FILE if file.exists() else 'a link to a file that does not exist'}"
+                )
             yield str(file)
 
 
@@ -83,7 +85,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _check_listed(pattern: Path) -> None:
-    """Raise PermissionError where a folder that a pattern looks into may not be listed: `glob` leaves it out unsaid."""
+    """Raise PermissionError where a folder of a pattern may not be listed: `glob` would silently leave it out."""
     for number, part in enumerate(pattern.parts):
         above = Path(*pattern.parts[:number])
         for place in [*([above] if glob.has_magic(part) else []), *([above / part] if part == "**" else [])]:
@@ -93,7 +95,7 @@ def _check_listed(pattern: Path) -> None:
 
 
 def base(path: str) -> Path:
-    """Return the folder that file names are relative to: what stands before the first wildcard."""
+    """Return the folder that file names are relative to: the path before the first wildcard."""
     place = Path(path)
     if place.is_dir():
         return place
@@ -106,10 +108,10 @@ def base(path: str) -> Path:
 
 
 def metadata(file: str, flag: str) -> pq.FileMetaData:
-    """Return what the end of a Parquet file says of it.
+    """Return the metadata in the footer of a Parquet file.
 
     Raises:
-        InputError: it may not be read, is empty, cut off, damaged or something else; the message says what to do.
+        InputError: it may not be read, is empty, truncated, damaged or not Parquet; the message says what to do.
     """
     try:
         return pq.read_metadata(file)
@@ -128,7 +130,7 @@ def metadata(file: str, flag: str) -> pq.FileMetaData:
 
 
 def _converts(file: str) -> str:
-    """Return a command that makes Parquet of a file that is most likely CSV."""
+    """Return a command that converts a file, most likely CSV, to Parquet."""
     place = Path(file)
     target = place.with_suffix(".parquet") if place.suffix != ".parquet" else place.with_name(f"new-{place.name}")
     source, made = json.dumps(file), json.dumps(str(target))

@@ -1,4 +1,4 @@
-"""Parquet files out: written whole and synced, and whether one that is there is whole.
+"""Parquet files out: written whole and synced, and checked for damage.
 
 Owns: compression, page checksums, the way from a table to a file on the disk. Must not know: what a row means, which
 files belong together.
@@ -18,18 +18,15 @@ import pyarrow.parquet as pq
 from genrec_batch.io.durable import sha256, sync
 
 COMPRESSED: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
-UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)  # what damage comes out as
-QUICK: dict[str, Any] = {
-    "compression": "lz4",
-    "write_page_checksum": True,
-}  # of parts that are written once more, into one file
+QUICK: dict[str, Any] = {"compression": "lz4", "write_page_checksum": True}  # of parts that are joined into one file
+UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)  # raised for damaged files
 
 
 def write(target: Path, table: pa.Table, *, quick: bool = False) -> None:
-    """Write a table as one row group: temporary name, sync, rename; `quick` for what is read again soon.
+    """Write a table as one row group: temporary name, sync, rename; `quick` for a file that is soon read again.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the disk refuses the write.
     """
     scratch = target.with_suffix(".tmp" if target.suffix == ".parquet" else target.suffix + ".tmp")
     with pq.ParquetWriter(scratch, table.schema, **(QUICK if quick else COMPRESSED)) as writer:
@@ -39,7 +36,7 @@ def write(target: Path, table: pa.Table, *, quick: bool = False) -> None:
 
 
 def is_whole(part: Path) -> bool:
-    """Return whether a file can be read to its end and every page is what its checksum says."""
+    """Return whether every page of a file can be read and matches its checksum."""
     try:
         with pq.ParquetFile(part, page_checksum_verification=True) as opened:
             for group in range(opened.num_row_groups):
@@ -50,7 +47,7 @@ def is_whole(part: Path) -> bool:
 
 
 def whole_groups(part: Path) -> list[bool]:
-    """Return of each row group whether every page is what its checksum says; nothing if the file has no sound end."""
+    """Return for each row group whether every page matches its checksum; an empty list if the footer is damaged."""
     whole = []
     try:
         with pq.ParquetFile(part, page_checksum_verification=True) as opened:
@@ -67,25 +64,26 @@ def whole_groups(part: Path) -> list[bool]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """What a manifest says of a part, and its counts."""
+class PartFacts:
+    """The facts of a part file: what the manifest records, and its counts."""
 
     file: Path
     rows: int
     bytes: int
-    sha256: str  # "" where nobody asks for it
+    sha256: str  # "" where it is not needed
     counts: dict[str, int]
 
 
-def said(part: Path, key: str, *, hashed: bool) -> Said:
-    """Return what there is to say of a part; its counts stand in its metadata under `key`, a JSON object of numbers."""
+def facts(part: Path, key: str, *, hashed: bool) -> PartFacts:
+    """Return the facts of a part; its counts are a JSON object of numbers in its metadata, under `key`."""
     metadata = pq.read_metadata(part)
     counts = (pq.read_schema(part).metadata or {}).get(key.encode(), b"{}")
     digest = sha256(part) if hashed else ""
-    return Said(file=part, rows=metadata.num_rows, bytes=part.stat().st_size, sha256=digest, counts=json.loads(counts))
+    size = part.stat().st_size
+    return PartFacts(file=part, rows=metadata.num_rows, bytes=size, sha256=digest, counts=json.loads(counts))
 
 
-def sums(parts: Iterable[Said]) -> dict[str, int]:
+def sums(parts: Iterable[PartFacts]) -> dict[str, int]:
     """Return the counts of parts, added up."""
     total: dict[str, int] = {}
     for part in parts:

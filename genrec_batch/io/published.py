@@ -1,7 +1,7 @@
-"""What stands under an output's name, or beside it: a finished output and whose, an unfinished run, other files.
+"""What exists under an output's name or beside it: a finished output and its run, an unfinished run, other files.
 
-Owns: the names in and beside an output, whether one can be written there, whether a finished one is whole. Must not
-know: how an output is written.
+Owns: the names in and beside an output, whether an output can be written there, whether a finished one is whole. Must
+not know: how an output is written.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.io import parquet
-from genrec_batch.io.durable import full_disk, no_folder, read_json, sha256
+from genrec_batch.io.durable import disk_errors, missing_folder, read_json, sha256
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
 FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
-LONGEST_NAME = 200  # bytes, so that the names beside it fit too
-ROWS = "genrec.rows"  # of the file that says it; of all parts in the manifest
-COUNTS = "genrec.counts"  # of a part: what the run's summary adds up
+LONGEST_NAME = 200  # bytes; leaves room for the names beside it
+ROWS = "genrec.rows"  # of the file itself; in the manifest, of all parts
+COUNTS = "genrec.counts"  # of a part: numbers that the run's summary adds up
 
 
 def fingerprint_file(path: Path) -> Path:
@@ -33,16 +33,16 @@ def fingerprint_file(path: Path) -> Path:
 
 
 def finished_id(path: Path) -> str | None:
-    """Return the run that finished the output there, None where there is none.
+    """Return the id of the run that finished the output there, None where none did.
 
     Raises:
-        ConfigError: what is there cannot be read.
+        ConfigError: the file cannot be read.
     """
     return _finished_id(path) if path.exists() else None
 
 
 def manifest_of(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of a directory of parts, None where there is none or it is not one."""
+    """Return the manifest of a directory of parts, None where it is missing or damaged."""
     found = read_json(path / MANIFEST)
     if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
         return None
@@ -54,20 +54,20 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
 
 
 def check(path: Path, if_exists: str | None) -> None:
-    """Find out whether an output can be written at all, before any work is done.
+    """Check that an output can be written, before any work is done.
 
     Raises:
-        ConfigError: its name, its folder or what is there already forbids it.
+        ConfigError: its name, its folder or an existing file does not allow it.
         RetryError: the disk has no room for another file.
     """
     if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     parent = path.parent
     if not parent.is_dir():
-        raise ConfigError(f"OUTPUT {path}: {no_folder(parent)}")
+        raise ConfigError(f"OUTPUT {path}: {missing_folder(parent)}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"OUTPUT {path}: the folder {parent} may not be written by this user")
-    with full_disk(path), tempfile.TemporaryFile(dir=parent):  # a file system may say no where its modes say yes
+    with disk_errors(path), tempfile.TemporaryFile(dir=parent):  # a file system may refuse what the modes allow
         pass
     if path.suffix == ".parquet" and path.is_dir():
         raise ConfigError(f"OUTPUT {path} is a directory; a name ending in .parquet means one file")
@@ -101,7 +101,7 @@ def staging(path: Path) -> Path:
 
 
 def ours(path: Path) -> bool:
-    """Return whether everything there was written by a run: a file with its metadata, a folder with its manifest."""
+    """Return whether a run wrote everything there: a file with its metadata, a folder with its manifest."""
     if path.is_file():
         return _finished_id(path) is not None
     manifest = manifest_of(path)
@@ -109,7 +109,7 @@ def ours(path: Path) -> bool:
 
 
 def _foreign(path: Path) -> str:
-    """Return why what is there is not `ours`."""
+    """Return why an existing path is not `ours`."""
     manifest = manifest_of(path) if path.is_dir() else None
     if manifest is None:
         return "was not written by genrec-batch"
@@ -117,13 +117,13 @@ def _foreign(path: Path) -> str:
 
 
 def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names in a directory of parts that neither its manifest nor a run knows."""
+    """Return the names in a directory of parts that are not in its manifest and that no run writes."""
     known = {entry["file"] for entry in entries} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
     return sorted({file.name for file in path.iterdir()} - known)
 
 
 def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield each file that is missing or not what its manifest says."""
+    """Yield each file that is missing or does not match the manifest."""
     for entry in entries:
         part = path / entry["file"]
         if not part.is_file() or sha256(part) != entry["sha256"]:
@@ -131,34 +131,32 @@ def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def old(path: Path) -> Path:
-    """Return where an output goes that is being replaced."""
+    """Return the path to which an output is moved while it is replaced."""
     return path.with_name(f".{path.name}.old")
 
 
 def present(path: Path) -> bool:
-    """Return whether an output is there; an empty directory is none. Brings back one that a killed run moved aside."""
+    """Return whether an output exists (an empty directory is none); restores one that a killed run moved aside."""
     between_renames = not path.exists() and (staging(path) / SUCCESS).exists()
-    if between_renames and old(path).exists():  # an overwrite died there
+    if between_renames and old(path).exists():  # a run was killed while it replaced the output
         old(path).rename(path)
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def check_whole(path: Path) -> None:
-    """Raise ConfigError where a finished output has lost, gained or changed anything since it was written."""
+    """Raise ConfigError where a finished output has lost, gained or changed a file since it was written."""
     if path.is_file():
         if not parquet.is_whole(path):
-            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite makes it anew")
+            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite writes it again")
         if ROWS.encode() not in (pq.read_metadata(path).metadata or {}):
-            raise ConfigError(
-                f"OUTPUT {path} was written again by another program; --if-exists overwrite makes it anew"
-            )
+            raise ConfigError(f"OUTPUT {path} was changed by another program; --if-exists overwrite writes it again")
         return
     if not ours(path):
         raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")
     for name in altered(path, read_json(path / MANIFEST)["files"]):
         raise ConfigError(
-            f"OUTPUT {path}: {name} is missing or not what the manifest says; --if-exists overwrite makes the output "
-            "anew"
+            f"OUTPUT {path}: {name} is missing or does not match the manifest; --if-exists overwrite writes the output "
+            "again"
         )
 
 
@@ -172,7 +170,7 @@ def _finished_id(path: Path) -> str | None:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, KeyError):
         return None
     except OSError as error:
-        raise ConfigError(f"OUTPUT {path}: what is there cannot be read ({error.strerror or error})") from error
+        raise ConfigError(f"OUTPUT {path}: cannot be read ({error.strerror or error})") from error
 
 
 def files_of(path: Path) -> tuple[list[Path], dict[str, str]]:

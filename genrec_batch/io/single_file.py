@@ -1,7 +1,7 @@
-"""One file made of parts: appended in their order, on a thread of its own, while later parts are still computed.
+"""One file of many parts: they are appended in order, on a separate thread, while later parts are still computed.
 
-Owns: the file that grows, and which part comes next. Must not know: where the file goes in the end, what a row means.
-A part is a row group. A table that comes long before its turn is not held: its part is on the disk and is read again.
+Owns: the growing file, and which part comes next. Must not know: the final path of the file, what a row means. Each
+part becomes a row group. A table that comes long before its turn is not held: its part is read from the disk again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from genrec_batch.io import parquet
 from genrec_batch.io.durable import sync
 
-HELD = 4  # tables that wait for their turn; of more, the parts are read again
+HELD = 4  # tables that may wait for their turn; further parts are read again
 
 
-class Joined:
+class SingleFile:
     """A file of parts 0, 1, 2, ... that are offered in any order, each once it is on the disk."""
 
     def __init__(self, target: Path, part: Callable[[int], Path], metadata: Mapping[str, str]) -> None:
-        """Begin with nothing; `part` says where a part lies, `metadata` is in the file from the beginning."""
+        """Begin an empty file; `part` returns the path of a part, `metadata` is in the file from the beginning."""
         self._target, self._part, self._metadata = target, part, dict(metadata)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="join")
         self._waiting: dict[int, pa.Table | None] = {}  # None: not held
@@ -36,10 +36,10 @@ class Joined:
         self._lock = threading.Lock()
 
     def offer(self, number: int, table: pa.Table | None = None) -> None:
-        """Append a part once all before it are; raises what an earlier appending raised.
+        """Append a part once all earlier parts are appended; raises the error of an earlier append.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk refuses the write.
         """
         with self._lock:
             held = sum(waiting is not None for waiting in self._waiting.values())
@@ -58,17 +58,19 @@ class Joined:
                 number, table = self._next, self._waiting.pop(self._next)
                 self._next += 1
             if self._writer is None:
-                schema = pq.read_schema(self._part(0)).with_metadata(self._metadata)  # as parts that are read have it
+                schema = pq.read_schema(self._part(0)).with_metadata(
+                    self._metadata
+                )  # as a part has it that is read from the disk
                 self._writer = pq.ParquetWriter(self._target, schema, **parquet.COMPRESSED)
             table = pq.ParquetFile(self._part(number)).read() if table is None else table
             whole = table.cast(self._writer.schema).combine_chunks()
             self._writer.write_table(whole, row_group_size=max(1, len(whole)))
 
     def finish(self, parts: int, metadata: Mapping[str, str]) -> None:
-        """Append the parts that nobody offered, add to the metadata, and wait until the file is on the disk.
+        """Append the parts that were not offered, add to the metadata, and wait until the file is synced.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk refuses the write.
         """
         self._wait()
         for number in range(self._next, parts):
@@ -85,14 +87,14 @@ class Joined:
             self._running.result()
 
     def close(self) -> None:
-        """Let go of the thread, and of a file that is not finished: nothing more is appended to it."""
+        """End the thread and remove an unfinished file."""
         with self._lock:
             self._stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._writer is not None:
-            with suppress(OSError):  # a full disk, where closing writes a footer that nobody wants any more
+            with suppress(OSError):  # closing writes a footer, which a full disk refuses and nobody needs
                 self._writer.close()
             with suppress(OSError):
                 self._target.unlink()
-            self._writer.is_open = False  # else it tries to close once more when it is collected
+            self._writer.is_open = False  # else it is closed once more by the garbage collector
             self._writer = None

@@ -1,6 +1,6 @@
-"""What a run did: when each stage ran on which thread, with how many rows and bytes, and the most memory held.
+"""The clock of a run: when each stage ran on which thread, with how many rows and bytes, and the peak of memory.
 
-Owns: the clock of stages and the peak of resident memory. Must not know: what the stages do. A span is one piece of
+Owns: the times of stages and the peak of resident memory. Must not know: what the stages do. A span is one stretch of
 work on one thread; spans of different threads overlap, so the seconds of all stages may add up to more than the run.
 """
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """One piece of work: seconds since the run began, and what went through."""
+    """One stretch of work: when it ran, in seconds since the run began, and what it processed."""
 
     stage: str
-    lane: str  # name of the thread, or of a stream of the device
+    lane: str  # name of the thread, or of the device's stream
     start_s: float
     stop_s: float
     rows: int = 0
@@ -28,20 +28,20 @@ class Span:
 
 @dataclass(kw_only=True)
 class Stages:
-    """Seconds by stage name, in the order the stages first ran; a stage that runs often adds up. Threads may share it.
+    """Seconds by stage name, in the order in which stages first ran, summed over all runs of a stage; thread-safe.
 
-    `spans` are kept in the order they ended.
+    `spans` are in the order in which they ended.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
     spans: list[Span] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _open: dict[int, str] = field(default_factory=dict, repr=False)  # what each thread is at
+    _open: dict[int, str] = field(default_factory=dict, repr=False)  # the stage of each thread
 
     @contextmanager
     def time(self, stage: str, *, rows: int = 0, bytes: int = 0) -> Iterator[None]:  # noqa: A002 (the unit)
-        """Add the time of the block to `stage`, with the rows and bytes that it moves."""
+        """Add the time of the block to `stage`, with the rows and bytes that it processes."""
         start, thread = time.perf_counter(), threading.get_ident()
         around = self._open.get(thread)
         self._open[thread] = f"{stage} ({threading.current_thread().name})"
@@ -64,7 +64,7 @@ class Stages:
         bytes: int = 0,  # noqa: A002 (the unit)
         lane: str | None = None,
     ) -> None:
-        """Add a block that ran from `start` to `stop` (`time.perf_counter`), on this thread or where `lane` says."""
+        """Add a span from `start` to `stop` (`time.perf_counter`), of this thread unless `lane` names another."""
         span = Span(
             stage=stage,
             lane=lane or threading.current_thread().name,
@@ -78,15 +78,15 @@ class Stages:
             self.spans.append(span)
 
     def doing(self) -> str:
-        """Return what the threads are at now: "features (features_0), write (write_0)"."""
+        """Return the stage of each thread now: "features (features_0), write (write_0)"."""
         return ", ".join(sorted(self._open.copy().values())) or "nothing that is timed"
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was created."""
         return time.perf_counter() - self.began
 
 
 def peak_rss_mib() -> float:
-    """Return the most memory this process ever held resident, in MiB (`getrusage`, Linux counts KiB)."""
+    """Return the peak of this process's resident memory in MiB (`getrusage` counts KiB on Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

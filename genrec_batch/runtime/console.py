@@ -1,6 +1,6 @@
-"""What a person or a scheduler sees: logs and progress on stderr, results and one JSON line on stdout.
+"""The console: logs and progress on stderr, results and one line of JSON on stdout.
 
-Owns: the two streams, colours, the log format. Must not know: what is being reported.
+Owns: the two streams, colours, the log format. Must not know: what is reported.
 """
 
 from __future__ import annotations
@@ -30,35 +30,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from genrec_batch.core.errors import ConfigError, GenrecError, RetryError, TerminalGoneError, is_full
+from genrec_batch.core.errors import ConfigError, GenrecError, TerminalGoneError, refused
 
 LOG = logging.getLogger("genrec_batch")
-
-
-_SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: one at most
-FILLING = re.compile(r" +(?=\n)")
 WIDE = 72  # columns of a terminal from which progress has a bar and counts
+PADDING = re.compile(r" +(?=\n)")
+_SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: at most one
+_LATER: list[str] = []  # warnings to log once logs are set up
 
 
 def stdout_refused(error: OSError) -> GenrecError:
-    """Return what it is to a user that stdout takes no more; from now on what is printed there goes nowhere.
+    """Map a refused write to stdout to a user error; later writes to stdout are discarded.
 
-    It is RetryError where stdout goes to a full disk, TerminalGoneError where its terminal is closed, else ConfigError.
+    It is RetryError where stdout is a file on a full disk, TerminalGoneError where its terminal is closed, else
+    ConfigError.
     """
     gone = error.errno == errno.EIO and _is_device(sys.stdout)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    with suppress(OSError, ValueError):  # a stream of a test has no number
-        os.dup2(nowhere, sys.stdout.fileno())  # what it holds back is written once more when Python ends
+    with suppress(OSError, ValueError):  # a test's stream has no file descriptor
+        os.dup2(nowhere, sys.stdout.fileno())  # Python flushes stdout once more when it ends
     os.close(nowhere)
-    if is_full(error):
-        return RetryError("stdout could not be written: the disk is full; free space and run the same command again")
     if gone:
         return TerminalGoneError(f"the terminal went away, and stdout with it ({error.strerror})")
-    return ConfigError(f"stdout could not be written ({error.strerror or error})")
+    return refused(error, "stdout", ConfigError)
 
 
 def _is_device(stream: IO[str]) -> bool:
-    """Return whether a stream is a terminal or another device; a terminal that is gone no longer says what it was."""
+    """Return whether a stream is a device: a terminal that is gone no longer reports that it was a terminal."""
     try:
         return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
     except (OSError, ValueError):
@@ -66,10 +64,10 @@ def _is_device(stream: IO[str]) -> bool:
 
 
 class _File:
-    """A stream of the process as Rich writes to it, which tells what the stream refuses.
+    """A stream of the process for Rich to write to: refused writes to stdout become user errors.
 
-    That is for stdout; of stderr nobody can be told, and a run does not end for it. Rich fills each line of a table
-    with blanks: a pipe or a file gets them without.
+    Refused writes to stderr are ignored: there is no other place to report them, and a run goes on without its logs.
+    Rich pads the lines of a table with blanks; a pipe or a file gets the lines without them.
     """
 
     def __init__(self, stream: IO[str], *, err: bool) -> None:
@@ -79,16 +77,16 @@ class _File:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with self._told():
-            self._stream.write(text if self._stream.isatty() else FILLING.sub("", text))
+        with self._reported():
+            self._stream.write(text if self._stream.isatty() else PADDING.sub("", text))
         return len(text)
 
     def flush(self) -> None:
-        with self._told():
+        with self._reported():
             self._stream.flush()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reported(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
@@ -109,12 +107,12 @@ class _Stream(Console):
         self._file = stream
 
     def on_broken_pipe(self) -> None:
-        """Leave a closed pipe to the edge, which knows the exit code; Rich would end the process with 1."""
+        """Leave a closed pipe to `cli.exits`, which knows the exit code; Rich would end the process with 1."""
         raise BrokenPipeError
 
 
 def _console(*, err: bool) -> Console:
-    """Return a console as wide as its terminal; 160 columns where it is a pipe or a file and COLUMNS does not say."""
+    """Return a console as wide as its terminal; a pipe or a file has 160 columns unless COLUMNS is set."""
     made = _Stream(stderr=err)
     return made if made.is_terminal or "COLUMNS" in os.environ else _Stream(stderr=err, width=160)
 
@@ -129,9 +127,6 @@ class JsonFormatter(logging.Formatter):
         """Return the record as one line of JSON."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         return json.dumps({"time": moment, "level": record.levelname.lower(), "message": record.getMessage()})
-
-
-_LATER: list[str] = []
 
 
 def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
@@ -153,15 +148,15 @@ def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
 
 
 def later(warnings: Iterable[str]) -> None:
-    """Log these warnings once logs are set up, and no earlier ones."""
+    """Log these warnings once logs are set up, instead of any earlier ones."""
     _LATER[:] = warnings
 
 
 class Advance(Protocol):
-    """Says that some more units are done."""
+    """Reports progress."""
 
     def __call__(self, units: int) -> None:
-        """Add `units` to what is done."""
+        """Report that some more units are done."""
         ...
 
 
@@ -179,9 +174,9 @@ def _hidden() -> bool:
 
 @contextmanager
 def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
-    """Show a bar with count, rate and time left while the block runs; `done` units were there before it.
+    """Show a bar with count, rate and time left while the block runs; `done` units were done before it.
 
-    Nothing is shown where stderr is no terminal, under `--quiet`, where logs are JSON, and to callers of the library.
+    Nothing is shown where stderr is not a terminal, with `--quiet`, with JSON logs, and to callers of the library.
     """
     if _hidden():
         yield nowhere
@@ -205,9 +200,9 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
 
 @contextmanager
 def busy(title: str) -> Iterator[None]:
-    """Show that one step of unknown length goes on, and since when; hidden where `progress` is.
+    """Show a step of unknown length and the time that it has taken so far; hidden where `progress` is.
 
-    Inside another step that is shown, the title stands beside that one's.
+    Inside another step that is shown, the title is added to that step's.
     """
     if _hidden():
         yield
@@ -224,9 +219,9 @@ def busy(title: str) -> Iterator[None]:
 
 
 def doing(what: str) -> None:
-    """Say beside the title of the step that is shown what it is at, such as "engine 2 of 4, 30%"; "" for nothing."""
+    """Show the state of the current step beside its title, such as "engine 2 of 4, 30%"; "" removes it."""
     if threading.current_thread() is not threading.main_thread():
-        return  # what is done ahead is not what is shown
+        return  # work that is done ahead is not part of the step that is shown
     for bar, title in _SHOWN:
         for task in bar.task_ids:
             bar.update(task, description=f"{title}: {what}" if what else title)
@@ -234,7 +229,7 @@ def doing(what: str) -> None:
 
 @contextmanager
 def _shown(bar: Progress, title: str) -> Iterator[Progress]:
-    """Draw a bar while the block runs; `doing` adds to its title."""
+    """Draw a bar while the block runs; `doing` changes its title."""
     with bar:
         _SHOWN.append((bar, title))
         try:
@@ -247,16 +242,16 @@ def line(text: str) -> None:
     """Print text and an end of line on stdout, without Rich.
 
     Raises:
-        RetryError: stdout goes to a full disk.
-        TerminalGoneError: stdout goes to a terminal that is closed.
-        ConfigError: it takes no more for another reason.
+        RetryError: stdout is a file on a full disk.
+        TerminalGoneError: the terminal of stdout is closed.
+        ConfigError: stdout refuses the write for another reason.
     """
     stdout.file.write(text + "\n")
     stdout.file.flush()
 
 
 def last_line(summary: Mapping[str, Any]) -> None:
-    """Print the run's summary as one JSON object: the last line of stdout.
+    """Print the run's summary as one JSON object, the last line of stdout.
 
     Raises:
         RetryError, TerminalGoneError, ConfigError: see `line`.

@@ -1,9 +1,9 @@
-"""How kernels are compiled, and what they borrow.
+"""How kernels are compiled.
 
-Owns: the options of numba, where it keeps what it compiled, arrays without a reference count, and pointers. Must not
-know: what a kernel computes. numba keeps a kernel where NUMBA_CACHE_DIR says, else beside its source, else in the home
-folder; what is kept is renewed when the kernel's own file changes. So a kernel calls only kernels of its own file, and
-who changes this file touches theirs.
+Owns: the options of numba, its cache of compiled kernels, arrays without a reference count, and pointers. Must not
+know: what a kernel computes. numba caches a kernel in NUMBA_CACHE_DIR, else beside its source, else in the home folder,
+and compiles it again when the kernel's own file changes, but not when this one does. So a kernel calls only kernels of
+its own file, and a change here needs one in each file with kernels.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = Path(__file__).parent
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # x / 0 is NaN or infinity, as everywhere in NumPy
 REORDERED = {"reassoc", "contract", "nsz", "arcp"}  # of LLVM's fast-math flags, those that keep NaN and infinity
-_NOT_KEPT: list[str] = []  # names of kernels that numba found no folder for
+_NOT_CACHED: list[str] = []  # kernels for which numba found no folder that can be written
 
 
 def kernel(*, inline: bool = False, signature: str | None = None, reorder: bool = False) -> Callable[[F], F]:
     """Return the decorator that compiles a function on its first call, without Python objects and without the GIL.
 
-    `inline` has it merged into its caller, for what is called from one place only. `signature` compiles it at once.
-    `reorder`: sums may be added up in any order and products fused into them, so that loops over floats vectorize; the
-    last bits of a result then depend on the processor.
+    `inline` merges a kernel into its caller, for kernels with one caller. `signature` compiles it at once. `reorder`
+    allows sums in any order and fused products, so that loops over floats vectorize; the last bits of a result then
+    depend on the processor.
     """
     fast: Any = REORDERED if reorder else False
 
@@ -41,8 +41,8 @@ def kernel(*, inline: bool = False, signature: str | None = None, reorder: bool 
         njit: Any = numba.njit
         try:
             made: F = njit(*arguments, cache=True, forceinline=inline, fastmath=fast, **_OPTIONS)(function)
-        except RuntimeError:  # no folder for it can be written
-            _NOT_KEPT.append(function.__name__)
+        except RuntimeError:  # no folder can be written
+            _NOT_CACHED.append(function.__name__)
             made = njit(*arguments, forceinline=inline, fastmath=fast, **_OPTIONS)(function)
         return made
 
@@ -50,12 +50,12 @@ def kernel(*, inline: bool = False, signature: str | None = None, reorder: bool 
 
 
 @cache
-def tell_if_not_kept() -> None:
-    """Warn, once, where numba found no folder to keep all kernels in that were loaded until now."""
-    if _NOT_KEPT:
+def warn_if_not_cached() -> None:
+    """Warn, once, where numba could not cache a kernel that is loaded by now."""
+    if _NOT_CACHED:
         LOG.warning(
-            "compiled kernels cannot be kept: neither %s nor the home folder can be written, so every run compiles "
-            "them anew, for some twenty seconds; set NUMBA_CACHE_DIR to a folder that can",
+            "compiled kernels cannot be cached: neither %s nor the home folder can be written, so every run compiles "
+            "them again, for about twenty seconds; set NUMBA_CACHE_DIR to a folder that can be written",
             FOLDER,
         )
 
@@ -63,8 +63,8 @@ def tell_if_not_kept() -> None:
 def _borrowed(_typing: Any, array: Any) -> Any:
     """Return the array of a kernel's argument, without a reference count.
 
-    numba counts the references of every slice, with a locked instruction each time. Whoever calls a kernel holds its
-    arrays until it returns, so it may borrow those; never an array that the kernel itself made.
+    numba counts the references of every slice, with a locked instruction each time. A kernel's caller holds its arrays
+    until the kernel returns, so a kernel may borrow its arguments, but never an array that it allocates.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -80,7 +80,7 @@ borrowed: Any = intrinsic(_borrowed)
 
 
 def _to_pointer(_typing: Any, address: Any) -> Any:
-    """Return an address as a pointer, of which `array_at` makes an array."""
+    """Return an address as a pointer, for `array_at`."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -93,7 +93,7 @@ array_at: Any = numba.carray  # type: ignore[attr-defined]
 
 
 def _will_write(_typing: Any, address: Any) -> Any:
-    """Have the line of memory at an address brought to the core before it is written."""
+    """Prefetch the cache line at an address before it is written."""
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)

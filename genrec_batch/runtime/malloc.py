@@ -1,9 +1,9 @@
-"""Memory that stays: what the process has freed is used again instead of given back and asked for anew.
+"""Settings of glibc's allocator: freed memory is used again instead of returned to the kernel.
 
-Owns: settings of glibc's allocator. Must not know: who allocates. A run allocates and frees arrays of tens of
-megabytes all the time; by default each of them is fresh memory of the kernel, which has to clear every page (measured:
-three quarters of the host's time on a virtual machine with two cores). For programs of their own only: a library
-leaves its host's allocator alone.
+Owns: these settings. Must not know: who allocates. A run allocates and frees arrays of tens of megabytes all the time;
+by default each of them is fresh memory from the kernel, which has to clear every page (measured: three quarters of the
+host's time on a virtual machine with two cores). For the command line only: a library leaves its host's allocator
+alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NEVER, STEP = -1, 1 << 26  # bytes
 
 
 def keep_freed_memory() -> bool:
-    """Let large arrays live in one heap that is not given back; return whether the C library has such settings."""
+    """Keep large arrays in one heap that is never returned; return whether the C library has such settings."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Return the pages of freed memory to the kernel, wherever they lie; nothing where the C library cannot."""
+    """Return all pages of freed memory to the kernel, if the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

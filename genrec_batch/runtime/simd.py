@@ -1,11 +1,11 @@
-"""Vectors of 64 bytes in kernels: loads, stores and arithmetic of 8 or 16 numbers at once, whatever the processor has.
+"""Vectors of 64 bytes in kernels: loads, stores and arithmetic of 8 or 16 numbers at once, on any processor.
 
-Owns: a numba type for LLVM's vectors, and the few things that are done with them. Must not know: what a kernel
-computes. LLVM turns them into AVX-512, or into several smaller vectors where that is missing; each number is computed
-as a scalar would be (nothing is fused or reordered), so no result depends on the processor.
+Owns: a numba type for LLVM's vectors, and operations on them. Must not know: what a kernel computes. LLVM compiles them
+to AVX-512, or to several smaller vectors; each number is computed as a scalar would be (nothing is fused or reordered),
+so no result depends on the processor.
 
-numba does not notice a change here in what it kept of a kernel: whoever changes what a function does here also changes
-the kernel files that use it. Memory that is loaded must be the array's.
+numba does not compile a cached kernel again when this file changes: a change of a function here needs one in the kernel
+files that use it. A load must stay inside the array's memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Model(models.PrimitiveModel):
 
 
 def _place(context: Any, builder: Any, signature_: Any, arguments: Any, value_type: Any) -> Any:
-    """Return the address of 'array, index' as a pointer to vectors."""
+    """Return the address of an array's element as a pointer to vectors."""
     view = context.make_array(signature_.args[0])(context, builder, arguments[0])
     return builder.bitcast(builder.gep(view.data, [arguments[1]]), value_type.as_pointer())
 
@@ -95,7 +95,7 @@ store: Any = intrinsic(_store)
 
 
 def _operator(name: str, *, on_floats: str = "", on_integers: str = "") -> None:
-    """Have numba take an operator between lanes; a name is that of LLVM's instruction."""
+    """Let numba compile an operator between lanes to an instruction of LLVM."""
     function = getattr(operator, name)
 
     def typed(_context: Any) -> Any:
@@ -123,7 +123,7 @@ _operator("rshift", on_integers="lshr")
 
 
 def _splat(_typing: Any, lanes: Any, number: Any) -> Any:
-    """Return lanes like the given ones that all hold one number."""
+    """Return lanes of the same type that all hold one number."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         value_type = context.get_value_type(lanes)
@@ -150,7 +150,7 @@ def _choice(compared: str) -> Any:
     return typed
 
 
-lower: Any = intrinsic(_choice("<"))  # the lower of two, lane by lane; the second where one is NaN
+lower: Any = intrinsic(_choice("<"))  # the lower of two in each lane; the second where one is NaN
 higher: Any = intrinsic(_choice(">"))
 
 
@@ -194,7 +194,7 @@ masked: Any = intrinsic(_masked)
 
 
 def _total(_typing: Any, lanes: Any) -> Any:
-    """Return the sum of 8 floats as NumPy's pairwise summation ends: neighbours first."""
+    """Return the sum of 8 floats in the order of NumPy's pairwise summation: neighbours first."""
 
     def codegen(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
         sums = arguments[0]
@@ -238,7 +238,7 @@ as_floats: Any = intrinsic(_as_floats)
 
 
 def _leading_zeros(_typing: Any, bits: Any) -> Any:
-    """Return how many bits above the highest that is set are not; 64 where none is."""
+    """Return the number of zero bits above the highest set bit; 64 where none is set."""
 
     def codegen(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))

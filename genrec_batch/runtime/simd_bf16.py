@@ -1,11 +1,11 @@
 """Sixteen floats at once in compiled attention, and bf16 by its bits.
 
-Owns: what numba cannot say itself of numbers: floats as integers, bf16, 16 at once from memory and back. Must not know:
-queries, keys, rows. Numbers are float32, or bf16 in an array of uint16, which is widened on its way into a register:
-bf16 is the upper half of a float32.
+Owns: operations on numbers that numba lacks: floats as integers, bf16, loads and stores of 16 numbers. Must not know:
+queries, keys, rows. Numbers are float32, or bf16 in an array of uint16, which is widened when it is loaded: bf16 is the
+upper half of a float32.
 
-LLVM turns vectors into AVX-512, or into several smaller ones where that is missing. numba does not notice a change here
-in what it kept of a kernel: the kernel files that use it name the fingerprint that a test asks for.
+LLVM compiles vectors to AVX-512, or to several smaller ones. numba does not compile a cached kernel again when this
+file changes: the kernel files that use it contain its fingerprint, which a test checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 WIDTH = 16
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS, HALVES = (ir.VectorType(kind, WIDTH) for kind in (F32, I32, I16))
-LEAST = -87.0  # exp of less is taken for exp of this
+LEAST = -87.0  # exp of a smaller number is computed as exp of this
 LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
 POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 declared: Any = cgutils.get_or_insert_function
@@ -36,7 +36,7 @@ def _of_bits(_typing: Any, _bits: Any) -> Any:
 
 
 def _magnitude(_typing: Any, _number: Any) -> Any:
-    """Return the bits of |x|, which order as |x| does; those of NaN are above all others."""
+    """Return the bits of |x|, which sort like |x|; those of NaN are above all others."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.and_(builder.bitcast(arguments[0], I32), ir.Constant(I32, 0x7FFFFFFF))
@@ -45,14 +45,14 @@ def _magnitude(_typing: Any, _number: Any) -> Any:
 
 
 def _ordered(_typing: Any, number: Any) -> Any:
-    """Return the integer that orders as a float32 does, or the float32 of that integer: both turn the same bits."""
+    """Return the integer that sorts like a float32, or the float32 of that integer: both flip the same bits."""
     floats = isinstance(number, types.Float)
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], I32)
         negative = builder.ashr(bits, ir.Constant(I32, 31))
-        turned = builder.xor(bits, builder.and_(negative, ir.Constant(I32, 0x7FFFFFFF)))
-        return turned if floats else builder.bitcast(turned, F32)
+        flipped = builder.xor(bits, builder.and_(negative, ir.Constant(I32, 0x7FFFFFFF)))
+        return flipped if floats else builder.bitcast(flipped, F32)
 
     return (types.int32(types.float32) if floats else types.float32(types.int32)), codegen
 
@@ -67,7 +67,7 @@ def _widen(_typing: Any, _half: Any) -> Any:
 
 
 def _narrow(_typing: Any, _number: Any) -> Any:
-    """Return the bits of the bf16 nearest to a float32, of two equally near ones the even one; NaN stays NaN."""
+    """Return the bits of the bf16 nearest to a float32, ties to even; NaN stays NaN."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return _halved(builder, arguments[0], I32, I16)
@@ -100,7 +100,7 @@ def place_of(context: Any, builder: Any, array: Any, value: Any, index: Any) -> 
 
 
 def load(builder: Any, array: Any, place: Any) -> Any:
-    """Return 16 numbers from an address on as float32."""
+    """Return the 16 numbers at an address as float32."""
     if array.dtype == types.float32:
         return builder.load(builder.bitcast(place, FLOATS.as_pointer()), align=4)
     halves = builder.load(builder.bitcast(place, HALVES.as_pointer()), align=2)
@@ -114,24 +114,24 @@ def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def mask(lanes: list[int]) -> Any:
-    """Return the lanes of two vectors that a shuffle takes."""
+    """Return a shuffle's choice of lanes from two vectors."""
     return ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
 
 
 def spread(builder: Any, number: Any, kind: Any) -> Any:
-    """Return 16 times the same number."""
+    """Return a vector of 16 copies of a number."""
     nothing = ir.Constant(kind, ir.Undefined)
     one = builder.insert_element(nothing, number, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, nothing, mask([0] * WIDTH))
 
 
 def everywhere(builder: Any, number: Any) -> Any:
-    """Return 16 times the same float32."""
+    """Return a vector of 16 copies of a float32."""
     return spread(builder, number, FLOATS)
 
 
 def store(builder: Any, array: Any, place: Any, vector: Any) -> None:
-    """Write 16 numbers from an address on, in bf16 where the array has uint16."""
+    """Write 16 numbers to an address, as bf16 where the array has uint16."""
     if array.dtype == types.float32:
         builder.store(vector, builder.bitcast(place, FLOATS.as_pointer()), align=4)
     else:
@@ -139,7 +139,7 @@ def store(builder: Any, array: Any, place: Any, vector: Any) -> None:
 
 
 def _move(_typing: Any, array: Any, _at: Any, out: Any, _o: Any) -> Any:
-    """Write 16 numbers of one array, from an index on, into another, in its type."""
+    """Copy 16 numbers from one array to another, converted to its type."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args

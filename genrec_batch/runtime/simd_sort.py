@@ -1,7 +1,7 @@
-"""16 users' keys side by side, as kernels sort them: read, turned and sorted in registers, 16 of each at a time.
+"""The keys of 16 users side by side, 16 of each at a time: read, transposed and sorted in registers.
 
-Owns: the turning of 16 rows of 16 integers, and the sorting network for 16. Must not know: what a key stands for. As in
-`lanes.py`, LLVM makes of it what the processor has, and a change here asks for one in the kernel files that use it.
+Owns: the transposition of 16 rows of 16 integers, and the sorting network for 16. Must not know: what a key means. As
+in `simd`, LLVM compiles for any processor, and a change here needs one in the kernel files that use it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _numbers(values: list[int]) -> Any:
     return ir.Constant(VECTOR, values)
 
 
-def turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """Return the columns of 16 rows of numbers of 4 bytes: blocks of 8, 4, 2 and 1 change sides (Eklundh 1972)."""
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """Return the columns of 16 rows of 4-byte numbers: squares of 8, 4, 2 and 1 change sides (Eklundh 1972)."""
     for step in (8, 4, 2, 1):
         stay = _numbers([lane if not lane & step else LANES + lane - step for lane in range(LANES)])
         move = _numbers([lane + step if not lane & step else LANES + lane for lane in range(LANES)])
@@ -54,10 +54,10 @@ def turned(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 def _lay_16(_typing: Any, *arguments_of: Any) -> Any:
-    """Lay 16 keys of each of 16 users, from their i-th on, into 16 rows, sorted lane by lane.
+    """Write 16 keys of each of 16 users, from the i-th on, into 16 rows, each lane sorted.
 
-    In: keys, where each user's begin, how many each has, i, where the keys end (16 more can be read), what stands for a
-    key that is not there, the rows, where the first of them begins, and how far apart they are.
+    In: keys, where each user's keys begin, how many each has, i, where the keys end (16 more can be read), the filler
+    for a missing key, the rows, where the first row begins, and the distance between rows.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -80,7 +80,7 @@ def _lay_16(_typing: Any, *arguments_of: Any) -> Any:
             left = builder.shuffle_vector(left, ir.Constant(VECTOR, ir.Undefined), _numbers([0] * LANES))
             there = builder.icmp_signed("<", _numbers(list(range(LANES))), left)
             loaded.append(builder.select(there, vector, blank))
-        columns = turned(builder, loaded)
+        columns = transposed(builder, loaded)
         for low, high in exchanges(LANES):
             a, b = columns[low], columns[high]
             columns[low] = builder.select(builder.icmp_signed("<", a, b), a, b)
@@ -115,7 +115,7 @@ lay_16: Any = intrinsic(_typed)
 
 
 def _sortable(_typing: Any, lanes: Any, nulls: Any) -> Any:
-    """Return 8 floats, rounded to float32, as integers that sort like them; the greatest of all where a bit is set."""
+    """Return 8 floats, rounded to float32, as integers that sort like them; the largest integer where a bit is set."""
     result = Lanes(types.int32, lanes.count)
 
     def codegen(context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """Work that overlaps: ordered maps over threads, bounded queues between them, one error that stops all.
 
 Owns: threads and how much may wait between two steps. Must not know: what the work is. Every step keeps the order of
-what it is given, so that a run's result does not depend on which thread was quicker.
+its items, so that a run's result does not depend on the speed of threads.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from genrec_batch.core.errors import RetryError
 A = TypeVar("A")
 B = TypeVar("B")
 
-GRACE_S = 30.0  # that a stalled or stopped run has to end by itself
-TURN_S = 0.0005  # that a thread may hold the interpreter while others wait for it; Python's own 5 ms leave a GPU idle
+GRACE_S = 30.0  # for a stalled or stopped run to end by itself
+TURN_S = 0.0005  # for a thread to hold the interpreter while others wait; Python's 5 ms leave a GPU idle
 
 
 def take_short_turns() -> None:
-    """Let the threads of this process pass the interpreter on often: the one that feeds the device must not wait."""
+    """Make the threads of this process release the interpreter often: the one that feeds the device must not wait."""
     sys.setswitchinterval(TURN_S)
 
 
@@ -37,9 +37,9 @@ def cores() -> int:
 
 
 def ordered(work: Callable[[A], B], items: Iterable[A], *, workers: int, name: str) -> Iterator[B]:
-    """Yield `work(item)` of each item in order, computed on `workers` threads, at most so many ahead.
+    """Yield `work(item)` for each item in order, computed on `workers` threads, at most so many ahead.
 
-    What `work` raises is raised here, in its place; what was begun is waited for, what was not is dropped.
+    An error of `work` is raised here, in its item's place; then running items are waited for, and others dropped.
     """
     waiting: deque[Future[B]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
@@ -55,7 +55,7 @@ def ordered(work: Callable[[A], B], items: Iterable[A], *, workers: int, name: s
 
 
 def background(items: Iterator[A], *, ahead: int, name: str) -> Iterator[A]:
-    """Yield the same items, made on a thread of their own that is at most `ahead` items in front."""
+    """Yield the same items, computed on a separate thread, at most `ahead` items ahead."""
     end = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
     waiting: deque[Future[Any]] = deque(pool.submit(next, items, end) for _ in range(ahead))
@@ -71,29 +71,29 @@ def background(items: Iterator[A], *, ahead: int, name: str) -> Iterator[A]:
 
 
 class Behind:
-    """Work given away in order; see `behind`."""
+    """Work that was handed over in order; see `behind`."""
 
     def __init__(self, pool: ThreadPoolExecutor, ahead: int) -> None:
         self._pool, self._ahead = pool, ahead
         self._waiting: deque[Future[Any]] = deque()
 
     def submit(self, work: Callable[[], Any]) -> None:
-        """Give away one piece of work; raises what an earlier one raised."""
+        """Hand over some work; raises the error of earlier work."""
         while self._waiting and (self._waiting[0].done() or len(self._waiting) >= self._ahead):
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(work))
 
     def wait(self) -> None:
-        """Wait for what is left; raise what any of it raised."""
+        """Wait for all work; raise its first error."""
         while self._waiting:
             self._waiting.popleft().result()
 
 
 @contextmanager
 def behind(*, workers: int, ahead: int, name: str) -> Iterator[Behind]:
-    """Let work be done on `workers` threads, at most `ahead` pieces given away at a time.
+    """Run work on `workers` threads; at most `ahead` calls wait at a time.
 
-    At the block's end what has not begun is dropped and what has is waited for.
+    At the end of the block, running work is waited for, and other work is dropped.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     try:
@@ -103,15 +103,15 @@ def behind(*, workers: int, ahead: int, name: str) -> Iterator[Behind]:
 
 
 class StalledError(RetryError):
-    """Nothing moved for the time of `--stall-limit`."""
+    """There was no progress for the time of `--stall-limit`."""
 
 
 @contextmanager
 def watched(progress: Callable[[], int], *, limit_s: float, doing: Callable[[], str]) -> Iterator[None]:
-    """End the block with StalledError (exit 75) once `progress()` has not changed for `limit_s` seconds; 0: never.
+    """End the block with StalledError (exit 75) once `progress()` has not changed for `limit_s` seconds; 0 means never.
 
-    A main thread that waits inside a driver call cannot be reached: after GRACE_S more the process ends with 75 as it
-    stands. What was written stays, and the same command goes on there.
+    A main thread that waits inside a driver call cannot be interrupted: after another GRACE_S the process ends with
+    75 at once. Written parts stay, and the same command continues from there.
     """
     if limit_s <= 0 or threading.current_thread() is not threading.main_thread():
         yield
@@ -121,7 +121,7 @@ def watched(progress: Callable[[], int], *, limit_s: float, doing: Callable[[], 
     def raise_stalled(number: int, frame: FrameType | None) -> None:
         del number, frame
         raise StalledError(
-            f"no progress for {limit_s:g} s (--stall-limit) while at: {doing()}; what is written stays, "
+            f"no progress for {limit_s:g} s (--stall-limit) during: {doing()}; written parts stay, "
             "run the same command again"
         )
 
@@ -132,7 +132,7 @@ def watched(progress: Callable[[], int], *, limit_s: float, doing: Callable[[], 
             if now == last:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
                 if not over.wait(GRACE_S):
-                    sys.stderr.write(f"stalled at: {doing()}; ending\n")
+                    sys.stderr.write(f"stalled during: {doing()}; ending now\n")
                     os._exit(StalledError.exit_code)
                 return
             last = now

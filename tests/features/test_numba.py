@@ -235,7 +235,7 @@ def test_without_numba_a_job_works_and_says_numpy(tmp_path: Path) -> None:
     assert {"numpy", "ok"} <= set(python(code).split())
 
 
-def test_a_numba_that_does_not_load_is_told_once_and_replaced_by_numpy(tmp_path: Path) -> None:
+def test_a_numba_that_does_not_load_is_reported_once_and_replaced_by_numpy(tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')\n")
     code = "from genrec_batch import features; print(features.kernel_name(10**9))"
     said = python(code, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
@@ -243,7 +243,7 @@ def test_a_numba_that_does_not_load_is_told_once_and_replaced_by_numpy(tmp_path:
     assert "numba is installed but does not load (Numba needs NumPy 1.0 or less)" in said
 
 
-def test_where_no_folder_can_be_written_kernels_are_compiled_anew_and_that_is_told() -> None:
+def test_where_no_folder_can_be_written_kernels_are_compiled_again_with_a_warning() -> None:
     with_numba()
     code = (
         "from numba.core import caching; caching.CacheImpl._locator_classes = []\n"
@@ -251,7 +251,7 @@ def test_where_no_folder_can_be_written_kernels_are_compiled_anew_and_that_is_to
     )
     said = python(code)
     assert "numba" in said.splitlines()
-    assert "set NUMBA_CACHE_DIR to a folder that can" in said
+    assert "set NUMBA_CACHE_DIR to a folder that can be written" in said
 
 
 # How the kernels are written

@@ -60,7 +60,7 @@ def test_a_file_that_a_folder_names_and_has_not_is_not_left_out(log):
     Path("logs/_b.parquet").symlink_to("gone")
     assert find.files("logs", "INPUT") == ["logs/a.parquet"]
     Path("logs/b.parquet").symlink_to("gone")
-    with pytest.raises(InputError, match=r"INPUT logs/b.parquet: a link to a file that is not there"):
+    with pytest.raises(InputError, match=r"INPUT logs/b.parquet: a link to a file that does not exist"):
         find.files("logs", "INPUT")
 
 

@@ -29,7 +29,7 @@ def test_a_summary_that_no_disk_takes_is_try_again(log_file, model_dir):
     done = with_a_full_stdout("score", log_file, "o.parquet", "--model", model_dir, "--limit", 3, "--quiet")
     (said,) = done.stderr.splitlines()
     assert done.returncode == 75
-    assert "stdout could not be written: the disk is full" in said
+    assert "stdout: the disk is full" in said
     assert "the output o.parquet is whole" in said
     assert len(pl.read_parquet("o.parquet")) == 30
 
@@ -39,7 +39,7 @@ def test_a_summary_that_no_disk_takes_is_try_again(log_file, model_dir):
 def test_rows_that_no_disk_takes_are_try_again(log_file, model_dir, output):
     done = with_a_full_stdout("score", log_file, *output, "--model", model_dir, "--user", 103, "--quiet")
     (said,) = done.stderr.splitlines()
-    assert (done.returncode, "stdout could not be written: the disk is full" in said) == (75, True), said
+    assert (done.returncode, "stdout: the disk is full" in said) == (75, True), said
     assert ("the output o.parquet is whole" in said) == bool(output)
     assert Path("o.parquet").exists() == bool(output)
 
@@ -50,7 +50,7 @@ def test_what_was_asked_for_and_no_disk_takes_is_try_again(arguments):
     done = with_a_full_stdout(*arguments.split())
     assert done.returncode == 75
     (said,) = done.stderr.splitlines()
-    assert said.startswith("error: stdout could not be written: the disk is full")
+    assert said.startswith("error: stdout: the disk is full")
 
 
 @needs_full

@@ -185,7 +185,7 @@ def killed(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["_sync", "rename"])
+@pytest.mark.parametrize("where", ["sync", "rename"])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_kill_while_publishing_a_directory_loses_nothing(tmp_path, monkeypatch, where, before):
     target = tmp_path / "recs"
@@ -195,8 +195,8 @@ def test_a_kill_while_publishing_a_directory_loses_nothing(tmp_path, monkeypatch
     for number in range(3):
         out.write(number, rows(number))
     with monkeypatch.context() as patched:
-        if where == "_sync":
-            patched.setattr(output, "_sync", killed)
+        if where == "sync":
+            patched.setattr(output, "sync", killed)
         else:
             rename = output.Path.rename
             dies = lambda self, to: killed() if self == out.staging else rename(self, to)  # noqa: E731
@@ -315,7 +315,7 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
     out = output.open_output(tmp_path / "recs.parquet", IDENTITY, None)
     out.write(0, rows(0))
     (tmp_path / "recs.parquet").write_bytes(b"theirs")
-    with pytest.raises(ConfigError, match="appeared while"):
+    with pytest.raises(ConfigError, match="appeared during the run"):
         out.finish()
     assert (tmp_path / "recs.parquet").read_bytes() == b"theirs"
     assert out.part(0).exists()

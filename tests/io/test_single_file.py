@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.io import parquet, single_file
-from genrec_batch.io.single_file import Joined
+from genrec_batch.io.single_file import SingleFile
 
 SCHEMA = pa.schema({"user_id": pa.int64(), "videos": pa.list_(pa.int64())})
 TABLES = [
@@ -31,7 +31,7 @@ def part(tmp_path):
 
 def whole(tmp_path, part, offers):
     """Offer (number, with its table) in order; return the finished file's bytes."""
-    joined = Joined(tmp_path / "whole", part, {"run": "1"})
+    joined = SingleFile(tmp_path / "whole", part, {"run": "1"})
     for number, given in offers:
         joined.offer(number, TABLES[number] if given else None)
     joined.finish(len(TABLES), {"rows": "28"})
@@ -52,7 +52,7 @@ def test_the_order_of_the_offers_does_not_show(tmp_path, part, monkeypatch):
 
 
 def test_what_the_disk_refuses_is_raised(tmp_path, part):
-    joined = Joined(tmp_path / "nowhere" / "whole", part, {})
+    joined = SingleFile(tmp_path / "nowhere" / "whole", part, {})
     joined.offer(0, TABLES[0])
     with pytest.raises(OSError, match="nowhere"):
         joined.finish(len(TABLES), {})
@@ -60,7 +60,7 @@ def test_what_the_disk_refuses_is_raised(tmp_path, part):
 
 
 def test_giving_up_ends_at_once_and_leaves_nothing(tmp_path, part, monkeypatch):
-    joined = Joined(tmp_path / "whole", part, {})
+    joined = SingleFile(tmp_path / "whole", part, {})
     begun, let_go = threading.Event(), threading.Event()
     whole_file = pq.ParquetFile
 
@@ -80,7 +80,7 @@ def test_giving_up_ends_at_once_and_leaves_nothing(tmp_path, part, monkeypatch):
 
 
 def test_a_disk_that_refuses_the_end_of_an_unwanted_file_is_no_error(tmp_path, part, monkeypatch):
-    joined = Joined(tmp_path / "whole", part, {})
+    joined = SingleFile(tmp_path / "whole", part, {})
     joined.offer(0, TABLES[0])
     joined._wait()
 

@@ -91,7 +91,7 @@ def test_work_behind_is_done_in_order_of_need_and_its_error_is_raised():
 def test_a_run_that_stands_still_ends_with_what_it_is_at():
     began = time.perf_counter()
     with (
-        pytest.raises(threads.StalledError, match=r"no progress for 0.2 s \(--stall-limit\) while at: waiting"),
+        pytest.raises(threads.StalledError, match=r"no progress for 0.2 s \(--stall-limit\) during: waiting"),
         threads.watched(lambda: 1, limit_s=0.2, doing=lambda: "waiting"),
     ):
         threading.Event().wait(20)

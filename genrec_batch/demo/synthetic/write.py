@@ -24,7 +24,7 @@ from genrec_batch.core.errors import ConfigError
 from genrec_batch.demo.synthetic.log import SCHEMA, Log
 from genrec_batch.demo.synthetic.views import FAULTS, Views, arranged, exactly
 from genrec_batch.demo.synthetic.world import SampleConfig, World
-from genrec_batch.io.durable import full_disk, no_folder, sync
+from genrec_batch.io.durable import disk_errors, missing_folder, sync
 
 CHUNK_ROWS = 1 << 18  # rows made at a time
 GROUP_ROWS = 1 << 18  # rows of a row group
@@ -90,7 +90,7 @@ def write(
     counts = _Counts(seen_V=np.zeros(config.videos, np.bool_), advance=advance)
     chunks = exactly(arranged(world, chunk_rows), group_rows)
     single = output.suffix == ".parquet"
-    with full_disk(output), _scratch(output) as scratch:
+    with disk_errors(output), _scratch(output) as scratch:
         folder = scratch / "log"
         folder.mkdir()
         parts = _Parts(folder, None if single else -(-part_rows // group_rows))
@@ -102,7 +102,7 @@ def write(
 
 def _check(output: Path, *, overwrite: bool) -> None:
     if not output.parent.is_dir():
-        raise ConfigError(f"{output}: {no_folder(output.parent)}")
+        raise ConfigError(f"{output}: {missing_folder(output.parent)}")
     if not output.exists():
         return
     if not overwrite:

@@ -18,7 +18,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import WIDTH, move
 
 F = np.float32
-# made of vectors a2c19ef0
+# made of vectors 0288c4ba
 AHEAD = 4  # heads between the one that is computed and the one that is prefetched
 
 

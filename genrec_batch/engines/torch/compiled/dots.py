@@ -35,7 +35,7 @@ from genrec_batch.runtime.simd_bf16 import (
     spread,
     store,
 )
-from genrec_batch.runtime.simd_sort import turned
+from genrec_batch.runtime.simd_sort import transposed
 
 _variable: Any = cgutils.alloca_once_value
 L2 = 2  # the cache that is prefetched into: the first one can wait for fewer lines at once
@@ -219,7 +219,7 @@ def _transpose_16(_typing: Any, array: Any, _at: Any, _apart: Any, _count: Any, 
             number = ir.Constant(I64, i)
             row = builder.select(builder.icmp_signed("<", number, last), number, last)
             rows.append(load(builder, kinds[0], builder.gep(first, [builder.mul(row, apart)])))
-        for i, column in enumerate(turned(builder, rows)):
+        for i, column in enumerate(transposed(builder, rows)):
             store(builder, kinds[4], builder.gep(into, [ir.Constant(I64, i * WIDTH)]), column)
         return context.get_dummy_value()
 
@@ -307,7 +307,9 @@ def _mix_16(_typing: Any, weights: Any, _count: Any, values: Any, _at: Any, _siz
                 number = builder.load(builder.gep(numbers, [ir.Constant(I64, z)]))
                 builder.store(fused(builder, weight_of_16, everywhere(builder, number), builder.load(total)), total)
         scale_of_16 = builder.load(scales, align=4)
-        for i, row in enumerate(turned(builder, [builder.fmul(builder.load(total), scale_of_16) for total in sums])):
+        for i, row in enumerate(
+            transposed(builder, [builder.fmul(builder.load(total), scale_of_16) for total in sums])
+        ):
             builder.store(row, builder.gep(into, [ir.Constant(I64, i)]), align=4)
         return context.get_dummy_value()
 

@@ -31,7 +31,7 @@ from genrec_batch.engines.torch.compiled.context import (
 from genrec_batch.engines.torch.linear import PairLinear
 from genrec_batch.engines.torch.network import Layer, Network, Norm, prepare_pairs, read_aside
 from genrec_batch.model.weights import ModelConfig
-from genrec_batch.runtime.jit import tell_if_not_kept
+from genrec_batch.runtime.jit import warn_if_not_cached
 from genrec_batch.runtime.simd_bf16 import WIDTH
 
 
@@ -53,7 +53,7 @@ class CompiledPhases:
     @staticmethod
     def of(network: Network, dtype: torch.dtype) -> CompiledPhases:
         """Prepare a network's products: context in `dtype`, bf16 or int8."""
-        tell_if_not_kept()
+        warn_if_not_cached()
         reading = prepare_pairs(network)
         return CompiledPhases(
             network=network,

@@ -22,7 +22,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
-# made of vectors a2c19ef0
+# made of vectors 0288c4ba
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(simd_bf16.LEAST), F(simd_bf16.LOG2_E), F(simd_bf16.LN2_HIGH), F(simd_bf16.LN2_LOW)
 P5, P4, P3, P2, P1, P0 = (F(x) for x in simd_bf16.POLYNOMIAL)

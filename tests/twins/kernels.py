@@ -1,4 +1,4 @@
-"""The slow, obvious twin of `engines.cuda.torch_kernels`: the same functions in plain torch, user by user."""
+"""The slow, obvious twin of `engines.cuda.kernels`: the same functions in plain torch, user by user."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""The hand-fused CUDA engine: `engines.Engine` over packed rows, and `slate`, its greedy loop without the host in it.
+"""The hand-fused CUDA engine: an `Engine` over packed rows, whose greedy loop, `slate`, runs without the host.
 
-Owns: the protocol's states and the checks of device, precision and sizes. Must not know: users, video ids, Parquet,
-Polars, or what runs inside a pass (`torch_passes`, `torch_kernels`) or a captured loop (`torch_slate`).
+Owns: the states between calls, and the checks of device, precision and sizes. Must not know: users, video ids, Parquet,
+Polars, or what runs inside a pass (`passes`, `kernels`) or a captured loop (`loop`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.cuda import passes
-from genrec_batch.engines.cuda.loop import SlateLoop, ban_all, memory_for
+from genrec_batch.engines.cuda.loop import CapturedLoop, ban_all, memory_for
 from genrec_batch.engines.cuda.packing import pack
 from genrec_batch.engines.cuda.weights import fuse
 from genrec_batch.engines.protocol import Engine, Recorder
 from genrec_batch.model.weights import Model, ModelConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SCORED_ROWS = 16_384  # candidates read in one go
-USER_POSITIONS = 128  # of a batch, for each user it may have: longer histories mean fewer users
+SCORED_ROWS = 16_384  # candidates of one pass
+USER_POSITIONS = 128  # positions of a batch per user that it may have; longer histories mean fewer users
 
 
 def why_not(config: ModelConfig, device: str, precision: str) -> str:
-    """Return why this engine cannot serve, or "" where it can: the plain torch engine serves what this one declines."""
+    """Return why this engine cannot compute a model here, or "" where it can; the torch engine computes any model."""
     if not device.startswith("cuda"):
         return f"the hand-fused engine runs on --device cuda, not {device}"
     if precision not in ("fp16", "bf16"):
@@ -51,7 +51,9 @@ def _fits(config: ModelConfig) -> str:
 
 
 @dataclass(kw_only=True)
-class _State:
+class PackedState:
+    """A batch between calls."""
+
     history: passes.History
     rows: passes.Rows
     suffix: Tensor
@@ -70,13 +72,13 @@ class TorchCudaEngine(Engine):
     def __init__(
         self, model: Model, *, device: str = "cuda:0", precision: str = "fp16", kernels: passes.Kernels | None = None
     ) -> None:
-        """Fold the weights and put them on the device.
+        """Fold the weights and copy them to the device.
 
         Args:
             model: the weights.
             device: a CUDA device.
             precision: fp16 (the better 16-bit type for this model) or bf16.
-            kernels: a twin of `torch_kernels` to run instead, on any device and in any precision (tests).
+            kernels: a twin of the module `kernels`, which runs on any device and in any precision (tests).
 
         Raises:
             EngineError: the device, the precision, Triton or the model's sizes are not what this engine needs.
@@ -86,9 +88,7 @@ class TorchCudaEngine(Engine):
         if reason:
             raise EngineError(reason)
         if kernels is None:
-            from genrec_batch.engines.cuda import kernels as torch_kernels
-
-            kernels = torch_kernels
+            kernels = _triton_kernels()
         self.precision = precision
         self._device = torch.device(device)
         if self._device.type == "cuda":
@@ -97,7 +97,7 @@ class TorchCudaEngine(Engine):
         self._kernels = kernels
         with memory_for("the weights"), torch.inference_mode():
             self._fused = fuse(model, self._device, DTYPES[precision])
-        self._loop = SlateLoop(self._fused, kernels)
+        self._loop = CapturedLoop(self._fused, kernels)
 
     def free_bytes(self) -> int:
         """Return the GPU memory that is free, or held by PyTorch's allocator and unused."""
@@ -105,7 +105,7 @@ class TorchCudaEngine(Engine):
         return int(torch.cuda.mem_get_info(self._device)[0] + held)
 
     def wait(self) -> None:
-        """Return once the device has done all that was asked of it."""
+        """Return once the device has done all work that is queued."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -122,9 +122,9 @@ class TorchCudaEngine(Engine):
         return int(lengths_B.sum()) + len(lengths_B)
 
     def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
-        """Yield the greedy slate of each batch, `steps` items: what prefill, `steps` times decode and collect give.
+        """Yield the greedy slate of each batch: the same as prefill, `steps` times decode, and collect.
 
-        Two batches are in flight; what is yielded owns its memory. `record` is told when the device did what.
+        Two batches are in flight; a result owns its memory. `record` receives the stages by the device's clock.
 
         Raises:
             ConfigError: the longest history and `steps` do not fit the model's positions.
@@ -133,8 +133,8 @@ class TorchCudaEngine(Engine):
         return self._loop.slates(batches, steps, record)
 
     @torch.inference_mode()
-    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> _State:
-        """Read B histories and choose the next items; see `engines.Engine`.
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> PackedState:
+        """Read B histories and choose the next items; see `Engine`.
 
         Raises:
             ConfigError: the longest history and `steps` do not fit the model's positions.
@@ -167,7 +167,7 @@ class TorchCudaEngine(Engine):
             scratch = passes.make_scratch(fused, self._room, "packed", packed.rows)
             passes.prefill(fused, self._kernels, inputs, history, scratch, rows)
             passes.choose(fused, self._kernels, rows, banned_BW)
-            return _State(
+            return PackedState(
                 history=history,
                 rows=rows,
                 suffix=passes.make_suffix(fused, self._room, packed.users, steps),
@@ -177,8 +177,8 @@ class TorchCudaEngine(Engine):
             )
 
     @torch.inference_mode()
-    def decode(self, state: _State, tokens_B: I32 | None = None) -> None:
-        """Read one item per row (None: the best choice), then choose the next; see `engines.Engine`."""
+    def decode(self, state: PackedState, tokens_B: I32 | None = None) -> None:
+        """Read one item per row (None: the best choice), then choose the next; see `Engine`."""
         rows, step = state.rows, len(state.read)
         assert step < state.suffix.shape[2], "prefill made room for fewer steps"
         if tokens_B is None:
@@ -195,8 +195,8 @@ class TorchCudaEngine(Engine):
         state.read.append((tokens, log_prob_B, self._heads(rows.raw_RN[:, self._fused.config.vocabulary :], tokens)))
 
     @torch.inference_mode()
-    def choose(self, state: _State) -> tuple[I32, F32]:
-        """Return the best items of the next position, [B, choices]; see `engines.Engine`."""
+    def choose(self, state: PackedState) -> tuple[I32, F32]:
+        """Return the best items of the next position, [B, choices]; see `Engine`."""
         rows, vocabulary = state.rows, self._fused.config.vocabulary
         if state.choices == 1:
             return _host(rows.next_R)[:, None], _host(rows.log_prob_R)[:, None]
@@ -209,15 +209,15 @@ class TorchCudaEngine(Engine):
         return _host(tokens_BC.int()), _host(chosen - rows.log_sum_R[:, None])
 
     @torch.inference_mode()
-    def log_probs(self, state: _State, tokens_BC: I32) -> F32:
-        """Return log-probabilities right after the history, [B, C]; see `engines.Engine`."""
+    def log_probs(self, state: PackedState, tokens_BC: I32) -> F32:
+        """Return log-probabilities right after the history, [B, C]; see `Engine`."""
         tokens = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device)
         log_probs_BC: F32 = _host(_log_probs(*state.after_history, tokens))
         return log_probs_BC
 
     @torch.inference_mode()
-    def score(self, state: _State, tokens_BC: I32) -> F32:
-        """Return the heads of candidates each read alone right after the history, [B, C, H]; see `engines.Engine`.
+    def score(self, state: PackedState, tokens_BC: I32) -> F32:
+        """Return the heads of candidates, each read alone right after the history, [B, C, H]; see `Engine`.
 
         Raises:
             DeviceMemoryError: the device ran out of memory.
@@ -239,7 +239,7 @@ class TorchCudaEngine(Engine):
         return heads_BCH
 
     @torch.inference_mode()
-    def select(self, state: _State, rows_R: I64) -> _State:
+    def select(self, state: PackedState, rows_R: I64) -> PackedState:
         """Return a state whose row r is a copy of row rows_R[r]; keys and values of the histories are shared."""
         with memory_for(f"{len(rows_R)} beams"):
             index = torch.from_numpy(np.ascontiguousarray(rows_R, np.int64)).to(self._device)
@@ -247,7 +247,7 @@ class TorchCudaEngine(Engine):
             for name in ("raw_RN", "next_R", "log_prob_R", "log_sum_R"):
                 getattr(rows, name).copy_(getattr(state.rows, name)[index])
             history = state.history
-            return _State(
+            return PackedState(
                 history=replace(history, lengths_B=history.lengths_B[index], first_B=history.first_B[index]),
                 rows=rows,
                 suffix=state.suffix[:, index],
@@ -257,8 +257,8 @@ class TorchCudaEngine(Engine):
                 read=[(tokens[index], log_prob[index], heads[index]) for tokens, log_prob, heads in state.read],
             )
 
-    def collect(self, state: _State) -> Ranked:
-        """Return the items read so far, in the order they were read; see `engines.Engine`."""
+    def collect(self, state: PackedState) -> Ranked:
+        """Return the items read so far, in the order they were read; see `Engine`."""
         if not state.read:
             none_BK = np.zeros((len(state.rows.next_R), 0))
             return Ranked(
@@ -278,12 +278,18 @@ class TorchCudaEngine(Engine):
         return out_RH
 
 
+def _triton_kernels() -> passes.Kernels:
+    from genrec_batch.engines.cuda import kernels
+
+    return kernels
+
+
 def _log_probs(raw_RN: Tensor, log_sum_R: Tensor, tokens_RC: Tensor) -> Tensor:
     return raw_RN.gather(1, tokens_RC.long()).float() - log_sum_R[:, None]
 
 
 def _top(logits_BV: Tensor, count: int) -> Tensor:
-    """Return the tokens of the largest logits, [B, count]; of equals the lower token first, which topk leaves open."""
+    """Return the tokens of the largest logits, [B, count]; of equals the lower token first, which topk does not do."""
     bits = logits_BV.add(0.0).view(torch.int32)  # adding 0 makes -0 equal to 0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     token_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)

@@ -1,13 +1,13 @@
-"""The kernels of the hand-fused CUDA engine as functions of torch tensors; their device code is in `torch_triton`.
+"""The kernels of the hand-fused CUDA engine as functions of torch tensors; their device code is in `device_code`.
 
-Owns: one small function per kernel, on tensors that already lie on the device: grids, tile sizes, warps. Must not
-know: the model, batches, graphs or the order of layers. Every function writes into tensors it is given and allocates
-nothing, so all of them can be captured in a CUDA graph.
+Owns: one small function per kernel, on tensors that are on the device already: grids, tile sizes, warps. Must not know:
+the model, batches, graphs or the order of layers. Every function writes into given tensors and allocates nothing, so
+all of them can be captured in a CUDA graph.
 
 Shape legend beside that of `arrays.py`: R rows of a decode pass (users, or users times candidates), M packed rows of a
 prefill (user b owns rows first_B[b] .. first_B[b] + lengths_B[b]: its prefix, then its tokens), D width, W = V / 32
-words of the bit map of banned tokens, T decoded items that have room. Queries carry log2(e) / sqrt(head size) in their
-weights, so softmax is 2 to the power of a difference.
+words of the bit map of banned tokens, T decoded items that have room. The factor log2(e) / sqrt(head size) is folded
+into the weights of queries, so softmax is 2 to the power of a difference.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from genrec_batch.engines.cuda import triton as device
-from genrec_batch.engines.cuda.weights import Tables
+from genrec_batch.engines.cuda import device_code
+from genrec_batch.engines.cuda.weights import FusedTables
 from genrec_batch.model.weights import EPSILON
 
 
 def _tiles(longest: int, tile: int) -> int:
-    """Return enough tiles for a history's rows, a power of two: each count is a kernel of its own."""
+    """Return enough tiles for a history's rows, a power of two: each number of tiles is compiled separately."""
     return 1 << (longest // tile).bit_length()
 
 
 def _head_pad(head: int) -> int:
-    return max(16, 1 << (head - 1).bit_length())  # 16: the least inner size of a matrix instruction
+    return max(16, 1 << (head - 1).bit_length())  # 16: the smallest inner size of a matrix instruction
 
 
 def embed(
-    tokens_BS: Tensor, lengths_B: Tensor, first_B: Tensor, prefix_BD: Tensor, prefix_qkv_B3: Tensor, tables: Tables,
-    x_MD: Tensor, qkv_M3: Tensor,
+    tokens_BS: Tensor, lengths_B: Tensor, first_B: Tensor, prefix_BD: Tensor, prefix_qkv_B3: Tensor,
+    tables: FusedTables, x_MD: Tensor, qkv_M3: Tensor,
 ) -> None:  # fmt: skip
     """Write the packed rows: prefix, then token plus position, and the first layer's query, key and value of each."""
     users, width = tokens_BS.shape
     d = prefix_BD.shape[1]
-    device.embed[(users * (width + 1),)](
+    device_code.embed[(users * (width + 1),)](
         tokens_BS, lengths_B, first_B, prefix_BD, prefix_qkv_B3, tables.token_VD, tables.position_PD,
         tables.token_qkv_V3, tables.position_qkv_P3, x_MD, qkv_M3, width,
         D=d, DP=triton.next_power_of_2(d), num_warps=1,
@@ -44,12 +44,12 @@ def embed(
 
 
 def read(
-    tokens_R: Tensor, lengths_R: Tensor, step: int, tables: Tables, banned_RW: Tensor | None, x_RD: Tensor,
+    tokens_R: Tensor, lengths_R: Tensor, step: int, tables: FusedTables, banned_RW: Tensor | None, x_RD: Tensor,
     qkv_R3: Tensor,
 ) -> None:  # fmt: skip
     """Write the rows of one item each at position lengths + 1 + step, and ban the item from there on."""
     d = x_RD.shape[1]
-    device.read[(len(tokens_R),)](
+    device_code.read[(len(tokens_R),)](
         tokens_R, lengths_R, tables.token_VD, tables.position_PD, tables.token_qkv_V3, tables.position_qkv_P3,
         x_RD, qkv_R3, x_RD if banned_RW is None else banned_RW, step, 0 if banned_RW is None else banned_RW.shape[1],
         D=d, DP=triton.next_power_of_2(d), BAN=banned_RW is not None, num_warps=1,
@@ -61,8 +61,8 @@ def attend_history(
 ) -> None:
     """Causal attention of every packed row over its own user's rows; `longest` bounds lengths_B."""
     head = out_MD.shape[1] // heads
-    tiles = _tiles(longest, device.BLOCK.value)
-    device.attend_history[(len(lengths_B) * heads * tiles,)](
+    tiles = _tiles(longest, device_code.TILE.value)
+    device_code.attend_history[(len(lengths_B) * heads * tiles,)](
         qkv_M3,
         lengths_B,
         first_B,
@@ -81,18 +81,18 @@ def attend_one(
 ) -> None:  # fmt: skip
     """Attend from one query per row to its user's packed rows, its `count` decoded items and itself.
 
-    query_R is [R, D], a query that is the last packed row, or [R, 3D], a new item's query, key and value, which enter
-    the softmax and are stored at place `count` of suffix_RT2 [R, T, 2D] where that is given. cache_M holds keys at
-    column 0 and values at column D; its row stride is free.
+    query_R is [R, D], the query of the last packed row, or [R, 3D], a new item's query, key and value, which enter the
+    softmax and are stored at place `count` of suffix_RT2 [R, T, 2D], where that is given. cache_M has keys from column
+    0 on and values from column D on; its row stride is free.
     """
     rows, d = out_RD.shape
     head = d // heads
     room = 0 if suffix_RT2 is None else suffix_RT2.shape[1]
     keys = 16 if longest < 64 else 64
-    device.attend_one[(rows * heads,)](
+    device_code.attend_one[(rows * heads,)](
         query_R, cache_M, lengths_R, first_R, query_R if suffix_RT2 is None else suffix_RT2, out_RD, count, room,
         H=heads, HEAD=head, HP=_head_pad(head), Q_STRIDE=query_R.stride(0), STRIDE=cache_M.stride(0),
-        KEYS=keys, TILES=_tiles(longest, keys), SUFFIX_TILES=triton.cdiv(room, device.SUFFIX.value),
+        KEYS=keys, TILES=_tiles(longest, keys), SUFFIX_TILES=triton.cdiv(room, device_code.SUFFIX.value),
         OWN=query_R.shape[1] == 3 * d, num_warps=1,
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def attend_one(
 def add_norm(x_MD: Tensor, bias_D: Tensor, gain_D: Tensor, shift_D: Tensor) -> None:
     """LayerNorm of x + bias, in place (Ba et al. 2016; biased variance, epsilon 1e-5)."""
     rows, d = x_MD.shape
-    device.add_norm[(triton.cdiv(rows, 2),)](
+    device_code.add_norm[(triton.cdiv(rows, 2),)](
         x_MD,
         bias_D,
         gain_D,
@@ -119,23 +119,24 @@ def choose(
 ) -> None:
     """Write each row's best token that is not banned (the lowest of equals) and its log-probability before banning.
 
-    Also writes log sum exp of the first `vocabulary` logits. Where all are banned: token 0, log-probability -inf.
+    Also write the log of the sum of exponentials of the first `vocabulary` logits. Where all tokens are banned, write
+    token 0 with log-probability -inf.
     """
-    device.choose[(len(logits_RN),)](
+    device_code.choose[(len(logits_RN),)](
         logits_RN, banned_RW, tokens_R, log_probs_R, log_sums_R,
         V=vocabulary, W=banned_RW.shape[1], STRIDE=logits_RN.stride(0), WORDS=64, num_warps=8,
     )  # fmt: skip
 
 
 def ban(seen_RX: Tensor, banned_RW: Tensor) -> None:
-    """Set the bits of the given tokens; padding (0) sets none."""
+    """Set the bits of the given tokens, except padding (0)."""
     rows, seen = seen_RX.shape
-    device.ban[(rows, triton.cdiv(seen, 128))](seen_RX, banned_RW, seen, banned_RW.shape[1], XP=128, num_warps=1)
+    device_code.ban[(rows, triton.cdiv(seen, 128))](seen_RX, banned_RW, seen, banned_RW.shape[1], XP=128, num_warps=1)
 
 
 def heads(raw_RH: Tensor, tokens_R: Tensor, out_RH: Tensor) -> None:
     """Write the sigmoid of the heads of the items just read; 0 where the item is padding."""
     rows, count = out_RH.shape
-    device.heads[(triton.cdiv(rows, 128),)](
+    device_code.heads[(triton.cdiv(rows, 128),)](
         raw_RH, tokens_R, out_RH, rows, raw_RH.stride(0), H=count, HP=triton.next_power_of_2(count), ROWS=128
     )  # fmt: skip

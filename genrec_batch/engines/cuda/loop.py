@@ -1,11 +1,11 @@
-"""The fast path of the hand-fused engine: batch after batch, all K steps without the host, copies beside the compute.
+"""The fast path of the hand-fused engine: all K steps of a batch without the host, copies during the computation.
 
-Owns: the buffers that live from batch to batch, the captured graphs, and
-the two batches in flight. Must not know: how a pass works, or the engine protocol. On a CPU (tests, with a plain twin
-of the kernels) the same code runs without streams and graphs.
+Owns: the buffers that are reused by every batch, the captured graphs, and the two batches in flight. Must not know: how
+a pass works, or the engine's interface. On a CPU (in tests, with a plain twin of the kernels) the same code runs
+without streams and graphs.
 
-A batch is two graphs, prefill and decode, so that a mark fits between them: a mark inside a graph would be written
-again by the next batch before this one's is read. The second launch costs some microseconds of a batch's milliseconds.
+A batch is two graphs, prefill and decode, so that a mark fits between them: the next batch would overwrite a mark
+inside a graph before this batch's was read. The second launch costs a few microseconds of a batch's milliseconds.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from genrec_batch.engines.cuda.weights import Fused
 from genrec_batch.engines.protocol import Recorder
 from genrec_batch.engines.timing import GRAPHS, DeviceClock, HostMark, Laps, Mark
 
-cuda: Any = torch.cuda  # its streams and events carry no types
+cuda: Any = torch.cuda  # its streams and events have no types
 
-KEPT = 16  # captured shapes; the oldest goes first
+KEPT = 16  # captured shapes; the least recently used is dropped first
 
 
 @contextmanager
@@ -57,15 +57,15 @@ def memory_for(what: str) -> Iterator[None]:
 
 
 class Arena:
-    """Named buffers that grow when asked for more and otherwise stay where they are."""
+    """Named buffers that grow when more is needed and otherwise keep their addresses."""
 
     def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
         self._device, self._pinned = device, pinned
         self._held: dict[str, Tensor] = {}
-        self.grown = 0  # how often a buffer moved; a captured graph is good only while this stays
+        self.grown = 0  # how often a buffer moved; a captured graph is valid only while this does not change
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return the buffer `name` as a contiguous tensor of this shape; zeros when new, else what was left there."""
+        """Return the buffer `name` as a contiguous tensor of this shape: zeros when new, else its former content."""
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < size or held.dtype != dtype:
@@ -77,7 +77,7 @@ class Arena:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
-    """What a captured graph is made for."""
+    """The sizes that a graph is captured for."""
 
     users: int
     rows: int
@@ -110,13 +110,13 @@ class _Slot:
         """Copy an array to the device through pinned memory; rows beyond it are 0."""
         shape, kind = (rows, *array.shape[1:]), torch.from_numpy(np.empty(0, array.dtype)).dtype
         host = self.host(name, shape, kind)
-        filled = host.numpy()  # torch would copy on threads of its own, which spin on the cores that make the features
+        filled = host.numpy()  # torch would copy with threads of its own, which busy the cores that compute features
         filled[: len(array)] = array
         filled[len(array) :] = 0
         return self.device(name, shape, kind).copy_(host, non_blocking=True)
 
 
-class SlateLoop:
+class CapturedLoop:
     """Greedy decoding of whole batches, `steps` items per user."""
 
     def __init__(self, fused: Fused, kernels: Kernels) -> None:
@@ -131,10 +131,10 @@ class SlateLoop:
     def slates(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield one Ranked per batch, in order; while one is read, the next is computed and the one after it copied.
 
-        `record` is told of each batch's copies, prefill and decode on the device, and of each capture on this thread.
+        `record` receives each batch's copies, prefill and decode on the device, and each capture on this thread.
 
         Raises:
-            ModelError: a history is too long for the position table.
+            ConfigError: a history and `steps` do not fit the model's positions.
             DeviceMemoryError: the device ran out of memory.
         """
         flights: deque[Callable[[], Ranked]] = deque()
@@ -193,7 +193,7 @@ class SlateLoop:
         return lambda: _land(slot, landed, len(batch), laps)
 
     def _mark(self, stream: Any = None) -> Mark:
-        """Mark the work given so far to a stream, by default that of the computation."""
+        """Mark the work queued so far on a stream, by default that of the computation."""
         if not self._cuda:
             return HostMark()
         event = cuda.Event(enable_timing=True)
@@ -205,7 +205,7 @@ class SlateLoop:
         return nullcontext() if stream is None else cuda.stream(stream)
 
     def _wait(self, source: Any, waiting: Any = None) -> None:
-        """Let stream `waiting` (default: the compute stream) wait for all that `source` (likewise) was given so far."""
+        """Let stream `waiting` wait for all work queued so far on `source`; None is the compute stream."""
         if self._cuda:
             compute = cuda.current_stream(self._device)
             (waiting or compute).wait_stream(source or compute)
@@ -221,7 +221,7 @@ class SlateLoop:
         stamp, loop = self._loops.pop(shape, (-1, None))
         if loop is None or stamp != self._arena.grown:
             if self._outgrows(shape):
-                self._loops.clear()  # their buffers must go before larger ones come
+                self._loops.clear()  # free their buffers before larger ones are allocated
             began = time.perf_counter()
             loop = self._captured(self._prepare(shape))
             if record is not None and self._cuda:
@@ -249,7 +249,7 @@ class SlateLoop:
             profile=given.get("profile"),
             video=given.get("video"),
         )
-        lengths_B.zero_()  # what was left there may lie outside these rows, and a capture begins with a real run
+        lengths_B.zero_()  # old lengths may exceed these rows, and a capture begins with a real run
         first_B.copy_(torch.arange(users))
         history = make_history(fused, arena, lengths_B, first_B, shape.rows, shape.width)
         scratch, rows = make_scratch(fused, arena, "packed", shape.rows), make_rows(fused, arena, users)
@@ -276,7 +276,7 @@ class SlateLoop:
         return _Loop(packed=packed, banned_BW=banned_BW, out=out, prefill=first, decode=following)
 
     def _next(self, following: list[Rows], rows: Rows, banned_BW: Tensor) -> Tensor:
-        """Choose the next item, if one follows, and return the heads of the item just read before their sigmoid."""
+        """Choose the next item, if one follows, and return the heads of the item just read, before their sigmoid."""
         if not following:
             return heads_only(self._fused, rows)
         choose(self._fused, self._kernels, following[0], banned_BW)
@@ -289,14 +289,15 @@ class SlateLoop:
         side: Any = self._side
         side.wait_stream(cuda.current_stream(self._device))
         with cuda.stream(side):
-            loop.prefill()  # builds the kernels and the libraries' handles, which a capture must not
+            loop.prefill()  # compiles kernels and creates the libraries' handles, which a capture must not do
             loop.decode()
         cuda.current_stream(self._device).wait_stream(side)
         first, following = cuda.CUDAGraph(), cuda.CUDAGraph()
-        with cuda.graph(first, stream=side, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+        mode = "thread_local"  # other threads may allocate memory meanwhile
+        with cuda.graph(first, stream=side, capture_error_mode=mode):
             loop.prefill()
-        with cuda.stream(side):  # a second `cuda.graph` would empty the allocator's cache once more
-            following.capture_begin(pool=first.pool(), capture_error_mode="thread_local")  # they run in this order
+        with cuda.stream(side):  # a second `cuda.graph` would empty the allocator's cache again
+            following.capture_begin(pool=first.pool(), capture_error_mode=mode)  # one pool: they run in this order
             try:
                 loop.decode()
             finally:
@@ -305,7 +306,7 @@ class SlateLoop:
 
 
 def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:
-    """Fill the bit map afresh: what stands for no video, and the items seen."""
+    """Reset the bit map to the tokens without a video and the items seen."""
     banned_BW.copy_(fused.never_W.expand_as(banned_BW))
     if seen_BX.shape[1]:
         kernels.ban(seen_BX, banned_BW)

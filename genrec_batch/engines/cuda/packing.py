@@ -1,6 +1,7 @@
-"""A batch as the hand-fused engine takes it: rows of users end to end, without padding between them.
+"""A batch packed for the hand-fused engine: the rows of all users end to end, without padding between them.
 
-Owns: which row is whose, and the sizes that graphs are captured for. Must not know: torch, devices, how a pass works.
+Owns: which rows belong to which user, and the sizes that graphs are captured for. Must not know: torch, devices, how a
+pass works.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from genrec_batch.core.options import check_positions
 
 
 def grid(count: int) -> int:
-    """Return the next size on a grid of 64 steps per power of two: at most 1/64 above `count`, few distinct values."""
+    """Round up to a grid of 64 steps per power of two: few distinct sizes, each at most 1/64 above `count`."""
     step = 1 << max(0, count.bit_length() - 7)
     return -(-count // step) * step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A batch as host arrays: rows of users without padding between them; `users` beyond the batch own one row each."""
+    """A packed batch as host arrays; of `users`, those beyond the batch have one row each."""
 
     arrays: dict[str, np.ndarray[Any, Any]]
     users: int
@@ -31,7 +32,7 @@ class Packed:
 
 
 def pack(batch: Batch, *, steps: int, positions: int, users: int | None = None) -> Packed:
-    """Lay a batch's rows end to end; user b owns lengths[b] + 1 rows from first[b] on.
+    """Pack a batch's rows end to end; user b has lengths[b] + 1 rows from first[b] on.
 
     Raises:
         ConfigError: the longest history and the decoded items do not fit the model's positions.

@@ -1,12 +1,13 @@
 """The two passes of the hand-fused engine: which product and which kernel runs after which.
 
 Owns: the device buffers, prefill over packed rows and one decode step. Must not know: batches, streams, CUDA graphs,
-the engine protocol, or whether the kernels are Triton's or a plain twin's. Nothing here allocates beyond what it is
-asked to, so each pass can be captured.
+the engine's interface, or whether the kernels are Triton's or a plain twin's. A pass allocates no memory, so it can be
+captured.
 
-What is saved against the plain network, with equal results: no row for padding; the first layer's query, key and value
-come from tables (`torch_fused.Tables`); a residual is added inside the product that follows it; the last layer works
-out keys and values for all rows and the rest for one row per user; logits and heads are one product.
+Compared with the plain network, this saves work and gives the same results: there is no row for padding; the first
+layer's query, key and value are looked up in tables (`weights.FusedTables`); a residual is added inside the product
+that follows it; the last layer computes keys and values for all rows and the rest for one row per user; logits and
+heads are one product.
 
 Shape legend beside that of `arrays.py`: R rows of a decode pass (users, or users times candidates), M packed rows of a
 prefill (user b owns rows first_B[b] .. first_B[b] + lengths_B[b]: its prefix, then its tokens), D width, W = V / 32
@@ -22,13 +23,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genrec_batch.engines.cuda.weights import Fused, Layer, Tables
+from genrec_batch.engines.cuda.weights import Fused, FusedLayer, FusedTables
 
-Room = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # gives a buffer of that name, shape and type, finite
+Room = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # returns a buffer of that name, shape and type
 
 
 class Kernels(Protocol):
-    """The functions of `torch_kernels`, whose docstrings say more; a module can be one."""
+    """The functions of the module `kernels`, which documents them; a twin in tests has the same ones."""
 
     def embed(
         self,
@@ -37,7 +38,7 @@ class Kernels(Protocol):
         first_B: Tensor,
         prefix_BD: Tensor,
         prefix_qkv_B3: Tensor,
-        tables: Tables,
+        tables: FusedTables,
         x_MD: Tensor,
         qkv_M3: Tensor,
     ) -> None:
@@ -48,7 +49,7 @@ class Kernels(Protocol):
         tokens_R: Tensor,
         lengths_R: Tensor,
         step: int,
-        tables: Tables,
+        tables: FusedTables,
         banned_RW: Tensor | None,
         x_RD: Tensor,
         qkv_R3: Tensor,
@@ -86,7 +87,7 @@ class Kernels(Protocol):
         log_probs_R: Tensor,
         log_sums_R: Tensor,
     ) -> None:
-        """Write the best free tokens, their log-probabilities and log sum exp."""
+        """Write the best tokens that are not banned, their log-probabilities, and log sum exp."""
 
     def ban(self, seen_RX: Tensor, banned_RW: Tensor) -> None:
         """Set the bits of tokens."""
@@ -97,7 +98,7 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a prefill reads for B users, on the device; `profile` and `video` are (floats, 1.0 where given [B, 1])."""
+    """The inputs of a prefill of B users, on the device; `profile` and `video` are (floats, 1.0 where given [B, 1])."""
 
     tokens_BS: Tensor
     features_BF: Tensor
@@ -107,11 +108,11 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """Keys and values of the packed rows of every layer, and which rows belong to whom."""
+    """Keys and values of the packed rows in every layer, and which rows belong to which user."""
 
     lengths_B: Tensor
     first_B: Tensor
-    longest: int  # no length is above it
+    longest: int  # upper bound of the lengths
     qkv_M3: tuple[Tensor, ...]  # of every layer but the last
     last_kv_M2: Tensor
 
@@ -123,7 +124,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """What one pass over M packed rows (or R single rows) leaves behind: hidden rows, attention, inner rows."""
+    """The buffers of one pass over M packed rows (or R single rows): hidden rows, attention, inner rows."""
 
     x_MD: Tensor
     context_MD: Tensor
@@ -132,18 +133,18 @@ class Scratch:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a decode pass reads and writes for R rows."""
+    """The inputs and outputs of a decode pass of R rows."""
 
     scratch: Scratch
     qkv_R3: Tensor
     raw_RN: Tensor  # logits of the vocabulary, then the heads before their sigmoid
     next_R: Tensor  # best token of the next position, int32
     log_prob_R: Tensor
-    log_sum_R: Tensor  # log sum exp of the logits
+    log_sum_R: Tensor  # log of the sum of exponentials of the logits
 
 
 def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, rows: int, longest: int) -> History:
-    """Return a history with place for `rows` packed rows."""
+    """Return a history with room for `rows` packed rows."""
     d, dtype = fused.config.width, fused.dtype
     last = len(fused.layers) - 1
     return History(
@@ -156,7 +157,7 @@ def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, r
 
 
 def make_scratch(fused: Fused, room: Room, name: str, rows: int) -> Scratch:
-    """Return place for one pass over `rows` rows."""
+    """Return buffers for one pass over `rows` rows."""
     d, ffn, dtype = fused.config.width, fused.config.ffn, fused.dtype
     return Scratch(
         x_MD=room(f"{name} x", (rows, d), dtype),
@@ -166,7 +167,7 @@ def make_scratch(fused: Fused, room: Room, name: str, rows: int) -> Scratch:
 
 
 def make_rows(fused: Fused, room: Room, rows: int) -> Rows:
-    """Return place for decode passes over `rows` rows."""
+    """Return buffers for decode passes over `rows` rows."""
     return Rows(
         scratch=make_scratch(fused, room, "row", rows),
         qkv_R3=room("row qkv", (rows, 3 * fused.config.width), fused.dtype),
@@ -178,7 +179,7 @@ def make_rows(fused: Fused, room: Room, rows: int) -> Rows:
 
 
 def make_suffix(fused: Fused, room: Room, rows: int, steps: int) -> Tensor:
-    """Return place for keys and values of `steps` decoded items, [layers, R, T, 2D]."""
+    """Return a buffer for keys and values of `steps` decoded items, [layers, R, T, 2D]."""
     return room("suffix", (len(fused.layers), rows, steps, 2 * fused.config.width), fused.dtype)
 
 
@@ -186,18 +187,18 @@ def _linear(x: Tensor, weights: tuple[Tensor, Tensor], out: Tensor) -> None:
     torch.addmm(weights[1], x, weights[0].T, out=out)
 
 
-def _finish_layer(kernels: Kernels, layer: Layer, scratch: Scratch) -> None:
-    """Attention's output product, residual, LayerNorm, feed-forward, residual, LayerNorm; scratch.x_MD in place."""
+def _finish_layer(kernels: Kernels, layer: FusedLayer, scratch: Scratch) -> None:
+    """Compute attention's output product, residual, LayerNorm, feed-forward, residual, LayerNorm; x_MD in place."""
     x_MD = scratch.x_MD
     x_MD.addmm_(scratch.context_MD, layer.out[0].T)
     kernels.add_norm(x_MD, layer.out[1], *layer.norm1)
-    torch._addmm_activation(layer.up[1], x_MD, layer.up[0].T, use_gelu=False, out=scratch.up_MF)  # noqa: SLF001 (the one way to cuBLASLt's ReLU epilogue)
+    torch._addmm_activation(layer.up[1], x_MD, layer.up[0].T, use_gelu=False, out=scratch.up_MF)  # noqa: SLF001 (the only way to cuBLASLt's ReLU epilogue)
     x_MD.addmm_(scratch.up_MF, layer.down[0].T)
     kernels.add_norm(x_MD, layer.down[1], *layer.norm2)
 
 
 def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, scratch: Scratch, rows: Rows) -> None:
-    """Read B histories: fills the history's keys and values, and rows.scratch.x_MD with each user's last hidden row."""
+    """Read B histories: fill the history's keys and values, and rows.scratch.x_MD with each user's last hidden row."""
     lengths_B, first_B, heads = history.lengths_B, history.first_B, fused.config.heads
     width, last = fused.config.width, len(fused.layers) - 1
     prefix_BD = rows.scratch.x_MD
@@ -239,7 +240,7 @@ def read(
     suffix: Tensor | None,
     banned_RW: Tensor | None,
 ) -> None:
-    """Read one item per row as the `step`-th after its history; rows.scratch.x_MD is then its last hidden row."""
+    """Read one item per row, the `step`-th after its history; rows.scratch.x_MD is then its last hidden row."""
     kernels.read(tokens_R, history.lengths_B, step, fused.tables, banned_RW, rows.scratch.x_MD, rows.qkv_R3)
     for i, layer in enumerate(fused.layers):
         if i:
@@ -259,7 +260,7 @@ def read(
 
 
 def choose(fused: Fused, kernels: Kernels, rows: Rows, banned_RW: Tensor) -> None:
-    """Logits and heads of the last hidden rows in one product, then the best token that is not banned."""
+    """Compute logits and heads of the last hidden rows in one product, then the best token that is not banned."""
     _linear(rows.scratch.x_MD, fused.output, rows.raw_RN)
     kernels.choose(rows.raw_RN, fused.config.vocabulary, banned_RW, rows.next_R, rows.log_prob_R, rows.log_sum_R)
 

@@ -1,6 +1,6 @@
-"""The weights of the hand-fused engine: the model's arrays, folded and joined as its two passes read them.
+"""The weights of the hand-fused engine: the model's arrays, folded and joined for its two passes.
 
-Owns: that form, and nothing that runs. Must not know: batches, buffers, kernels, streams. Linear weights stay
+Owns: that form, and no computation on batches. Must not know: batches, buffers, kernels, streams. Linear weights stay
 [out, in]. Shapes: V vocabulary, P positions, D width, N columns of the output product.
 """
 
@@ -16,14 +16,15 @@ from torch import Tensor
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS
 from genrec_batch.model.weights import Model, ModelConfig
 
-COLUMNS = 16  # the output product's columns are padded to a multiple of this, for 16-byte rows
+COLUMNS = 16  # the output product's columns are padded to a multiple of this, so that rows are aligned to 16 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables:
+class FusedTables:
     """Embeddings, and their products with the first layer's query, key and value weights (its bias in `position_qkv`).
 
-    The first layer's product is linear in token plus position, so both halves are worked out once for the vocabulary.
+    The first layer's product is linear in token plus position, so both terms are computed once, for all tokens and all
+    positions.
     """
 
     token_VD: Tensor
@@ -33,8 +34,8 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One encoder layer; linear weights [out, in], log2(e) / sqrt(head size) folded into the query's third."""
+class FusedLayer:
+    """One encoder layer; linear weights [out, in], log2(e) / sqrt(head size) folded into the query's rows."""
 
     qkv: tuple[Tensor, Tensor]
     out: tuple[Tensor, Tensor]
@@ -46,18 +47,18 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """The network's weights on one device in one precision, as the two passes read them."""
+    """The network's weights on one device in one precision, in the form of the two passes."""
 
     config: ModelConfig
-    tables: Tables
+    tables: FusedTables
     inputs: dict[str, tuple[Tensor, Tensor]]  # feature (with position 0 in its bias), profile and video projection
-    layers: tuple[Layer, ...]
-    never_W: Tensor  # bit map of the tokens that stand for no video: padding, unknown, all beyond the catalog
+    layers: tuple[FusedLayer, ...]
+    never_W: Tensor  # bit map of the tokens without a video: padding, unknown, all beyond the catalog
     output: tuple[Tensor, Tensor]  # vocabulary, then the heads, then zero rows up to a multiple of 16
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of every weight and of all that the passes keep."""
+        """The type of every weight and of all buffers of the passes."""
         return self.tables.token_VD.dtype
 
     @property
@@ -73,7 +74,7 @@ def _never(model: Model) -> Tensor:
 
 
 def fuse(model: Model, device: torch.device, dtype: torch.dtype) -> Fused:
-    """Return a model's weights in fused form; folding and the tables are worked out in float32, then rounded once."""
+    """Return a model's weights in fused form; all is computed in fp32 and then rounded once."""
     config, raw = (
         model.config,
         {n: torch.from_numpy(np.ascontiguousarray(w)).to(device) for n, w in model.weights.items()},
@@ -88,9 +89,9 @@ def fuse(model: Model, device: torch.device, dtype: torch.dtype) -> Fused:
         attention = f"encoder.layers.{i}.self_attn.in_proj_"
         raw[attention + "weight"] = raw[attention + "weight"] * scale[:, None]
         raw[attention + "bias"] = raw[attention + "bias"] * scale
-    first_w, first_b = (raw[f"encoder.layers.0.self_attn.in_proj_{part}"] for part in ("weight", "bias"))
+    first_w, first_b = (raw[f"encoder.layers.0.self_attn.in_proj_{kind}"] for kind in ("weight", "bias"))
     token, position = raw["token_embedding.weight"], raw["position_embedding.weight"]
-    tables = Tables(
+    tables = FusedTables(
         token_VD=token.to(dtype).contiguous(),
         position_PD=position.to(dtype).contiguous(),
         token_qkv_V3=(token @ first_w.T).to(dtype),
@@ -110,7 +111,7 @@ def fuse(model: Model, device: torch.device, dtype: torch.dtype) -> Fused:
             for n in ("feature", "user_profile", "video_feature")
         },
         layers=tuple(
-            Layer(
+            FusedLayer(
                 qkv=pair(f"{at}self_attn.in_proj_weight", f"{at}self_attn.in_proj_bias"),
                 out=pair(f"{at}self_attn.out_proj.weight", f"{at}self_attn.out_proj.bias"),
                 up=pair(f"{at}linear1.weight", f"{at}linear1.bias"),

@@ -15,7 +15,7 @@ if DEVICE == "cpu":  # Triton looks at this variable when it is imported, and ag
 pytest.importorskip("triton")
 
 from genrec_batch.engines.cuda import kernels
-from genrec_batch.engines.cuda.weights import Tables
+from genrec_batch.engines.cuda.weights import FusedTables
 from tests.twins import kernels as plain_kernels
 
 HEADS = 4
@@ -35,7 +35,7 @@ def packed_rows(lengths):
 
 
 def tables(width, vocabulary=70, positions=300):
-    return Tables(
+    return FusedTables(
         token_VD=drawn(vocabulary, width, seed=1),
         position_PD=drawn(positions, width, seed=2),
         token_qkv_V3=drawn(vocabulary, 3 * width, seed=3),
@@ -56,7 +56,7 @@ def on(device, *values):
 
 
 def moved(found, device):
-    return Tables(**{name: getattr(found, name).to(device) for name in Tables.__dataclass_fields__})
+    return FusedTables(**{name: getattr(found, name).to(device) for name in FusedTables.__dataclass_fields__})
 
 
 @pytest.mark.parametrize("head", SIZES)

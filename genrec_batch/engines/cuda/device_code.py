@@ -1,10 +1,11 @@
-"""The device code of the hand-fused CUDA engine, in Triton; `torch_kernels` says what each kernel does and launches it.
+"""The device code of the hand-fused CUDA engine, in Triton; `kernels` documents each kernel and launches it.
 
-Owns: what one program of a launch computes. Must not know: launches, torch, the model. Queries carry
-log2(e) / sqrt(head size) in their weights, so softmax is 2 to the power of a difference. Sizes in capitals are known
-when a kernel is compiled: D width, H heads, HEAD their size, DP and HP the same rounded up to a power of two.
+Owns: what one program of a launch computes. Must not know: launches, torch, the model. The factor
+log2(e) / sqrt(head size) is folded into the weights of queries, so softmax is 2 to the power of a difference. Sizes in
+capitals are known when a kernel is compiled: D width, H heads, HEAD their size, DP and HP the same rounded up to a
+power of two.
 """
-# Triton reads the signatures itself (a parameter is a pointer, a number, or a constexpr); `torch_kernels` documents.
+# Triton reads the signatures itself (a parameter is a pointer, a number, or a constexpr); `kernels` documents them.
 # ruff: noqa: ANN001, ANN201, ANN202, D103
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
 
@@ -12,24 +13,24 @@ import triton
 import triton.language as tl
 
 LN2 = tl.constexpr(0.6931471805599453)
-BLOCK = tl.constexpr(64)  # keys and queries of one tile of the causal attention
+TILE = tl.constexpr(64)  # keys and queries of one tile of the causal attention
 SUFFIX = tl.constexpr(16)  # decoded items of one tile of the one-query attention
 
 
 @triton.jit
-def _copy_sum(left, right, out, D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr):
+def _copy_sum(left, right, out, D: tl.constexpr, DP: tl.constexpr, COUNT: tl.constexpr):
     d = tl.arange(0, DP)
-    for part in tl.static_range(PARTS):
-        at = part * D + d
+    for i in tl.static_range(COUNT):
+        at = i * D + d
         total = tl.load(left + at, mask=d < D).to(tl.float32) + tl.load(right + at, mask=d < D).to(tl.float32)
         tl.store(out + at, total.to(out.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
-def _copy(source, out, D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr):
+def _copy(source, out, D: tl.constexpr, DP: tl.constexpr, COUNT: tl.constexpr):
     d = tl.arange(0, DP)
-    for part in tl.static_range(PARTS):
-        tl.store(out + part * D + d, tl.load(source + part * D + d, mask=d < D), mask=d < D)
+    for i in tl.static_range(COUNT):
+        tl.store(out + i * D + d, tl.load(source + i * D + d, mask=d < D), mask=d < D)
 
 
 @triton.jit(do_not_specialize=["S"])
@@ -117,14 +118,14 @@ def attend_history(
     base = qkv + row * (3 * D) + head * HEAD
     target = out + row * D + head * HEAD
     if TILES == 1:
-        if rows <= BLOCK // 4:
-            _causal_tile(base, target, 0, rows, D, HEAD, HP, BLOCK // 4, BLOCK // 4)
-        elif rows <= BLOCK // 2:
-            _causal_tile(base, target, 0, rows, D, HEAD, HP, BLOCK // 2, BLOCK // 2)
+        if rows <= TILE // 4:
+            _causal_tile(base, target, 0, rows, D, HEAD, HP, TILE // 4, TILE // 4)
+        elif rows <= TILE // 2:
+            _causal_tile(base, target, 0, rows, D, HEAD, HP, TILE // 2, TILE // 2)
         else:
-            _causal_tile(base, target, 0, rows, D, HEAD, HP, BLOCK, BLOCK)
-    elif tile * BLOCK < rows:
-        _causal_tile(base, target, tile * BLOCK, rows, D, HEAD, HP, BLOCK, TILES * BLOCK)
+            _causal_tile(base, target, 0, rows, D, HEAD, HP, TILE, TILE)
+    elif tile * TILE < rows:
+        _causal_tile(base, target, tile * TILE, rows, D, HEAD, HP, TILE, TILES * TILE)
 
 
 @triton.jit
@@ -209,7 +210,7 @@ def choose(
     logits, banned, tokens, log_probs, log_sums,
     V: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    # One place per token of a tile keeps its best so far; the tiles' second reading, for the sum, comes from the cache.
+    # Each place of a tile keeps its best token so far; the tiles are read a second time, for the sum, from the cache.
     row = tl.program_id(0).to(tl.int64)
     bit = tl.arange(0, 32)
     peak = tl.full([WORDS, 32], float("-inf"), tl.float32)

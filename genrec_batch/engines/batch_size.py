@@ -1,9 +1,9 @@
-"""How many users a batch holds where `--batch-size` is auto: a constant for each kind of device, less if it cannot fit.
+"""The users of a batch where `--batch-size` is auto: a constant for each kind of device, halved until it fits.
 
-Owns: these numbers, and what a user is expected to take in memory. Must not know: which engine it is, files. In: an
-open engine and some of the run's own users. Out: a `Size`. On a CPU a batch only has to fill the caches. On a GPU
-8,192 users came within 2% of the best size (`tests/benchmarks/bench_batch_size.py`); a batch that does not fit after
-all is halved where batches are handed to the engine.
+Owns: these constants, and the memory that a user is expected to take. Must not know: which engine it is, files. In: an
+open engine and some of the run's own users. Out: a `Size`. On a CPU a batch only has to fill the caches. On a GPU 8,192
+users were within 2% of the best size (`tests/benchmarks/bench_batch_size.py`). A batch that runs out of memory is
+halved again when it is computed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from genrec_batch.model.weights import BYTES, Model, ModelConfig
 
 CPU_USERS, GPU_USERS = 256, 8192
 SPARE = 0.8  # share of the free memory that a batch may be expected to take
-LEAST = 64  # users below which free memory decides nothing
-COPIES = 6  # of a user's keys and values: a prefill's activations, and two batches in flight
-BEAM_COPIES = 4  # of a beam's keys and values that a CPU holds at once; measured with 1,000 beams of one user
+LEAST = 64  # users; a size is not halved below this
+COPIES = 6  # memory of a user, in times its keys and values: a prefill's activations, and two batches in flight
+BEAM_COPIES = 4  # memory of a beam on a CPU, in times its keys and values; measured with 1,000 beams of one user
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Users of a batch and why so many."""
+    """The users of a batch, and the reason."""
 
     users: int
     why: str
@@ -36,8 +36,8 @@ class Size:
 def check_memory(config: ModelConfig, longest: int, decoding: Decoding, memory_bytes: int | None = None) -> None:
     """Raise ConfigError where the beams of one user cannot fit this machine's memory, whatever else runs.
 
-    A CPU engine copies a beam's whole cache when beams are chosen. The old and the new one are held at once, beside
-    what the engine of a faster precision keeps: BEAM_COPIES times the keys and values of all positions in fp32.
+    A CPU engine copies a beam's whole cache when it chooses beams, so the old and the new one are in memory at once,
+    together with the buffers of a faster precision: BEAM_COPIES times the keys and values of all positions in fp32.
     """
     have = machine_bytes() if memory_bytes is None else memory_bytes
     width = decoding.beam_width
@@ -60,10 +60,10 @@ def machine_bytes() -> int:
 
 
 def choose_size(engine: Engine, model: Model, sample: Batch, decoding: Decoding, asked: str = "auto") -> Size:
-    """Return the size of a run's batches: what was asked for, else a constant halved until it fits.
+    """Return the size of a run's batches: `asked`, or where that is auto, a constant halved until it fits.
 
-    The constant is that of the engine where it is built for one size, else that of the kind of device. Each beam of a
-    user is a row of the batch. `sample` are users of the run, whose longest history counts.
+    The constant is the engine's, if it is built for one size, else that of the kind of device. Each beam of a user is a
+    row of the batch. `sample` are users of the run; the memory is estimated for their longest history.
 
     Raises:
         EngineError: the device's free memory cannot be read.

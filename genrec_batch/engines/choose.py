@@ -1,9 +1,9 @@
-"""Which engine computes: what was asked for by name, or the fastest that is there and right.
+"""The choice of a run's engine: the one named by the options, or the fastest installed one that agrees with fp32.
 
-Owns: the order of preference, the parity check behind `auto`, and the sentence that says why. Must not know: users,
-files, output. An engine asked for by name is taken or the run fails; nothing is silently replaced. What `auto` takes
-depends on the machine's hardware, the installed packages and the parity on a sample of the run's own users, never on a
-clock, so that the same run on the same machine takes the same engine.
+Owns: what `auto` means for engine, device and precision, the comparison that `auto` makes, and the sentence that
+explains the choice. Must not know: users, files, output. An engine that is named is used or the run fails; nothing is
+silently replaced. The choice of `auto` depends on the machine's hardware, the installed packages and the overlap over a
+sample of the run's own users, never on a clock, so that the same run on the same machine uses the same engine.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime.console import LOG, busy, progress
 
-COMPARED_USERS = 64  # at a time on a CPU, so that a terminal sees them pass
-LEAST_OVERLAP = 0.98  # of the top 10 with fp32, for auto to take a faster precision
-SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # at most so many users, and one in eight
-WOKEN_USERS = 64  # of a batch that only wakes a device
-COMPARED_BEAMS = 4  # of a user of the sample: more of them tell no more of a precision, and cost as much as a run
+COMPARED_USERS = 64  # users compared at once on a CPU, so that progress is visible
+LEAST_OVERLAP = 0.98  # share of fp32's top K in common, for auto to use a faster precision
+SAMPLE_USERS, SAMPLE_SHARE = 512, 8  # the sample is one user in eight, at most 512
+WARM_UP_USERS = 64  # users of a batch that only warms up the device
+COMPARED_BEAMS = 4  # beams of a user of the sample: more cost as much as a run and show nothing new
 WHY = "the fastest engine installed for"
 
 
@@ -56,19 +56,28 @@ def select(
     mean: float | None = None,
     ahead: Opening | None = None,
 ) -> Selection:
-    """Return the engine of a run; `sample` are users of the run, read where something is decided by them.
+    """Return the engine of a run.
 
-    `longest` and `mean` are the most and the mean of the users' kept events, by default those of the sample; `ahead` is
-    what is opened already.
+    Args:
+        model: the weights.
+        sample: users of the run, who decide its precision and the size of its batches.
+        decoding: how lists are made.
+        name: `--engine`.
+        device: `--device`.
+        precision: `--precision`.
+        batch_size: `--batch-size`.
+        longest: the most events kept of a user; by default of the sample.
+        mean: the mean of the events kept of a user; by default of the sample.
+        ahead: engines that were opened while the log was read.
 
     Raises:
-        EngineError: nothing that was asked for is there.
+        EngineError: the engine, its device or its precision is not there.
     """
     with busy("opening the engine"):
         ready = ahead.engines() if ahead is not None else None
         opened, why = ready or _opened(model, name=name, device=device, precision=precision)
     sizes = [choose_size(engine, model, sample, decoding, batch_size) for engine in opened]
-    for engine, size in zip(opened, sizes, strict=True):  # before they are compared: engines are built for their run
+    for engine, size in zip(opened, sizes, strict=True):  # before they are compared: this builds an engine for the run
         engine.resize(size.users)
         if sample.candidates_BC is None and len(sample):
             lengths_B = sample.lengths_B
@@ -89,7 +98,7 @@ def prepare(engine: Engine, decoding: Decoding, *, longest: int, mean: float) ->
 
 
 def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
-    """Return the engine and why it is this one, or the one in fp32 and a faster one to hold against it."""
+    """Return the engine and why it was chosen, or the engine in fp32 and in a faster precision, to be compared."""
     place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
     if precision != "auto":
@@ -103,18 +112,18 @@ def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[li
 
 
 def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> tuple[int, str]:
-    """Return 1, the faster of two engines, if it recommends what the one in fp32 does, else 0; and why."""
+    """Return which of two engines to use, and why: 1, the faster one, if it agrees with the one in fp32, else 0."""
     plain, faster = opened
     fast, narrow = faster.precision, replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
-    size = COMPARED_USERS if plain.device == "cpu" else len(sample)  # a GPU takes them all at once
+    size = COMPARED_USERS if plain.device == "cpu" else len(sample)
     tokens: list[list[I32]] = [[], []]
     with progress(f"comparing fp32 and {fast}", 2 * len(sample), "users") as advance:
         for start in range(0, len(sample), size):
-            piece = sample.rows(start, start + size)
+            batch = sample.rows(start, start + size)
             for engine, found in zip(opened, tokens, strict=True):
-                answer = next(recommend_all(engine, [piece], narrow))
+                answer = next(recommend_all(engine, [batch], narrow))
                 found.append(best(answer, decoding.top_k).tokens_BK)
-                advance(len(piece))
+                advance(len(batch))
     overlap = top_overlap(*map(np.concatenate, tokens))
     measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
     if overlap >= LEAST_OVERLAP:
@@ -123,9 +132,9 @@ def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> tuple[in
 
 
 class Opening:
-    """The engine of a run, made ready while the log is read and arranged: only a head start, for who waits for it then.
+    """Opens the engine of a run while the log is read, so that the run waits for it less.
 
-    What goes wrong here goes wrong again, and is told, where the engine is asked for.
+    An error here is dropped: `select` opens the engine again and raises it.
     """
 
     def __init__(self, config: ScoreConfig) -> None:
@@ -134,15 +143,15 @@ class Opening:
         self._opened: Future[tuple[list[Engine], str]] | None = None
 
     def start(self) -> None:
-        """Import the engine's package, and wake its GPU."""
+        """Import the engine's package and initialize its GPU."""
         self._pool.submit(preload, self._config.engine, self._config.device)
 
     def close(self) -> None:
-        """Wait for what has begun."""
+        """Wait for what is running."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def know(self, model: Model) -> None:
-        """Open the engine of a model, on a GPU: a CPU has enough to do."""
+        """Open the engine of a model on a GPU; a CPU is busy reading the log."""
         if device_of(self._config.device, self._config.engine) != "cpu":
             self._opened = self._pool.submit(self._open, model)
 
@@ -151,31 +160,31 @@ class Opening:
         opened = _opened(model, name=config.engine, device=config.device, precision=config.precision)
         decoding = decoding_of(config, model)
         for engine in opened[0]:
-            if engine.rows is None and engine.room(WOKEN_USERS):  # nothing is built for this batch
-                next(recommend_all(engine, [_anybody(model, config.max_events)], decoding))
+            if engine.rows is None and engine.room(WARM_UP_USERS):  # nothing is built for this batch
+                next(recommend_all(engine, [_warm_up(model, config.max_events)], decoding))
         return opened
 
     def engines(self) -> tuple[list[Engine], str] | None:
-        """Return the engines that `select` wants and why these, None where they are not open."""
-        opened, self._opened = self._opened, None  # what is not taken must be free to go
+        """Return the engines for `select` and why they were chosen, None where they are not open."""
+        opened, self._opened = self._opened, None  # keep no reference to an engine that is not used
         if opened is None or opened.exception() is not None:
             return None
         return opened.result()
 
 
-def _anybody(model: Model, events: int) -> Batch:
-    """Return users whom nobody asks for: a batch of them has a device load what it needs."""
-    tokens_BS = np.full((WOKEN_USERS, events), FIRST_ITEM, np.int32)
+def _warm_up(model: Model, events: int) -> Batch:
+    """Return a dummy batch that warms up the device."""
+    tokens_BS = np.full((WARM_UP_USERS, events), FIRST_ITEM, np.int32)
     return Batch(
-        dense_BF=np.zeros((WOKEN_USERS, model.config.features), np.float32),
+        dense_BF=np.zeros((WARM_UP_USERS, model.config.features), np.float32),
         tokens_BS=tokens_BS,
-        lengths_B=np.full(WOKEN_USERS, events, np.int32),
-        seen_BX=np.zeros((WOKEN_USERS, 1), np.int32),
+        lengths_B=np.full(WARM_UP_USERS, events, np.int32),
+        seen_BX=np.zeros((WARM_UP_USERS, 1), np.int32),
     )
 
 
 def preload(name: str, device: str) -> None:
-    """Import the package of the engine that a run will open, and wake its GPU: a head start while the log is read.
+    """Import the package of the engine that a run will open, and initialize its GPU.
 
     Raises:
         EngineError: none is installed.
@@ -210,7 +219,7 @@ def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
 
 
 def reference_engine(model: Model, *, name: str = "auto", precision: str = "fp32") -> Engine:
-    """Open the engine that others are held against: torch, else ONNX Runtime, on a CPU.
+    """Open the engine that others are compared with: on a CPU, torch or else ONNX Runtime.
 
     Raises:
         EngineError: neither is installed.
@@ -231,13 +240,12 @@ def device_of(device: str, name: str) -> str:
     """Return the device that `--device` means for an engine: "cpu" or "cuda:N"."""
     if device != "auto":
         return "cuda:0" if device == "cuda" else device
-    if name == "tensorrt":  # it has no other device, and says what is missing there
-        return "cuda:0"
-    return "cuda:0" if Path("/dev/nvidiactl").exists() else "cpu"
+    only_gpu = name != "auto" and "cpu" not in entry(name).precisions
+    return "cuda:0" if only_gpu or Path("/dev/nvidiactl").exists() else "cpu"
 
 
 def _available(place: str) -> str:
-    """Return the engine that `auto` takes: the first of the registry that runs there and is installed."""
+    """Return the engine of `auto`: the first in the registry that runs there and is installed."""
     order = [known for known in ENTRIES if place.partition(":")[0] in known.precisions]
     for known in order:
         if known.module():
@@ -255,10 +263,10 @@ def computes_int8() -> bool:
 
 
 def _fast_precision(name: str, place: str) -> str | None:
-    """Return the type that this hardware computes faster than fp32, None where there is none.
+    """Return the precision that this hardware computes faster than fp32, None where there is none.
 
-    bf16 is faster than fp32 with AMX and on AMD; on Intel's AVX-512 without AMX it takes twice as long as fp32, and
-    int8 is the fast one.
+    bf16 is faster than fp32 with AMX and on AMD. On Intel's AVX-512 without AMX it takes twice as long as fp32, and
+    int8 is faster.
     """
     if place.startswith("cuda"):
         return "fp16"

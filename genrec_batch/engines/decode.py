@@ -1,7 +1,7 @@
-"""Decoding: from a batch of histories to ranked items, through any engine.
+"""Decoding: from a batch of histories to ranked items, with any engine.
 
 Owns: slate, beam, candidates and given candidates, and the blended score. Must not know: torch, ONNX, Polars, or where
-the engine runs; it speaks the engine protocol and NumPy only.
+the engine runs. It uses only `protocol.Engine` and NumPy.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LOG_PROB = "log_prob"
 class Decoding:
     """How a list is made."""
 
-    mode: str = "slate"  # "slate": one item after the other; "candidates": the best of one look, scored in parallel
+    mode: str = "slate"  # "slate": one item after the other; "candidates": the best of one step, scored in parallel
     top_k: int = 10  # items of a slate
     num_candidates: int = 100  # items that "candidates" scores, at most the model's tokens
-    beam_width: int = 1  # slates kept side by side; 1 is greedy
+    beam_width: int = 1  # hypotheses of a slate; 1 is greedy
 
     @property
     def greedy(self) -> bool:
@@ -37,11 +37,11 @@ class Decoding:
 def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
     """Return what the model recommends to each row of a batch, in decode order.
 
-    Slates have K = `top_k` columns. Candidates have C = `num_candidates`, given candidates as many as the batch gives:
-    ranking cuts them to `top_k` once they are scored. Where fewer items are left, token 0 fills the row's end.
+    A slate has K = `top_k` columns, candidates have C = `num_candidates`, given candidates as many as the batch has;
+    ranking cuts candidates to `top_k` once they are scored. Where fewer items are left, token 0 fills the row's end.
 
-    Given candidates (`batch.candidates_BC`) decide by themselves, whatever the mode; of those, padding, unknown, seen
-    items and repeats are dropped.
+    Given candidates (`batch.candidates_BC`) are scored whatever the mode; padding, unknown, seen items and repeats
+    among them are dropped.
 
     Raises:
         ConfigError: history and items do not fit the model's positions.
@@ -59,10 +59,10 @@ def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
 def recommend_all(
     engine: Engine, batches: Iterable[Batch], decoding: Decoding, record: Recorder | None = None
 ) -> Iterator[Ranked]:
-    """Yield what `recommend` returns for each batch, in order; `record` is told when which stage of it ran.
+    """Yield what `recommend` returns for each batch, in order; `record` receives the stages of the work.
 
-    A greedy slate goes through the engine's own `slate` where it has one: the whole loop stays on the device, and the
-    copies of one batch run under the computation of another.
+    A greedy slate is decoded by the engine's own `slate` where it has one: the whole loop stays on the device, and the
+    copies of one batch overlap with the computation of another.
 
     Raises:
         ConfigError: history and items do not fit the model's positions.
@@ -90,7 +90,7 @@ def _recorded(engine: Engine, batch: Batch, decoding: Decoding, record: Recorder
 
 
 def _greedy(engine: Engine, batch: Batch, steps: int) -> Ranked:
-    """Read the best choice `steps` times; the last reading gives the last item its heads."""
+    """Read the best choice `steps` times; the last read computes the heads of the last item."""
     state = engine.prefill(batch, steps=steps)
     for _ in range(steps):
         engine.decode(state)
@@ -105,7 +105,7 @@ def _candidates(engine: Engine, batch: Batch, count: int) -> Ranked:
 
 
 def _given(engine: Engine, batch: Batch, candidates_BC: I32) -> Ranked:
-    """Score the given items alone; those that may be recommended come first, in their given order."""
+    """Score the given items only; those that may be recommended come first, in their given order."""
     tokens_BC = _allowed(candidates_BC, batch.seen_BX)
     state = engine.prefill(batch, steps=1)
     return Ranked(
@@ -114,7 +114,7 @@ def _given(engine: Engine, batch: Batch, candidates_BC: I32) -> Ranked:
 
 
 def _allowed(candidates_BC: I32, seen_BX: I32) -> I32:
-    """Drop padding, unknown, seen and repeated items; what stays moves to the row's front, token 0 behind it."""
+    """Drop padding, unknown, seen and repeated items; the others move to the row's front, followed by token 0."""
     order = np.argsort(candidates_BC, axis=1, kind="stable")
     ascending = np.take_along_axis(candidates_BC, order, 1)
     first = np.ones(ascending.shape, np.bool_)
@@ -128,22 +128,22 @@ def _allowed(candidates_BC: I32, seen_BX: I32) -> I32:
 
 
 def _row_keys(tokens_BC: I32) -> I64:
-    """Return a number for each token that is alike only for the same token in the same row, [B, C]."""
+    """Return numbers that are equal only for the same token in the same row, [B, C]."""
     return tokens_BC.astype(np.int64) + (np.arange(len(tokens_BC), dtype=np.int64) << 32)[:, None]
 
 
 def _beam(engine: Engine, batch: Batch, steps: int, width: int) -> Ranked:
-    """Search for the slate of greatest total log-probability with `width` hypotheses a row.
+    """Search for the slate of the greatest total log-probability with `width` hypotheses per row.
 
-    A row's hypotheses stand beside each other (row * width + w), best total first. All start alike, so at first only
-    the first one counts. The greedy slate is always kept among them: the result is never less likely than it.
+    A row's hypotheses are neighbours (row * width + w), best total first. They all start equal, so at first only the
+    first one counts. The greedy slate is always kept among them, so the result is never less likely.
     """
     rows = len(batch)
     first_B = np.arange(rows, dtype=np.int64) * width
     state = engine.select(engine.prefill(batch, steps=steps, choices=width), np.repeat(np.arange(rows), width))
     total_BW = np.full((rows, width), -np.inf)
     total_BW[:, 0] = 0.0
-    greedy_B = np.zeros(rows, np.int64)  # which hypothesis is the greedy one
+    greedy_B = np.zeros(rows, np.int64)  # place of the greedy hypothesis
     for _ in range(steps):
         tokens_BWC, total_BWC = _continuations(engine, state, total_BW)
         kept_BW, greedy_B = _keep(total_BWC.reshape(rows, -1), greedy_B * width, width)
@@ -159,7 +159,7 @@ def _beam(engine: Engine, batch: Batch, steps: int, width: int) -> Ranked:
 def _continuations(engine: Engine, state: State, total_BW: F64) -> tuple[I32, F64]:
     """Return every hypothesis' next items and the totals with them, [B, W, C] each.
 
-    A hypothesis with nothing left to recommend goes on with token 0 at no cost.
+    A hypothesis with nothing left to recommend continues with token 0 at no cost.
     """
     tokens, log_prob = engine.choose(state)
     tokens_BWC = tokens.reshape(*total_BW.shape, -1)
@@ -171,7 +171,7 @@ def _continuations(engine: Engine, state: State, total_BW: F64) -> tuple[I32, F6
 def _keep(total_BM: F64, greedy_B: I64, width: int) -> tuple[I64, I64]:
     """Return the best `width` of M continuations, best first, [B, W], and the place of the greedy one among them, [B].
 
-    Where the greedy continuation is not among the best, it takes the last place. Equal totals keep their order.
+    Where the greedy continuation is not among the best, it replaces the last one. Equal totals keep their order.
     """
     order_BM = np.argsort(-total_BM, axis=1, kind="stable")
     place_B = (order_BM == greedy_B[:, None]).argmax(1)

@@ -1,7 +1,7 @@
-"""The few CUDA calls a runtime without torch needs: memory, streams, events, copies and captured graphs.
+"""The CUDA calls of engines without torch: memory, streams, events, copies and captured graphs.
 
-Owns: checking every call, and freeing what was allocated. Must not know: TensorRT, models, what is in a buffer. Errors
-of the driver become `EngineError`; a full device becomes `DeviceMemoryError`, which a caller may answer with a smaller
+Owns: checking every call, and freeing what was allocated. Must not know: TensorRT, models, the content of a buffer. An
+error of the driver is raised as `EngineError`, a full device as `DeviceMemoryError`, so that a caller can try a smaller
 batch.
 """
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
 
 INSTALL = "pip install 'genrec-batch[gpu]'"
-ALIGNMENT = 256  # bytes; TensorRT wants its tensors to start on such a boundary
+ALIGNMENT = 256  # bytes; TensorRT requires its tensors to start on such a boundary
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -43,7 +43,7 @@ def load_runtime() -> Any:
 
 
 class Buffer:
-    """Device memory; freed when nobody refers to it any more, or by `free`."""
+    """Device memory; freed with the last reference to it, or by `free`."""
 
     def __init__(self, device: Device, count: int) -> None:
         self.count = count
@@ -51,12 +51,12 @@ class Buffer:
         self._free = weakref.finalize(self, device.runtime.cudaFree, self.address)
 
     def free(self) -> None:
-        """Give the memory back now; nothing may be using it."""
+        """Free the memory now; nothing may be using it."""
         self._free()
 
 
 class PinnedBuffer:
-    """Page-locked host memory, which the GPU copies from and to while the host goes on."""
+    """Page-locked host memory, which the GPU copies from and to while the host continues."""
 
     def __init__(self, device: Device, count: int) -> None:
         address = int(device.call("cudaHostAlloc", max(count, ALIGNMENT), device.runtime.cudaHostAllocDefault))
@@ -66,14 +66,14 @@ class PinnedBuffer:
         self._free = weakref.finalize(self, device.runtime.cudaFreeHost, address)
 
     def view(self, start: int, shape: tuple[int, ...], kind: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return part of the memory as an array."""
+        """Return a range of the memory as an array."""
         dtype = np.dtype(kind)
         stop = start + int(np.prod(shape)) * dtype.itemsize
         return self.bytes[start:stop].view(dtype).reshape(shape)
 
 
 class Stream:
-    """Work on the device in order; two streams overlap unless one waits for an event of the other."""
+    """A queue of work on the device; two streams overlap unless one waits for an event of the other."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -109,7 +109,7 @@ class Stream:
         self._device.call("cudaMemcpyAsync", target, source, count, direction, self.handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` queues on this stream, without running it, as one graph that can be launched again."""
+        """Capture what `work` queues on this stream, without running it, as a graph that can be launched repeatedly."""
         mode = self._device.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         self._device.call("cudaStreamBeginCapture", self.handle, mode)
         captured = None
@@ -137,7 +137,7 @@ class Graph:
 
 
 class Event:
-    """A mark in a stream; `timed` ones also tell the time between two of them."""
+    """A mark in a stream; the time between two `timed` marks can be read."""
 
     def __init__(self, device: Device, *, timed: bool = False) -> None:
         self._device = device
@@ -185,7 +185,7 @@ class Device:
         self._free_at_first = self._least_free = self.free_bytes()
 
     def use(self) -> None:
-        """Make this the device of the calling thread, which CUDA keeps for each thread apart."""
+        """Make this the device of the calling thread; in CUDA each thread has its own current device."""
         self.call("cudaSetDevice", self.index)
 
     @property
@@ -198,15 +198,15 @@ class Device:
 
     def free_bytes(self) -> int:
         """Return the device memory that is free now."""
-        self.use()  # the current device is a thread's own
+        self.use()  # each thread has its own current device
         return int(self.call("cudaMemGetInfo")[0])
 
     def look(self) -> None:
-        """Take note of the memory that is free now, after some was taken."""
+        """Record the free memory, for `most_taken`; call it after an allocation."""
         self._least_free = min(self._least_free, self.free_bytes())
 
     def most_taken(self) -> int:
-        """Return the most memory that was taken since the start, as far as `look` saw it; other processes count too."""
+        """Return the most memory in use since the start, as recorded by `look`; other processes count too."""
         return self._free_at_first - self._least_free
 
     def total_bytes(self) -> int:
@@ -215,7 +215,7 @@ class Device:
         return int(self.call("cudaMemGetInfo")[1])
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Make one runtime call and return what it gives: None, one value, or a tuple.
+        """Make one runtime call and return its result: None, one value, or a tuple.
 
         Raises:
             DeviceMemoryError: the device is full.
@@ -224,7 +224,7 @@ class Device:
         return self.check(name, getattr(self.runtime, name)(*arguments))
 
     def check(self, name: str, result: tuple[Any, ...]) -> Any:
-        """Raise what a failed call means, else return its values."""
+        """Raise the error of a failed call, else return its values."""
         code = result[0]
         if code == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
             raise DeviceMemoryError(f"{self.name} is out of memory ({name}); try a smaller --batch-size")

@@ -1,7 +1,7 @@
 """Parity: how far two engines, or two precisions, agree over the same users.
 
-Owns: the measures and the gates. Must not know: which engines they are, users, files. In: what both recommended. Out: a
-`Parity`.
+Owns: the measures and the gates. Must not know: which engines they are, users, files. In: the items that both
+recommended. Out: a `Parity`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from genrec_batch.core.errors import GateError
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far two engines agree. Differences are over items that both decoded after the same items before."""
+    """How far two engines agree. Differences are over items that both decoded after the same previous items."""
 
     users: int
     top1_match: float  # share of users whose first item is the same
@@ -33,7 +33,7 @@ class Parity:
         return {name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(self).items()}
 
     def check(self, *, min_topk_overlap: float, min_top1: float, max_difference: float | None) -> None:
-        """Raise GateError with every gate that fails: the flag, what it asks for and what was measured."""
+        """Raise GateError with every gate that fails: the flag, its threshold and the measured value."""
         faults = []
         if self.topk_overlap < min_topk_overlap:
             faults.append(f"--min-topk-overlap {min_topk_overlap}: measured {self.topk_overlap:.4f}")
@@ -71,7 +71,7 @@ def top_overlap(a_BK: I32, b_BK: I32) -> float:
 
 
 def best(ranked: Ranked, top_k: int) -> Ranked:
-    """Return the items that log_prob ranks first, as an output would have them, [B, at most top_k]."""
+    """Return the items that log_prob ranks first, in the order of an output, [B, at most top_k]."""
     order_BK = np.argsort(-ranked.log_prob_BK, axis=1, kind="stable")[:, :top_k]
     return Ranked(
         tokens_BK=np.take_along_axis(ranked.tokens_BK, order_BK, axis=1),
@@ -80,9 +80,9 @@ def best(ranked: Ranked, top_k: int) -> Ranked:
     )
 
 
-def joined(parts: list[Ranked]) -> Ranked:
-    """Return the rows of several batches as one, as wide as the widest, with token 0 at the ends."""
-    width = max(part.tokens_BK.shape[1] for part in parts)
+def joined(batches: list[Ranked]) -> Ranked:
+    """Return the rows of several batches as one, as wide as the widest, filled up with token 0."""
+    width = max(ranked.tokens_BK.shape[1] for ranked in batches)
 
     def wide(array: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
         room = [(0, 0)] * array.ndim
@@ -90,7 +90,7 @@ def joined(parts: list[Ranked]) -> Ranked:
         return np.pad(array, room, constant_values=empty)
 
     return Ranked(
-        tokens_BK=np.concatenate([wide(part.tokens_BK, 0) for part in parts]),
-        log_prob_BK=np.concatenate([wide(part.log_prob_BK, -np.inf) for part in parts]),
-        heads_BKH=np.concatenate([wide(part.heads_BKH, 0) for part in parts]),
+        tokens_BK=np.concatenate([wide(ranked.tokens_BK, 0) for ranked in batches]),
+        log_prob_BK=np.concatenate([wide(ranked.log_prob_BK, -np.inf) for ranked in batches]),
+        heads_BKH=np.concatenate([wide(ranked.heads_BKH, 0) for ranked in batches]),
     )

@@ -1,7 +1,7 @@
-"""A private folder of built engines: an engine file is code, so none is loaded that this user did not write.
+"""A private folder of built engines. An engine file is code, so only files written by this user are loaded.
 
-Owns: where engines lie, what makes one stale, how two processes share the folder. Must not know: what an engine holds
-or how it is built. Each entry is `<key>.engine` beside `<key>.sha256`; both appear by an atomic rename.
+Owns: the place of engines, what makes one stale, how two processes share the folder. Must not know: the content of an
+engine, or how it is built. Each entry is `<key>.engine` and `<key>.sha256`; both appear by an atomic rename.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ VARIABLE = "GENREC_BATCH_CACHE"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """Everything that makes a built engine what it is; any difference means another file."""
+    """Everything that a built engine depends on; any difference means another file."""
 
-    name: str  # what it is for, such as "prefill"; only so that a person can tell the files apart
+    name: str  # its purpose, such as "prefill", so that a person can tell the files apart
     weights_sha256: str
     graph_sha256: str
     precision: str
     shape: Mapping[str, int | bool]  # the static sizes
     library: str  # name and full version, such as "tensorrt 8.6.0"
     architecture: str  # of the GPU, such as "sm_90"
-    options: Mapping[str, str] = field(default_factory=dict)  # what else the builder was told
+    options: Mapping[str, str] = field(default_factory=dict)  # further settings of the builder
 
     def digest(self) -> str:
         """Return the key as 64 hex digits."""
@@ -69,7 +69,7 @@ class EngineCache:
         _refuse_foreign(self.directory)
 
     def path(self, key: EngineKey) -> Path:
-        """Return where the engine of `key` lies, whether or not it is there yet."""
+        """Return the path of the engine of `key`, whether or not it exists."""
         return self.directory / f"{key.name}-{key.digest()[:40]}.engine"
 
     def read(self, key: EngineKey) -> bytes | None:
@@ -85,7 +85,7 @@ class EngineCache:
         return plan
 
     def get(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
-        """Return the engine of `key`, building it once even where several processes ask at the same time.
+        """Return the engine of `key`, built only once even if several processes need it at the same time.
 
         Raises:
             EngineError: see `read`; or what `build` raises.
@@ -101,7 +101,7 @@ class EngineCache:
         return plan
 
     def write(self, key: EngineKey, plan: bytes) -> None:
-        """Put an entry in place of what there was, if anything.
+        """Write an entry, replacing one that exists.
 
         Raises:
             EngineError: the folder cannot be written.

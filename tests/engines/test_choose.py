@@ -168,7 +168,7 @@ def opening(monkeypatch, make, **asked):
 def test_an_engine_opened_ahead_is_the_one_that_is_taken(monkeypatch):
     found, made = opening(monkeypatch, Woken, device="cuda", precision="fp16")
     assert [found.engine] == made
-    assert found.engine.batches == [choose.WOKEN_USERS]
+    assert found.engine.batches == [choose.WARM_UP_USERS]
 
 
 def test_auto_compares_the_engines_opened_ahead(monkeypatch):

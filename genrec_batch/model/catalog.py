@@ -1,7 +1,7 @@
-"""The catalog: which token stands for which video.
+"""The catalog: the token of each video.
 
-Owns: the token order (0 padding, 1 unknown, 2.. by falling frequency, ties by ascending id), `catalog.parquet`, and the
-way from token back to id. Must not know: users, histories, models.
+Owns: the order of tokens (0 padding, 1 unknown, 2.. by falling frequency, ties by ascending id), `catalog.parquet`, and
+the mapping from token back to id. Must not know: users, histories, models.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from genrec_batch.core.errors import InputError, ModelError, refused
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """Videos in token order: row i of `items` is token i + 2; columns video_id and count (views, UInt64)."""
+    """Videos in the order of their tokens: row i of `items` is token i + 2; columns video_id and count (views)."""
 
     items: pl.DataFrame
-    unknown_videos: int = 0  # distinct videos of the log that fell beyond the vocabulary
+    unknown_videos: int = 0  # distinct videos of the log beyond the vocabulary
     unknown_events: int = 0  # their events
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class Catalog:
         return hashlib.sha256(f"{ids.dtype}\n{text}".encode()).hexdigest()
 
     def check_type(self, log: pl.DataType, source: str) -> None:
-        """Raise ModelError where the log's video_id can never equal the catalog's: integer against string."""
+        """Raise ModelError where the log's video_id can never equal the catalog's: one is an integer, one a string."""
         if len(self) and log.is_integer() != self.id_type.is_integer():
             raise ModelError(
                 f"the catalog's video_id is {self.id_type}, that of {source} is {log}: no id would be known; "
@@ -128,7 +128,7 @@ class Catalog:
 
 
 def _common(ids: pl.Series, known: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:
-    """Widen two integer types to Int64 (UInt64 ids beyond it cannot meet a signed catalog)."""
+    """Widen two integer types to Int64; UInt64 ids beyond it are an error."""
     try:
         return ids.cast(pl.Int64), known.with_columns(pl.col("video_id").cast(pl.Int64))
     except pl.exceptions.InvalidOperationError as error:

@@ -1,7 +1,7 @@
-"""`model import`: other people's PyTorch weights, under our names.
+"""`model import`: PyTorch weights from other code, under this package's names.
 
-Owns: which tensor of a plain state_dict is which parameter, and the sizes read off the shapes. Must not know: files,
-torch, Polars. A tensor is never guessed at: what has no single place is an error that names it.
+Owns: the mapping from the tensors of a plain state_dict to parameters, and the sizes given by the shapes. Must not
+know: files, torch, Polars. Nothing is guessed: a tensor that does not match exactly one parameter is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 WRAPPER = re.compile(r"^(?:(?:module|model)\.)+")
 LAYER = re.compile(r"^(?P<prefix>.*?)layers\.(?P<number>\d+)\.(?P<part>.+)$")
-MARK = "self_attn.in_proj_weight"  # nn.MultiheadAttention's stacked matrix: where it is, the encoder is
+MARK = "self_attn.in_proj_weight"  # nn.MultiheadAttention's stacked matrix, which shows where the encoder is
 
 SIZES: dict[str, tuple[tuple[str, int], ...]] = {  # where a size can be read: parameter and axis
     "vocabulary": (("token_embedding.weight", 0), ("output_projection.weight", 0), ("output_projection.bias", 0)),
@@ -52,12 +52,12 @@ def convert(
 
     Args:
         weights: tensors by their own names.
-        renames: a tensor's own name to the parameter it is, for what no rule finds.
-        heads: attention heads, the one size that no shape tells.
+        renames: parameters by a tensor's own name, for tensors that no rule matches.
+        heads: attention heads, the only size that no shape shows.
 
     Raises:
-        ModelError: no encoder or more than one; a tensor without a place, or two for one place; a parameter that is
-            missing; shapes that do not fit each other; another number of features than the layout's.
+        ModelError: no encoder or more than one; a tensor that matches no parameter, or two that match the same one; a
+            parameter without a tensor; shapes that do not fit each other; another number of features than the layout's.
     """
     _check_renames(weights, renames or {})
     names, faults = _place(weights, renames or {})
@@ -79,7 +79,7 @@ def convert(
 
 
 def _check_renames(weights: Weights, renames: Mapping[str, str]) -> None:
-    """Refuse renames of a tensor that is not there or to a parameter that no model has."""
+    """Raise ModelError for renames of a tensor that does not exist, or to a parameter that no model has."""
     layers = 1 + max((int(match["number"]) for name in weights if (match := LAYER.match(name))), default=0)
     ours = list(parameter_shapes(replace(PRESETS["tiny"], layers=layers)))
     faults = [
@@ -91,7 +91,7 @@ def _check_renames(weights: Weights, renames: Mapping[str, str]) -> None:
 
 
 def _place(weights: Weights, renames: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return each parameter's tensor name, and what is wrong with the tensors that have no place or not one alone."""
+    """Return the name of each parameter's tensor, and the tensors that match no parameter or one that is taken."""
     encoder = _encoder_prefix(weights)
     claims: dict[str, list[str]] = {}
     faults = []
@@ -119,7 +119,7 @@ def _encoder_prefix(weights: Weights) -> str:
 
 
 def _parameter(name: str, encoder: str) -> str | None:
-    """Return the parameter a tensor's name stands for, None where no rule says."""
+    """Return the parameter that matches a tensor's name, None where no rule does."""
     if name.startswith(encoder) and (match := LAYER.match(name)) and match["prefix"] == encoder:
         return f"encoder.layers.{match['number']}.{match['part']}" if match["part"] in _layer_parts() else None
     short = WRAPPER.sub("", name)
@@ -135,7 +135,7 @@ def _layer_parts() -> set[str]:
 
 
 def _sizes(placed: Weights) -> dict[str, int]:
-    """Return the sizes that the shapes tell; one that nothing tells is left out."""
+    """Return the sizes that the shapes show; others are left out."""
     return {
         size: placed[name].shape[axis]
         for size, places in SIZES.items()
@@ -145,7 +145,7 @@ def _sizes(placed: Weights) -> dict[str, int]:
 
 
 def _shape_text(name: str, config: ModelConfig, sizes: Mapping[str, int]) -> str:
-    """Return a missing parameter's shape as text, sizes that nothing tells by their names: (positions, 512)."""
+    """Return a missing parameter's shape as text, with names for unknown sizes: (positions, 512)."""
     shape: list[int | str] = list(parameter_shapes(config)[name])
     for size, places in SIZES.items():
         for parameter, axis in places:
@@ -157,13 +157,13 @@ def _shape_text(name: str, config: ModelConfig, sizes: Mapping[str, int]) -> str
 def _refuse(faults: list[str], missing: list[str]) -> NoReturn:
     lines = []
     if faults:
-        lines += ["tensors without a place of their own:", *(f"  {fault}" for fault in sorted(faults))]
+        lines += ["tensors that match no parameter of their own:", *(f"  {fault}" for fault in sorted(faults))]
     if missing:
-        lines += ["parameters that no tensor fills:", *(f"  {name}" for name in missing)]
-    raise ModelError("the weights cannot be imported as they are; rename what is meant\n" + "\n".join(lines))
+        lines += ["parameters without a tensor:", *(f"  {name}" for name in missing)]
+    raise ModelError("the weights cannot be imported as they are; map tensors with --rename\n" + "\n".join(lines))
 
 
 def _as_parameter(name: str, array: F32) -> F32:
-    """Drop the leading axis of 1 that a position table may have; everything else is taken as it is."""
+    """Drop the leading axis of 1 that a position table may have."""
     table = array[0] if name == "position_embedding.weight" and array.ndim == 3 and array.shape[0] == 1 else array
     return np.ascontiguousarray(table, dtype=np.float32)

@@ -1,6 +1,7 @@
-"""Where a model directory is, and whether one can be written there.
+"""Checks of a path that should be, or become, a model directory.
 
-Owns: what is said of a path that is no model directory, or that holds one already. Must not know: what is in its files.
+Owns: the errors for a path that is no model directory, or that has one already. Must not know: the content of its
+files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from genrec_batch.core.errors import ModelError
 
 
 def directory_of(file: Path) -> str:
-    """Return how to name, or make, the model directory that somebody meant who named a file."""
+    """Return a hint for a user who named a file: the model directory of that file, or how to make one."""
     if (file.parent / "config.json").is_file():
         return f"name the directory that it is in: {file.parent}"
     if file.suffix == ".safetensors":
@@ -20,7 +21,7 @@ def directory_of(file: Path) -> str:
 
 
 def check_reached(path: Path, named: str) -> None:
-    """Raise ModelError where this user cannot find out whether a file is there."""
+    """Raise ModelError where this user may not look for a file."""
     try:
         path.exists()
     except OSError as error:
@@ -28,7 +29,7 @@ def check_reached(path: Path, named: str) -> None:
 
 
 def check_free(directory: Path) -> None:
-    """Raise ModelError where a directory holds a model, or a file that a model would replace, or is none."""
+    """Raise ModelError unless a model can be written to a directory without replacing anything."""
     check_reached(directory / "config.json", str(directory))
     file = next((place for place in (directory, *directory.parents) if place.exists()), directory)
     if file.exists() and not file.is_dir():

@@ -1,4 +1,4 @@
-"""What training says of a model to who scores with it: the entry `training` of `config.json`.
+"""What scoring needs to know about a model's training: the entry `training` of `config.json`.
 
 Owns: the names and the checks of that entry. Must not know: how a model is trained or scored.
 """
@@ -20,11 +20,11 @@ class Trained:
     """How a model was trained, as far as scoring depends on it."""
 
     decode: str  # the mode of decoding that ranked better on validation
-    seen_masked: bool  # videos that a user had seen were left out of the softmax: seen videos rank badly
-    max_events: int  # newest events of a history that the model learned to read
-    heads: tuple[str, ...]  # heads that had labels; the others mean nothing
+    seen_masked: bool  # videos that a user had seen were left out of the softmax, so they rank badly
+    max_events: int  # newest events of a history in training
+    heads: tuple[str, ...]  # heads that had labels; the values of others are meaningless
     catalog_sha256: str  # of the catalog that the weights belong to
-    facts: Mapping[str, Any] = field(default_factory=dict)  # how it went, for people; JSON-able
+    facts: Mapping[str, Any] = field(default_factory=dict)  # further figures for people, JSON-able
 
     def stored(self) -> dict[str, Any]:
         """Return the entry of `config.json`."""

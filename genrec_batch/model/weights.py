@@ -2,7 +2,7 @@
 
 Owns: `ModelConfig`, the presets, parameter names, the seeded initial weights, `config.json` and `model.safetensors`.
 Must not know: torch, ONNX, Polars, or how the network is computed. Weights are a plain mapping of name to NumPy array
-under PyTorch's own names, so that `nn.TransformerEncoder`'s state_dict drops in. Never pickle.
+under PyTorch's names, so that the state_dict of `nn.TransformerEncoder` can be used as it is. Never pickle.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ModelConfig:
 
     vocabulary: int  # tokens: padding, unknown, then the catalog
     width: int  # hidden size D
-    ffn: int  # inner size of each feed-forward block
+    ffn: int  # inner size of each feed-forward network
     layers: int  # encoder layers
     positions: int  # position table: the prefix, the history and the decoded items must fit
     heads: int = 16  # attention heads
@@ -115,7 +115,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_groups(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters of each group, in the order of the data's way through the network."""
+    """Return the number of parameters of each group, in the order in which data passes through the network."""
     groups: dict[str, int] = {}
     for name, shape in parameter_shapes(config).items():
         group = "encoder layers" if name.startswith("encoder.") else name.rsplit(".", 1)[0].replace("_", " ")
@@ -164,7 +164,7 @@ def weights_fingerprint(weights: Weights) -> str:
 
 
 def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:
-    """Raise ModelError naming every tensor of `source` that is missing, unknown or of another shape or not finite."""
+    """Raise ModelError naming every tensor of `source` that is missing, unknown, not finite or of another shape."""
     shapes = parameter_shapes(config)
     faults = [
         f"{n}: shape {w.shape}, expected {shapes[n]}" if n in shapes else f"{n}: not a parameter of this model"
@@ -206,7 +206,7 @@ def _as_float32(file: Any, name: str, path: Path) -> F32:
 
 
 def _bfloat16(path: Path, name: str) -> F32:
-    """Read a tensor of a type that NumPy does not have: its bits are the upper half of a float32's."""
+    """Read a tensor of a type that NumPy lacks: its bits are the upper half of a float32."""
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(header_bytes))[name]
@@ -224,17 +224,17 @@ class Model:
     weights: Weights
     directory: Path | None
     fingerprint: str  # sha256 over config and weights
-    trained: bool  # False: seeded weights, the ranking means nothing
-    tokens: int  # padding, unknown and the catalog; tokens from here on stand for no video and are never recommended
+    trained: bool  # False: seeded weights, whose ranking is meaningless
+    tokens: int  # padding, unknown and the catalog; tokens from here on have no video and are never recommended
     training: Trained | None = None  # None: imported weights, or seeded ones
 
     def with_catalog(self, videos: int) -> Model:
-        """Return the model with a catalog of so many videos: an engine never chooses a token beyond them."""
+        """Return the model with a catalog of so many videos; an engine never chooses a token beyond them."""
         return replace(self, tokens=min(FIRST_ITEM + videos, self.config.vocabulary))
 
 
 def demo_model(config: ModelConfig, seed: int = DEMO_SEED) -> Model:
-    """Return a model with seeded weights that lives in memory only."""
+    """Return a model with seeded weights, in memory only."""
     return _model(config, initial_weights(config, seed), None, trained=False)
 
 
@@ -256,11 +256,11 @@ def _model(
 
 
 def load(directory: Path, named: str = "--model") -> Model:
-    """Read a model directory, `config.json` and `model.safetensors`; `named` is what an error calls its place.
+    """Read a model directory, `config.json` and `model.safetensors`; `named` is the option that an error names.
 
     Raises:
-        ModelError: the directory or a file is missing, the config is damaged, of another layout or version, or the
-            weights are truncated or do not fit it.
+        ModelError: the directory or a file is missing; the config is damaged, or of another layout or version; the
+            weights are truncated or do not fit the config.
     """
     path = directory / "config.json"
     check_reached(path, f"{named} {directory}")
@@ -316,10 +316,10 @@ def save(
             stored = {"model": asdict(config), "layout": layout.fingerprint(), "trained": trained, "format": 1}
             stored |= {} if training is None else {"training": training.stored()}
             (Path(scratch) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
-            for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a whole model
+            for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a complete model
                 (Path(scratch) / name).chmod(0o644)
                 (Path(scratch) / name).replace(directory / name)
     except (OSError, SafetensorError) as error:
-        if any(said in str(error) for said in ("No space left", "quota exceeded")):  # safetensors tells no number
+        if any(said in str(error) for said in ("No space left", "quota exceeded")):  # safetensors gives no error number
             raise RetryError(f"{directory}: the disk is full; free space and run the same command again") from error
         raise ModelError(f"{directory}: cannot write the model ({error})") from error

@@ -79,7 +79,7 @@ def test_everything_without_a_place_and_everything_missing_is_listed_with_shapes
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert {"encoder.norm.weight (32,)", "pooler.dense (30, 32)"} <= set(lines)
     assert {"encoder.layers.1.linear2.bias (32)", "position_embedding.weight (positions, 32)"} <= set(lines)
-    assert lines.index("pooler.dense (30, 32)") < lines.index("parameters that no tensor fills:")
+    assert lines.index("pooler.dense (30, 32)") < lines.index("parameters without a tensor:")
 
 
 def test_two_tensors_for_one_parameter_are_both_named(weights):

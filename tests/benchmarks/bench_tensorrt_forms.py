@@ -19,10 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_tensorrt as bench
 
 from genrec_batch.engines.onnx_graph import FLOAT, INT32
-from genrec_batch.engines.tensorrt import build as building
-from genrec_batch.engines.tensorrt import graphs as loop
-from genrec_batch.engines.tensorrt import layers as nodes
-from genrec_batch.engines.tensorrt import memory as slots
+from genrec_batch.engines.tensorrt import builder, graphs, layers, memory
 
 ROWS = 16  # equal query rows for the fused attention kernel, whose tile has as many anyway
 
@@ -39,13 +36,13 @@ def loose():
         config.set_flag(library.api.BuilderFlag.FP16)
         return config
 
-    plain = building._configure
-    building._configure = configure
+    plain = builder._configure
+    builder._configure = configure
 
 
 def half():
     """Every layer with a floating-point result must be computed in fp16, but for those named fp32."""
-    building._pin_fp32 = pin_everything
+    builder._pin_fp32 = pin_everything
 
 
 def pin_everything(api, network):
@@ -76,19 +73,19 @@ def direct():
         config.set_flag(library.api.BuilderFlag.DIRECT_IO)
         return config
 
-    plain = building._configure
-    building._configure = configure
+    plain = builder._configure
+    builder._configure = configure
 
 
 def untrimmed():
     """The last layer computes every position, then the last real one is gathered."""
 
     def last_layer(network, graph, shape, x, where):
-        x = loop._full_layer(network, graph, shape, network.config.layers - 1, x, where)
+        x = graphs._full_layer(network, graph, shape, network.config.layers - 1, x, where)
         starts = graph.constant((np.arange(shape.rows) * shape.positions).astype(np.int32))
         return graph.node("Gather", x, graph.node("Add", starts, where[0]), axis=0)
 
-    loop._last_layer = last_layer
+    graphs._last_layer = last_layer
 
 
 def natural():
@@ -103,13 +100,13 @@ def natural():
     def full_layer(network, graph, shape, index, x, where):
         del where
         config, sizes = network.config, [shape.rows, shape.positions, network.config.width]
-        qkv = nodes.linear(graph, x, *network.layer(index).qkv, plugin=False)
+        qkv = layers.linear(graph, x, *network.layer(index).qkv, plugin=False)
         parts = graph.split(qkv, *[config.width] * 3)
         for name, part in zip(("keys", "values"), parts[1:], strict=True):
             graph.output(graph.reshape(part, *sizes), f"{name}_{index}", sizes)
-        heads = [loop.by_head(network, graph, shape, part) for part in parts]
-        context = nodes.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
-        return loop.after_attention(network, graph, index, x, context)
+        heads = [graphs.by_head(network, graph, shape, part) for part in parts]
+        context = layers.causal_attention(graph, heads, [shape.rows, config.heads, shape.positions, config.head_size])
+        return graphs.after_attention(network, graph, index, x, context)
 
     def last_layer(network, graph, shape, x, where):
         config, lengths = network.config, where[0]
@@ -118,24 +115,24 @@ def natural():
         last = graph.node("Gather", x, graph.node("Add", starts, lengths), axis=0)
         weight, bias = network.layer(index).qkv
         width, sizes = config.width, [rows, positions, config.width]
-        query = nodes.linear(graph, last, weight[:width], bias[:width], plugin=False)
-        parts = graph.split(nodes.linear(graph, x, weight[width:], bias[width:], plugin=False), width, width)
+        query = layers.linear(graph, last, weight[:width], bias[:width], plugin=False)
+        parts = graph.split(layers.linear(graph, x, weight[width:], bias[width:], plugin=False), width, width)
         for name, part in zip(("keys", "values"), parts, strict=True):
             graph.output(graph.reshape(part, *sizes), f"{name}_{index}", sizes)
-        keys, values = (loop.by_head(network, graph, shape, part) for part in parts)
+        keys, values = (graphs.by_head(network, graph, shape, part) for part in parts)
         limit = graph.reshape(lengths, rows, 1)
-        mask = nodes.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
+        mask = layers.visible(graph, limit, positions, [rows, 1, positions], inclusive=True)
         sizes = [rows, config.heads, positions, config.head_size]
-        part = nodes.over_cache(graph, query, keys, values, mask, sizes)
-        context = graph.reshape(nodes.merged(graph, [part]), rows, width)
-        return loop.after_attention(network, graph, index, last, context)
+        part = layers.over_cache(graph, query, keys, values, mask, sizes)
+        context = graph.reshape(layers.merged(graph, [part]), rows, width)
+        return graphs.after_attention(network, graph, index, last, context)
 
     def cached(network, graph, shape, fresh, caches, recent, masks):
-        heads = [loop.by_head(network, graph, shape, cache) for cache in caches]
+        heads = [graphs.by_head(network, graph, shape, cache) for cache in caches]
         return attend(network, graph, shape, fresh, heads, recent, masks)
 
-    stored, attend = loop.cache_shapes, loop._cached_attention
-    loop.cache_shapes, loop._full_layer, loop._last_layer, loop._cached_attention = (
+    stored, attend = graphs.cache_shapes, graphs._cached_attention
+    graphs.cache_shapes, graphs._full_layer, graphs._last_layer, graphs._cached_attention = (
         shapes,
         full_layer,
         last_layer,
@@ -155,24 +152,24 @@ def products():
             column = graph.reshape(weights, rows, heads, positions, 1)
             return graph.node("ReduceSum", graph.node("Mul", column, values), graph.sizes(2), keepdims=0)
 
-        return nodes.Keys(scores=graph.node("Add", scores, mask), weigh=weigh)
+        return layers.Keys(scores=graph.node("Add", scores, mask), weigh=weigh)
 
-    nodes.over_cache = over_cache
+    layers.over_cache = over_cache
 
 
 def last_products():
     """`products` for the last layer of prefill alone."""
 
     def last_layer(*given):
-        before = nodes.over_cache
+        before = layers.over_cache
         products()
         try:
             return layer(*given)
         finally:
-            nodes.over_cache = before
+            layers.over_cache = before
 
-    layer = loop._last_layer
-    loop._last_layer = last_layer
+    layer = graphs._last_layer
+    graphs._last_layer = last_layer
 
 
 def alike(count=ROWS):
@@ -200,7 +197,7 @@ def alike(count=ROWS):
         first = graph.node("Slice", mean, graph.sizes(0), graph.sizes(1), graph.sizes(2))
         return graph.reshape(first, rows, config.width)
 
-    loop._cached_attention = attend
+    graphs._cached_attention = attend
 
 
 def one():
@@ -230,23 +227,23 @@ def transposed():
         keys = graph.transpose(caches[0], 0, 1, 3, 2)
         return attend(network, graph, shape, fresh, [keys, caches[1]], recent, masks)
 
-    stored, attend = loop.cache_shapes, loop._cached_attention
-    loop.cache_shapes, loop._output_caches, loop._cached_attention = shapes, outputs, cached
+    stored, attend = graphs.cache_shapes, graphs._cached_attention
+    graphs.cache_shapes, graphs._output_caches, graphs._cached_attention = shapes, outputs, cached
 
 
 def whole():
     """All layers in one engine: TensorRT 8.6 computes 6 layers in one node slower than three times 2."""
-    building.PLAIN_LAYERS = 0
+    builder.PLAIN_LAYERS = 0
 
 
 def triples():
     """Three layers an engine."""
-    building.PLAIN_LAYERS = 3
+    builder.PLAIN_LAYERS = 3
 
 
 def single():
     """One layer an engine."""
-    building.PLAIN_LAYERS = 1
+    builder.PLAIN_LAYERS = 1
 
 
 def cut():
@@ -254,73 +251,73 @@ def cut():
 
     Within an engine 8.6 writes keys and values twice, once for attention and once as outputs.
     """
-    building.PLAIN_LAYERS = 1
+    builder.PLAIN_LAYERS = 1
 
     def queries(network, shape):
         return [shape.rows, network.config.heads, shape.positions, network.config.head_size]
 
     def tensors(network, shape):
-        more = {f"query_{piece}": queries(network, shape) for piece in range(len(network.pieces()) - 2)}
+        more = {f"query_{segment}": queries(network, shape) for segment in range(len(network.segments()) - 2)}
         return between(network, shape) | ({} if network.plugin else more)
 
     def project(network, graph, shape, index, x):
         weight, bias = network.layer(index).qkv
         width, final = network.config.width, index == network.config.layers - 1
         first = width if final else 0  # the last layer has one query a row, worked out where it is used
-        product = nodes.linear(graph, x, weight[first:], bias[first:], plugin=False)
+        product = layers.linear(graph, x, weight[first:], bias[first:], plugin=False)
         parts = [
-            loop.by_head(network, graph, shape, part) for part in graph.split(product, *[width] * (2 if final else 3))
+            graphs.by_head(network, graph, shape, part) for part in graph.split(product, *[width] * (2 if final else 3))
         ]
-        loop._output_caches(network, graph, shape, index, parts[-2:])
+        graphs._output_caches(network, graph, shape, index, parts[-2:])
         return parts
 
     def written(network, graph, shape, index):
-        keys, values = loop.cache_inputs(network, graph, shape, index)
-        turned = loop.cache_shapes(network, shape)[keys][-1] == shape.positions
+        keys, values = graphs.cache_inputs(network, graph, shape, index)
+        turned = graphs.cache_shapes(network, shape)[keys][-1] == shape.positions
         return graph.transpose(keys, 0, 1, 3, 2) if turned else keys, values
 
-    def prefill(network, shape, piece=0):
+    def prefill(network, shape, segment=0):
         if network.plugin:
-            return whole_prefill(network, shape, piece)
+            return whole_prefill(network, shape, segment)
         config, graph, rows = network.config, network.graph(), shape.rows
         last = config.layers - 1
-        if piece == 0:
-            columns = loop.feature_columns(config, shape)
+        if segment == 0:
+            columns = graphs.feature_columns(config, shape)
             features = graph.cast(graph.input("features", [rows, columns], FLOAT), graph.element)
             tokens = graph.input("tokens", [rows, shape.positions - 1], INT32)
-            x = loop._embed_history(network, graph, shape, features, tokens, [])
+            x = graphs._embed_history(network, graph, shape, features, tokens, [])
         else:
-            x = graph.input(f"left_{piece - 1}", [shape.places, config.width])
-        if piece == last:
+            x = graph.input(f"left_{segment - 1}", [shape.places, config.width])
+        if segment == last:
             lengths = graph.input("lengths", [rows], INT32)
             starts = graph.constant((np.arange(rows) * shape.positions).astype(np.int32))
             newest = graph.node("Gather", x, graph.node("Add", starts, lengths), axis=0)
             weight, bias = network.layer(last).qkv
-            query = nodes.linear(graph, newest, weight[: config.width], bias[: config.width], plugin=False)
+            query = layers.linear(graph, newest, weight[: config.width], bias[: config.width], plugin=False)
             keys, values = written(network, graph, shape, last)
             limit = graph.reshape(lengths, rows, 1)
-            mask = nodes.visible(graph, limit, shape.positions, [rows, 1, shape.positions], inclusive=True)
-            part = nodes.over_cache(graph, query, keys, values, mask, queries(network, shape))
-            context = graph.reshape(nodes.merged(graph, [part]), rows, config.width)
-            x = loop.after_attention(network, graph, last, newest, context)
+            mask = layers.visible(graph, limit, shape.positions, [rows, 1, shape.positions], inclusive=True)
+            part = layers.over_cache(graph, query, keys, values, mask, queries(network, shape))
+            context = graph.reshape(layers.merged(graph, [part]), rows, config.width)
+            x = graphs.after_attention(network, graph, last, newest, context)
             graph.output(graph.node("Identity", x), "hidden", [rows, config.width])
-            loop._choose_item(network, graph, shape, x, None)
+            graphs._choose_item(network, graph, shape, x, None)
             return graph.serialized("prefill")
-        if piece == 0:
+        if segment == 0:
             parts = project(network, graph, shape, 0, x)
         else:
-            query = graph.input(f"query_{piece - 1}", queries(network, shape))
-            parts = [query, *written(network, graph, shape, piece)]
-        context = nodes.causal_attention(graph, parts, queries(network, shape))
-        x = loop.after_attention(network, graph, piece, x, context)
-        following = project(network, graph, shape, piece + 1, x)
-        if piece + 1 < last:
-            graph.output(graph.node("Identity", following[0]), f"query_{piece}", queries(network, shape))
-        graph.output(graph.node("Identity", x), f"left_{piece}", [shape.places, config.width])
+            query = graph.input(f"query_{segment - 1}", queries(network, shape))
+            parts = [query, *written(network, graph, shape, segment)]
+        context = layers.causal_attention(graph, parts, queries(network, shape))
+        x = graphs.after_attention(network, graph, segment, x, context)
+        following = project(network, graph, shape, segment + 1, x)
+        if segment + 1 < last:
+            graph.output(graph.node("Identity", following[0]), f"query_{segment}", queries(network, shape))
+        graph.output(graph.node("Identity", x), f"left_{segment}", [shape.places, config.width])
         return graph.serialized("prefill")
 
-    between, whole_prefill = slots.between, loop.prefill
-    slots.between, loop.prefill = tensors, prefill
+    between, whole_prefill = memory.between, graphs.prefill
+    memory.between, graphs.prefill = tensors, prefill
 
 
 def spelled():
@@ -328,14 +325,14 @@ def spelled():
 
     def attention(graph, qkv, sizes):
         (q, k, v), (rows, heads, positions, head_size) = qkv, sizes
-        ahead = np.triu(np.full((1, 1, positions, positions), nodes.BANNED, np.float32), 1)
+        ahead = np.triu(np.full((1, 1, positions, positions), layers.BANNED, np.float32), 1)
         scores = graph.node("Add", graph.node("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), graph.constant(ahead))
         weights = graph.node("Exp", graph.node("Sub", scores, graph.node("ReduceMax", scores, axes=[3], keepdims=1)))
         total = graph.node("ReduceSum", weights, graph.sizes(3), keepdims=1)
         mean = graph.node("Div", graph.node("MatMul", weights, v), total)
         return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * positions, heads * head_size)
 
-    nodes.causal_attention = attention
+    layers.causal_attention = attention
 
 
 def alone():
@@ -345,7 +342,7 @@ def alone():
         del network, graph, shape, index
         return list(parts)
 
-    loop._output_caches = outputs
+    graphs._output_caches = outputs
 
 
 FORMS = {
@@ -373,15 +370,15 @@ FORMS = {
 
 
 PATCHED = {
-    building: ("_configure", "_pin_fp32", "PLAIN_LAYERS"),
-    loop: ("prefill", "cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
-    nodes: ("over_cache", "causal_attention"),
-    slots: ("between",),
+    builder: ("_configure", "_pin_fp32", "PLAIN_LAYERS"),
+    graphs: ("prefill", "cache_shapes", "_full_layer", "_last_layer", "_cached_attention", "_output_caches"),
+    layers: ("over_cache", "causal_attention"),
+    memory: ("between",),
 }
 
 
 def main():
-    """Time one form after the other in this process: loading the builder takes longer than building."""
+    """Time one form after the other in this process: loading the builder takes longer than builder."""
     forms, given = sys.argv[1:], []
     if "--" in forms:
         forms, given = forms[: forms.index("--")], forms[forms.index("--") + 1 :]

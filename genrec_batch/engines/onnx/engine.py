@@ -17,7 +17,7 @@ from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, R
 from genrec_batch.core.options import check_positions
 from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported
-from genrec_batch.engines.onnx.sessions import Array, Sessions, Value, import_or_say
+from genrec_batch.engines.onnx.sessions import Array, OnnxSessions, Value, import_or_say
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class State:
+class OnnxState:
     """A batch between calls. Values live on the engine's device unless they are arrays."""
 
     rows: int
@@ -76,7 +76,7 @@ class OnnxRuntimeEngine(Engine):
         self._model = model
         self._element = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._export = self._usable_export()
-        self._sessions = Sessions(self.device, threads=threads, graph=self._graph)
+        self._sessions = OnnxSessions(self.device, threads=threads, graph=self._graph)
         self._sessions.load("prefill")
         self._sessions.load("decode")
 
@@ -84,7 +84,7 @@ class OnnxRuntimeEngine(Engine):
         """Return the GPU memory that is free now (needs cuda-python, which `genrec-batch[gpu]` brings)."""
         return None if self.device == "cpu" else driver.Device(self.device).free_bytes()
 
-    def _usable_export(self) -> exported.Index | None:
+    def _usable_export(self) -> exported.ExportIndex | None:
         directory = self._model.directory
         index = None if directory is None else exported.read_index(directory)
         if index is None or exported.fits(index, model=self._model.fingerprint, precision=self.precision):
@@ -101,7 +101,7 @@ class OnnxRuntimeEngine(Engine):
         model = graphs.build(name, self._model.config, self._model.weights, precision=self.precision)
         return bytes(model.SerializeToString(deterministic=True))
 
-    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> OnnxState:
         """Read features and histories, [B, F] and [B, S]; see the protocol.
 
         Raises:
@@ -125,7 +125,7 @@ class OnnxRuntimeEngine(Engine):
             values = self._values(arrays)
             self.arrived()
             outputs = self._sessions.run("prefill", values | self._choosing(choices))
-        return State(
+        return OnnxState(
             rows=rows,
             steps=steps,
             choices=choices,
@@ -139,7 +139,7 @@ class OnnxRuntimeEngine(Engine):
             origin_R=np.arange(rows, dtype=np.int64),
         )
 
-    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+    def decode(self, state: OnnxState, tokens_B: I32 | None = None) -> None:
         """Read one item per row, [B] (by default the best choice); see the protocol.
 
         Raises:
@@ -169,15 +169,15 @@ class OnnxRuntimeEngine(Engine):
         state.log_probs = outputs["log_probs"]
         state.step += 1
 
-    def choose(self, state: State) -> tuple[I32, F32]:
+    def choose(self, state: OnnxState) -> tuple[I32, F32]:
         """Return the best items of the next position, best first: tokens [B, K], log-probabilities [B, K]."""
         return _host(state.next_tokens), _host(state.next_log_prob)
 
-    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+    def log_probs(self, state: OnnxState, tokens_BC: I32) -> F32:
         """Return the log-probability of items at the position right after the history, [B, C]; -inf for token 0."""
         return _log_probs_of(state.first_log_probs, tokens_BC)
 
-    def score(self, state: State, tokens_BC: I32) -> F32:
+    def score(self, state: OnnxState, tokens_BC: I32) -> F32:
         """Return the heads [B, C, H] of C items, each read alone right after the history, in one pass.
 
         Raises:
@@ -187,7 +187,7 @@ class OnnxRuntimeEngine(Engine):
         heads_BCH: F32 = _host(self._sessions.run("score", inputs)["heads"])
         return heads_BCH
 
-    def select(self, state: State, rows_R: I64) -> State:
+    def select(self, state: OnnxState, rows_R: I64) -> OnnxState:
         """Return a state whose row r is a copy of row `rows_R[r]`; prefix caches that stay the same are shared.
 
         Raises:
@@ -223,7 +223,7 @@ class OnnxRuntimeEngine(Engine):
             heads_read=[_host(heads)[rows_R] for heads in state.heads_read],
         )
 
-    def collect(self, state: State) -> Ranked:
+    def collect(self, state: OnnxState) -> Ranked:
         """Return all items read so far, in the order they were read: [B, step]."""
         none_read = np.zeros((state.rows, 0, len(HEADS)), np.float32)
         log_prob_BK = np.zeros((state.rows, state.step), np.float32)
@@ -271,7 +271,7 @@ class OnnxRuntimeEngine(Engine):
             f"has_{name}": has_B[:, None].astype(self._element),
         }
 
-    def _make_suffix(self, state: State) -> None:
+    def _make_suffix(self, state: OnnxState) -> None:
         """Give a state its empty suffix cache."""
         config = self._model.config
         shape = (state.rows, config.heads, state.steps, config.head_size)
@@ -283,7 +283,7 @@ class OnnxRuntimeEngine(Engine):
             if self._sessions.kind == "cpu":
                 state.suffix_arrays[suffix] = array
 
-    def _append(self, state: State, step_1: Value, outputs: dict[str, Value]) -> None:
+    def _append(self, state: OnnxState, step_1: Value, outputs: dict[str, Value]) -> None:
         """Put the columns that decode gave into the suffix cache: in place on the host, else by a graph."""
         columns = {name: value for name, value in outputs.items() if name.startswith("column_")}
         for name, array in state.suffix_arrays.items():
@@ -292,7 +292,7 @@ class OnnxRuntimeEngine(Engine):
             appended = self._sessions.run("append", {"step": step_1, **state.suffix, **columns})
             state.suffix = {name: appended[name.replace("suffix", "appended")] for name in state.suffix}
 
-    def _item(self, state: State, tokens_B: I32 | None) -> tuple[Value, Value | Array]:
+    def _item(self, state: OnnxState, tokens_B: I32 | None) -> tuple[Value, Value | Array]:
         """Return the item to read, [B, 1], and its log-probability."""
         if tokens_B is None:
             if state.choices == 1:

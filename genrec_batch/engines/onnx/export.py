@@ -56,7 +56,7 @@ def export(model: Model, directory: Path, *, precision: str) -> list[Path]:
                     content = graph.SerializeToString(deterministic=True)
                     sha256[f"{name}.onnx"] = _write(scratch / f"{name}.onnx", content)
                     advance(1)
-            index = exported.Index(
+            index = exported.ExportIndex(
                 format=exported.FORMAT,
                 model=model.fingerprint,
                 precision=precision,

@@ -22,7 +22,7 @@ SIZES = ("batch", "tokens", "banned", "steps", "candidates", "choices", "items")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index:
+class ExportIndex:
     """What `export.json` says of the graphs beside it."""
 
     format: int
@@ -37,7 +37,7 @@ class Index:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
-def read_index(directory: Path) -> Index | None:
+def read_index(directory: Path) -> ExportIndex | None:
     """Return what a model directory's export says of itself, None where there is no export.
 
     Raises:
@@ -48,7 +48,7 @@ def read_index(directory: Path) -> Index | None:
         return None
     try:
         stored = json.loads(path.read_text())
-        index = Index(**{entry.name: stored[entry.name] for entry in fields(Index)})
+        index = ExportIndex(**{entry.name: stored[entry.name] for entry in fields(ExportIndex)})
         sizes = dict(index.sizes)
         files = {f"{graph}.onnx": str(index.sha256[f"{graph}.onnx"]) for graph in GRAPHS}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -56,13 +56,13 @@ def read_index(directory: Path) -> Index | None:
     return replace(index, sha256=files, sizes=sizes)
 
 
-def fits(index: Index, *, model: str, precision: str) -> bool:
+def fits(index: ExportIndex, *, model: str, precision: str) -> bool:
     """Return whether an export holds this model's weights in this precision, with dynamic sizes."""
     dynamic = all(size is None for size in index.sizes.values())
     return dynamic and (index.format, index.model, index.precision) == (FORMAT, model, precision)
 
 
-def graph_path(directory: Path, index: Index, graph: str) -> Path:
+def graph_path(directory: Path, index: ExportIndex, graph: str) -> Path:
     """Return the file of one graph, whose bytes are those that were exported.
 
     Raises:

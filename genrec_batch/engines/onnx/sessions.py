@@ -27,7 +27,7 @@ Value = Any  # onnxruntime.OrtValue: a tensor on the host or on the device
 Array = npt.NDArray[Any]
 
 
-class Sessions:
+class OnnxSessions:
     """Sessions on one device, each made when it is first run, whose inputs and outputs stay on that device."""
 
     def __init__(self, device: str, *, threads: int | None, graph: Callable[[str], bytes | Path]) -> None:

@@ -19,14 +19,13 @@ from genrec_batch.core.errors import DeviceMemoryError, EngineError
 from genrec_batch.engines.driver import Device, Stream
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.protocol import Engine, Recorder
-from genrec_batch.engines.tensorrt import build as building
-from genrec_batch.engines.tensorrt import side_graphs as side
-from genrec_batch.engines.tensorrt.loop import SlateLoop
+from genrec_batch.engines.tensorrt import builder, side_graphs
+from genrec_batch.engines.tensorrt.loop import TensorRtSlateLoop
 from genrec_batch.engines.tensorrt.memory import Slot, SlotPool
-from genrec_batch.engines.tensorrt.network import Network, Shape
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.engines.tensorrt.plugin import LONGEST
 from genrec_batch.engines.tensorrt.plugin.library import load, toolchain, unfit
-from genrec_batch.engines.tensorrt.program import Exchange, Executable, Program, State, padded
+from genrec_batch.engines.tensorrt.program import Exchange, Executable, Program, TensorRtState, padded
 from genrec_batch.engines.tensorrt.shapes import BUCKETS, PLAIN_ROWS, PLUGIN_ROWS, Packing, ShapeRule, rounded
 from genrec_batch.engines.tensorrt.store import PlanStore
 from genrec_batch.model.weights import Model, weights_fingerprint
@@ -50,8 +49,8 @@ class TensorRtEngine(Engine):
         batch_size: int | None = None,
         buckets: Sequence[int] = BUCKETS,
         cache: EngineCache | None = None,
-        progress: building.Progress | None = None,
-        library: building.Library | None = None,
+        progress: builder.Progress | None = None,
+        library: builder.Library | None = None,
     ) -> None:
         """Open the device and the library; engines are loaded, or built, when a batch first needs them.
 
@@ -69,8 +68,8 @@ class TensorRtEngine(Engine):
         Raises:
             EngineError: no GPU, no driver, no library, no such precision, or a cache that others may write to.
         """
-        self.library = library or building.load_library()
-        building.check_precision(self.library, precision)
+        self.library = library or builder.load_library()
+        builder.check_precision(self.library, precision)
         self._gpu = Device(device)
         self.device, self.precision = self._gpu.name, precision
         self._buckets = tuple(buckets)
@@ -87,7 +86,7 @@ class TensorRtEngine(Engine):
             architecture=self._gpu.architecture,
             progress=self._tell,
         )
-        self._log = building.logger(self.library)
+        self._log = builder.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
         self.plugin, self.variant = self._load_plugin()
         if batch_size is None and self.plugin:
@@ -96,7 +95,7 @@ class TensorRtEngine(Engine):
         self._exchange = Exchange(self._gpu, self._compute)
         self._programs: dict[Shape, Program] = {}
         self._pool = SlotPool(self._gpu, self._compute)
-        self._loop = SlateLoop(self._gpu, self._compute, self._pool, self._ready)
+        self._loop = TensorRtSlateLoop(self._gpu, self._compute, self._pool, self._ready)
 
     def _load_plugin(self) -> tuple[bool, str]:
         """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
@@ -160,7 +159,7 @@ class TensorRtEngine(Engine):
         plugged = ", plugin" if self.plugin else ""
         return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
 
-    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> TensorRtState:
         """Read the features and histories; see the protocol.
 
         Raises:
@@ -176,7 +175,7 @@ class TensorRtEngine(Engine):
         with self._smaller_when_full():
             program.load(decode=False)
             slot = self._pool.acquire(program.network, shape)
-        state = self._own(State(program=program, slot=slot, rows=len(batch), choices=choices))
+        state = self._own(TensorRtState(program=program, slot=slot, rows=len(batch), choices=choices))
         slot.fill(batch)
         self._compute.copy_in(slot.device_in.address, slot.host_in, slot.filled)
         self._compute.record(slot.arrived)
@@ -185,7 +184,7 @@ class TensorRtEngine(Engine):
         self._compute.record(slot.computed)
         return state
 
-    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+    def decode(self, state: TensorRtState, tokens_B: I32 | None = None) -> None:
         """Read one item per row; see the protocol. `tokens_B` None reads what was chosen on the device."""
         assert state.step < state.slot.shape.steps, "prefill was told how many items will be read"
         if tokens_B is not None:
@@ -194,7 +193,7 @@ class TensorRtEngine(Engine):
         self._compute.record(state.slot.computed)
         state.step += 1
 
-    def choose(self, state: State) -> tuple[I32, F32]:
+    def choose(self, state: TensorRtState) -> tuple[I32, F32]:
         """Return the best items of the next position; see the protocol."""
         if state.choices > 1:
             return self._choose_many(state)
@@ -205,45 +204,47 @@ class TensorRtEngine(Engine):
         log_prob_B = slot.ranked(rows, step + 1).log_prob_BK[:, step]
         return token_B[:, None], log_prob_B[:, None]
 
-    def _choose_many(self, state: State) -> tuple[I32, F32]:
+    def _choose_many(self, state: TensorRtState) -> tuple[I32, F32]:
         slot, rows, count = state.slot, state.slot.shape.rows, min(state.choices, self._tokens)
-        engine = self._side(state, f"choose_{count}", lambda n, s: side.choose(n, s, count))
+        engine = self._side(state, f"choose_{count}", lambda n, s: side_graphs.choose(n, s, count))
         addresses = slot.state() | {"hidden": slot.address(state.hidden), "step": slot.step_address(state.step - 1)}
         sizes = {"tokens": ((rows, count), np.int32), "values": ((rows, count), np.float32)}
         found = self._exchange.run(engine, addresses, sizes | {"log_sum": ((rows, 1), np.float32)})
-        return side.best_first({name: array[: state.rows] for name, array in found.items()}, state.choices)
+        return side_graphs.best_first({name: array[: state.rows] for name, array in found.items()}, state.choices)
 
-    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+    def log_probs(self, state: TensorRtState, tokens_BC: I32) -> F32:
         """Return the log-probability of given items right after the history, [B, C]."""
         return self._lookup(state, "first_hidden", tokens_BC)
 
-    def _lookup(self, state: State, hidden: str, tokens_BC: I32) -> F32:
-        count = side.padded_count(tokens_BC.shape[1])
-        engine = self._side(state, f"lookup_{count}", lambda n, s: side.lookup(n, s, count))
+    def _lookup(self, state: TensorRtState, hidden: str, tokens_BC: I32) -> F32:
+        count = side_graphs.padded_count(tokens_BC.shape[1])
+        engine = self._side(state, f"lookup_{count}", lambda n, s: side_graphs.lookup(n, s, count))
         block = self._exchange.upload(padded(tokens_BC, state.slot.shape.rows, count))
         addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
         found = self._exchange.run(engine, addresses, {"log_prob": ((state.slot.shape.rows, count), np.float32)})
         return np.ascontiguousarray(found["log_prob"][: state.rows, : tokens_BC.shape[1]])
 
-    def score(self, state: State, tokens_BC: I32) -> F32:
+    def score(self, state: TensorRtState, tokens_BC: I32) -> F32:
         """Return the heads [B, C, H] of C items, each read alone right after the history."""
-        rows, count = state.slot.shape.rows, side.padded_count(tokens_BC.shape[1])
-        engine = self._side(state, f"score_{count}", lambda n, s: side.score(n, s, count))
+        rows, count = state.slot.shape.rows, side_graphs.padded_count(tokens_BC.shape[1])
+        engine = self._side(state, f"score_{count}", lambda n, s: side_graphs.score(n, s, count))
         block = self._exchange.upload(padded(tokens_BC, rows, count))
         sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
         heads = self._exchange.run(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
         heads = heads[: state.rows, : tokens_BC.shape[1]]
         return np.where(tokens_BC[:, :, None] == 0, np.float32(0), heads)
 
-    def select(self, state: State, rows_R: I64) -> State:
+    def select(self, state: TensorRtState, rows_R: I64) -> TensorRtState:
         """Return a state whose row r is a copy of row `rows_R[r]`."""
         rows_out = rounded(len(rows_R), self.shapes.batch_size)
         old = state.slot.shape
         shape = replace(old, rows=rows_out)
         program = self._program(shape)
         slot = self._pool.acquire(program.network, shape)
-        taken = self._own(State(program=program, slot=slot, rows=len(rows_R), choices=state.choices, step=state.step))
-        engine = self._side(state, f"select_{rows_out}", lambda n, s: side.select(n, s, rows_out))
+        taken = self._own(
+            TensorRtState(program=program, slot=slot, rows=len(rows_R), choices=state.choices, step=state.step)
+        )
+        engine = self._side(state, f"select_{rows_out}", lambda n, s: side_graphs.select(n, s, rows_out))
         rows = np.zeros(rows_out, np.int32)
         rows[: len(rows_R)] = rows_R
         block = self._exchange.upload(rows)
@@ -252,7 +253,7 @@ class TensorRtEngine(Engine):
         self._compute.synchronize()  # the old state's memory may be given to another batch after this
         return taken
 
-    def collect(self, state: State) -> Ranked:
+    def collect(self, state: TensorRtState) -> Ranked:
         """Return all items read so far with their log-probabilities and heads."""
         self._copy_results(state.slot)
         return state.slot.ranked(state.rows, state.step)
@@ -278,16 +279,16 @@ class TensorRtEngine(Engine):
             slot = self._pool.acquire(program.network, shape)
         return program, slot
 
-    def network(self, shape: Shape) -> Network:
+    def network(self, shape: Shape) -> TensorRtNetwork:
         """Return what the graphs of a shape are made from: with the plugin's kernels where they fit it."""
         plugged = self.plugin and shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
-        return Network(
+        return TensorRtNetwork(
             config=self._config,
             weights=self._weights,
             tokens=self._tokens,
             precision=self.precision,
             plugin=plugged,
-            piece=0 if plugged else self.library.piece,
+            segment_layers=0 if plugged else self.library.segment_layers,
         )
 
     def _program(self, shape: Shape) -> Program:
@@ -310,15 +311,15 @@ class TensorRtEngine(Engine):
         if self._progress is not None:
             self._progress(f"{self._making}: {phase}" if phase else self._making, done)
 
-    def _side(self, state: State, name: str, make: Callable[[Network, Shape], bytes]) -> Executable:
+    def _side(self, state: TensorRtState, name: str, make: Callable[[TensorRtNetwork, Shape], bytes]) -> Executable:
         program = state.program
         return program.executable(name, lambda: make(program.network, program.shape))
 
-    def _own(self, state: State) -> State:
+    def _own(self, state: TensorRtState) -> TensorRtState:
         weakref.finalize(state, self._pool.release, state.slot).atexit = False
         return state
 
-    def _read_given(self, state: State, tokens_B: I32) -> None:
+    def _read_given(self, state: TensorRtState, tokens_B: I32) -> None:
         """Put the caller's items, and their log-probabilities, where the chosen ones would stand."""
         log_prob_B = self._lookup(state, state.hidden, tokens_B[:, None])[:, 0]
         rows = state.slot.shape.rows

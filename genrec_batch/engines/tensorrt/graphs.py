@@ -21,33 +21,33 @@ from genrec_batch.engines.layer_weights import affine, head_weights
 from genrec_batch.engines.onnx_graph import FLOAT, INT32, OnnxGraph
 from genrec_batch.engines.tensorrt import layers
 from genrec_batch.engines.tensorrt.layers import kernel, linear, residual_norm
-from genrec_batch.engines.tensorrt.network import Network, Shape, cache_shapes, feature_columns, prefix_product
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_shapes, feature_columns, prefix_product
 
 
-def prefill(network: Network, shape: Shape, piece: int = 0) -> bytes:
+def prefill(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
     """Read features and histories.
 
     Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]; with the plugin also starts [B],
     where each row's positions begin, and seen_width [1], the columns of `seen`. Outputs: hidden [B, D], next_token [B],
     next_log_prob [B, 1], and the caches: cache_<layer> [N, 3D] with the plugin, else keys_<layer> and values_<layer>
-    [B, H, S, HD]. Between pieces: left_<piece> [N, D].
+    [B, H, S, HD]. Between segments: left_<segment> [N, D].
     """
-    config, graph, indices = network.config, network.graph(), network.pieces()[piece]
+    config, graph, indices = network.config, network.graph(), network.segments()[segment]
     rows, positions = shape.rows, shape.positions
-    if piece == 0:
+    if segment == 0:
         columns = feature_columns(config, shape)
         features = graph.cast(graph.input("features", [rows, columns], FLOAT), graph.element)
         tokens = graph.input("tokens", [rows, positions - 1], INT32)
     final = indices[-1] == config.layers - 1
     where = _where(network, graph, shape) if final or network.plugin else []
-    if piece == 0:
+    if segment == 0:
         x = _embed_history(network, graph, shape, features, tokens, where)
     else:
-        x = graph.input(f"left_{piece - 1}", [shape.places, config.width])
+        x = graph.input(f"left_{segment - 1}", [shape.places, config.width])
     for index in indices[:-1] if final else indices:
         x = _full_layer(network, graph, shape, index, x, where)
     if not final:
-        graph.output(graph.node("Identity", x), f"left_{piece}", [shape.places, config.width])
+        graph.output(graph.node("Identity", x), f"left_{segment}", [shape.places, config.width])
         return graph.serialized("prefill")
     x = _last_layer(network, graph, shape, x, where)
     graph.output(graph.node("Identity", x), "hidden", [rows, config.width])
@@ -55,20 +55,20 @@ def prefill(network: Network, shape: Shape, piece: int = 0) -> bytes:
     return graph.serialized("prefill")
 
 
-def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
+def decode(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
     """Read one item per row.
 
     Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
     seen [B, X], recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs: fresh_<layer> [B, 3D],
-    heads [B, task heads], hidden, next_token, next_log_prob as in prefill. Between pieces: passed_<piece> [B, D].
+    heads [B, task heads], hidden, next_token, next_log_prob as in prefill. Between segments: passed_<segment> [B, D].
     """
-    config, graph, indices = network.config, network.graph(), network.pieces()[piece]
+    config, graph, indices = network.config, network.graph(), network.segments()[segment]
     rows, width = shape.rows, config.width
     where, step = _where(network, graph, shape), graph.input("step", [1], INT32)
-    if piece == 0:
+    if segment == 0:
         x = _embed_item(network, graph, graph.input("token", [rows], INT32), where[0], step)
     else:
-        x = graph.input(f"passed_{piece - 1}", [rows, width])
+        x = graph.input(f"passed_{segment - 1}", [rows, width])
     masks = [] if network.plugin else _decode_masks(graph, shape, where[0], step)
     for index in indices:
         fresh = linear(graph, x, *network.layer(index).qkv, plugin=network.plugin)
@@ -82,7 +82,7 @@ def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
             context = _cached_attention(network, graph, shape, fresh, caches, recent, masks)
         x = after_attention(network, graph, index, x, context)
     if indices[-1] < config.layers - 1:
-        graph.output(graph.node("Identity", x), f"passed_{piece}", [rows, width])
+        graph.output(graph.node("Identity", x), f"passed_{segment}", [rows, width])
         return graph.serialized("decode")
     read = graph.input("read", [shape.steps + 1, rows], INT32)
     graph.output(graph.node("Identity", x), "hidden", [rows, width])
@@ -90,14 +90,14 @@ def decode(network: Network, shape: Shape, piece: int = 0) -> bytes:
     return graph.serialized("decode")
 
 
-def _where(network: Network, graph: OnnxGraph, shape: Shape) -> list[str]:
+def _where(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape) -> list[str]:
     """Declare where rows end and, for the kernels, begin: lengths [B], starts [B]."""
     names = ("lengths", "starts") if network.plugin else ("lengths",)
     return [graph.input(name, [shape.rows], INT32) for name in names]
 
 
 def _embed_history(
-    network: Network, graph: OnnxGraph, shape: Shape, features: str, tokens: str, where: Sequence[str]
+    network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, features: str, tokens: str, where: Sequence[str]
 ) -> str:
     weight, bias = prefix_product(network, shape)
     places = network.weights["position_embedding.weight"][: shape.positions]
@@ -118,7 +118,7 @@ def _fill(shape: Shape) -> int:
     return int(not shape.packed)
 
 
-def _embed_item(network: Network, graph: OnnxGraph, token: str, lengths: str, step: str) -> str:
+def _embed_item(network: TensorRtNetwork, graph: OnnxGraph, token: str, lengths: str, step: str) -> str:
     table = graph.constant(network.weights["token_embedding.weight"])
     places = network.weights["position_embedding.weight"]
     if network.plugin:
@@ -128,7 +128,7 @@ def _embed_item(network: Network, graph: OnnxGraph, token: str, lengths: str, st
     return graph.node("Add", graph.node("Gather", table, token, axis=0), place)
 
 
-def after_attention(network: Network, graph: OnnxGraph, index: int, x: str, context: str) -> str:
+def after_attention(network: TensorRtNetwork, graph: OnnxGraph, index: int, x: str, context: str) -> str:
     """Project attention's output, then the feed-forward network; each with its residual and LayerNorm (post-norm)."""
     plugin, layer = network.plugin, network.layer(index)
     y = linear(graph, context, *layer.out, plugin=plugin)
@@ -138,14 +138,16 @@ def after_attention(network: Network, graph: OnnxGraph, index: int, x: str, cont
     return residual_norm(graph, x, y, *layer.norm2, plugin=plugin)
 
 
-def _cache(network: Network, graph: OnnxGraph, shape: Shape, index: int, x: str) -> str:
+def _cache(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, index: int, x: str) -> str:
     """Write the product of q, k and v of every place, which is the layer's cache: [N, 3D]."""
     weight, bias = network.layer(index).qkv
     product = linear(graph, x, weight, bias, plugin=True)
     return graph.output(product, f"cache_{index}", [shape.places, len(weight)])
 
 
-def _full_layer(network: Network, graph: OnnxGraph, shape: Shape, index: int, x: str, where: Sequence[str]) -> str:
+def _full_layer(
+    network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, index: int, x: str, where: Sequence[str]
+) -> str:
     config, (rows, positions) = network.config, (shape.rows, shape.positions)
     if network.plugin:
         cache = _cache(network, graph, shape, index, x)
@@ -158,26 +160,28 @@ def _full_layer(network: Network, graph: OnnxGraph, shape: Shape, index: int, x:
     return after_attention(network, graph, index, x, context)
 
 
-def by_head(network: Network, graph: OnnxGraph, shape: Shape, x: str) -> str:
+def by_head(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, x: str) -> str:
     """[B·S, D] -> [B, H, S, HD]."""
     config = network.config
     return graph.transpose(graph.reshape(x, shape.rows, shape.positions, config.heads, config.head_size), 0, 2, 1, 3)
 
 
-def _output_caches(network: Network, graph: OnnxGraph, shape: Shape, index: int, parts: Sequence[str]) -> list[str]:
+def _output_caches(
+    network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, index: int, parts: Sequence[str]
+) -> list[str]:
     mine = [entry for entry in cache_shapes(network, shape).items() if entry[0].endswith(f"_{index}")]
     return [
         graph.output(graph.node("Identity", part), name, sizes) for part, (name, sizes) in zip(parts, mine, strict=True)
     ]
 
 
-def cache_inputs(network: Network, graph: OnnxGraph, shape: Shape, index: int) -> list[str]:
+def cache_inputs(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, index: int) -> list[str]:
     """Declare a layer's caches as inputs."""
     mine = [entry for entry in cache_shapes(network, shape).items() if entry[0].endswith(f"_{index}")]
     return [graph.input(name, sizes) for name, sizes in mine]
 
 
-def _last_layer(network: Network, graph: OnnxGraph, shape: Shape, x: str, where: Sequence[str]) -> str:
+def _last_layer(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, x: str, where: Sequence[str]) -> str:
     """The last layer needs keys and values of every position, and all else of the last real one only: [B, D]."""
     config, (rows, positions), index = network.config, (shape.rows, shape.positions), network.config.layers - 1
     lengths = where[0]
@@ -208,7 +212,7 @@ def _decode_masks(graph: OnnxGraph, shape: Shape, lengths: str, step: str) -> li
 
 
 def _cached_attention(
-    network: Network,
+    network: TensorRtNetwork,
     graph: OnnxGraph,
     shape: Shape,
     fresh: str,
@@ -232,7 +236,7 @@ def _cached_attention(
     return graph.reshape(layers.merged(graph, keys), rows, width)
 
 
-def _logits(network: Network, graph: OnnxGraph, hidden: str) -> str:
+def _logits(network: TensorRtNetwork, graph: OnnxGraph, hidden: str) -> str:
     """Item logits and heads in one product, padded to a multiple of 16 columns: [B, padded]."""
     items, heads = affine(network.weights, "output_projection"), head_weights(network.weights)
     spare = -(network.config.vocabulary + len(HEADS)) % 16
@@ -241,12 +245,14 @@ def _logits(network: Network, graph: OnnxGraph, hidden: str) -> str:
     return linear(graph, hidden, weight, bias, plugin=network.plugin)
 
 
-def item_logits(network: Network, graph: OnnxGraph, hidden: str) -> str:
+def item_logits(network: TensorRtNetwork, graph: OnnxGraph, hidden: str) -> str:
     """Return the logits of the items alone, [B, V]."""
     return graph.columns(_logits(network, graph, hidden), 0, network.config.vocabulary)
 
 
-def _choose_item(network: Network, graph: OnnxGraph, shape: Shape, hidden: str, read: tuple[str, str] | None) -> None:
+def _choose_item(
+    network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, hidden: str, read: tuple[str, str] | None
+) -> None:
     """Write heads (decode only), next_token and next_log_prob."""
     rows, vocabulary = shape.rows, network.config.vocabulary
     seen = graph.input("seen", [rows, shape.seen], INT32)
@@ -268,14 +274,14 @@ def _choose_item(network: Network, graph: OnnxGraph, shape: Shape, hidden: str, 
     layers.best(graph, allowed_logits(network, graph, shape, logits, seen, read), log_sum, rows, network.tokens)
 
 
-def _output_heads(network: Network, graph: OnnxGraph, rows: int, every: str) -> None:
+def _output_heads(network: TensorRtNetwork, graph: OnnxGraph, rows: int, every: str) -> None:
     vocabulary = network.config.vocabulary
     heads = graph.node("Cast", graph.columns(every, vocabulary, vocabulary + len(HEADS)), pinned=True, to=FLOAT)
     graph.output(graph.node("Sigmoid", heads), "heads", [rows, len(HEADS)], FLOAT)
 
 
 def allowed_logits(
-    network: Network, graph: OnnxGraph, shape: Shape, logits: str, seen: str, read: tuple[str, str] | None
+    network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, logits: str, seen: str, read: tuple[str, str] | None
 ) -> str:
     """Return the logits of the catalog's items, [B, tokens], with those seen or read so far banned."""
     if network.tokens < network.config.vocabulary:

@@ -21,7 +21,7 @@ IN_FLIGHT = 2  # batches: one computes while the other is copied
 Flight = tuple[Slot, int, Laps | None]  # a batch's memory, its users, when the device did what
 
 
-class SlateLoop:
+class TensorRtSlateLoop:
     """Greedy decoding of whole batches."""
 
     def __init__(

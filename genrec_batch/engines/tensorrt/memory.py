@@ -20,7 +20,7 @@ from genrec_batch.core.arrays import F32, HEADS, I32, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
 from genrec_batch.engines.driver import Buffer, Device, Event, Graph, PinnedBuffer, Stream, aligned
 from genrec_batch.engines.tensorrt.layers import NOTHING
-from genrec_batch.engines.tensorrt.network import Network, Shape, feature_columns
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, feature_columns
 from genrec_batch.engines.tensorrt.side_graphs import between, state_tensors
 from genrec_batch.model.weights import BYTES
 
@@ -51,7 +51,7 @@ def pack_places(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[dict
 class Slot:
     """The memory of one batch in flight."""
 
-    def __init__(self, device: Device, network: Network, shape: Shape, setup: Stream) -> None:
+    def __init__(self, device: Device, network: TensorRtNetwork, shape: Shape, setup: Stream) -> None:
         self.shape, self.network = shape, network
         rows, steps = shape.rows, shape.steps
         self.inputs, input_bytes = pack_places(
@@ -192,7 +192,7 @@ class SlotPool:
         self._device, self._stream = device, stream
         self._idle: dict[Shape, list[Slot]] = {}
 
-    def acquire(self, network: Network, shape: Shape) -> Slot:
+    def acquire(self, network: TensorRtNetwork, shape: Shape) -> Slot:
         """Return memory for one batch: idle memory of that shape, else new; when full, all idle memory goes first.
 
         Raises:

@@ -36,7 +36,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class TensorRtNetwork:
     """What every graph is made from."""
 
     config: ModelConfig
@@ -44,16 +44,16 @@ class Network:
     tokens: int  # items from here on are in no catalog: they count in log_prob and are never chosen
     precision: str
     plugin: bool
-    piece: int = 0  # layers of one engine; 0: all of them
+    segment_layers: int = 0  # layers of one engine; 0: all of them
 
-    def pieces(self) -> list[range]:
+    def segments(self) -> list[range]:
         """Return the layers of each engine, first to last; what one leaves, the next takes."""
-        size, layers = self.piece or self.config.layers, self.config.layers
+        size, layers = self.segment_layers or self.config.layers, self.config.layers
         return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
     def titles(self, name: str) -> list[str]:
         """Return what the engines are called that prefill or decode consists of."""
-        count = len(self.pieces())
+        count = len(self.segments())
         return [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
 
     def layer(self, index: int) -> LayerWeights:
@@ -71,7 +71,7 @@ def feature_columns(config: ModelConfig, shape: Shape) -> int:
     return -(-count // DEPTH) * DEPTH
 
 
-def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
+def prefix_product(network: TensorRtNetwork, shape: Shape) -> tuple[F32, F32]:
     """Return weight [D, columns] and bias [D] of position 0: a row without a profile gets neither product nor bias.
 
     The biases of the optional projections are columns of the weight, multiplied by the input's 0 or 1.
@@ -85,7 +85,7 @@ def prefix_product(network: Network, shape: Shape) -> tuple[F32, F32]:
     return np.pad(weight, ((0, 0), (0, spare))), network.weights["feature_projection.bias"]
 
 
-def cache_shapes(network: Network, shape: Shape) -> dict[str, list[int]]:
+def cache_shapes(network: TensorRtNetwork, shape: Shape) -> dict[str, list[int]]:
     """Return the caches that prefill writes: per layer one [N, 3D] with the plugin, else two of [B, H, S, HD]."""
     config, layers = network.config, range(network.config.layers)
     if network.plugin:

@@ -17,9 +17,8 @@ from genrec_batch.core.errors import EngineError, ModelError
 from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.plan_cache import EngineCache
-from genrec_batch.engines.tensorrt import build as building
-from genrec_batch.engines.tensorrt import store
-from genrec_batch.engines.tensorrt.network import Network, Shape
+from genrec_batch.engines.tensorrt import builder, store
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.engines.tensorrt.options import BuildConfig
 from genrec_batch.engines.tensorrt.shapes import BUCKETS, PLAIN_ROWS, ShapeRule
 from genrec_batch.model import weights
@@ -36,7 +35,7 @@ class Target:
     """Where engines will run, and what they are built with."""
 
     plans: store.PlanStore
-    network: Callable[[Shape], Network]
+    network: Callable[[Shape], TensorRtNetwork]
     label: str  # library and GPU
     variant: str  # with or without the plugin, and why
     rule: ShapeRule  # which static shapes
@@ -97,12 +96,12 @@ def _with_catalog(directory: Path) -> Model:
 
 
 def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None) -> Target:
-    library = building.load_library(None if config.library == "auto" else config.library)
-    building.check_precision(library, precision)
+    library = builder.load_library(None if config.library == "auto" else config.library)
+    builder.check_precision(library, precision)
     if config.compute_capability is None:
         return _here(config, loaded, precision, cache, size, library)
     architecture = "sm_" + config.compute_capability.replace(".", "")
-    building.check_architecture(library, architecture)
+    builder.check_architecture(library, architecture)
     plans = store.PlanStore(
         library,
         cache,
@@ -113,14 +112,14 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
         progress=_phase,
     )
 
-    def network(_shape: Shape) -> Network:
-        return Network(
+    def network(_shape: Shape) -> TensorRtNetwork:
+        return TensorRtNetwork(
             config=loaded.config,
             weights=loaded.weights,
             tokens=loaded.tokens,
             precision=precision,
             plugin=False,
-            piece=library.piece,
+            segment_layers=library.segment_layers,
         )
 
     label = f"{library.label} for {architecture}"
@@ -134,7 +133,7 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
 
 
 def _here(
-    config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None, library: building.Library
+    config: BuildConfig, loaded: Model, precision: str, cache: EngineCache, size: int | None, library: builder.Library
 ) -> Target:
     from genrec_batch.engines.tensorrt.engine import TensorRtEngine
 

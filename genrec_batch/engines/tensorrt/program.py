@@ -18,10 +18,9 @@ import numpy.typing as npt
 from genrec_batch.core.arrays import F32, I32
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
 from genrec_batch.engines.driver import Buffer, Device, Graph, PinnedBuffer, Stream
-from genrec_batch.engines.tensorrt import build as building
-from genrec_batch.engines.tensorrt import graphs as loop
+from genrec_batch.engines.tensorrt import builder, graphs
 from genrec_batch.engines.tensorrt.memory import Slot
-from genrec_batch.engines.tensorrt.network import Network, Shape
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.model.weights import BYTES
 
 Sizes = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]  # of outputs, all of four bytes a number
@@ -30,7 +29,7 @@ Sizes = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]  # of outputs, all o
 class Executable:
     """A deserialized engine and its context; every tensor is bound by name before each launch."""
 
-    def __init__(self, library: building.Library, runtime: Any, plan: bytes) -> None:
+    def __init__(self, library: builder.Library, runtime: Any, plan: bytes) -> None:
         """Load an engine.
 
         Raises:
@@ -44,7 +43,7 @@ class Executable:
             text = library.log.last()
             kind = DeviceMemoryError if "memory" in text.lower() else EngineError
             raise kind(f"{library.label} cannot load an engine: {text}")
-        self.tensors = building.tensors(library, self._engine)
+        self.tensors = builder.tensors(library, self._engine)
         self._bound: dict[str, int] = {}
 
     def launch(self, addresses: Mapping[str, int], stream: Stream) -> None:
@@ -65,7 +64,7 @@ class Executable:
 class Program:
     """Prefill and decode of one shape, and whatever else was asked for."""
 
-    def __init__(self, network: Network, shape: Shape, load: Callable[[str, Shape, bytes], Executable]) -> None:
+    def __init__(self, network: TensorRtNetwork, shape: Shape, load: Callable[[str, Shape, bytes], Executable]) -> None:
         self.network, self.shape, self._load = network, shape, load
         self._executables: dict[str, Executable] = {}
         self.warm = False
@@ -78,11 +77,11 @@ class Program:
 
     def load(self, *, decode: bool = True) -> None:
         """Load, or build, the engines of prefill and, unless only these are wanted, of decode."""
-        self._pieces("prefill", loop.prefill)
+        self._segments("prefill", graphs.prefill)
         if decode:
-            self._pieces("decode", loop.decode)
+            self._segments("decode", graphs.decode)
 
-    def _pieces(self, name: str, make: Callable[[Network, Shape, int], bytes]) -> list[Executable]:
+    def _segments(self, name: str, make: Callable[[TensorRtNetwork, Shape, int], bytes]) -> list[Executable]:
         return [
             self.executable(title, partial(make, self.network, self.shape, number))
             for number, title in enumerate(self.network.titles(name))
@@ -93,7 +92,7 @@ class Program:
         addresses = slot.addresses() | {"features": slot.address("features"), "tokens": slot.address("tokens")}
         addresses |= {"hidden": slot.address("first_hidden"), "next_token": slot.address("read")}
         addresses |= {"next_log_prob": slot.address("log_prob")}
-        for engine in self._pieces("prefill", loop.prefill):
+        for engine in self._segments("prefill", graphs.prefill):
             engine.launch(addresses, stream)
 
     def decode(self, slot: Slot, step: int, stream: Stream) -> None:
@@ -105,7 +104,7 @@ class Program:
         addresses |= {"token": slot.address("read", step), "step": slot.step_address(step)}
         addresses |= {"heads": slot.address("heads", step), "next_token": slot.address("read", step + 1)}
         addresses |= {"next_log_prob": slot.address("log_prob", step + 1)}
-        for engine in self._pieces("decode", loop.decode):
+        for engine in self._segments("decode", graphs.decode):
             engine.launch(addresses, stream)
 
     def decode_all(self, slot: Slot, steps: int, stream: Stream) -> None:
@@ -129,7 +128,7 @@ class Program:
 
 
 @dataclass(eq=False, kw_only=True)
-class State:
+class TensorRtState:
     """What was read of one batch; its memory goes back to the engine when nobody refers to it."""
 
     program: Program

@@ -17,7 +17,7 @@ from genrec_batch.engines.layer_weights import head_weights
 from genrec_batch.engines.onnx_graph import FLOAT, INT32, OnnxGraph
 from genrec_batch.engines.tensorrt import graphs, layers
 from genrec_batch.engines.tensorrt.layers import BANNED, linear
-from genrec_batch.engines.tensorrt.network import Network, Shape, cache_shapes
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_shapes
 
 
 def padded_count(count: int) -> int:
@@ -25,7 +25,7 @@ def padded_count(count: int) -> int:
     return max(8, 1 << (count - 1).bit_length())
 
 
-def choose(network: Network, shape: Shape, count: int) -> bytes:
+def choose(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
     """Several best items of the next position.
 
     Inputs: hidden [B, D], seen [B, X], read [T+1, B], step [1] (rows of `read` up to it are banned; -1 for none).
@@ -56,7 +56,7 @@ def best_first(found: Mapping[str, npt.NDArray[Any]], choices: int) -> tuple[I32
     return tokens, np.pad(log_prob, spare, constant_values=-np.inf).astype(np.float32)
 
 
-def lookup(network: Network, shape: Shape, count: int) -> bytes:
+def lookup(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
     """Log-probabilities of given items: hidden [B, D], tokens [B, count] -> log_prob [B, count]."""
     graph, rows = network.graph(), shape.rows
     hidden = graph.input("hidden", [rows, network.config.width])
@@ -67,7 +67,7 @@ def lookup(network: Network, shape: Shape, count: int) -> bytes:
     return graph.serialized("lookup")
 
 
-def score(network: Network, shape: Shape, count: int) -> bytes:
+def score(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
     """Heads of several items per row, each read alone right after the history.
 
     Inputs: tokens [B, count], lengths [B], and prefill's caches. Output: heads [B, count, task heads].
@@ -96,7 +96,13 @@ def score(network: Network, shape: Shape, count: int) -> bytes:
 
 
 def _alone_after_history(
-    network: Network, graph: OnnxGraph, shape: Shape, count: int, fresh: Sequence[str], caches: Sequence[str], mask: str
+    network: TensorRtNetwork,
+    graph: OnnxGraph,
+    shape: Shape,
+    count: int,
+    fresh: Sequence[str],
+    caches: Sequence[str],
+    mask: str,
 ) -> str:
     """Attention of `count` positions per row over the cache and, each, itself: [B·count, D]."""
     config, rows = network.config, shape.rows
@@ -112,7 +118,7 @@ def _alone_after_history(
     return graph.reshape(graph.transpose(mean, 0, 2, 1, 3), rows * count, config.width)
 
 
-def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], int | None, int]]:
+def state_tensors(network: TensorRtNetwork, shape: Shape) -> dict[str, tuple[list[int], int | None, int]]:
     """Return what a decode state holds: name -> sizes, element type (None: the precision), axis of the rows."""
     config, rows, steps = network.config, shape.rows, shape.steps
     found: dict[str, tuple[list[int], int | None, int]] = {
@@ -131,16 +137,16 @@ def state_tensors(network: Network, shape: Shape) -> dict[str, tuple[list[int], 
     return found
 
 
-def between(network: Network, shape: Shape) -> dict[str, list[int]]:
-    """Return what the engines of consecutive pieces hand on: name -> sizes."""
+def between(network: TensorRtNetwork, shape: Shape) -> dict[str, list[int]]:
+    """Return what the engines of consecutive segments hand on: name -> sizes."""
     found = {}
-    for piece in range(len(network.pieces()) - 1):
-        found[f"left_{piece}"] = [shape.places, network.config.width]
-        found[f"passed_{piece}"] = [shape.rows, network.config.width]
+    for segment in range(len(network.segments()) - 1):
+        found[f"left_{segment}"] = [shape.places, network.config.width]
+        found[f"passed_{segment}"] = [shape.rows, network.config.width]
     return found
 
 
-def select(network: Network, shape: Shape, rows_out: int) -> bytes:
+def select(network: TensorRtNetwork, shape: Shape, rows_out: int) -> bytes:
     """Copy rows of a whole state: every tensor of `state_tensors`, and rows [rows_out] -> chosen_<name>."""
     graph = network.graph()
     rows = graph.input("rows", [rows_out], INT32)

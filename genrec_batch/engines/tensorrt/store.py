@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from genrec_batch.engines.plan_cache import EngineCache, EngineKey
-from genrec_batch.engines.tensorrt import build as building
-from genrec_batch.engines.tensorrt import graphs as loop
-from genrec_batch.engines.tensorrt import side_graphs as side
-from genrec_batch.engines.tensorrt.network import Network, Shape
+from genrec_batch.engines.tensorrt import builder, graphs, side_graphs
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +46,14 @@ class PlanStore:
 
     def __init__(
         self,
-        library: building.Library,
+        library: builder.Library,
         cache: EngineCache,
         *,
         weights_sha256: str,
         precision: str,
         architecture: str,
         elsewhere: bool = False,
-        progress: building.Progress | None = None,
+        progress: builder.Progress | None = None,
     ) -> None:
         """Describe what is built.
 
@@ -78,7 +76,7 @@ class PlanStore:
             shape={},
             library=library.label,
             architecture=architecture,
-            options={"builder": str(building.WAY)},
+            options={"builder": str(builder.WAY)},
         )
 
     def plan(self, name: str, shape: Shape, graph: bytes) -> Plan:
@@ -93,7 +91,7 @@ class PlanStore:
 
         def build() -> bytes:
             timings = replace(self._key, name="timings", weights_sha256="")
-            made = building.build(
+            made = builder.build(
                 self._library,
                 graph,
                 precision=key.precision,
@@ -110,7 +108,7 @@ class PlanStore:
         return Plan(content=content, seconds=time.monotonic() - started, built=bool(built))
 
 
-def wanted(network: Network, shape: Shape, *, choices: int = 0, beam_width: int = 1) -> Iterator[Wanted]:
+def wanted(network: TensorRtNetwork, shape: Shape, *, choices: int = 0, beam_width: int = 1) -> Iterator[Wanted]:
     """Yield the engines that one static shape needs.
 
     Args:
@@ -123,23 +121,23 @@ def wanted(network: Network, shape: Shape, *, choices: int = 0, beam_width: int 
     def one(name: str, where: Shape, make: Callable[[], bytes]) -> Wanted:
         return Wanted(name=name, shape=where, graph=make)
 
-    def pieces(name: str, where: Shape, make: Callable[[Network, Shape, int], bytes]) -> Iterator[Wanted]:
+    def segments(name: str, where: Shape, make: Callable[[TensorRtNetwork, Shape, int], bytes]) -> Iterator[Wanted]:
         for number, title in enumerate(network.titles(name)):
             yield one(title, where, partial(make, network, where, number))
 
-    yield from pieces("prefill", shape, loop.prefill)
+    yield from segments("prefill", shape, graphs.prefill)
     if choices:
-        count = side.padded_count(choices)
-        yield one(f"choose_{choices}", shape, lambda: side.choose(network, shape, choices))
-        yield one(f"score_{count}", shape, lambda: side.score(network, shape, count))
+        count = side_graphs.padded_count(choices)
+        yield one(f"choose_{choices}", shape, lambda: side_graphs.choose(network, shape, choices))
+        yield one(f"score_{count}", shape, lambda: side_graphs.score(network, shape, count))
         return
     if beam_width == 1:
-        yield from pieces("decode", shape, loop.decode)
+        yield from segments("decode", shape, graphs.decode)
         return
     rows = shape.rows * beam_width
-    beams, least = replace(shape, rows=rows), side.padded_count(1)
-    yield one(f"select_{rows}", shape, lambda: side.select(network, shape, rows))
-    yield from pieces("decode", beams, loop.decode)
-    yield one(f"choose_{beam_width}", beams, lambda: side.choose(network, beams, beam_width))
-    yield one(f"lookup_{least}", beams, lambda: side.lookup(network, beams, least))
-    yield one(f"select_{rows}", beams, lambda: side.select(network, beams, rows))
+    beams, least = replace(shape, rows=rows), side_graphs.padded_count(1)
+    yield one(f"select_{rows}", shape, lambda: side_graphs.select(network, shape, rows))
+    yield from segments("decode", beams, graphs.decode)
+    yield one(f"choose_{beam_width}", beams, lambda: side_graphs.choose(network, beams, beam_width))
+    yield one(f"lookup_{least}", beams, lambda: side_graphs.lookup(network, beams, least))
+    yield one(f"select_{rows}", beams, lambda: side_graphs.select(network, beams, rows))

@@ -14,7 +14,7 @@ from genrec_batch.core.errors import EngineError, RetryError
 from genrec_batch.engines import driver
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.plan_cache import EngineCache
-from genrec_batch.engines.tensorrt.build import wrap
+from genrec_batch.engines.tensorrt.builder import wrap
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
 from genrec_batch.engines.tensorrt.plugin.library import VARIABLE, Toolchain, toolchain
 from genrec_batch.model.weights import Model, ModelConfig, demo_model, initial_weights, preset
@@ -153,9 +153,9 @@ def test_greedy_decode_is_the_network_without_a_cache(build, side):
     check(model, batch, greedy(engine, batch))
 
 
-def test_a_network_in_pieces_is_the_same_network(build, monkeypatch):
+def test_a_network_in_segments_is_the_same_network(build, monkeypatch):
     """One layer an engine: each takes what the one before left, and rows are still copied whole."""
-    monkeypatch.setattr("genrec_batch.engines.tensorrt.build.PLAIN_LAYERS", 1)
+    monkeypatch.setattr("genrec_batch.engines.tensorrt.builder.PLAIN_LAYERS", 1)
     engine, model = build(), tiny()
     batch = batch_of(model.config, 5, side=True)
     check(model, batch, greedy(engine, batch))

@@ -9,7 +9,7 @@ import importlib.util
 
 import pytest
 
-from genrec_batch.engines.tensorrt import build
+from genrec_batch.engines.tensorrt import builder
 
 ROWS, HEADS, POSITIONS, HEAD_SIZE, ROOM, TOKENS = 64, 16, 51, 32, 64, 1000
 
@@ -17,8 +17,8 @@ ROWS, HEADS, POSITIONS, HEAD_SIZE, ROOM, TOKENS = 64, 16, 51, 32, 64, 1000
 @pytest.fixture(scope="module")
 def rtx():
     if not importlib.util.find_spec("tensorrt_rtx_bindings"):
-        pytest.skip(f"the real builder is not installed: {build.RTX_INSTALL}")
-    library = build.load_library("tensorrt_rtx")
+        pytest.skip(f"the real builder is not installed: {builder.RTX_INSTALL}")
+    library = builder.load_library("tensorrt_rtx")
     if not hasattr(library.api.INetworkDefinition, "add_attention_v2"):
         pytest.skip(f"{library.label} has no attention layer")
     return library
@@ -26,14 +26,14 @@ def rtx():
 
 def built(rtx, make, architecture):
     """Return a network's inputs and outputs, once it is built."""
-    keeper = build.logger(rtx)
-    builder = rtx.api.Builder(keeper)
-    network = builder.create_network(build._network_flags(rtx))
+    keeper = builder.logger(rtx)
+    theirs = rtx.api.Builder(keeper)
+    network = theirs.create_network(builder._network_flags(rtx))
     make(network)
-    config = build._configure(rtx, builder, network, "fp16", architecture)
-    plan = builder.build_serialized_network(network, config)
+    config = builder._configure(rtx, theirs, network, "fp16", architecture)
+    plan = theirs.build_serialized_network(network, config)
     assert plan is not None, rtx.log.last()
-    return {name: tensor.shape for name, tensor in build._declared(network).items()}
+    return {name: tensor.shape for name, tensor in builder._declared(network).items()}
 
 
 def marked(network, **outputs):

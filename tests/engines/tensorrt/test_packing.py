@@ -8,7 +8,7 @@ import pytest
 
 from genrec_batch.engines import driver, registry
 from genrec_batch.engines.decode import Decoding, recommend
-from genrec_batch.engines.tensorrt.build import wrap
+from genrec_batch.engines.tensorrt.builder import wrap
 from genrec_batch.engines.tensorrt.plugin.library import Toolchain
 from genrec_batch.engines.tensorrt.shapes import BUCKETS, Packing, ShapeRule
 from genrec_batch.model import weights
@@ -167,7 +167,7 @@ def test_one_user_always_fits():
 def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log_file, gpu, monkeypatch, tmp_path):
     """`score --engine tensorrt`: batches cut by positions, one prefill and one decode for the run, padding told."""
     library = wrap("tensorrt", FakeTensorRt(gpu))
-    monkeypatch.setattr("genrec_batch.engines.tensorrt.build.load_library", lambda _name=None: library)
+    monkeypatch.setattr("genrec_batch.engines.tensorrt.builder.load_library", lambda _name=None: library)
     monkeypatch.setattr(f"{ENGINE}.toolchain", lambda: Toolchain(compiler="g++", include=()))
     monkeypatch.setattr(f"{ENGINE}.load", lambda *_, **__: None)
     monkeypatch.setattr(registry.Entry, "module", lambda self: self.modules[0])

@@ -11,7 +11,7 @@ import pytest
 
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.engines import driver
-from genrec_batch.engines.tensorrt import build, prebuild
+from genrec_batch.engines.tensorrt import builder, prebuild
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
 from genrec_batch.engines.tensorrt.plugin.library import VARIABLE
 from genrec_batch.engines.tensorrt.shapes import BUCKETS, ShapeRule
@@ -26,7 +26,7 @@ ELSEWHERE = ("--compute-capability", "8.9")
 @pytest.fixture
 def rtx(monkeypatch, tmp_path):
     if not importlib.util.find_spec("tensorrt_rtx_bindings"):
-        pytest.skip(f"the real builder is not installed: {build.RTX_INSTALL}")
+        pytest.skip(f"the real builder is not installed: {builder.RTX_INSTALL}")
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -35,9 +35,9 @@ def rtx(monkeypatch, tmp_path):
 def gpu(monkeypatch, tmp_path):
     """A machine with a GPU and TensorRT 8.6, pretended."""
     runtime = FakeRuntime()
-    library = build.wrap("tensorrt", FakeTensorRt(runtime))
+    library = builder.wrap("tensorrt", FakeTensorRt(runtime))
     monkeypatch.setattr(driver, "load_runtime", lambda: runtime)
-    monkeypatch.setattr(build, "load_library", lambda _name=None: library)
+    monkeypatch.setattr(builder, "load_library", lambda _name=None: library)
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     return library
@@ -156,7 +156,7 @@ def test_no_library_gives_the_install_line(run, monkeypatch, model_dir):
     def missing(module):
         raise ImportError(f"No module named {module!r}")
 
-    monkeypatch.setattr(build.importlib, "import_module", missing)
+    monkeypatch.setattr(builder.importlib, "import_module", missing)
     done = run("model", "build", model_dir)
     assert done.code == 5
     assert "pip install" in done.err

@@ -9,23 +9,22 @@ import pytest
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.plan_cache import EngineCache
-from genrec_batch.engines.tensorrt import build
-from genrec_batch.engines.tensorrt import graphs as loop
-from genrec_batch.engines.tensorrt import side_graphs as side
+from genrec_batch.engines.tensorrt import builder, graphs, side_graphs
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.engines.tensorrt.plugin import library, read
 from genrec_batch.model.weights import initial_weights, preset
 from tests.fakes.cuda import FakeRuntime
 from tests.fakes.tensorrt import FakeTensorRt
 
 ROWS, POSITIONS, SEEN, STEPS = 64, 51, 64, 10
-SHAPE = loop.Shape(rows=ROWS, positions=POSITIONS, seen=SEEN, steps=STEPS)
+SHAPE = Shape(rows=ROWS, positions=POSITIONS, seen=SEEN, steps=STEPS)
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 
 
 def network(name="tiny", precision="fp16", *, plugged=False):
     config = preset(name)
     weights = initial_weights(config, 1)
-    return loop.Network(
+    return TensorRtNetwork(
         config=config, weights=weights, tokens=config.vocabulary - 5, precision=precision, plugin=plugged
     )
 
@@ -33,13 +32,13 @@ def network(name="tiny", precision="fp16", *, plugged=False):
 @pytest.fixture(scope="module")
 def rtx():
     if not importlib.util.find_spec("tensorrt_rtx_bindings"):
-        pytest.skip(f"the real builder is not installed: {build.RTX_INSTALL}")
-    return build.load_library("tensorrt_rtx")
+        pytest.skip(f"the real builder is not installed: {builder.RTX_INSTALL}")
+    return builder.load_library("tensorrt_rtx")
 
 
 @pytest.fixture
 def fake():
-    return build.wrap("tensorrt", FakeTensorRt(FakeRuntime()))
+    return builder.wrap("tensorrt", FakeTensorRt(FakeRuntime()))
 
 
 def described(built):
@@ -84,8 +83,8 @@ def expected_decode(config, kind):
 def test_the_real_builder_builds_both_engines(rtx, name, precision):
     made = network(name, precision)
     told = []
-    for graph, expected in ((loop.prefill, expected_prefill), (loop.decode, expected_decode)):
-        built = build.build(
+    for graph, expected in ((graphs.prefill, expected_prefill), (graphs.decode, expected_decode)):
+        built = builder.build(
             rtx,
             graph(made, SHAPE),
             precision=precision,
@@ -99,63 +98,63 @@ def test_the_real_builder_builds_both_engines(rtx, name, precision):
     assert all(0 <= share <= 1 for _, share in told)
 
 
-def test_the_real_builder_builds_a_network_in_pieces(rtx):
-    made = dataclasses.replace(network("tiny"), piece=1)
+def test_the_real_builder_builds_a_network_in_segments(rtx):
+    made = dataclasses.replace(network("tiny"), segment_layers=1)
     config, kind = made.config, TYPES["fp16"]
     first, second = (
-        described(build.build(rtx, graph, precision="fp16", architecture="sm_89"))
-        for graph in (loop.prefill(made, SHAPE, 0), loop.prefill(made, SHAPE, 1))
+        described(builder.build(rtx, graph, precision="fp16", architecture="sm_89"))
+        for graph in (graphs.prefill(made, SHAPE, 0), graphs.prefill(made, SHAPE, 1))
     )
     left = (ROWS * POSITIONS, config.width)
     assert (first["left_0"], second["left_0"]) == ((left, kind, False), (left, kind, True))
     assert (first | second).keys() == {*expected_prefill(config, kind), "left_0"}
-    for piece in range(2):
-        assert build.build(rtx, loop.decode(made, SHAPE, piece), precision="fp16", architecture="sm_89").plan
+    for segment in range(2):
+        assert builder.build(rtx, graphs.decode(made, SHAPE, segment), precision="fp16", architecture="sm_89").plan
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_real_builder_builds_what_beam_search_and_candidates_need(rtx, precision):
     made = network(precision=precision)
-    shape = loop.Shape(rows=ROWS, positions=9, seen=SEEN, steps=2, profile=True, video=True)
+    shape = Shape(rows=ROWS, positions=9, seen=SEEN, steps=2, profile=True, video=True)
     for graph in (
-        loop.prefill(made, shape),
-        side.choose(made, shape, 5),
-        side.lookup(made, shape, 8),
-        side.score(made, shape, 8),
-        side.select(made, shape, 2 * ROWS),
+        graphs.prefill(made, shape),
+        side_graphs.choose(made, shape, 5),
+        side_graphs.lookup(made, shape, 8),
+        side_graphs.score(made, shape, 8),
+        side_graphs.select(made, shape, 2 * ROWS),
     ):
-        assert build.build(rtx, graph, precision=precision, architecture="sm_89").plan
+        assert builder.build(rtx, graph, precision=precision, architecture="sm_89").plan
 
 
 def test_timings_are_kept_where_the_library_takes_them_back(fake):
-    graph = loop.decode(network(precision="fp32"), SHAPE)
-    assert build.build(fake, graph, precision="fp32").timings is None  # 8.6
+    graph = graphs.decode(network(precision="fp32"), SHAPE)
+    assert builder.build(fake, graph, precision="fp32").timings is None  # 8.6
     fake.api.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", start=1)
-    first = build.build(fake, graph, precision="fp32")
-    assert build.build(fake, graph, precision="fp32", timings=first.timings).timings == b"++"
+    first = builder.build(fake, graph, precision="fp32")
+    assert builder.build(fake, graph, precision="fp32", timings=first.timings).timings == b"++"
 
 
 def test_fp32_means_fp32(fake):
     """TensorFloat-32, on by default, moved log-probabilities by 0.0016 on an H200."""
-    build.build(fake, loop.decode(network(precision="fp32"), SHAPE), precision="fp32")
+    builder.build(fake, graphs.decode(network(precision="fp32"), SHAPE), precision="fp32")
     assert fake.api.flags == set()
-    build.build(fake, loop.decode(network(precision="fp16"), SHAPE), precision="fp16")
+    builder.build(fake, graphs.decode(network(precision="fp16"), SHAPE), precision="fp16")
     assert fake.api.flags == {fake.api.BuilderFlag.FP16, fake.api.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
 
 
 def test_an_architecture_that_the_builder_does_not_know_is_named(rtx):
     with pytest.raises(EngineError, match=r"sm_10.*sm_89"):
-        build.build(rtx, loop.decode(network(), SHAPE), precision="fp16", architecture="sm_10")
+        builder.build(rtx, graphs.decode(network(), SHAPE), precision="fp16", architecture="sm_10")
 
 
 def test_a_broken_graph_is_an_engine_error(rtx):
     with pytest.raises(EngineError, match="cannot read the graph"):
-        build.build(rtx, b"no graph", precision="fp16", architecture="sm_89")
+        builder.build(rtx, b"no graph", precision="fp16", architecture="sm_89")
 
 
 def test_only_rtx_builds_for_another_gpu(fake):
     with pytest.raises(EngineError, match="for the GPU at hand"):
-        build.build(fake, loop.decode(network(), SHAPE), precision="fp16", architecture="sm_89")
+        builder.build(fake, graphs.decode(network(), SHAPE), precision="fp16", architecture="sm_89")
 
 
 def test_a_builder_that_cannot_start_without_a_gpu(fake, monkeypatch):
@@ -164,14 +163,14 @@ def test_a_builder_that_cannot_start_without_a_gpu(fake, monkeypatch):
 
     monkeypatch.setattr(fake.api, "Builder", nothing)
     with pytest.raises(EngineError, match="GPU and its driver") as caught:
-        build.build(fake, b"", precision="fp16")
+        builder.build(fake, b"", precision="fp16")
     assert caught.value.exit_code == 5
 
 
 def test_rtx_is_taken_where_only_it_is_installed(rtx):
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("tensorrt is installed too, and comes first")
-    assert build.load_library().label == rtx.label
+    assert builder.load_library().label == rtx.label
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx", None])
@@ -179,21 +178,21 @@ def test_a_missing_library_is_an_error_with_the_install_line(name, monkeypatch):
     def missing(module):
         raise ImportError(f"No module named {module!r}")
 
-    monkeypatch.setattr(build.importlib, "import_module", missing)
+    monkeypatch.setattr(builder.importlib, "import_module", missing)
     with pytest.raises(EngineError, match="pip install"):
-        build.load_library(name)
+        builder.load_library(name)
 
 
 def test_progress_without_a_monitor_still_says_that_it_is_done(fake):
     told = []
-    graph = loop.decode(network(precision="fp32"), SHAPE)
-    build.build(fake, graph, precision="fp32", progress=lambda *news: told.append(news))
+    graph = graphs.decode(network(precision="fp32"), SHAPE)
+    builder.build(fake, graph, precision="fp32", progress=lambda *news: told.append(news))
     assert told == [("built", 1.0)]
 
 
 def test_the_plugin_graphs_use_the_kernels_and_one_cache_per_layer(fake):
     made = network("reference", plugged=True)
-    tensors = build.build(fake, loop.prefill(made, SHAPE), precision="fp16").tensors
+    tensors = builder.build(fake, graphs.prefill(made, SHAPE), precision="fp16").tensors
     assert tensors["cache_5"].shape == (ROWS * POSITIONS, 3 * 512)
     assert not any(name.startswith("keys") for name in tensors)
 
@@ -245,8 +244,8 @@ def test_the_cubins_are_inside_the_plugin():
 
 def test_one_logger_serves_a_library_for_as_long_as_it_is_loaded(fake):
     """TensorRT writes to the first logger of a process when the engine that brought it is long gone."""
-    again = build.wrap("tensorrt", fake.api)
-    first = build.logger(fake)
-    assert build.logger(again) is first
+    again = builder.wrap("tensorrt", fake.api)
+    first = builder.logger(fake)
+    assert builder.logger(again) is first
     first.log(fake.api.ILogger.ERROR, "no room")
     assert again.log.last() == "no room"

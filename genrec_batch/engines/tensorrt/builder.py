@@ -35,7 +35,7 @@ class Library:
     name: str  # "tensorrt" or "tensorrt_rtx"
     version: str
     api: Any  # the module
-    log: Log
+    log: BuilderLog
 
     @property
     def strongly_typed(self) -> bool:
@@ -43,7 +43,7 @@ class Library:
         return hasattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     @property
-    def piece(self) -> int:
+    def segment_layers(self) -> int:
         """Layers of one plain engine, 0 for all: TensorRT 8 computes six in one node slower than three times two."""
         return 0 if self.strongly_typed else PLAIN_LAYERS
 
@@ -53,7 +53,7 @@ class Library:
         return f"{self.name} {self.version}"
 
 
-class Log:
+class BuilderLog:
     """What the library complained about; the rest of its chatter is dropped."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def load_library(name: str | None = None) -> Library:
 
 def wrap(name: str, api: Any) -> Library:
     """Return a Library for an imported module; all of one module share a log."""
-    log = _kept(api, "genrec_batch_log", Log)
+    log = _kept(api, "genrec_batch_log", BuilderLog)
     return Library(name=name, version=str(api.__version__), api=api, log=log)
 
 

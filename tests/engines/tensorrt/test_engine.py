@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from genrec_batch.core.arrays import HEADS, Batch
-from genrec_batch.core.errors import EngineError, RetryError
+from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines import driver
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.plan_cache import EngineCache
@@ -444,7 +444,7 @@ def test_engines_are_built_once_and_loaded_from_the_cache_afterwards(build):
 
 def test_a_history_beyond_the_position_table_is_refused(build):
     model = tiny(ModelConfig(vocabulary=50, width=64, ffn=32, layers=2, positions=10))
-    with pytest.raises(EngineError, match="max-events"):
+    with pytest.raises(ConfigError, match="max-events"):
         build(model).prefill(batch_of(model.config, 2, width=8), steps=2)
 
 

@@ -193,10 +193,8 @@ def preload(name: str, device: str) -> None:
     chosen = _available(place) if name == "auto" else name
     if module := entry(chosen).module():
         importlib.import_module(module)
-    if chosen == "torch" and place.startswith("cuda"):
-        from genrec_batch.engines.torch.device import wake
-
-        wake(place)
+    if place.startswith("cuda"):
+        entry(chosen).wake(place)
 
 
 def mode_of(decode: str, beam_width: int, model: Model) -> str:
@@ -268,12 +266,12 @@ def _fast_precision(name: str, place: str) -> str | None:
     bf16 is faster than fp32 with AMX and on AMD. On Intel's AVX-512 without AMX it takes twice as long as fp32, and
     int8 is faster.
     """
-    if place.startswith("cuda"):
-        return "fp16"
-    flags = Path("/proc/cpuinfo")
+    kind, flags = place.partition(":")[0], Path("/proc/cpuinfo")
     text = flags.read_text() if flags.exists() else ""
-    if name != "torch":
-        return None
-    if "amx_bf16" in text or ("avx512_bf16" in text and "AuthenticAMD" in text):
-        return "bf16"
-    return "int8" if computes_int8() else None
+    if kind == "cuda":
+        fast = "fp16"
+    elif "amx_bf16" in text or ("avx512_bf16" in text and "AuthenticAMD" in text):
+        fast = "bf16"
+    else:
+        fast = "int8" if computes_int8() else "fp32"
+    return fast if fast != "fp32" and fast in entry(name).precisions[kind] else None

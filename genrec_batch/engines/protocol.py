@@ -39,7 +39,7 @@ class Recorder(Protocol):
 
 
 def nothing() -> None:
-    """Do nothing: the value of `Engine.arrived` while nobody listens."""
+    """Do nothing: the default of `Engine.arrived`."""
 
 
 class Engine(ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Entry:
     extra: str  # of genrec-batch, which installs it
     precisions: Mapping[str, tuple[str, ...]]  # by kind of device, "cpu" or "cuda"; a kind left out is not supported
     open: Opener
+    wake: Callable[[str], None] = lambda _device: None  # initializes a GPU, while no model is known yet
 
     @property
     def install(self) -> str:
@@ -69,6 +70,12 @@ def _open_torch(model: Model, *, device: str, precision: str) -> Engine:
     return (TorchEngine if declined else TorchCudaEngine)(model, device=device, precision=precision)
 
 
+def _wake_torch(device: str) -> None:
+    from genrec_batch.engines.torch.device import wake
+
+    wake(device)
+
+
 def _open_tensorrt(model: Model, *, device: str, precision: str) -> Engine:
     from genrec_batch.engines.tensorrt.engine import TensorRtEngine
 
@@ -95,6 +102,7 @@ ENTRIES = (  # `--engine auto` takes the first that is installed: measured faste
         extra="torch",
         precisions={"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "bf16", "fp16")},
         open=_open_torch,
+        wake=_wake_torch,
     ),
     Entry(
         name="tensorrt",

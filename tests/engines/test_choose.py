@@ -1,4 +1,4 @@
-"""Which engine a run takes, and what it says of it."""
+"""The choice of an engine, and the sentence that explains it."""
 
 from __future__ import annotations
 

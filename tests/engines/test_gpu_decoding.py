@@ -1,4 +1,4 @@
-"""Every way of decoding on a real GPU, held against ONNX Runtime in fp32 on the CPU. Needs nothing of conftest.py."""
+"""Every way of decoding on a real GPU, compared with ONNX Runtime in fp32 on the CPU."""
 
 import dataclasses
 

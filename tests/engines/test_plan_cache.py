@@ -1,4 +1,4 @@
-"""The private folder of built engines: what is found again, what is built anew, what is refused."""
+"""The private folder of built engines: what it finds, what is built again, what is refused."""
 
 import multiprocessing
 import os

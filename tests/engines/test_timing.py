@@ -1,4 +1,4 @@
-"""When an engine did what: calls that the host makes, and a device's marks on the host's clock."""
+"""The stages of an engine's work: calls that the host makes, and a device's marks on the host's clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's state_dicts become our parameters, or one error names all that is in the way."""
+"""Foreign state_dicts become our parameters, or one error names everything that does not match."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The hand-fused engine's logic on a CPU: kernels replaced by their plain twin, results held to a full forward."""
+"""The hand-fused engine's logic on a CPU: with the kernels' plain twin, compared with a full forward."""
 
 import time
 from dataclasses import replace

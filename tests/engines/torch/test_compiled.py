@@ -1,4 +1,4 @@
-"""The compiled phases of the torch engine on a CPU: near their plain twin and fp32, and every row alone to the bit."""
+"""The compiled phases of the torch engine on a CPU: close to their plain twin, the same bits for a row alone."""
 
 import sys
 from dataclasses import replace

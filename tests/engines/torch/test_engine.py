@@ -1,4 +1,4 @@
-"""The torch engine: equal to PyTorch's own encoder, to full forwards without a cache, and to itself in any company."""
+"""The torch engine: equal to PyTorch's own encoder, to full forwards without a cache, and to itself in any batch."""
 
 from dataclasses import replace
 from threading import Barrier

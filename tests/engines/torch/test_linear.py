@@ -1,4 +1,4 @@
-"""Products in 8-bit whole numbers: near the exact ones, row by row, and exact where they say so."""
+"""Products in 8-bit integers: close to the exact ones in every row, and exact where that is promised."""
 
 import pytest
 

@@ -19,7 +19,7 @@ from genrec_batch.events.dataset import Dataset, open_model
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
-from genrec_batch.scoring.shard import Scoring
+from genrec_batch.scoring.pipeline import Scoring
 
 
 def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
@@ -62,5 +62,5 @@ class Scorer:
         same_catalog = tokens == dataset.model.tokens  # an engine never chooses a token beyond its catalog
         scoring = Scoring.of(self.config, dataset, stages, selection if same_catalog else None)
         self._opened = (loaded, dataset.model.tokens, scoring.selection)
-        shards = pipeline.shards(scoring, set(), None)
-        return pa.concat_tables([scoring.table(scored)[0] for scored in scoring.rank(shards)])
+        results = scoring.results()
+        return pa.concat_tables([results.part(shard).table for shard in scoring.ranked(scoring.shards())])

@@ -148,10 +148,10 @@ def features(
     Example: genrec-batch features events.parquet features.parquet
     """
     from genrec_batch.reports import tables as show
-    from genrec_batch.scoring import pipeline
+    from genrec_batch.scoring.write_features import write_features
 
     signals.end_with_output()
-    summary = pipeline.write_features(options, input, output)
+    summary = write_features(options, input, output)
     with done(_whole(output)):
         if not options.quiet and options.log_format == "text":
             show.summary(summary)

@@ -17,6 +17,7 @@ from genrec_batch import features
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Histories, Ragged, SideTable
 from genrec_batch.core.errors import DeviceMemoryError
 from genrec_batch.engines.decode import Decoding, blend, recommend_all
+from genrec_batch.engines.feed import batch_rows
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.features.batches import ModelInputs
 from genrec_batch.runtime import console
@@ -126,7 +127,7 @@ def _batches(
         for start in range(0, len(group), AT_ONCE):
             rows_P = group[start : start + AT_ONCE]
             part = inputs.of_rows(rows_P)
-            for places_B in part.spans(users, room=room):
+            for places_B in batch_rows(part.histories.lengths_N, users, room):
                 rows_B = rows_P[places_B]
                 yield rows_B, None if exposures is None else exposures.padded(rows_B), part.batch(places_B)
 

@@ -1,6 +1,6 @@
-"""From histories to batches: users of like history length side by side.
+"""From histories to batches: all that the model reads of users.
 
-Owns: the order of users in batches, padding, and what a `Batch` is filled with. Must not know: engines, files. In:
+Owns: what a `Batch` is filled with, and its padding. Must not know: which rows make a batch, engines, files. In:
 histories and the tables beside the log. Out: `arrays.Batch`.
 """
 
@@ -16,9 +16,10 @@ from genrec_batch.events.dataset import Dataset
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.features import Kernel
 
-LONG = 128  # positions up to which a batch has all its users
-LEAST_USERS = 64  # of a batch that may end early: a quarter of a full one if that is less, a sixteenth if that is more
-LEAST_FILLED = 1 / 1.3  # of the positions of a batch's longest row, for a row to join a batch that may end
+
+def workers(cores: int) -> int:
+    """Return how many shards' inputs are computed at once: the engine has most cores if it runs on the CPU."""
+    return max(1, cores // 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +81,8 @@ class ModelInputs:
             include_seen=self.include_seen,
         )
 
-    def spans(self, size: int, *, room: int = 0) -> list[I64]:
-        """Return the rows of each batch, at most `size` users: of like length, longest first, or as they come.
-
-        They come as they are for an engine that packs rows, up to `room` positions.
-        """
-        if room:
-            pairs = mixed(self.histories.lengths_N, size, room)
-            return [np.arange(start, stop) for start, stop in pairs]
-        order_N = np.argsort(-self.histories.lengths_N, kind="stable")
-        return [order_N[start:stop] for start, stop in cuts(self.histories.lengths_N[order_N], size)]
-
     def batch(self, rows_B: I64) -> Batch:
-        """Return what the model reads of B users; views where they stand side by side."""
+        """Return what the model reads of B users; views where the rows are neighbours."""
         straight = len(rows_B) > 0 and bool((np.diff(rows_B) == 1).all())
         pick = slice(int(rows_B[0]), int(rows_B[-1]) + 1) if straight else rows_B
         tokens = self.histories.token_rows()
@@ -128,38 +118,3 @@ class ModelInputs:
         """Return how many items each user could get at most, [N]."""
         users = len(self.histories)
         return np.full(users, top_k) if self.candidates is None else np.minimum(top_k, self.candidates.lengths_N)
-
-
-def mixed(lengths_N: I64, size: int, room: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of batches as the users come: at most `size` users, and `room` positions.
-
-    A user with more stands alone. Neighbours are of all lengths, so one batch has about as many positions as the next.
-    """
-    ends_N = np.cumsum(lengths_N + 1)
-    batches, start = [], 0
-    while start < len(ends_N):
-        before = int(ends_N[start - 1]) if start else 0
-        fit = int(np.searchsorted(ends_N, before + room, side="right"))
-        stop = min(len(ends_N), start + size, max(fit, start + 1))
-        batches.append((start, stop))
-        start = stop
-    return batches
-
-
-def cuts(falling_N: I64, size: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of batches over falling history lengths: at most `size` users, little padding.
-
-    A batch of enough users ends where a row would fill less than LEAST_FILLED of its longest row's positions. Of rows
-    of more than LONG positions fewer fit: attention takes memory by the square of the positions.
-    """
-    positions_N = falling_N + 1
-    batches, start = [], 0
-    while start < len(positions_N):
-        longest = int(positions_N[start])
-        most = size if longest <= LONG else max(1, size * LONG**2 // longest**2)
-        shorter = int(np.searchsorted(-positions_N, -longest * LEAST_FILLED, side="right"))
-        least = max(1, most // 16, min(LEAST_USERS, most // 4))
-        stop = min(len(positions_N), start + most, max(shorter, start + least))
-        batches.append((start, stop))
-        start = stop
-    return batches

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from genrec_batch import features
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32, Batch, Histories
 from genrec_batch.core.options import ScoreConfig
@@ -25,8 +24,7 @@ from genrec_batch.events.dataset import Dataset
 from genrec_batch.features.batches import ModelInputs, Vectorizer
 from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
-from genrec_batch.scoring import rows as recommendations
-from genrec_batch.scoring.rows import Ranking
+from genrec_batch.scoring.rows import Ranking, UserColumns, recommendations
 
 LOOKS = 100  # best videos looked at in each step, seen ones among them
 TOLD = 5  # of those, told; slots told of a feature block
@@ -184,14 +182,12 @@ def _recommended(
     ranked = recommend(engine, batch, decoding)
     ranking = Ranking.empty(1, config.top_k)
     ranking.put(np.zeros(1, np.int64), ranked, blend(ranked, config.blend()))
-    table = recommendations.table(
+    table = recommendations(
         dataset.users.ids,
         ranking,
+        UserColumns.of(inputs),
         catalog=dataset.catalog,
         video_type=dataset.video_type,
-        feature_scores_N3=features.feature_scores(inputs.dense_NF),
-        history_length_N=inputs.histories.lengths_N,
-        cold_start_N=inputs.histories.cold_start_N(),
         nested=False,
     )
     columns = ["user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS]

@@ -21,6 +21,7 @@ from genrec_batch.engines.choose import (
     select,
 )
 from genrec_batch.engines.decode import Decoding, recommend_all
+from genrec_batch.engines.feed import batch_rows
 from genrec_batch.engines.parity import Parity
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events.dataset import Dataset
@@ -83,7 +84,7 @@ def selected(config: ScoreConfig, dataset: Dataset, vectorizer: Vectorizer, ahea
 
 def agreement(inputs: ModelInputs, decoding: Decoding, engine: Engine, reference: Engine) -> Parity:
     """Return how far two engines agree over the same users."""
-    batches = inputs.spans(COMPARED_USERS)
+    batches = batch_rows(inputs.histories.lengths_N, COMPARED_USERS)
     candidates = decoding.mode == "candidates" or inputs.candidates is not None
 
     def answers(each: Engine, advance: console.Advance) -> Ranked:

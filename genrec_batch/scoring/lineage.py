@@ -1,17 +1,19 @@
-"""What a run says of itself: what decides its bytes, and the summary that the last line of stdout is.
+"""One run of a command: what decides the bytes of its output, and the summary on the last line of stdout.
 
-Owns: the lineage and the summary. Must not know: how a run is carried out. In: options, a data set, the run's clock.
-Out: plain dictionaries.
+Owns: the identity, the metadata and the summary of a run. Must not know: how a run is carried out. In: options, a data
+set, an engine, the run's clock. Out: plain dictionaries.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from genrec_batch import __version__
 from genrec_batch.core import layout
-from genrec_batch.core.declare import values
+from genrec_batch.core.declare import recorded, values
 from genrec_batch.core.options import HistoryConfig
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events import schema
@@ -20,40 +22,64 @@ from genrec_batch.io import output
 from genrec_batch.runtime.clock import Stages, peak_rss_mib
 
 
-def of(config: HistoryConfig, dataset: Dataset, engine: Engine | None) -> dict[str, Any]:
-    """Return what decides a run's bytes: version, fingerprints, engine, options, inputs. No clock, machine or path."""
-    return {
-        "version": __version__,
-        "model": dataset.model.fingerprint,
-        "catalog": dataset.catalog.fingerprint(),
-        "layout": layout.fingerprint(),
-        "engine": engine.name if engine else "none",
-        "device": engine.device.partition(":")[0] if engine else "none",
-        "precision": engine.precision if engine else "none",
-        "arithmetic": engine.arithmetic if engine else "",
-        "config": values(config, "rows", "bytes"),
-        "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
-        "input": {name: {**source.snapshot(), "path": ""} for name, source in dataset.inputs.items()},
-    }
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a command over a data set."""
+
+    command: str
+    config: HistoryConfig
+    dataset: Dataset
+    stages: Stages
+    identity: dict[str, Any]  # what decides the bytes of the output: no clock, machine or path
+
+    @staticmethod
+    def of(command: str, config: HistoryConfig, dataset: Dataset, stages: Stages, engine: Engine | None) -> Run:
+        """Return a run with its identity: version, fingerprints, engine, options, inputs."""
+        identity = {
+            "version": __version__,
+            "model": dataset.model.fingerprint,
+            "catalog": dataset.catalog.fingerprint(),
+            "layout": layout.fingerprint(),
+            "engine": engine.name if engine else "none",
+            "device": engine.device.partition(":")[0] if engine else "none",
+            "precision": engine.precision if engine else "none",
+            "arithmetic": engine.arithmetic if engine else "",
+            "config": values(config, "rows", "bytes"),
+            "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
+            "input": {name: {**source.snapshot(), "path": ""} for name, source in dataset.inputs.items()},
+        }
+        return Run(command=command, config=config, dataset=dataset, stages=stages, identity=identity)
+
+    def metadata(self) -> dict[str, str]:
+        """Return what the output's metadata says of the run: its identity, with paths."""
+        inputs = {name: source.snapshot() for name, source in self.dataset.inputs.items()}
+        described = {
+            **self.identity,
+            "config": recorded(self.config),
+            "input": inputs,
+            "users": str(len(self.dataset.users)),
+        }
+        return {f"genrec.{key}": value if isinstance(value, str) else _json(value) for key, value in described.items()}
+
+    def summary(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was read, which users were scored, by what, and how long it took; `report` is the engine's."""
+        model_s = self.stages.seconds.get("model run", 0.0)
+        return {
+            "status": "ok",
+            "command": self.command,
+            "version": __version__,
+            "run_id": output.run_id(self.identity),
+            "model": self.dataset.model.fingerprint[:16],
+            "trained": self.dataset.model.trained,
+            **self.dataset.facts,
+            **report,
+            "seconds": round(self.stages.elapsed_s, 3),
+            "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,
+            "stages_s": {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()},
+            "peak_rss_mib": round(peak_rss_mib(), 1),
+            "warnings": self.dataset.warnings,
+        }
 
 
-def summary(
-    command: str, dataset: Dataset, stages: Stages, identity: dict[str, Any], report: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the run's summary: what was read, who was scored, by what, how long it took."""
-    model_s = stages.seconds.get("model run", 0.0)
-    return {
-        "status": "ok",
-        "command": command,
-        "version": __version__,
-        "run_id": output.run_id(identity),
-        "model": dataset.model.fingerprint[:16],
-        "trained": dataset.model.trained,
-        **dataset.facts,
-        **report,
-        "seconds": round(stages.elapsed_s, 3),
-        "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,
-        "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
-        "peak_rss_mib": round(peak_rss_mib(), 1),
-        "warnings": dataset.warnings,
-    }
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -13,6 +13,8 @@ import polars as pl
 import pyarrow as pa
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, U8, Ranked
+from genrec_batch.features import feature_scores
+from genrec_batch.features.batches import ModelInputs
 from genrec_batch.model.catalog import Catalog
 
 FEATURE_SCORES = ("engagement", "retention", "diversity")
@@ -51,15 +53,34 @@ class Ranking:
         self.heads_NKH[rows_B, :width] = np.take_along_axis(ranked.heads_BKH, order_BK[:, :, None], axis=1)
 
 
-def table(
+@dataclass(frozen=True, kw_only=True)
+class UserColumns:
+    """What every row of a user says beside the recommendation, for N users."""
+
+    feature_scores_N3: F32
+    history_length_N: I64
+    cold_start_N: U8
+
+    @staticmethod
+    def of(inputs: ModelInputs) -> UserColumns:
+        """Return the columns of users from what the model reads of them."""
+        return UserColumns(
+            feature_scores_N3=feature_scores(inputs.dense_NF),
+            history_length_N=inputs.histories.lengths_N,
+            cold_start_N=inputs.histories.cold_start_N(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.history_length_N)
+
+
+def recommendations(
     user_ids: pl.Series,
     ranking: Ranking,
+    users: UserColumns,
     *,
     catalog: Catalog,
     video_type: pl.DataType,
-    feature_scores_N3: F32,
-    history_length_N: I64,
-    cold_start_N: U8,
     nested: bool,
 ) -> pa.Table:
     """Return the rows of N users, sorted as `user_ids` is and by rank; `video_type` is the log's own type."""
@@ -74,15 +95,17 @@ def table(
     }
     rows |= {head: pl.Series(ranking.heads_NKH[user_R, column_R, h]) for h, head in enumerate(HEADS)}
     per_user = {
-        "feature_scores": pl.DataFrame(feature_scores_N3, schema=list(FEATURE_SCORES)).to_struct(),
-        "history_length": pl.Series(history_length_N.astype(np.int32)),
-        "cold_start": pl.Series(cold_start_N),
+        "feature_scores": pl.DataFrame(users.feature_scores_N3, schema=list(FEATURE_SCORES)).to_struct(),
+        "history_length": pl.Series(users.history_length_N.astype(np.int32)),
+        "cold_start": pl.Series(users.cold_start_N),
     }
     if not nested:
         rows |= {name: values.gather(user_R) for name, values in per_user.items()}
         return pl.DataFrame(rows).to_arrow(compat_level=pl.CompatLevel.oldest())
     lists = pl.DataFrame(rows).group_by("user_id", maintain_order=True).all()
-    users = pl.DataFrame({"user_id": user_ids, **per_user}).join(lists, on="user_id", how="left", maintain_order="left")
+    joined = pl.DataFrame({"user_id": user_ids, **per_user}).join(
+        lists, on="user_id", how="left", maintain_order="left"
+    )
     listed = [name for name in rows if name != "user_id"]
-    filled = users.with_columns(pl.col(listed).fill_null([])).select("user_id", *listed, *PER_USER)
+    filled = joined.with_columns(pl.col(listed).fill_null([])).select("user_id", *listed, *PER_USER)
     return filled.to_arrow(compat_level=pl.CompatLevel.oldest())

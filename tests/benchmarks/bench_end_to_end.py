@@ -94,8 +94,8 @@ def device_alone(kind, size, asked, rounds=3, batches=24):
     """Return users/s of the engine over batches of the same lengths that were made before."""
     from genrec_batch.core.arrays import Batch
     from genrec_batch.engines.decode import Decoding, recommend_all
+    from genrec_batch.engines.feed import cuts, mixed
     from genrec_batch.engines.registry import open_engine
-    from genrec_batch.features.batches import cuts, mixed
     from genrec_batch.model import weights
 
     loaded = weights.demo_model(weights.PRESETS["reference"]).with_catalog(9_000)

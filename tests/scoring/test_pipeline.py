@@ -35,7 +35,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(run, log_file, model_dir, mo
     tried = small_device(monkeypatch, most=3)
     done = run(*arguments[:2], "b.parquet", *arguments[3:])
     assert done.code == 0, done.err
-    assert "users in a batch, going on with" in " ".join(done.err.split())
+    assert "users in a batch, continuing with" in " ".join(done.err.split())
     assert done.summary["batch_users"] == max(tried[-3:]) <= 3
     a, b = pl.read_parquet("a.parquet"), pl.read_parquet("b.parquet")
     assert a.select("user_id", "rank", "video_id").equals(b.select("user_id", "rank", "video_id"))

@@ -14,7 +14,6 @@ from genrec_batch.engines.tensorrt.shapes import BUCKETS, Packing, ShapeRule
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import ModelConfig, preset
-from genrec_batch.scoring import shard
 from tests.engines.tensorrt.test_engine import ENGINE, PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 from tests.fakes.tensorrt import FakeTensorRt
 
@@ -139,16 +138,6 @@ def test_a_shape_is_built_for_every_number_of_seen_videos():
     rule = ShapeRule(preset("reference"), 64, BUCKETS, Packing(longest=50, mean=9.0))
     assert [shape.seen for shape in rule.runs(steps=10, seen_limit=3000)] == [1024, 2048, 4096]
     assert [shape.seen for shape in rule.runs(steps=10, seen_limit=1000)] == [1024]
-
-
-def test_a_batch_too_large_after_the_device_was_full_is_cut_by_users_and_positions():
-    batch = batch_of(preset("tiny"), 9, width=8)
-    pieces = list(shard._pieces(None, np.arange(9), batch, 4, 20))
-    assert [row for _, rows, _ in pieces for row in rows] == list(range(9))
-    for _, rows, piece in pieces:
-        assert len(rows) == len(piece) <= 4
-        assert int(piece.lengths_B.sum()) + len(piece) <= 20
-    assert len(list(shard._pieces(None, np.arange(9), batch, 9, 0))) == 1
 
 
 @pytest.mark.usefixtures("gpu")

@@ -1,0 +1,119 @@
+"""Writing a run's output: the parts that are not there yet, each on another thread, then the whole in its place.
+
+Owns: resuming, the order of writing, what a run reports in the end. Must not know: how parts are computed. In: a run
+and a stream of work that ends in parts. Out: the output on disk, and the run's summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.options import HistoryConfig
+from genrec_batch.events import by_user
+from genrec_batch.events.dataset import Dataset, HeadStart
+from genrec_batch.io import output, published
+from genrec_batch.runtime import console, malloc, threads
+from genrec_batch.runtime.clock import Stages
+from genrec_batch.runtime.console import LOG
+from genrec_batch.scoring.lineage import Run
+from genrec_batch.scoring.results import OutputPart
+
+MANY_CORES = 8  # from which on a shard takes so short that its memory is better kept for the next one
+SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
+SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
+
+Parts = Callable[[set[int], console.Advance], Generator[Callable[[], OutputPart], None, None]]
+"""Yields the parts whose number is not in a set, in order, as work that ends in a part; reports finished users."""
+
+
+@contextmanager
+def opened(
+    config: HistoryConfig, source: str, target: str | None, stages: Stages, ahead: HeadStart | None = None
+) -> Generator[Dataset, None, None]:
+    """Check the output and open the data set of a run; what it spilled goes at the end of the block.
+
+    Raises:
+        GenrecError: see `Dataset.open`; ConfigError where the output would replace an input.
+    """
+    if target is not None:
+        published.check(Path(target), config.if_exists)
+    dataset = Dataset.open(source, config, stages, spill_beside=target, ahead=ahead)
+    try:
+        if target is not None:
+            _check_not_an_input(target, dataset)
+        yield dataset
+    finally:
+        dataset.users.close()
+
+
+def write(
+    run: Run, target: Path, parts: Parts, *, report: Callable[[], Mapping[str, Any]], scope: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Write the parts that are not there yet, put the output in place, and return the run's summary.
+
+    Args:
+        run: what is run.
+        target: the output.
+        parts: computes the parts.
+        report: returns what the summary says of the engine.
+        scope: what the fingerprints were made for, None where there are none.
+
+    Raises:
+        GenrecError: see its subclasses.
+    """
+    out = output.open_output(target, run.identity, run.config.if_exists)
+    out.metadata |= run.metadata()
+    if out.complete:
+        LOG.info("%s was finished by an identical run; nothing to do", target)
+        already = {"output": str(target), "already_complete": True, **published.finished_facts(target)}
+        return run.summary(report()) | already
+    resumed, users, size = len(out.parts_done), len(run.dataset.users), run.config.shard_users
+    if resumed:
+        LOG.info("resuming after %d of %d parts of an identical run", resumed, len(by_user.shards(users, size)))
+    with ExitStack() as stack:
+        stack.callback(out.close)
+        stages = run.stages
+        limit_s = run.config.stall_limit
+        stack.enter_context(threads.watched(lambda: len(stages.spans), limit_s=limit_s, doing=stages.doing))
+        there = min(users, resumed * size)
+        advance = stack.enter_context(console.progress(run.command, users, "users", done=there))
+        workers = max(1, threads.cores() // 4)
+        behind = stack.enter_context(threads.behind(workers=workers, ahead=workers + 1, name="write"))
+        stream = parts(set(out.parts_done), advance)
+        stack.callback(stream.close)
+        for work in stream:
+            behind.submit(partial(_write, out, work, stages))
+        behind.wait()
+        console.doing("finishing")
+        with stages.time("finish"):
+            done = out.finish(scope)
+    for count, what in ((done.get("short_users"), SHORT), (done.get("seen_candidates"), SEEN)):
+        if count:
+            LOG.warning("%s %s", f"{count:,}", what)
+    written = {"output": str(target), "resumed_parts": resumed, **done}
+    return run.summary(report()) | written
+
+
+def _write(out: output.Output, work: Callable[[], OutputPart], stages: Stages) -> None:
+    part = work()
+    with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
+        out.write(part.number, part.table, part.counts, part.fingerprints)
+    if threads.cores() < MANY_CORES:  # freed memory between the engine's buffers would pile up
+        malloc.give_back_freed_memory()
+
+
+def _check_not_an_input(target: str, dataset: Dataset) -> None:
+    """Raise ConfigError where the output would replace an input, or would be inside a folder that is read."""
+    place = Path(target).resolve()
+    for source in dataset.inputs.values():
+        files = [Path(file).resolve() for file in source.files]
+        folder = Path(source.path).resolve()
+        if any(place == file or place in file.parents for file in files) or (
+            folder.is_dir() and folder in place.parents
+        ):
+            raise ConfigError(f"OUTPUT {target} would replace input {source.path} or lie in it; name another")

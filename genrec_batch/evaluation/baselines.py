@@ -68,10 +68,14 @@ def lists(past: Past, count: int) -> Iterator[tuple[str, I32]]:
     def ranked(fill: ranking.Fill) -> I32:
         return ranking.best(fill, rows, count=count, priority_V=priority_V, banned=past.seen)
 
-    yield "popularity", ranked(_same(past.views_V))
+    def popular(views_V: I64) -> I32:
+        order_V = FIRST_ITEM + np.lexsort((priority_V[FIRST_ITEM:], -views_V[FIRST_ITEM:])).astype(np.int32)
+        return ranking.first(order_V, rows, count=count, banned=past.seen)
+
+    yield "popularity", popular(past.views_V)
     if past.time_us_E is not None:
-        yield "popularity, 7 days", ranked(_same(past.days(7)))
-        yield "popularity, 1 day", ranked(_same(past.days(1)))
+        yield "popularity, 7 days", popular(past.days(7))
+        yield "popularity, 1 day", popular(past.days(1))
     if past.seen is None:  # else all that it could recommend is seen
         yield "repeat last", ranked(_own(past))
     newest_MR = cooccurrence.newest(past.histories, past.rows_M, NEWEST)
@@ -91,11 +95,6 @@ def _places(falling_V: I64) -> I64:
     place_V = np.empty(len(falling_V), np.int64)
     place_V[np.argsort(falling_V, kind="stable")] = np.arange(len(falling_V))
     return place_V
-
-
-def _same(views_V: I64) -> ranking.Fill:
-    score_V = views_V.astype(np.float32)
-    return lambda start, stop: np.broadcast_to(score_V, (stop - start, len(score_V)))
 
 
 def _own(past: Past) -> ranking.Fill:

@@ -15,6 +15,8 @@ from genrec_batch.runtime import threads
 
 CHUNK_BYTES = 1 << 21  # of the scores of the rows that are ranked at once, as keys of 8 bytes
 
+FIRST_ROWS = 1 << 12  # rows that take from one order at once
+
 Fill = Callable[[int, int], F32]  # rows start..stop: their scores, [rows, V], none below 0
 
 
@@ -50,6 +52,30 @@ def best(fill: Fill, rows: int, *, count: int, priority_V: I64, banned: Ragged |
     for _ in threads.ordered(rank, range(0, rows, size), workers=threads.cores(), name="ranking"):
         pass
     return tokens_MK
+
+
+def first(order_V: I32, rows: int, *, count: int, banned: Ragged | None) -> I32:
+    """Return the first `count` tokens of one order that are not banned, for each row: what `best` gives for it."""
+    if banned is None:
+        return np.broadcast_to(_padded(order_V[None, :count], count), (rows, count)).copy()
+    place_V = np.empty(int(order_V.max()) + 1, np.int64)
+    place_V[:] = len(order_V)  # padding and unknown are in no order
+    place_V[order_V] = np.arange(len(order_V))
+    tokens_MK = np.zeros((rows, count), np.int32)
+    for start in range(0, rows, FIRST_ROWS):
+        mine = banned.slice(start, min(rows, start + FIRST_ROWS))
+        width = min(len(order_V), count + int(mine.lengths_N.max(initial=0)))
+        taken_CW = np.zeros((len(mine), width + 1), np.bool_)
+        place = np.minimum(place_V[mine.values], width)
+        taken_CW[np.repeat(np.arange(len(mine)), mine.lengths_N), place] = True
+        column_CK = np.argsort(taken_CW[:, :width], axis=1, kind="stable")[:, :count]
+        free_CK = ~np.take_along_axis(taken_CW, column_CK, axis=1)
+        tokens_MK[start : start + len(mine)] = _padded(np.where(free_CK, order_V[column_CK], 0), count)
+    return tokens_MK
+
+
+def _padded(tokens_CK: I32, count: int) -> I32:
+    return np.pad(tokens_CK, ((0, 0), (0, count - tokens_CK.shape[1]))).astype(np.int32)
 
 
 def _keys(score_CV: F32, later_V: I64) -> I64:

@@ -18,7 +18,6 @@ from genrec_batch.reports.trace import whole_file
 
 Report = Mapping[str, Any]
 FIRST = ("ndcg", "hr", "mrr", "recall")
-BESIDE = ("coverage", "novelty", "diversity")
 TITLES = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "recall": "recall"}
 BRIEF = ("ndcg", "hr", "mrr", "recall", "coverage")
 
@@ -139,8 +138,17 @@ def _ranking(report: Report, horizon: int) -> Section:
     tables = [
         Table(
             title=f"Lists of {k}, with 95% intervals",
-            columns=["list", *(f"{TITLES[name]}@{k}" for name in metrics)],
-            rows=[[each["list"], *(_interval(each["metrics"][f"{name}@{k}"]) for name in metrics)] for each in made],
+            columns=["list", *(f"{TITLES[name]}@{k}" for name in metrics), "coverage", "novelty, bits", "diversity"],
+            rows=[
+                [
+                    each["list"],
+                    *(_interval(each["metrics"][f"{name}@{k}"]) for name in metrics),
+                    share(each["metrics"][f"coverage@{k}"]["value"]),
+                    _short(each["metrics"][f"novelty@{k}"]["value"]),
+                    _short(each["metrics"][f"diversity@{k}"]["value"]),
+                ]
+                for each in made
+            ],
         ),
         Table(
             title="By length of list",
@@ -151,27 +159,12 @@ def _ranking(report: Report, horizon: int) -> Section:
             ],
         ),
     ]
-    if horizon == 1:
-        tables.append(
-            Table(
-                title=f"Beyond accuracy, lists of {k}",
-                columns=["list", "coverage of the catalog", "novelty, bits", "diversity"],
-                rows=[
-                    [
-                        each["list"],
-                        share(each["metrics"][f"coverage@{k}"]["value"]),
-                        _short(each["metrics"][f"novelty@{k}"]["value"]),
-                        _short(each["metrics"][f"diversity@{k}"]["value"]),
-                    ]
-                    for each in made
-                ],
-            )
-        )
     title = "The next video" if horizon == 1 else f"The next {horizon} videos"
     lead = [
         "A list is right where it holds the video that the user watched next."
         if horizon == 1
-        else f"A list is right where it holds any of the videos that the user watched in the next {horizon} events."
+        else f"A list is right where it holds any of the videos that the user watched in the next {horizon} events.",
+        "Coverage is of the catalog, novelty the mean surprise of a list's videos, diversity how unlike they are.",
     ]
     return Section(
         name=f"next-{horizon}", title=title, lead=lead, tables=tables, charts=[_by_length(report, made, horizon)]
@@ -241,6 +234,7 @@ def _heads(report: Report) -> Section:
         "kind": "lines",
         "title": "Calibration: labels by prediction, tenths of the exposures",
         "x": "mean prediction",
+        "ticks": "round",
         "y": "mean label",
         "series": [{"name": head, "points": [[p, o] for p, o, _ in curve if p > 0]} for head, curve in drawn.items()],
     }

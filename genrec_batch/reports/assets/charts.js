@@ -71,7 +71,8 @@
         scales: {
           x: axis(`${spec.x} (log)`, {
             type: "logarithmic",
-            afterBuildTicks: powers(spec.series.flatMap((line) => line.points.map(([x]) => x))),
+            afterBuildTicks: spec.ticks === "round" ? undefined
+              : powers(spec.series.flatMap((line) => line.points.map(([x]) => x))),
             ticks: { callback: (value) => figure(value), maxRotation: 0 },
           }),
           y: axis(spec.name === "latency" ? `${spec.y} (log)` : spec.y, {

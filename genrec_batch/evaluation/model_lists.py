@@ -55,7 +55,9 @@ class Judged:
     """What is judged: its lists, what its heads said of which exposures, and what the report says of it."""
 
     lists: Mapping[str, Lists]
+    main: str  # the list that `ndcg@10` means
     facts: Mapping[str, Any]
+    trained_heads: tuple[str, ...] | None = None  # heads that had labels in training; None: not known
     heads_EH: F32 | None = None
     row_E: I64 | None = None  # of each prediction
     place_E: I64 | None = None  # of each prediction's event in the whole log

@@ -19,7 +19,7 @@ from genrec_batch.evaluation.model_lists import Inputs
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.rows import Rows
 from genrec_batch.events import splits
-from genrec_batch.events.dataset import UNTRAINED, catalog_for, open_model
+from genrec_batch.events.dataset import catalog_for, open_model, warnings_about
 from genrec_batch.events.splits import Cuts
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
@@ -58,7 +58,7 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
     with stages.time("model"), console.busy("reading the model"):
         model = open_model(score)
     score.check_positions(model.config.positions)
-    warnings = [] if model.trained else [UNTRAINED]
+    warnings = warnings_about(model, score)
 
     def catalog_of(found: Survey, video_type: pl.DataType) -> Catalog:  # noqa: ARG001 (the survey has it, too)
         return catalog_for(model, found, f"EVENTS {source}", warnings)

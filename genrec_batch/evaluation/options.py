@@ -168,11 +168,11 @@ class EvaluateConfig(LogConfig):
         return (1, LONG) if self.test_from is not None or self.recs is not None or self.leave_out > 1 else (1,)
 
     def lists(self) -> tuple[str, ...]:
-        """Return the names of the lists that are judged, the main one first."""
+        """Return the names of the lists that are judged."""
         return ("recs",) if self.recs is not None else self.modes()
 
     def measurable(self, heads: tuple[str, ...], head_metrics: tuple[str, ...]) -> list[str]:
-        """Return the names that `--gate` may use: `ndcg@10` is the first list's, of the next video."""
+        """Return the names that `--gate` may use: `ndcg@10` is of the main list and the next video."""
         of_lists = [
             f"{name}{horizon}{metric}"
             for name in ("", *(f"{each}." for each in self.lists()))

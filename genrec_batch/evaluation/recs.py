@@ -208,4 +208,7 @@ def _with_heads(rows: Rows, lists: Lists, heads_MKH: Any, facts: Mapping[str, An
     at_E = np.searchsorted(sorted_keys, keys_E).clip(max=len(sorted_keys) - 1)
     found = np.flatnonzero((sorted_keys[at_E] == keys_E) & (exposures.values >= FIRST_ITEM))
     heads_EH = heads_MKH.reshape(-1, len(HEADS))[order[at_E[found]]]
-    return Judged(lists={"recs": lists}, facts=facts, heads_EH=heads_EH, row_E=row_E[found], place_E=place_E[found])
+    place_F = place_E[found]
+    return Judged(
+        lists={"recs": lists}, main="recs", facts=facts, heads_EH=heads_EH, row_E=row_E[found], place_E=place_F
+    )

@@ -13,6 +13,7 @@ import numpy as np
 
 from genrec_batch import __version__
 from genrec_batch.core.arrays import HEADS
+from genrec_batch.engines.choose import mode_of
 from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, opening, recs
 from genrec_batch.evaluation import rows as test_rows
 from genrec_batch.evaluation.metrics import Videos
@@ -21,6 +22,7 @@ from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.rows import Rows
 from genrec_batch.events import labels
 from genrec_batch.events.whole import WholeLog
+from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages, peak_rss_mib
 from genrec_batch.runtime.console import LOG
@@ -55,7 +57,6 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         )  # fmt: skip
     with stages.time("heads"), console.busy("comparing the heads with labels"):
         of_heads = _heads(config, log, judged)
-    main = config.lists()[0]
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -69,14 +70,14 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "seen": "included" if config.include_seen else "excluded",
         "ks": list(ks),
         "main_k": main_k,
-        "main": main,
+        "main": judged.main,
         "lists": list(judged.lists),
         "baselines": list(simple),
         "counts": test_rows.counts(rows),
         "groups": {name: int(rows_M.sum()) for name, rows_M in groups.items()},
         "rankings": rankings,
         "heads": of_heads,
-        "gates": gates.judge(wanted, judge.measured(rankings, of_heads, main)),
+        "gates": gates.judge(wanted, judge.measured(rankings, of_heads, judged.main)),
         "seconds": round(stages.elapsed_s, 3),
         "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "peak_rss_mib": round(peak_rss_mib(), 1),
@@ -113,7 +114,17 @@ def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[Whol
         "warnings": opened.warnings,
     }
     row_E = np.repeat(np.arange(len(exposures)), exposures.lengths_N)
-    return opened.log, rows, Judged(lists=lists, facts=facts, heads_EH=heads_EH, row_E=row_E, place_E=place_E)
+    judged = Judged(
+        lists=lists, main=_main(config, model), facts=facts, heads_EH=heads_EH, row_E=row_E, place_E=place_E,
+        trained_heads=None if model.training is None else model.training.heads,
+    )  # fmt: skip
+    return opened.log, rows, judged
+
+
+def _main(config: EvaluateConfig, model: Model) -> str:
+    """Return the way of decoding that `score` takes by default, where it is measured, else the first."""
+    usual = mode_of("auto", config.beam_width, model)
+    return usual if usual in config.modes() else config.modes()[0]
 
 
 def _split(config: EvaluateConfig, rows: Rows) -> dict[str, Any]:
@@ -140,6 +151,7 @@ def _heads(config: EvaluateConfig, log: WholeLog, judged: Judged) -> dict[str, A
             made[head] = {"why_not": NO_LABEL}
             continue
         made[head] = {
+            "trained": judged.trained_heads is None or head in judged.trained_heads,
             "exposures": found.exposures,
             "users": found.users,
             "label": judge.rounded(found.positive),

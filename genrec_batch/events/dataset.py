@@ -99,7 +99,7 @@ class Dataset:
         loaded = _model(config, model, stages)
         found = _survey(log, config, inputs, stages)
         video_type = found.videos.schema["video_id"]
-        warnings = _about(loaded, config)
+        warnings = warnings_about(loaded, config)
         name = f"INPUT {source if isinstance(source, str) else 'table'}"
         with stages.time("catalog"):
             catalog = catalog_for(loaded, found, name, warnings)
@@ -144,7 +144,7 @@ class Dataset:
         )
 
 
-def _about(model: Model, config: HistoryConfig) -> list[str]:
+def warnings_about(model: Model, config: HistoryConfig) -> list[str]:
     """Return what is to be said of the model before it ranks."""
     if not isinstance(config, ScoreConfig):
         return []

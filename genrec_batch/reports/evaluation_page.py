@@ -119,6 +119,7 @@ def _test(report: Report) -> Section:
         ["events of the history", figure(counts["history_events"])],
         ["users of the history", figure(counts["history_users"])],
         ["videos of the catalog", figure(report["catalog_videos"])],
+        ["list that `score` takes by default, and gates mean", report["main"]],
     ]
     lead = [judged, f"{how} Videos that a user has seen are {report['seen']}.", *report["warnings"]]
     return Section(
@@ -211,6 +212,8 @@ def _heads(report: Report) -> Section:
             unknown.append(f"{head}: {facts['why_not']}.")
         if "metrics" not in facts:
             continue
+        if not facts["trained"]:
+            unknown.append(f"{head}: it had no labels in training, so it means nothing.")
         found = facts["metrics"]
         rows.append(
             [

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from genrec_batch.core.arrays import Histories
-from genrec_batch.events import schema
-from genrec_batch.events.histories import everybody, known, order, rows_of
-from genrec_batch.events.ids import Index
+from genrec_batch.events import histories, schema
+from genrec_batch.events.histories import all_ids, rows_of, video_rows
+from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.records import RecordType
 from genrec_batch.events.sorter import NUMPY
 from genrec_batch.model.catalog import Catalog
@@ -37,16 +37,16 @@ def build(
     `users` and `videos` have one row per `user_id` / `video_id`; a user without events has a history of length 0.
     """
     events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-    ids = everybody(events["user_id"], users["user_id"] if users is not None else None)
+    ids = all_ids(events["user_id"], users["user_id"] if users is not None else None)
     seen_ids = events["video_id"].unique(maintain_order=True)
     record = RecordType.of(tuple(events.columns), events.schema)
-    user_R = Index(ids).rows(events["user_id"])
-    return ids, order(
-        [NUMPY.pack(record, events, user_R, Index(seen_ids).rows(events["video_id"]))],
+    user_R = IdIndex(ids).rows(events["user_id"])
+    return ids, histories.build(
+        [NUMPY.pack(record, events, user_R, IdIndex(seen_ids).rows(events["video_id"]))],
         record,
         start=0,
         total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),
-        videos=known(seen_ids, catalog, videos["video_id"] if videos is not None else None),
+        videos=video_rows(seen_ids, catalog, videos["video_id"] if videos is not None else None),
         user_row_N=rows_of(ids, users["user_id"] if users is not None else None),
         as_of_us=as_of_us,
         max_events=max_events,

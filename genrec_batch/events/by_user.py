@@ -33,7 +33,7 @@ import polars as pl
 
 from genrec_batch.core.arrays import I32, I64
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.events.ids import Index
+from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
@@ -106,20 +106,36 @@ def buckets(users: Users, shard_users: int, most_events: int) -> list[Bucket]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """How a log's rows become records, from ids to rows of the run's users and videos."""
+class RecordReader:
+    """Reads a log's row groups as records, with rows of the run's users and videos for ids."""
 
     log: EventLog
     record: RecordType
-    users: Index
-    videos: Index
+    users: IdIndex
+    videos: IdIndex
     as_of_us: int
     sorter: Sorter
-    seen: list[dict[str, int]] = field(default_factory=list, repr=False)  # of each row group read: values by column
+    values_read: list[dict[str, int]] = field(default_factory=list, repr=False)  # by column, for each row group read
+
+    @staticmethod
+    def of(log: EventLog, found: Survey, users: pl.Series, sorter: Sorter) -> RecordReader:
+        """Return the reader of a log's records of these users."""
+        return RecordReader(
+            log=log,
+            record=RecordType.of(log.contract.reading.columns, log.contract.types),
+            users=IdIndex(users),
+            videos=IdIndex(found.videos["video_id"]),
+            as_of_us=found.as_of_us,
+            sorter=sorter,
+        )
 
     def empty_columns(self) -> list[str]:
         """Return the columns that had no value in any row group read so far; none before the first."""
-        return [name for name in self.record.columns if self.seen and not any(values[name] for values in self.seen)]
+        return [
+            name
+            for name in self.record.columns
+            if self.values_read and not any(values[name] for values in self.values_read)
+        ]
 
     def records(self, group: int) -> Records:
         """Return the usable records of scored users in a row group, in order."""
@@ -139,7 +155,7 @@ class Split:
         if self.log.latest_us.get(group, self.as_of_us + 1) > self.as_of_us:
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
         if len(frame):
-            self.seen.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
+            self.values_read.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
         user_R = self.users.rows(frame["user_id"], self.sorter)
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
             frame = frame.filter(pl.Series(user_R >= 0))
@@ -151,7 +167,7 @@ class Split:
 class EventStore:
     """All records of the scored users, by bucket."""
 
-    split: Split
+    reader: RecordReader
     buckets: list[Bucket]
     way: str  # "memory", "spill" or "direct"
     row_groups: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
@@ -166,11 +182,11 @@ class EventStore:
             return self.held.get(bucket.number, [])
         if self.way == "spill":
             assert self.folder is not None
-            records = np.fromfile(_file(self.folder, bucket), self.split.record.kind)
+            records = np.fromfile(_file(self.folder, bucket), self.reader.record.kind)
             return np.split(records, np.cumsum(self.spilled.get(bucket.number, []))[:-1])
         found = []
         for group in self.row_groups[bucket.number]:
-            records = self.split.records(group)
+            records = self.reader.records(group)
             inside = (records["user"] >= bucket.start) & (records["user"] < bucket.stop)
             found.append(records if inside.all() else records[inside])
         return found
@@ -194,7 +210,7 @@ def _file(folder: Path, bucket: Bucket) -> Path:
 
 
 def store(
-    split: Split,
+    reader: RecordReader,
     users: Users,
     found: Survey,
     *,
@@ -206,7 +222,7 @@ def store(
     """Arrange a log by users in one of three ways; see the module.
 
     Args:
-        split: how rows become records.
+        reader: reads the log's records.
         users: the users of the run.
         found: the log's survey.
         shard_users: users of a shard.
@@ -218,23 +234,23 @@ def store(
         InputError: a page is damaged.
         RetryError: the disk is full.
     """
-    size = split.record.kind.itemsize
+    size = reader.record.kind.itemsize
     total = int(users.events_N.sum())
     in_flight = loaders(threads.cores()) + 2
     most = max(1, min(BUCKET_EVENTS, memory_bytes // (in_flight * (size + WORKING_BYTES))))
     fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
     made = buckets(users, shard_users, most)
     read = _groups_of(made, users, found)
-    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(split.log.row_groups):
-        return EventStore(split=split, buckets=made, way="direct", row_groups=read)
+    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(reader.log.row_groups):
+        return EventStore(reader=reader, buckets=made, way="direct", row_groups=read)
     if fits:
-        out = EventStore(split=split, buckets=made, way="memory")
-        for number, records in _by_bucket(split, users, made, workers):
+        out = EventStore(reader=reader, buckets=made, way="memory")
+        for number, records in _by_bucket(reader, users, made, workers):
             out.held.setdefault(number, []).append(records)
         return out
     with disk_errors(spill_to):
         folder = Path(tempfile.mkdtemp(prefix=".genrec-spill-", dir=spill_to))
-    out = EventStore(split=split, buckets=made, way="spill", folder=folder)
+    out = EventStore(reader=reader, buckets=made, way="spill", folder=folder)
     with ExitStack() as stack:
         stack.callback(out.close)  # removes the files, however this pass ends
         out.spilled_bytes = _spill(out, users, folder, workers)
@@ -256,29 +272,29 @@ def _groups_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, lis
     return read
 
 
-def _by_bucket(split: Split, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
+def _by_bucket(reader: RecordReader, users: Users, made: list[Bucket], workers: int) -> Iterator[tuple[int, Records]]:
     """Yield each row group's records of each bucket by tile, in order within each."""
-    cuts, firsts = _tiles(split, users, made)
+    cuts, firsts = _tiles(reader, users, made)
     of_user = np.repeat(np.arange(firsts[-1], dtype=np.uint16), np.diff(cuts))
 
     def divided(group: int) -> list[tuple[int, Records]]:
         if firsts[-1] == 1:
-            return [(0, split.records(group))]
-        records, counts = split.by_bucket(group, of_user, int(firsts[-1]))
+            return [(0, reader.records(group))]
+        records, counts = reader.by_bucket(group, of_user, int(firsts[-1]))
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[firsts]
         return [(number, records[ends[number] : ends[number + 1]]) for number in np.flatnonzero(np.diff(ends)).tolist()]
 
-    with console.progress("arranging by user", split.log.rows, "rows") as advance:
-        groups = split.log.row_groups
+    with console.progress("arranging by user", reader.log.rows, "rows") as advance:
+        groups = reader.log.row_groups
         done = threads.ordered(divided, range(len(groups)), workers=workers, name="partition")
         for group, by_bucket in zip(groups, done, strict=True):
             yield from by_bucket
             advance(group.rows)
 
 
-def _tiles(split: Split, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
+def _tiles(reader: RecordReader, users: Users, made: list[Bucket]) -> tuple[I64, I64]:
     """Return the first user of each tile (`Sorter.tiles`), and the end; and each bucket's first tile, and the end."""
-    cuts = [b.start + split.sorter.tiles(users.events_N[b.start : b.stop], split.record.kind) for b in made]
+    cuts = [b.start + reader.sorter.tiles(users.events_N[b.start : b.stop], reader.record.kind) for b in made]
     if sum(map(len, cuts)) >= MOST_TILES:
         cuts = [np.array([bucket.start, bucket.stop]) for bucket in made]
     firsts = np.cumsum([0, *(len(each) - 1 for each in cuts)])
@@ -290,7 +306,7 @@ def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
     with disk_errors(folder):
         for bucket in out.buckets:
             _file(folder, bucket).touch()
-        for number, records in _by_bucket(out.split, users, out.buckets, workers):
+        for number, records in _by_bucket(out.reader, users, out.buckets, workers):
             with _file(folder, out.buckets[number]).open("ab", buffering=0) as file:  # one large write
                 file.write(records.view(np.uint8).data)
             out.spilled.setdefault(number, []).append(len(records))

@@ -1,7 +1,7 @@
-"""The columns of the events contract, and what is said of a log that does not have them.
+"""The columns of the events contract, and the error about a log that does not have them.
 
-Owns: names and kinds of the contract's columns, which types fit a kind, the one error about all that does not. Must not
-know: other people's names for them, how columns are converted.
+Owns: names and kinds of the contract's columns, which types fit a kind, one error that lists every fault. Must not
+know: other names for the columns (`schema`), how they are converted.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def check(
 ) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
-    Its first line holds the first fault and the way out. `readers` are the columns that each built-in schema reads,
-    `kinds` the columns that are looked at.
+    Its first line has the first fault and the way out. `readers` are the columns that each built-in schema reads,
+    `kinds` the columns to check.
     """
     names = list(columns)
     missing = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]

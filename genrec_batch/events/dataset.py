@@ -20,10 +20,8 @@ from genrec_batch.core.arrays import Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user, histories, side_tables, sorter_choice
-from genrec_batch.events.by_user import EventStore, Split, Users
-from genrec_batch.events.ids import Index
+from genrec_batch.events.by_user import EventStore, RecordReader, Users
 from genrec_batch.events.log import EventLog
-from genrec_batch.events.records import RecordType
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, in_words, survey
 from genrec_batch.events.user_histories import UserHistories
@@ -115,7 +113,7 @@ class Dataset:
             candidates=_candidates(beside.given, scored.ids, catalog, config, warnings),
         )
         store = _arranged(log, scored, found, config, spill_to, stages)
-        if empty := store.split.empty_columns():
+        if empty := store.reader.empty_columns():
             said = "no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
             warnings.append(f"{', '.join(empty)}: {said}")
         for warning in warnings:
@@ -123,7 +121,7 @@ class Dataset:
         users = UserHistories(
             users=scored,
             store=store,
-            videos=histories.known(found.videos["video_id"], catalog, beside.video_ids),
+            videos=histories.video_rows(found.videos["video_id"], catalog, beside.video_ids),
             table_row_N=histories.rows_of(scored.ids, beside.user_ids),
             as_of_us=found.as_of_us,
             max_events=config.max_events,
@@ -261,7 +259,7 @@ def _users(found: Survey, beside: _Beside, config: HistoryConfig, name: str) -> 
     if beside.users is None and wanted is None:  # the survey has them as they are wanted
         ids = found.users["user_id"] if config.limit is None else found.users["user_id"].head(config.limit)
         return Users(ids=ids, events_N=counts_N[: len(ids)])
-    ids = histories.everybody(found.users["user_id"], beside.user_ids, given)
+    ids = histories.all_ids(found.users["user_id"], beside.user_ids, given)
     if wanted is not None:
         ids = ids.filter(ids.is_in(wanted.implode()))
     ids = ids if config.limit is None else ids.head(config.limit)
@@ -297,18 +295,11 @@ def _arranged(
     log: EventLog, users: Users, found: Survey, config: HistoryConfig, spill_to: Path | None, stages: Stages
 ) -> EventStore:
     """Arrange the events by user, in memory or in files; a log in memory stays there, whatever its size."""
-    split = Split(
-        log=log,
-        record=RecordType.of(log.contract.reading.columns, log.contract.types),
-        users=Index(users.ids),
-        videos=Index(found.videos["video_id"]),
-        as_of_us=found.as_of_us,
-        sorter=sorter_choice.for_log(log.rows),
-    )
+    reader = RecordReader.of(log, found, users.ids, sorter_choice.for_log(log.rows))
     events = int(users.events_N.sum())
-    with stages.time("partition", rows=events, bytes=events * split.record.kind.itemsize):
+    with stages.time("partition", rows=events, bytes=events * reader.record.kind.itemsize):
         return by_user.store(
-            split,
+            reader,
             users,
             found,
             shard_users=config.shard_users,

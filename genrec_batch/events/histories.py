@@ -1,8 +1,7 @@
 """Histories: from events in any order to each user's newest events, as flat arrays.
 
 Owns: the order of events, which are kept, which videos count as seen. Must not know: files, feature slots, the model.
-In: all records of some users, in input order (`blocks.Records`). Out: `arrays.Histories`. `build` does the same from a
-frame, for tests and notebooks.
+In: all records of some users, in input order (`records.Records`). Out: `arrays.Histories`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import polars as pl
 from genrec_batch.core.arrays import I32, I64, Histories, Ragged
 from genrec_batch.core.errors import InputError
 from genrec_batch.events.columns import KINDS
-from genrec_batch.events.ids import Index
+from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.model.catalog import Catalog
@@ -27,50 +26,44 @@ NUMBERS = {"number", "label"}  # kinds that become Float64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Videos:
-    """What is known of each video of the log, by its row: token (1: not in the catalog) and row of `--videos` or -1."""
+class VideoRows:
+    """The token of each video of the log (1: not in the catalog), and its row of `--videos`, -1 where it has none."""
 
     token_V: I32
     row_V: I32
 
 
-def order(
-    held: Sequence[Records],
+def build(
+    chunks: Sequence[Records],
     record: RecordType,
     *,
     start: int,
     total_N: I64,
-    videos: Videos,
+    videos: VideoRows,
     user_row_N: I32,
     as_of_us: int,
     max_events: int,
     seen_limit: int,
     sorter: Sorter = NUMPY,
 ) -> Histories:
-    """Return the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
+    """Build the histories of the users from row `start` on, from all their records (`total_N` each) in input order.
 
-    Kept are a user's newest `max_events` events by (timestamp, input order), oldest first. Seen are the tokens of all
-    the user's events, or of the newest `seen_limit` distinct videos where there are more; tokens may repeat.
+    A history keeps a user's newest `max_events` events by (timestamp, input order), oldest first. Seen are the tokens
+    of all the user's events, or of the newest `seen_limit` distinct videos if there are more; tokens may repeat.
 
     Raises:
-        InputError: the records are not those that were counted.
+        InputError: the records are not those that the survey counted.
     """
     kept_N = np.minimum(total_N, max_events)
-    arrays = _room(record, int(kept_N.sum()))
+    arrays = _columns(record, int(kept_N.sum()))
     seen_is_kept = int(total_N.max(initial=0)) <= min(max_events, seen_limit)
     video_R = None if seen_is_kept else np.empty(int(total_N.sum()), np.int32)
     counted = sorter.newest(
-        held,
-        record.kind,
-        start=start,
-        total_N=total_N,
-        keep=max_events,
-        targets=arrays,
-        video_R=video_R,
+        chunks, record.kind, start=start, total_N=total_N, keep=max_events, targets=arrays, video_R=video_R
     )
     video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
     if not counted or any(len(rows) and rows.min() < 0 for rows in (video_E, video_R) if rows is not None):
-        raise InputError("INPUT has changed while it was read; run the same command again once nobody writes to it")
+        raise InputError("INPUT changed while it was read; run the same command again once nothing writes to it")
     tokens_E = sorter.take(videos.token_V, video_E)
     return Histories(
         offsets_N1=offsets_N1,
@@ -91,8 +84,8 @@ def order(
     )
 
 
-def _room(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:
-    """Return an array for each field that a history holds: numbers as Float64, the others as they are."""
+def _columns(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:
+    """Return an empty array for each field of a history: numbers as Float64, the others as in the record."""
     wide = {name for name in record.columns if KINDS[name] in NUMBERS}
     names = ["video", "time_us", *record.columns]
     return {name: np.empty(events, np.float64 if name in wide else record.kind[name]) for name in names}
@@ -104,7 +97,7 @@ def _of(kinds: set[str], arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.N
 
 
 def _sessions(id_E: I64) -> I64:
-    """Number the session ids from 0, -1 for null, [E]; events of one session mostly stand side by side."""
+    """Number the session ids from 0, -1 for null, [E]; events of one session are mostly neighbours."""
     if not len(id_E):
         return id_E.astype(np.int64)
     begins_E = np.ones(len(id_E), np.bool_)
@@ -123,7 +116,7 @@ def _offsets(lengths_N: I64) -> I64:
 
 
 def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, sorter: Sorter = NUMPY) -> Ragged:
-    """Return the tokens of all of a user's events, or of the newest `limit` distinct videos where there are more."""
+    """Return the tokens of all of a user's events, or of the newest `limit` distinct videos if there are more."""
     busy = np.flatnonzero(total_N > limit)
     values = sorter.take(token_V, video_R)
     if not len(busy):
@@ -141,7 +134,7 @@ def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, sorter: So
 
 
 def _newest_distinct(key_R: I64, limit: int) -> I64:
-    """Return the keys of the newest `limit` distinct videos of each user, by user; in, they stand oldest first."""
+    """Return the keys of the newest `limit` distinct videos of each user, by user, from keys that are oldest first."""
     newest_first = key_R[::-1]
     distinct, first = np.unique(newest_first, return_index=True)
     del distinct
@@ -152,20 +145,20 @@ def _newest_distinct(key_R: I64, limit: int) -> I64:
     return keys[place < limit][::-1]
 
 
-def everybody(in_log: pl.Series, *others: pl.Series | None) -> pl.Series:
-    """Return all ids, each once, in rising order."""
+def all_ids(in_log: pl.Series, *others: pl.Series | None) -> pl.Series:
+    """Return the distinct ids of all series, rising."""
     ids = [in_log, *(other.cast(in_log.dtype) for other in others if other is not None)]
     return pl.concat([each.unique() for each in ids]).drop_nulls().unique().sort()
 
 
-def known(ids: pl.Series, catalog: Catalog, table: pl.Series | None) -> Videos:
-    """Return what is known of distinct video ids: their tokens, and their rows of the videos table."""
+def video_rows(ids: pl.Series, catalog: Catalog, table: pl.Series | None) -> VideoRows:
+    """Return the tokens of distinct video ids, and their rows of the videos table, whose ids are `table`."""
     token_V = catalog.tokens(ids).to_numpy() if len(ids) else np.zeros(0, np.int32)
-    return Videos(token_V=token_V, row_V=rows_of(ids, table))
+    return VideoRows(token_V=token_V, row_V=rows_of(ids, table))
 
 
 def rows_of(ids: pl.Series, table: pl.Series | None) -> I32:
-    """Return the row of each id in a table's distinct ids, -1 where it is not there or there is no table."""
+    """Return the row of each id in a table's distinct ids, -1 for an unknown id or if there is no table."""
     if table is None:
         return np.full(len(ids), -1, np.int32)
-    return Index(table.cast(ids.dtype)).rows(ids)
+    return IdIndex(table.cast(ids.dtype)).rows(ids)

@@ -196,7 +196,7 @@ class Counter:
         return self._waiting[0].sort(self._name)
 
 
-class Index:
+class IdIndex:
     """The row of each of some distinct ids."""
 
     def __init__(self, ids: pl.Series) -> None:
@@ -213,7 +213,7 @@ class Index:
         return places
 
     def rows(self, ids: pl.Series, sorter: Sorter = NUMPY) -> I32:
-        """Return the row of each id, -1 for one that is not there (or null), [len(ids)]."""
+        """Return the row of each id, -1 for an unknown one (or null), [len(ids)]."""
         if self._rows_R is not None and ids.dtype == self._ids.dtype and not ids.null_count() and len(ids):
             found_R = sorter.look_up(ids, self._first, self._rows_R)
             if found_R is not None:

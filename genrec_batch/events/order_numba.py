@@ -16,9 +16,9 @@ from genrec_batch.core.arrays import I32, I64
 from genrec_batch.events.records_numba import U, Words
 from genrec_batch.runtime.jit import array_at, borrowed, kernel, pointer_to
 
-AT_ONCE = 1024  # rows of which every field in turn is written: they stay in a core's own cache
-NEAR, FAR = 8, 16  # neighbours on each side that a key is compared with
-RUN = 32  # keys that are ranked by comparing each with each, which vectorizes
+AT_ONCE = 1024  # rows that are written field by field: they stay in a core's own cache
+NEAR, FAR = 8, 16  # neighbours on each side to which a key is compared
+RUN = 32  # keys that are ranked by comparing all pairs, which vectorizes
 LOW_HALF = np.uint64(0xFFFFFFFF)
 WORD, HALF, BYTE, FLOAT = range(4)  # how a field is moved: as it is, or float32 into float64
 
@@ -53,7 +53,7 @@ def newest(
     while 1 << bits < most:
         bits += 1
     keys, order, counts = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(1 << bits, np.int32)
-    near = np.full(FAR + most + FAR, -1, np.int64)  # what stands before the first key is smaller
+    near = np.full(FAR + most + FAR, -1, np.int64)  # smaller than any key
     chosen = np.empty(AT_ONCE + most, np.int64)  # rows whose fields are not written yet
     words = np.empty(room * width, np.uint64)  # the rows of a tile, by user
     reached_K, places = np.zeros(len(rows_K), np.int64), offsets_N1[:-1].copy()
@@ -81,7 +81,7 @@ def _newest_of_tile(
     offsets_N1: I64, keep: int, bits: int, keys: I64, order: I64, near: I64, counts: I32, chosen: I64, written: int,
     kind_C: I64, start_C: I64, address_C: I64, video_half: int, video_R: I32,
 ) -> int:  # fmt: skip
-    """Write the newest rows of users `first` to `end`, in `words` by user, after those written; return how many are."""
+    """Write the newest rows of users `first` to `end`, which `words` has by user; return the rows written so far."""
     base, waiting = offsets_N1[first], 0
     for user in range(first, end):
         begin, count = offsets_N1[U(user)] - base, offsets_N1[U(user + 1)] - offsets_N1[U(user)]
@@ -108,7 +108,7 @@ def _newest_of_tile(
 
 @kernel()
 def _largest_step(rising: I64) -> int:
-    """Return the most by which a number is larger than the one before."""
+    """Return the largest difference between neighbouring numbers."""
     largest = 0
     for i in range(1, len(rising)):
         largest = max(largest, rising[i] - rising[i - 1])
@@ -120,9 +120,9 @@ def _group(
     address: int, rows: int, reached: int, width: int, user_word: int, start: int, first: int, end: int,
     offsets_N1: I64, places: I64, out: Words,
 ) -> int:  # fmt: skip
-    """Put the rows of users `first` to `end` that stand together from `reached` on by user, stable; return their end.
+    """Copy the rows of users `first` to `end`, which begin at `reached`, to `out` by user, stable; return their end.
 
-    `places` is where each user's next row goes; `out` begins with those of `first`.
+    `places` has the place of each user's next row; `out` begins with the rows of `first`.
     """
     base = offsets_N1[first]
     words = array_at(pointer_to(address), rows * width, np.uint64)
@@ -143,7 +143,7 @@ def _write(
     chosen: I64, rows: int, out: int, width: int, words: Words, halves: Any, floats: Any, octets: Any,
     kind_C: I64, start_C: I64, address_C: I64,
 ) -> None:  # fmt: skip
-    """Write the fields of the first `rows` rows chosen, of `width` bytes each, to the columns, from `out` on."""
+    """Write the fields of the first `rows` chosen rows, of `width` bytes each, to the columns, from `out` on."""
     for column in range(len(kind_C)):
         kind, start, pointer = kind_C[column], start_C[column], pointer_to(address_C[column])
         if kind == WORD:
@@ -169,7 +169,7 @@ def _order(
     words: Words, width: int, time_word: int, begin: int, count: int, bits: int, keys: I64, order: I64, near: I64,
     places: I32,
 ) -> None:  # fmt: skip
-    """Fill `order` with the places of a user's `count` rows in time order, equal times as they stand."""
+    """Fill `order` with the places of a user's `count` rows in time order, equal times in input order."""
     at = begin * width + time_word
     first = last = before = np.int64(words[U(at)])
     falls: Any = 0
@@ -181,7 +181,7 @@ def _order(
     if not falls:
         for i in range(count):
             order[U(i)] = i
-    elif (last - first) >> (62 - bits) == 0:  # time and place fit one number
+    elif (last - first) >> (62 - bits) == 0:  # time and place fit in one number
         for i in range(count):
             keys[U(i)] = (keys[U(i)] - first) << bits | i
         if not _spread(keys, order, near, places, count, int((last - first + 1) << bits)):
@@ -194,28 +194,28 @@ def _order(
 
 @kernel()
 def _far_apart(times: I64, order: I64, count: int) -> None:
-    """Fill `order` where times span more than a key holds beside a place."""
+    """Fill `order` where the range of times does not fit in a key beside a place."""
     order[:count] = np.argsort(times[:count], kind="mergesort")
 
 
 @kernel(inline=True)
 def _spread(keys: I64, sorted_: I64, near: I64, places: I32, count: int, top: int) -> bool:
-    """Sort distinct keys from 0 to below `top`, where they lie evenly enough; False, and no key has moved, where not.
+    """Sort distinct keys from 0 to below `top` if they are spread evenly enough; else return False and move no key.
 
-    Keys are counted into equal spans, of one or two keys each if times lie evenly. A key's rank is then the places
-    before its span and how many of its neighbours are smaller, which needs no branch.
+    Keys are counted into equal bins, of one or two keys each if times are spread evenly. A key's rank is then the
+    number of places before its bin plus the number of smaller neighbours, which needs no branch.
     """
     if count > FAR:
-        crowd = _by_span(keys, near, places, count, top)
+        most_in_bin = _by_bin(keys, near, places, count, top)
     else:
-        crowd = count
+        most_in_bin = count
         for i in range(count):
             near[U(FAR + i)] = keys[U(i)]
-    if crowd > FAR:
+    if most_in_bin > FAR:
         return False
     for i in range(FAR):
         near[U(FAR + count + i)] = top
-    if crowd <= NEAR:
+    if most_in_bin <= NEAR:
         for i in range(count):
             rank = i - NEAR
             for j in range(2 * NEAR):
@@ -233,37 +233,37 @@ def _spread(keys: I64, sorted_: I64, near: I64, places: I32, count: int, top: in
 
 
 @kernel(inline=True)
-def _by_span(keys: I64, near: I64, places: I32, count: int, top: int) -> int:
-    """Put keys into `near`, from FAR on, by equal spans of 0 to `top`; return the most of one, undone if beyond FAR."""
-    spans, shift = 1, 0
-    while 2 * spans < count:
-        spans *= 2
+def _by_bin(keys: I64, near: I64, places: I32, count: int, top: int) -> int:
+    """Put keys into `near`, from FAR on, by equal bins of 0 to `top`; return the most in a bin, undone if over FAR."""
+    bins, shift = 1, 0
+    while 2 * bins < count:
+        bins *= 2
     for step in (32, 16, 8, 4, 2, 1):
-        if top >> (shift + step) >= spans:
+        if top >> (shift + step) >= bins:
             shift += step
-    if top >> shift >= spans:
+    if top >> shift >= bins:
         shift += 1
-    for span in range(spans):
-        places[U(span)] = 0
+    for number in range(bins):
+        places[U(number)] = 0
     for i in range(count):
         places[U(keys[U(i)] >> shift)] += 1
-    before = crowd = 0
-    for span in range(spans):
-        here = places[U(span)]
-        places[U(span)] = before
+    before = most_in_bin = 0
+    for number in range(bins):
+        here = places[U(number)]
+        places[U(number)] = before
         before += here
-        crowd = max(crowd, here)
-    if crowd <= FAR:
+        most_in_bin = max(most_in_bin, here)
+    if most_in_bin <= FAR:
         for i in range(count):
             mine = U(keys[U(i)] >> shift)
             near[U(places[mine] + FAR)] = keys[U(i)]
             places[mine] += 1
-    return crowd
+    return most_in_bin
 
 
 @kernel()
 def _sort(keys: I64, sorted_: I64, count: int) -> None:
-    """Sort distinct keys; `keys` is scratch then. Runs are ranked, then merged, without a branch."""
+    """Sort distinct keys by ranking runs and merging them, without a branch; `keys` is scratch."""
     for begin in range(0, count, RUN):
         end = min(begin + RUN, count)
         for i in range(begin, end):
@@ -297,7 +297,7 @@ def _sort(keys: I64, sorted_: I64, count: int) -> None:
 
 @kernel()
 def multiply_add(bits_NF: npt.NDArray[np.uint32], by_WF: Words, total_NW: Words) -> None:
-    """Sum each row's values times the multipliers of their places, modulo 2^64, once for each set of multipliers."""
+    """Sum each row's values times the multipliers of their places, modulo 2^64, for each set of multipliers."""
     for row in range(bits_NF.shape[0]):
         for word in range(by_WF.shape[0]):
             total = np.uint64(0)

@@ -1,8 +1,8 @@
-"""Events as packed records: what a history needs of an event, in a few dozen bytes.
+"""Events as packed records: all that a history needs of an event, in a few dozen bytes.
 
-Owns: the record's fields and how contract columns become them. Must not know: files, who keeps the records. One record
-is one event, moved with one memory copy whatever columns the log has. Numbers keep the
-precision of the log: Float32 where the log's type fits it, else Float64.
+Owns: the record's fields and how contract columns become them. Must not know: files, where records are kept. A record
+is one event; it is moved with one memory copy, whatever columns the log has. Numbers keep the precision of the log:
+Float32 where the log's type fits it, else Float64.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
 
 @dataclass(frozen=True, kw_only=True)
 class RecordType:
-    """What a record of one log holds: `user` and `video` (int32, rows of the survey), `time_us`, and its columns."""
+    """The fields of a log's records: `user` and `video` (int32, rows of the survey), `time_us`, and its columns."""
 
     columns: tuple[str, ...]  # contract columns that the log has, without ids and time
     kind: np.dtype[np.void]
@@ -50,7 +50,7 @@ class RecordType:
         return RecordType(columns=held, kind=np.dtype([*fields, *filler]))
 
     def codes(self, types: Mapping[str, pl.DataType], uncoded: Collection[str] = ()) -> list[pl.Expr]:
-        """Return what the fields but `user` and `video` hold, from contract columns of these types; `uncoded` as is.
+        """Return all fields but `user` and `video`, from contract columns of these types; those `uncoded` as they are.
 
         They are one query: sixteen threads that evaluate one column at a time wait for the interpreter's lock.
         """
@@ -84,7 +84,7 @@ def _code(name: str, type_: pl.DataType, kind: np.dtype[Any]) -> pl.Expr:
     column, wanted = pl.col(name), KINDS[name]
     if wanted == "flag":
         return column.cast(pl.Int8).fill_null(-1)
-    if wanted == "category":  # the place among those known, from 1; 0 for any other, -1 for null
+    if wanted == "category":  # the place in the list, from 1; 0 for any other value, -1 for null
         known = pl.Enum(layout.CATEGORIES[name][1:])
         place = column.cast(known, strict=False).to_physical().cast(pl.Int8) + 1
         return pl.when(column.is_null()).then(pl.lit(-1, pl.Int8)).otherwise(place.fill_null(0))

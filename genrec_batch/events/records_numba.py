@@ -16,20 +16,20 @@ from genrec_batch.core.arrays import I32, I64
 from genrec_batch.runtime.jit import array_at, kernel, pointer_to, will_write
 
 Words = npt.NDArray[np.uint64]
-AT_ONCE = 256  # rows that every column in turn is written to: they stay in a core's nearest cache
-LOOKED_AT = 2048  # values that are looked at twice: they stay there too
-LINE = 64  # bytes that come from memory together
-SLOT_BITS = 7  # of the table of short texts: a few of them in many slots
-U = np.uint64  # of an index: signed ones are looked at for counting from the end
+AT_ONCE = 256  # rows that are written column by column: they stay in a core's nearest cache
+READ_TWICE = 2048  # values: they stay there too
+LINE = 64  # bytes of a cache line
+SLOT_BITS = 7  # of the hash table of short texts: few texts in many slots
+U = np.uint64  # of an index: numba checks signed ones for counting from the end
 
 
 @kernel()
 def extent_of(value_R: I64) -> tuple[np.int64, np.int64, int]:
-    """Return the smallest and largest value of at least one, and how many are smaller than the one before."""
+    """Return the smallest and largest of at least one value, and how many are smaller than the one before."""
     least = largest = value_R[0]
     falls = 0
-    for begin in range(0, len(value_R), LOOKED_AT):
-        end = min(begin + LOOKED_AT, len(value_R))
+    for begin in range(0, len(value_R), READ_TWICE):
+        end = min(begin + READ_TWICE, len(value_R))
         for row in range(begin, end):
             least, largest = min(least, value_R[U(row)]), max(largest, value_R[U(row)])
         for row in range(max(1, begin), end):
@@ -56,7 +56,7 @@ def extent(address_C: I64, rows_C: I64) -> tuple[np.int64, np.int64, bool]:
 
 @kernel()
 def tally(address_C: I64, rows_C: I64, least: int, counts: I32) -> None:
-    """Add to `counts` how often each int64 value stands in such chunks, from `least` on."""
+    """Add to `counts` how often each int64 value occurs in such chunks; the first count is that of `least`."""
     for chunk in range(len(rows_C)):
         values = array_at(pointer_to(address_C[chunk]), rows_C[chunk], np.int64)
         for row in range(len(values)):
@@ -65,9 +65,9 @@ def tally(address_C: I64, rows_C: I64, least: int, counts: I32) -> None:
 
 @kernel()
 def look_up(address_C: I64, rows_C: I64, least: int, table: I32, found_R: I32) -> bool:
-    """Fill `found_R` with the table's entries of int64 values in such chunks; the first entry is that of `least`.
+    """Fill `found_R` with the table's entries for int64 values in such chunks; the first entry is that of `least`.
 
-    False where a value has none.
+    Returns False where a value has no entry.
     """
     outside, found = 0, 0
     for chunk in range(len(rows_C)):
@@ -83,22 +83,22 @@ def look_up(address_C: I64, rows_C: I64, least: int, table: I32, found_R: I32) -
 
 @kernel()
 def take(table: I32, place_R: I32, out_R: I32) -> None:
-    """Fill `out_R` with the table's entries at some places; each of them is in the table."""
+    """Fill `out_R` with the table's entries at some places, all of which it has."""
     for row in range(len(place_R)):
         out_R[U(row)] = table[U(place_R[U(row)])]
 
 
 @kernel()
 def slot_of(head: Any, tail: Any, odd: Any) -> Any:
-    """Return one of 2^SLOT_BITS places for a short text."""
+    """Return the slot of a short text, one of 2^SLOT_BITS."""
     return ((head ^ (tail * U(3))) * odd) >> U(64 - SLOT_BITS)
 
 
 @kernel()
 def codes(address_K: I64, rows_K: I64, odd: Any, head_S: Words, tail_S: Words, code_S: Any, code_R: Any) -> None:
-    """Fill `code_R` with the code of each short text, 0 for one that does not stand in its slot of the table.
+    """Fill `code_R` with the code of each text, 0 for one that is not in its slot of the table.
 
-    Texts are Arrow string views of two words: length and first 4 bytes, then the next 8; of at most 12 bytes. They lie
+    Texts are Arrow string views of two words: length and first 4 bytes, then the next 8, enough for 12 bytes. They come
     in chunks, rows_K[k] of them at address_K[k].
     """
     first = 0
@@ -113,7 +113,7 @@ def codes(address_K: I64, rows_K: I64, odd: Any, head_S: Words, tail_S: Words, c
 
 @kernel()
 def places_by_bucket(user_R: I32, bucket_of_user: npt.NDArray[np.uint16], buckets: int, place_R: I32) -> I64:
-    """Fill `place_R` with the place of each row once rows stand by bucket, stable; return each bucket's rows."""
+    """Fill `place_R` with the place of each row once rows are grouped by bucket, stable; return each bucket's rows."""
     counts = np.zeros(buckets, np.int64)
     for row in range(len(user_R)):
         counts[bucket_of_user[user_R[row]]] += 1
@@ -135,7 +135,7 @@ def pack(
     """Put row r of every column into record place_R[r], at byte start_C[c] of it.
 
     `words`, `halves` and `octets` are the records of `width` bytes at `address`, as flat arrays of 8, 4 and 1 bytes;
-    columns have items of size_C bytes and lie in chunks, rows_K[k] of them at address_CK[c, k].
+    columns have items of size_C bytes and come in chunks, rows_K[k] of them at address_CK[c, k].
     """
     first = 0
     for chunk in range(len(rows_K)):
@@ -149,7 +149,7 @@ def pack_chunk(
     address_C: Any, size_C: I64, start_C: I64, width: int, place_R: I32, address: int, words: Words, halves: Any,
     octets: Any,
 ) -> None:  # fmt: skip
-    """Do what `pack` does with columns that lie in one chunk each."""
+    """Do the same with columns of one chunk each."""
     rows = len(place_R)
     for begin in range(0, rows, AT_ONCE):
         end = min(begin + AT_ONCE, rows)

@@ -1,7 +1,7 @@
 """Splits of a log: which of a user's events are history, and which came after it.
 
 Owns: leave-one-out, splits by time, and histories as they were at a moment of a user's life. Must not know: files,
-features, the model. In: the histories of a whole log (`histories.order` with `max_events=ALL_EVENTS`). Out: `Cuts`, and
+features, the model. In: the histories of a whole log (`histories.build` with `max_events=ALL_EVENTS`). Out: `Cuts`, and
 `arrays.Histories` as `score` builds them of the events before a cut.
 """
 

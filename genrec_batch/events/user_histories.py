@@ -37,7 +37,7 @@ class UserHistories:
 
     users: Users
     store: EventStore
-    videos: histories.Videos
+    videos: histories.VideoRows
     table_row_N: I32  # row of `--users`, -1 where it has none
     as_of_us: int
     max_events: int
@@ -71,13 +71,13 @@ class UserHistories:
             InputError: a page of the log is damaged.
             RetryError: a connection was lost.
         """
-        count = bucket.events * self.store.split.record.kind.itemsize
+        count = bucket.events * self.store.reader.record.kind.itemsize
         with self.stages.time("load", rows=bucket.events, bytes=count):
-            held = self.store.load(bucket)
+            chunks = self.store.load(bucket)
         with self.stages.time("histories", rows=bucket.events, bytes=count):
-            return histories.order(
-                held,
-                self.store.split.record,
+            return histories.build(
+                chunks,
+                self.store.reader.record,
                 start=bucket.start,
                 total_N=self.users.events_N[bucket.start : bucket.stop],
                 videos=self.videos,
@@ -85,7 +85,7 @@ class UserHistories:
                 as_of_us=self.as_of_us,
                 max_events=self.max_events if max_events is None else max_events,
                 seen_limit=self.seen_limit,
-                sorter=self.store.split.sorter,
+                sorter=self.store.reader.sorter,
             )
 
     def first_shard(self) -> Histories:

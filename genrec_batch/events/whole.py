@@ -14,10 +14,8 @@ import polars as pl
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.core.errors import InputError
 from genrec_batch.events import histories, side_tables, sorter_choice
-from genrec_batch.events.by_user import Split
-from genrec_batch.events.ids import Index
+from genrec_batch.events.by_user import RecordReader
 from genrec_batch.events.log import EventLog
-from genrec_batch.events.records import RecordType
 from genrec_batch.events.splits import ALL_EVENTS
 from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.io import read
@@ -95,22 +93,17 @@ def read_whole(
         users_side = None if users_table is None else side_tables.users_table(users_table)
         videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
     ids, video_ids = found.users["user_id"], found.videos["video_id"]
-    split = Split(
-        log=log,
-        record=RecordType.of(log.contract.reading.columns, log.contract.types),
-        users=Index(ids),
-        videos=Index(video_ids),
-        as_of_us=found.as_of_us,
-        sorter=sorter,
-    )
+    reader = RecordReader.of(log, found, ids, sorter)
     with stages.time("histories", rows=log.rows):
-        held = list(threads.ordered(split.records, range(len(log.row_groups)), workers=threads.cores(), name="records"))
-        events = histories.order(
-            held,
-            split.record,
+        chunks = list(
+            threads.ordered(reader.records, range(len(log.row_groups)), workers=threads.cores(), name="records")
+        )
+        events = histories.build(
+            chunks,
+            reader.record,
             start=0,
             total_N=found.users["count"].to_numpy().astype("int64"),
-            videos=histories.known(video_ids, catalog, None if videos_table is None else videos_table["video_id"]),
+            videos=histories.video_rows(video_ids, catalog, None if videos_table is None else videos_table["video_id"]),
             user_row_N=histories.rows_of(ids, None if users_table is None else users_table["user_id"]),
             as_of_us=found.as_of_us,
             max_events=ALL_EVENTS,

@@ -137,7 +137,7 @@ class Scoring:
                 inputs = self.vectorizer.inputs(shard.histories, shard.start)
             with stages.time("batch", rows=len(shard)):
                 ids, rows_S = users.ids.slice(shard.start, len(shard)), None
-                prints_NW = fingerprints(inputs, users.store.split.sorter)
+                prints_NW = fingerprints(inputs, users.store.reader.sorter)
                 if previous is not None:
                     unchanged_N = previous.unchanged(ids, prints_NW)
                     rows_S = np.flatnonzero(~unchanged_N) if unchanged_N.any() else None

@@ -46,42 +46,33 @@ def ours(path, memory="64GiB", way="memory"):
 
     from genrec_batch.core.options import HistoryConfig
     from genrec_batch.events import by_user, histories
-    from genrec_batch.events.ids import Index
     from genrec_batch.events.log import EventLog
-    from genrec_batch.events.records import RecordType
     from genrec_batch.events.sorter_choice import fastest
     from genrec_batch.events.survey import survey
     from genrec_batch.io import read
     from genrec_batch.model.catalog import Catalog
-    from genrec_batch.runtime import threads as flow
+    from genrec_batch.runtime import threads
 
     source = read.scan(path, "INPUT", hashed=False)
     log = EventLog.of(source.frame, source.row_groups, None, "INPUT")
-    found = survey(log, None, flow.cores(), fastest())
+    found = survey(log, None, threads.cores(), fastest())
     users = by_user.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
     catalog = Catalog.from_counts(found.videos, vocabulary=10_000)
-    videos = histories.known(found.videos["video_id"], catalog, None)
-    split = by_user.Split(
-        log=log,
-        record=RecordType.of(log.contract.reading.columns, log.contract.types),
-        users=Index(users.ids),
-        videos=Index(found.videos["video_id"]),
-        as_of_us=found.as_of_us,
-        sorter=fastest(),
-    )
+    videos = histories.video_rows(found.videos["video_id"], catalog, None)
+    reader = by_user.RecordReader.of(log, found, users.ids, fastest())
     limit = HistoryConfig(memory_limit=memory).memory_bytes()
     padded_NS = np.zeros((len(users), KEPT), np.int32)
     lengths_N = np.minimum(users.events_N, KEPT)
     with tempfile.TemporaryDirectory() as folder:
         store = by_user.store(
-            split, users, found, shard_users=16_384, memory_bytes=limit, spill_to=Path(folder), workers=flow.cores()
+            reader, users, found, shard_users=16_384, memory_bytes=limit, spill_to=Path(folder), workers=threads.cores()
         )
         assert store.way == way, store.way
 
         def load(bucket):
-            built = histories.order(
+            built = histories.build(
                 store.load(bucket),
-                split.record,
+                reader.record,
                 start=bucket.start,
                 total_N=users.events_N[bucket.start : bucket.stop],
                 videos=videos,
@@ -89,14 +80,14 @@ def ours(path, memory="64GiB", way="memory"):
                 as_of_us=found.as_of_us,
                 max_events=KEPT,
                 seen_limit=1000,
-                sorter=split.sorter,
+                sorter=reader.sorter,
             )
             store.done(bucket)
             padded_NS[bucket.start : bucket.stop] = built.token_rows().padded(
                 np.arange(bucket.stop - bucket.start), KEPT
             )
 
-        for _ in flow.ordered(load, store.buckets, workers=flow.cores(), name="load"):
+        for _ in threads.ordered(load, store.buckets, workers=threads.cores(), name="load"):
             pass
         store.close()
     return padded_NS, lengths_N

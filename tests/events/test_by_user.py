@@ -144,7 +144,7 @@ def test_spill_files_go_whatever_ends_the_run(run, model_dir, big, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(by_user.Split, "_scored", stopped)
+        patched.setattr(by_user.RecordReader, "_scored", stopped)
         assert run("features", "any.parquet", "b.parquet", *flags).code == 130
     assert list(spill.iterdir()) == []
 

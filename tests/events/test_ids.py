@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_batch.events import ids as counting
-from genrec_batch.events.ids import Counter, Index
+from genrec_batch.events.ids import Counter, IdIndex
 from genrec_batch.events.sorter import NUMPY
 from genrec_batch.events.sorter_numba import NumbaSorter
 
@@ -119,12 +119,12 @@ def test_ids_that_rise_from_row_group_to_row_group_are_all_counted_in_few_arrays
 def test_rows_of_integers(ids, asked, sorter):
     series = pl.Series(sorted(ids), dtype=pl.Int64)
     places = {i: row for row, i in enumerate(sorted(ids))}
-    got = Index(series).rows(pl.Series(asked + ids, dtype=pl.Int64), sorter)
+    got = IdIndex(series).rows(pl.Series(asked + ids, dtype=pl.Int64), sorter)
     assert got.tolist() == [places.get(i, -1) for i in asked + ids]
 
 
 def test_rows_of_strings():
-    assert Index(pl.Series(["a", "b"])).rows(pl.Series(["b", "z", "a"])).tolist() == [1, -1, 0]
+    assert IdIndex(pl.Series(["a", "b"])).rows(pl.Series(["b", "z", "a"])).tolist() == [1, -1, 0]
 
 
 @EXAMPLES
@@ -137,7 +137,7 @@ def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, nea
     flat = [i for part in ids for i in part]
     assert list(counter.frame().iter_rows()) == sorted(collections.Counter(flat).items())
     known = sorted(set(flat))
-    assert Index(pl.Series(known, dtype=pl.Int64)).rows(series, NUMBA).tolist() == [known.index(i) for i in flat]
+    assert IdIndex(pl.Series(known, dtype=pl.Int64)).rows(series, NUMBA).tolist() == [known.index(i) for i in flat]
 
 
 @TWINS

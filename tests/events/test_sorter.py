@@ -137,9 +137,9 @@ def test_a_video_that_the_first_look_did_not_see_is_a_changed_input(sorter):
     record = RecordType.of(("user_id", "video_id", "timestamp"), {})
     records = np.zeros(4, record.kind)
     records["video"], records["time_us"] = [0, -1, 1, 0], range(4)
-    videos = histories.Videos(token_V=np.array([5, 6], np.int32), row_V=np.array([-1, -1], np.int32))
-    with pytest.raises(InputError, match="INPUT has changed"):
-        histories.order(
+    videos = histories.VideoRows(token_V=np.array([5, 6], np.int32), row_V=np.array([-1, -1], np.int32))
+    with pytest.raises(InputError, match="INPUT changed"):
+        histories.build(
             [records], record, start=0, total_N=np.array([4]), videos=videos, user_row_N=np.array([-1], np.int32),
             as_of_us=9, max_events=50, seen_limit=9, sorter=sorter,
         )  # fmt: skip

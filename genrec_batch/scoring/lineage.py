@@ -52,12 +52,12 @@ class Run:
 
     def metadata(self) -> dict[str, str]:
         """Return what the output's metadata says of the run: its identity, with paths."""
-        inputs = {name: source.snapshot() for name, source in self.dataset.inputs.items()}
         described = {
             **self.identity,
             "config": recorded(self.config),
-            "input": inputs,
+            "input": {name: source.snapshot() for name, source in self.dataset.inputs.items()},
             "users": str(len(self.dataset.users)),
+            "as_of": self.dataset.facts["as_of"],
         }
         return {f"genrec.{key}": value if isinstance(value, str) else _json(value) for key, value in described.items()}
 

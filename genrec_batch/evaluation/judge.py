@@ -14,8 +14,8 @@ import numpy as np
 from genrec_batch.core.arrays import F64, U8
 from genrec_batch.evaluation import bootstrap, metrics
 from genrec_batch.evaluation.bootstrap import Estimate
+from genrec_batch.evaluation.lists import Lists
 from genrec_batch.evaluation.metrics import Videos
-from genrec_batch.evaluation.model_lists import Lists
 from genrec_batch.evaluation.targets import Targets
 
 OF_GROUPS = ("hr", "ndcg")

@@ -14,6 +14,7 @@ import polars as pl
 from genrec_batch.core.arrays import I64
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.engines.choose import Selection, sample_rows, select
+from genrec_batch.engines.feed import Feed
 from genrec_batch.evaluation import rows as test_rows
 from genrec_batch.evaluation.model_lists import Inputs
 from genrec_batch.evaluation.options import EvaluateConfig
@@ -114,3 +115,9 @@ def choose_engine(config: EvaluateConfig, opened: Opened) -> Selection:
         longest=config.max_events,
         mean=float(lengths_M.mean()),
     )
+
+
+def feed(config: EvaluateConfig, opened: Opened, selection: Selection, mode: str, stages: Stages) -> Feed:
+    """Return the engine ready for lists of the longest length."""
+    decoding = config.decoding(mode, opened.model.tokens)
+    return Feed(engine=selection.engine, decoding=decoding, stages=stages, batch_users=selection.batch_users)

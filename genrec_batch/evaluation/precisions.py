@@ -91,10 +91,8 @@ def _choices(device: str) -> list[tuple[str, str]]:
 def _measured(config: EvaluateConfig, opened: Opened) -> dict[str, F64]:
     """Return each metric of each row, by one engine."""
     selection = opening.choose_engine(config, opened)
-    lists, _ = model_lists.recommend(
-        selection.engine, opened.inputs, config.decoding(config.modes()[0], opened.model.tokens),
-        batch_users=selection.batch_users, weights=config.as_score().blend(),
-    )  # fmt: skip
+    feed = opening.feed(config, opened, selection, config.modes()[0], Stages())
+    lists = model_lists.recommend(feed, opened.inputs, config.as_score().blend())
     k = config.main_k()
     values = metrics.accuracy(lists.best(k), opened.rows.targets(1), (k,))
     return {name: values[f"{name}@{k}"] for name in METRICS}

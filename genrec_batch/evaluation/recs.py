@@ -20,7 +20,7 @@ from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.core.options import moment_us
 from genrec_batch.evaluation import rows as test_rows
-from genrec_batch.evaluation.model_lists import Judged, Lists
+from genrec_batch.evaluation.lists import Judged, Lists
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.rows import Rows
 from genrec_batch.evaluation.targets import row_keys

@@ -14,10 +14,11 @@ import numpy as np
 from genrec_batch import __version__
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.engines.choose import mode_of
+from genrec_batch.engines.feed import Feed
 from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, opening, recs
 from genrec_batch.evaluation import rows as test_rows
+from genrec_batch.evaluation.lists import Judged, Lists
 from genrec_batch.evaluation.metrics import Videos
-from genrec_batch.evaluation.model_lists import Judged, Lists
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.rows import Rows
 from genrec_batch.events import labels
@@ -93,15 +94,19 @@ def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[Whol
     LOG.info("engine: %s", selection.why)
     rows, model, engine = opened.rows, opened.model, selection.engine
     exposures, place_E = rows.exposures()
-    lists, heads_EH = {}, None
+    lists, weights = {}, config.as_score().blend()
+
+    def feed(mode: str) -> Feed:
+        return opening.feed(config, opened, selection, mode, stages)
+
+    by_look = "candidates" in config.modes() and weights is None
+    with stages.time("first look", rows=len(rows)):
+        count = min(config.lengths()[-1], model.tokens) if by_look else 1
+        looked, heads_EH = model_lists.look(feed("candidates"), opened.inputs, exposures, count)
     for mode in config.modes():
         with stages.time(mode, rows=len(rows)):
-            lists[mode], found_EH = model_lists.recommend(
-                engine, opened.inputs, config.decoding(mode, model.tokens),
-                batch_users=selection.batch_users, weights=config.as_score().blend(),
-                exposures=exposures if heads_EH is None else None,
-            )  # fmt: skip
-            heads_EH = found_EH if heads_EH is None else heads_EH
+            there = mode == "candidates" and by_look
+            lists[mode] = looked if there else model_lists.recommend(feed(mode), opened.inputs, weights)
     facts = {
         "model": config.model or "reference preset",
         "fingerprint": model.fingerprint[:16],

@@ -38,6 +38,13 @@ def address(array: npt.NDArray[Any]) -> int:
     return start
 
 
+def offsets_of(lengths_N: I64) -> I64:
+    """Return where each of N neighbouring rows begins in a flat array, and the end, [N + 1]."""
+    offsets_N1 = np.zeros(len(lengths_N) + 1, np.int64)
+    np.cumsum(lengths_N, out=offsets_N1[1:])
+    return offsets_N1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
     """Rows of different lengths in one flat array: row i is `values[offsets_N1[i]:offsets_N1[i + 1]]`."""
@@ -227,6 +234,6 @@ class Ranked:
 def _gather(offsets_N1: I64, rows_B: I64) -> tuple[I64, I64]:
     """Return the offsets of the picked ragged rows, end to end, and the index of each of their values."""
     lengths_B = np.diff(offsets_N1)[rows_B]
-    offsets_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_B)])
+    offsets_B1 = offsets_of(lengths_B)
     within = np.arange(offsets_B1[-1]) - np.repeat(offsets_B1[:-1], lengths_B)
     return offsets_B1, np.repeat(offsets_N1[rows_B], lengths_B) + within

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch.core.arrays import I32, I64
+from genrec_batch.core.arrays import I32, I64, offsets_of
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.log import EventLog
@@ -74,17 +74,17 @@ def loaders(cores: int) -> int:
     return max(1, cores // 4)
 
 
-def spill_folder(asked: str | None, target: str | None) -> Path:
+def spill_folder(named: str | None, target: str | None) -> Path:
     """Return the folder for spill files: `--spill-dir`, else that of the output, else the system's temporary one.
 
     Raises:
-        ConfigError: `--spill-dir` is no folder that can be written.
+        ConfigError: `--spill-dir` is not a folder that can be written.
     """
-    if asked is None:
+    if named is None:
         return Path(target).absolute().parent if target else Path(tempfile.gettempdir())
-    if not Path(asked).is_dir() or not os.access(asked, os.W_OK | os.X_OK):
-        raise ConfigError(f"--spill-dir {asked}: not a folder that this user may write; make it first")
-    return Path(asked)
+    if not Path(named).is_dir() or not os.access(named, os.W_OK | os.X_OK):
+        raise ConfigError(f"--spill-dir {named}: not a folder that this user may write; create it first")
+    return Path(named)
 
 
 def shards(users: int, size: int) -> list[tuple[int, int]]:
@@ -281,7 +281,7 @@ def _by_bucket(reader: RecordReader, users: Users, made: list[Bucket], workers: 
         if firsts[-1] == 1:
             return [(0, reader.records(group))]
         records, counts = reader.by_bucket(group, of_user, int(firsts[-1]))
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[firsts]
+        ends = offsets_of(counts)[firsts]
         return [(number, records[ends[number] : ends[number + 1]]) for number in np.flatnonzero(np.diff(ends)).tolist()]
 
     with console.progress("arranging by user", reader.log.rows, "rows") as advance:

@@ -86,7 +86,7 @@ WANTED: dict[Kind, str] = {
 }
 
 
-def check(
+def check_columns(
     columns: Mapping[str, pl.DataType],
     source: str,
     *,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrec_batch.core.arrays import I32, I64, Histories, Ragged
+from genrec_batch.core.arrays import I32, I64, Histories, Ragged, offsets_of
 from genrec_batch.core.errors import InputError
 from genrec_batch.events.columns import KINDS
 from genrec_batch.events.ids import IdIndex
@@ -61,7 +61,7 @@ def build(
     counted = sorter.newest(
         chunks, record.kind, start=start, total_N=total_N, keep=max_events, targets=arrays, video_R=video_R
     )
-    video_E, offsets_N1 = arrays["video"], _offsets(kept_N)
+    video_E, offsets_N1 = arrays["video"], offsets_of(kept_N)
     if not counted or any(len(rows) and rows.min() < 0 for rows in (video_E, video_R) if rows is not None):
         raise InputError("INPUT changed while it was read; run the same command again once nothing writes to it")
     tokens_E = sorter.take(videos.token_V, video_E)
@@ -109,18 +109,12 @@ def _sessions(id_E: I64) -> I64:
     return np.repeat(np.where(ids < 0, -1, number), np.diff(places, append=len(id_E)))
 
 
-def _offsets(lengths_N: I64) -> I64:
-    offsets_N1 = np.zeros(len(lengths_N) + 1, np.int64)
-    np.cumsum(lengths_N, out=offsets_N1[1:])
-    return offsets_N1
-
-
 def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, sorter: Sorter = NUMPY) -> Ragged:
     """Return the tokens of all of a user's events, or of the newest `limit` distinct videos if there are more."""
     busy = np.flatnonzero(total_N > limit)
     values = sorter.take(token_V, video_R)
     if not len(busy):
-        return Ragged(offsets_N1=_offsets(total_N), values=values)
+        return Ragged(offsets_N1=offsets_of(total_N), values=values)
     begins, counts = (np.cumsum(total_N) - total_N)[busy], total_N[busy]
     places = np.arange(int(counts.sum())) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
     user_R = np.repeat(busy, counts)
@@ -130,7 +124,7 @@ def seen_tokens(video_R: I32, total_N: I64, token_V: I32, limit: int, sorter: So
     firsts = np.cumsum(lengths_N[busy]) - lengths_N[busy]
     values[np.arange(len(keys)) + np.repeat(begins - firsts, lengths_N[busy])] = token_V.take(keys & 0xFFFFFFFF)
     left = zip([0, *(begins + counts)], [*(begins + lengths_N[busy]), len(values)], strict=True)
-    return Ragged(offsets_N1=_offsets(lengths_N), values=np.concatenate([values[start:stop] for start, stop in left]))
+    return Ragged(offsets_N1=offsets_of(lengths_N), values=np.concatenate([values[start:stop] for start, stop in left]))
 
 
 def _newest_distinct(key_R: I64, limit: int) -> I64:

@@ -30,7 +30,7 @@ MOST_ROWS = (1 << 31) - 1  # that int32 can count in any case
 class Counted:
     """Counts of the ids of one row group: an array from the smallest id on where the range is narrow, else a frame.
 
-    Neither where shared tallies have the counts.
+    Neither if shared tallies have the counts.
     """
 
     kind: pl.DataType
@@ -41,7 +41,7 @@ class Counted:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of the ids from `first` to `last`, of so many rows; the array may have places for more."""
+    """Counts of the ids from `first` to `last` in `rows` rows; the array may have more places."""
 
     first: int
     last: int
@@ -99,7 +99,7 @@ def _grown(counts_R: npt.NDArray[Any], old: int, first: int, last: int) -> npt.N
 def count(ids: pl.Series, sorter: Sorter = NUMPY, tallies: Tallies | None = None) -> Counted:
     """Count the ids of one row group; none of them is null. Threads may count row groups at the same time.
 
-    Ids that lie far apart are counted in `tallies` where there are any.
+    Ids that lie far apart are counted in `tallies`, if given.
     """
     if not ids.dtype.is_integer() or not len(ids):
         ends = (ids.min(), ids.max()) if len(ids) else None
@@ -219,7 +219,7 @@ class IdIndex:
             if found_R is not None:
                 return found_R
         known = self._ids.alias("id").to_frame().with_row_index("row")
-        asked = ids.cast(self._ids.dtype).alias("id").to_frame()
-        joined = asked.join(known, on="id", how="left", maintain_order="left")
+        wanted = ids.cast(self._ids.dtype).alias("id").to_frame()
+        joined = wanted.join(known, on="id", how="left", maintain_order="left")
         found: I32 = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
         return found

@@ -96,7 +96,7 @@ def _code(name: str, type_: pl.DataType, kind: np.dtype[Any]) -> pl.Expr:
 def _session(column: pl.Expr, type_: pl.DataType) -> pl.Expr:
     """Return a number from 0 for each id, equal where ids are, -1 for null.
 
-    A number below 2^63 stands for itself, any other id for 63 bits of its hash.
+    A number below 2^63 is kept, any other id becomes 63 bits of its hash.
     """
     number = (column.hash(0) // 2).cast(pl.Int64)
     if type_.is_integer():

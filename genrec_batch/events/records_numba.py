@@ -41,7 +41,7 @@ def extent_of(value_R: I64) -> tuple[np.int64, np.int64, int]:
 def extent(address_C: I64, rows_C: I64) -> tuple[np.int64, np.int64, bool]:
     """Return the smallest and largest of int64 values, and whether none is smaller than the one before.
 
-    They lie in chunks of at least one value, rows_C[c] of them at address_C[c].
+    They come in chunks of at least one value, rows_C[c] of them at address_C[c].
     """
     values = array_at(pointer_to(address_C[0]), rows_C[0], np.int64)
     least, largest, falls = extent_of(values)

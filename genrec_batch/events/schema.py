@@ -16,8 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from genrec_batch.core.errors import ConfigError, InputError, nearest
-from genrec_batch.events import columns as contract
-from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, Kind
+from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, Kind, check_columns
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -134,7 +133,7 @@ def _reads(expressions: Mapping[str, str]) -> set[str]:
 def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = False) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
     readers = {name: _reads(column_names(name).events) for name in BUILT_IN}
-    contract.check(columns, source, readers=readers, kinds=KINDS if labels else SCORED)
+    check_columns(columns, source, readers=readers, kinds=KINDS if labels else SCORED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 
 from genrec_batch.core import layout
-from genrec_batch.core.arrays import I32, I64, U64, address
+from genrec_batch.core.arrays import I32, I64, U64, address, offsets_of
 from genrec_batch.events import order_numba, records_numba
 from genrec_batch.events.columns import KINDS
 from genrec_batch.events.records import Records, RecordType, field_start
@@ -116,7 +116,7 @@ class NumbaSorter(Sorter):
         """See `Sorter`."""
         if sum(map(len, chunks)) != int(total_N.sum()):
             return False
-        offsets_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(total_N)])
+        offsets_N1 = offsets_of(total_N)
 
         def done(cuts: I64) -> bool:
             written: bool = order_numba.newest(
@@ -147,7 +147,7 @@ class NumbaSorter(Sorter):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrowColumns:
-    """Where a frame's columns lie in memory: rows_K[k] rows of each at address_K[name][k], while `held` lives."""
+    """The addresses of a frame's columns: rows_K[k] rows of each at address_K[name][k], while `held` lives."""
 
     rows_K: I64
     address_K: dict[str, I64]

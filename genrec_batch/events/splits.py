@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genrec_batch.core.arrays import I64, Histories, Ragged
+from genrec_batch.core.arrays import I64, Histories, Ragged, offsets_of
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events.histories import seen_tokens
 
@@ -132,7 +132,7 @@ def _between(whole: Histories, user_N: I64, first_N: I64, stop_N: I64) -> Histor
     """Return users' histories of the events at some neighbouring places each; all of them count as seen."""
     lengths_N = stop_N - first_N
     picked_E, _ = places(first_N, lengths_N)
-    offsets_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_N)])
+    offsets_N1 = offsets_of(lengths_N)
     tokens_E = whole.tokens_E[picked_E]
     return Histories(
         offsets_N1=offsets_N1,

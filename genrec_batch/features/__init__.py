@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from genrec_batch.core import layout
-from genrec_batch.core.arrays import F32, U8, Histories, SideTable
+from genrec_batch.core.arrays import F32, U8, Histories, SideTable, offsets_of
 from genrec_batch.features import from_log, from_videos
 from genrec_batch.features.from_log import Chunk
 from genrec_batch.features.segments import CACHE_LINE, CHUNK_EVENTS, Segments, chunks, weighted_sums
@@ -145,7 +145,7 @@ def video_vectors(histories: Histories, videos: SideTable, *, kernel: Kernel = "
     has_R, row_E = videos.has_dense_R, histories.video_row_E
     known_E = row_E >= 0
     known_E[known_E] = has_R[row_E[known_E]]
-    before_E1 = np.concatenate([[0], np.cumsum(known_E)])
+    before_E1 = offsets_of(known_E.astype(np.int64))
     count_N = np.diff(before_E1[histories.offsets_N1])
     pooled_NV = np.zeros((len(histories), videos.dense_RD.shape[1]), np.float32)
     has_N = count_N > 0

@@ -1,7 +1,7 @@
 """From histories to batches: all that the model reads of users.
 
 Owns: what a `Batch` is filled with, and its padding. Must not know: which rows make a batch, engines, files. In:
-histories and the tables beside the log. Out: `arrays.Batch`.
+histories and side tables. Out: `arrays.Batch`.
 """
 
 from __future__ import annotations

@@ -117,11 +117,11 @@ class Output:
 
     def _join(self, parts: int, metadata: dict[str, str]) -> dict[str, int]:
         self._whole().finish(parts, {key: value for key, value in metadata.items() if key not in self.metadata})
-        kept, beside = self.staging / FINGERPRINTS, published.fingerprint_file(self.path)
+        made, target = self.staging / FINGERPRINTS, published.fingerprint_file(self.path)
         with signals.placing():
-            beside.unlink(missing_ok=True)  # never those of another output beside this one
-            if kept.exists():
-                kept.replace(beside)
+            target.unlink(missing_ok=True)  # never leave those of an older output
+            if made.exists():
+                made.replace(target)
             (self.staging / "whole.tmp").replace(self.path)
             sync(self.path.parent)
             shutil.rmtree(self.staging)

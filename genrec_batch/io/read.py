@@ -1,4 +1,4 @@
-"""Files in: one file, a glob, a directory or a URI becomes one lazy frame with a snapshot of what was read.
+"""Files in: a file, a glob, a directory or a URI becomes one lazy frame, with a snapshot of the input.
 
 Owns: row groups, one schema over all files, a fingerprint, tables with one row per id. Must not know: the events
 contract, what a row means, which files there are (`find`), output (`output`).
@@ -42,7 +42,7 @@ class RowGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A log or table on disk: its lazy frame and a snapshot of what it was when the run began."""
+    """A log or table on disk: its lazy frame, and a snapshot of its state when the run began."""
 
     path: str  # as the user gave it
     frame: pl.LazyFrame
@@ -50,16 +50,16 @@ class Source:
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
-    contents: Future[str] | None  # the fingerprint, computed beside the reading
+    contents: Future[str] | None  # the fingerprint, computed on another thread
 
     @property
     def fingerprint(self) -> str:
-        """Return a sha256 over every file's name and content; of a URI, whose content may change, unlike any other."""
-        assert self.contents is not None, "nobody was to ask for it"
+        """Return a sha256 over every file's name and content; a URI, whose content may change, gets a unique value."""
+        assert self.contents is not None, "opened without `hashed`"
         return self.contents.result()
 
     def snapshot(self) -> dict[str, object]:
-        """Return what goes into lineage: files, rows, bytes, fingerprint."""
+        """Return the record of this source in the lineage: files, rows, bytes, fingerprint."""
         return {
             "path": self.path,
             "files": len(self.files),
@@ -72,7 +72,7 @@ class Source:
 def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     """Open Parquet input; `flag` ("INPUT", "--users") names it in errors.
 
-    Its content is hashed on a thread of its own, except where `hashed` says that nobody asks for the fingerprint.
+    A separate thread hashes the content, unless `hashed` is False because the fingerprint is not needed.
 
     Raises:
         InputError: nothing there, a file is not Parquet or is truncated, or files disagree about a column's type.
@@ -89,9 +89,9 @@ def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     both = sorted(hive.keys() & schema.keys())
     if both and len(both) < len(hive):
         raise InputError(
-            f"{flag} {path}: {', '.join(both)} stands in the files and in the folders' names; drop one of them"
+            f"{flag} {path}: {', '.join(both)} is in the files and in the names of folders; drop one of them"
         )
-    hive = {} if both else hive  # the files say it themselves
+    hive = {} if both else hive  # the files have these columns
     scanned = partial(
         pl.scan_parquet,
         schema=schema,
@@ -120,7 +120,7 @@ def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
 def _scan_uri(path: str, flag: str) -> Source:
     frame = pl.scan_parquet(path)
     rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
-    unlike_any = f"unverified-{uuid.uuid4().hex}"  # what an object store holds may change: such a run is never resumed
+    unlike_any = f"unverified-{uuid.uuid4().hex}"  # an object store's content may change: never resume such a run
     groups = tuple(RowGroup(frame=frame.slice(start, count), rows=count) for start, count in cut([rows]))
     contents: Future[str] = Future()
     contents.set_result(unlike_any)
@@ -167,7 +167,7 @@ def _group_rows(metadata: pq.FileMetaData) -> list[int]:
 
 
 def _begin(work: Callable[[], T]) -> Future[T]:
-    """Begin work on a thread of its own."""
+    """Begin work on a separate thread."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
     begun = pool.submit(work)
     pool.shutdown(wait=False)
@@ -191,7 +191,7 @@ def _sha256(file: str) -> str:
 
 
 def _hive(names: list[str]) -> dict[str, pl.DataType]:
-    """Return the type of each hive partition column: whole numbers and dates as such, else (also 007) as they are."""
+    """Return the type of each hive partition column: integer, date, or else (also for 007) string."""
     values: dict[str, list[str]] = {}
     for name in names:
         for part in Path(name).parts[:-1]:
@@ -209,12 +209,12 @@ def _hive(names: list[str]) -> dict[str, pl.DataType]:
 
 
 def _schema_of(file: str) -> pl.Schema:
-    with Path(file).open("rb") as opened:  # a name may hold what Polars takes for a glob
+    with Path(file).open("rb") as opened:  # Polars would take some file names for globs
         return pl.Schema(pl.read_parquet_schema(opened))
 
 
 def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
-    """Return every column of any file with one type: integers and floats widen, moments are in us, others agree."""
+    """Return every column of any file with one type: integers and floats widen, times are in us, others must agree."""
     schema: dict[str, pl.DataType] = {}
     first_seen: dict[str, str] = {}
     faults = []
@@ -235,19 +235,19 @@ def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
 
 
 def _wider(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
-    if pl.Null in (a, b):  # a file without a single value says nothing of the type
+    if pl.Null in (a, b):  # a file without any value has no type
         return b if a == pl.Null else a
     if a.is_integer() and b.is_integer() and a.is_signed_integer() == b.is_signed_integer():
         return max(a, b, key=lambda kind: int(str(kind).lstrip("UInt")))
     if a.is_float() and b.is_float():
         return pl.Float64()
     if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime) and a.time_zone == b.time_zone:
-        return pl.Datetime("us", a.time_zone)  # what a log is read in anyway
+        return pl.Datetime("us", a.time_zone)  # the unit in which logs are read
     return None
 
 
 def reading(read: Callable[[], T], source: str) -> T:
-    """Call `read` and turn what goes wrong with a file into one error that names it.
+    """Call `read`, and map failures of a file to one error that names it.
 
     Raises:
         InputError: a page is damaged, or a type does not fit.
@@ -275,7 +275,7 @@ def table(
     """Read a table with one row per id, in memory, after `rename`.
 
     Raises:
-        InputError: the key column is missing, null, of another type than integer or string, or an id stands twice.
+        InputError: the key column is missing, null, neither integer nor string, or an id repeats.
     """
     source = scan(path, flag)
     names = source.frame.collect_schema().names()
@@ -296,5 +296,5 @@ def table(
         raise InputError(f"{flag} {path}: column {key!r} is null in row {row}; every row needs an id")
     if ids.n_unique() != len(ids):
         row = int(ids.is_first_distinct().not_().arg_true()[0])
-        raise InputError(f"{flag} {path}: {key} {ids[row]!r} stands twice (again in row {row}); one row per id")
+        raise InputError(f"{flag} {path}: {key} {ids[row]!r} repeats in row {row}; one row per id")
     return read, source

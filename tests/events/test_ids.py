@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_batch.events import ids as counting
-from genrec_batch.events.ids import Counter, IdIndex
+from genrec_batch import events
+from genrec_batch.events.ids import Counter, IdIndex, count
 from genrec_batch.events.sorter import NUMPY
 from genrec_batch.events.sorter_numba import NumbaSorter
 
@@ -28,7 +28,7 @@ def counted(groups, kind, sorter=NUMPY):
     counter = Counter("user_id")
     for group in groups:
         ids = pl.Series(group, dtype=kind)
-        counter.add(counting.count(ids, sorter, counter.tallies))
+        counter.add(count(ids, sorter, counter.tallies))
     return counter.frame()
 
 
@@ -61,7 +61,7 @@ def test_every_integer_type_reaches_its_ends(kind, sorter):
 
 
 def test_counts_of_many_row_groups_are_merged_while_they_come(monkeypatch):
-    monkeypatch.setattr(counting, "MERGED_ROWS", 10)
+    monkeypatch.setattr(events.ids, "MERGED_ROWS", 10)
     groups = [[f"{i}-{j % 7}" for j in range(20)] for i in (1, 2) for _ in range(30)]
     assert counted(groups, pl.String)["count"].sum() == 1200
 
@@ -76,7 +76,7 @@ def test_row_groups_of_many_users_in_any_order_have_no_array_each():
     groups, counter = groups_of_many_users(40), Counter("user_id")
 
     def look(ids):
-        return counting.count(ids, NUMBA, counter.tallies)
+        return count(ids, NUMBA, counter.tallies)
 
     with ThreadPoolExecutor(4) as pool:
         looks = list(pool.map(look, groups))
@@ -91,15 +91,13 @@ def test_row_groups_of_many_users_in_any_order_have_no_array_each():
 
 def test_many_users_are_counted_as_without_shared_tallies(monkeypatch):
     groups, counter = groups_of_many_users(40), Counter("user_id")
-    monkeypatch.setattr(
-        counting, "MOST_ROWS", 30_000
-    )  # an array is full after six row groups, the others have their own
+    monkeypatch.setattr(events.ids, "MOST_ROWS", 30_000)  # full after six row groups, the others have their own arrays
     with ThreadPoolExecutor(4) as pool:
-        for looked in pool.map(lambda ids: counting.count(ids, NUMBA, counter.tallies), groups):
+        for looked in pool.map(lambda ids: count(ids, NUMBA, counter.tallies), groups):
             counter.add(looked)
     plain = Counter("user_id")
     for ids in groups:
-        plain.add(counting.count(ids))
+        plain.add(count(ids))
     assert counter.frame().equals(plain.frame())
 
 
@@ -107,7 +105,7 @@ def test_ids_that_rise_from_row_group_to_row_group_are_all_counted_in_few_arrays
     groups = [pl.Series(range(first, first + 5_000_000, 100_000)) for first in range(0, 150_000_000, 5_000_000)]
     counter, made = Counter("user_id"), []
     for ids in groups:
-        counter.add(counting.count(ids, NUMBA, counter.tallies))
+        counter.add(count(ids, NUMBA, counter.tallies))
         made.append(len(counter.tallies))
     assert max(made) == 1  # one thread, one array
     assert list(counter.frame().iter_rows()) == [(i, 1) for i in range(0, 150_000_000, 100_000)]
@@ -128,13 +126,13 @@ def test_rows_of_strings():
 
 
 @EXAMPLES
-@given(parts=st.lists(st.lists(WHOLE), min_size=2), near=st.booleans())
-def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, near):
-    ids = [[i % 1000 for i in part] if near else part for part in parts]
-    series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in ids], rechunk=False)
+@given(chunks=st.lists(st.lists(WHOLE), min_size=2), near=st.booleans())
+def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(chunks, near):
+    ids = [[i % 1000 for i in chunk] if near else chunk for chunk in chunks]
+    series = pl.concat([pl.Series(chunk, dtype=pl.Int64) for chunk in ids], rechunk=False)
     counter = Counter("user_id")
-    counter.add(counting.count(series, NUMBA, counter.tallies))
-    flat = [i for part in ids for i in part]
+    counter.add(count(series, NUMBA, counter.tallies))
+    flat = [i for chunk in ids for i in chunk]
     assert list(counter.frame().iter_rows()) == sorted(collections.Counter(flat).items())
     known = sorted(set(flat))
     assert IdIndex(pl.Series(known, dtype=pl.Int64)).rows(series, NUMBA).tolist() == [known.index(i) for i in flat]
@@ -142,9 +140,9 @@ def test_a_column_in_several_arrays_is_counted_and_looked_up_like_one(parts, nea
 
 @TWINS
 @EXAMPLES
-@given(parts=st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1))
-def test_extent_says_whether_numbers_never_fall(parts, sorter):
-    flat = [i for part in parts for i in part]
-    series = pl.concat([pl.Series(part, dtype=pl.Int64) for part in parts], rechunk=False)
+@given(chunks=st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1))
+def test_extent_says_whether_numbers_never_fall(chunks, sorter):
+    flat = [i for chunk in chunks for i in chunk]
+    series = pl.concat([pl.Series(chunk, dtype=pl.Int64) for chunk in chunks], rechunk=False)
     found = sorter.extent(series)
     assert found == (min(flat), max(flat), flat == sorted(flat))

@@ -51,7 +51,7 @@ STRING_IDS = ("10", "9", "b", "B", "é", "", "a b", "ß", "東", "~")  # in anot
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Log:
-    """A log with its side tables and what to make of it; rows stand in input order."""
+    """A log with its side tables and what to make of it; rows are in input order."""
 
     events: list[Row]
     columns: frozenset[str]  # of the log; a row may lack one of them, which is null
@@ -150,7 +150,7 @@ def columns_of_log() -> st.SearchStrategy[frozenset[str]]:
 def logs(draw: st.DrawFn, *, max_rows: int = 60) -> Log:
     """Draw a log: few users, few videos, many ties, nulls and edges, and perhaps side tables.
 
-    Hypothesis draws what kind of log it is; the cells come from one drawn seed, since thousands of drawn cells would
+    Hypothesis draws what kind of log it is; the values come from one drawn seed, since thousands of drawn values would
     mostly be equal.
     """
     ids: tuple[Any, ...] = draw(st.sampled_from([INTEGER_IDS, STRING_IDS]))
@@ -168,7 +168,7 @@ def logs(draw: st.DrawFn, *, max_rows: int = 60) -> Log:
             "user_id": numbers.choice(users),
             "video_id": numbers.choice(videos),
             "timestamp": time,
-            **{name: cell(numbers, name, ids, nulls) for name in sorted(optional)},
+            **{name: value_of(numbers, name, ids, nulls) for name in sorted(optional)},
         }
         for time in shuffled
     ]
@@ -184,7 +184,7 @@ def logs(draw: st.DrawFn, *, max_rows: int = 60) -> Log:
     )
 
 
-def cell(numbers: random.Random, column: str, ids: Sequence[Any], nulls: float) -> Any:
+def value_of(numbers: random.Random, column: str, ids: Sequence[Any], nulls: float) -> Any:
     """Return null, an edge of the column, or something from its ordinary range."""
     if numbers.random() < nulls:
         return None

@@ -1,4 +1,4 @@
-"""Signals at the CLI's edge: in twos, too early, too late."""
+"""`exits` and `runtime.signals`: signals that arrive in twos, too early, too late."""
 
 from __future__ import annotations
 

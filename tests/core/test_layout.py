@@ -1,4 +1,4 @@
-"""The layout: 1024 slots with unique names that stand where the published table puts them."""
+"""The layout: 1024 slots with unique names, at the places of the published table."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_reserved_slots_are_named_by_number():
     [
         (0, "_r0"),  # the newest event
         (19, "_r19"),
-        (43, "liked_rate_all"),  # flag-major: the four windows of one flag stand together
+        (43, "liked_rate_all"),  # flag-major: the four windows of one flag are neighbours
         (44, "favorited_rate_newest_1"),
         (59, "followed_creator_rate_all"),
         (101, "mobile_r0"),
@@ -84,7 +84,7 @@ def test_reserved_slots_are_named_by_number():
         (306, "nearby_r0"),
         (397, "nearby_r13"),
         (499, "_r99"),
-        (500, "duration_mean_newest_5"),  # block-major: the five moments over one span stand together
+        (500, "duration_mean_newest_5"),  # block-major: the five moments over one window are neighbours
         (505, "duration_mean_newest_20"),
         (514, "duration_median_all"),
         (515, "percentage_mean_newest_5"),

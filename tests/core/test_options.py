@@ -1,4 +1,4 @@
-"""Options: checks that name the flag, moments, blends."""
+"""Options and their `errors`: checks that name the flag, times, blends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A log in any order and of any size gives the same rows: in memory, through spill files, or straight from the log."""
+"""`by_user` and `survey`: a log in any order, of any size gives the same rows, in memory, spilled or direct."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_rows_do_not_depend_on_the_way_or_the_memory(written, big):
         summary, rows = written(f"{log}.parquet", *flags)
         ways[log, bool(flags)] = summary["partitioned"]
         assert rows.drop("tokens").equals(expected.drop("tokens")), (log, flags)
-        if log != "user":  # equal times stand in input order, which sorting by user keeps and by time too
+        if log != "user":  # equal times keep the input order, and so do sorts by user and by time
             assert rows["tokens"].equals(expected["tokens"])
     assert ways == {
         ("any", True): "spill",
@@ -77,7 +77,7 @@ def test_compiled_sorts_give_the_rows_of_the_plain_ones(written, big, monkeypatc
                 assert written(f"log{number}.parquet", *flags)[1].equals(expected), (tile_bytes, most_tiles)
 
 
-def test_time_order_is_seen_and_said(written, big):
+def test_time_order_is_found_and_reported(written, big):
     big.write_parquet("any.parquet")
     big.sort("timestamp").write_parquet("time.parquet")
     assert written("any.parquet")[0]["time_ordered"] is False

@@ -1,4 +1,4 @@
-"""Counts and rows of ids, whatever the ids are, against dictionaries."""
+"""Ids: counts and rows of any ids, by both sorters, against dictionaries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns into records: compiled and plain twins give the same bytes, whatever the columns hold."""
+"""Columns into `records`: both sorters return the same bytes, whatever the columns hold; `records_numba`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events contract: what is accepted, what is refused and how it is said."""
+"""The contract of `schema`, `columns` and `log`: what is accepted, what is refused, and with which message."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_first_line_of_an_error_holds_the_fault_and_the_way_out():
     assert "'is_liked' is String" in second
 
 
-def test_a_log_of_a_known_kind_is_told_by_its_columns():
+def test_the_error_names_a_built_in_schema_that_fits_the_columns():
     names = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "is_like", "is_forward", "is_comment")
     columns = {name: pl.Int64() for name in (*names, "is_follow", "tab", "is_click")}
     with pytest.raises(InputError, match="--schema kuairand reads it"):

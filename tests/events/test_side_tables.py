@@ -1,4 +1,4 @@
-"""Side tables: hashed columns against the formula worked out one cell at a time, vectors, codes, and bad lists."""
+"""Side tables: hashed columns against the formula, value by value; vectors, codes, and lists that do not fit."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from genrec_batch.core.errors import InputError
 from genrec_batch.events.side_tables import check_users, users_table, videos_table
 
 
-def cell(vector, text, amount):
-    """Add one hashed cell, by the formula as published: slot h mod 200, sign + where bit 63 of h is 0."""
+def add(vector, text, amount):
+    """Add one hashed value, by the formula as published: slot h mod 200, sign + where bit 63 of h is 0."""
     h = xxhash.xxh64(text.encode("utf-8"), seed=0).intdigest()
     vector[h % 200] += amount if (h >> 63) & 1 == 0 else -amount
 
 
 def by_hand(row):
-    """Hash one row, a cell at a time."""
+    """Hash one row, value by value."""
     vector = [0.0] * 200
     for column, value in row.items():
         if value is None or column == "id" or column.endswith("_id"):
             continue
         if isinstance(value, bool):
-            cell(vector, f"{column}={'true' if value else 'false'}", 1.0)
+            add(vector, f"{column}={'true' if value else 'false'}", 1.0)
         elif isinstance(value, str):
-            cell(vector, f"{column}={value}", 1.0)
+            add(vector, f"{column}={value}", 1.0)
         elif isinstance(value, date):
-            cell(vector, f"{column}={value.isoformat()}", 1.0)
+            add(vector, f"{column}={value.isoformat()}", 1.0)
         elif math.isfinite(value):
-            cell(vector, column, math.copysign(math.log1p(abs(value)), value))
+            add(vector, column, math.copysign(math.log1p(abs(value)), value))
     return vector
 
 

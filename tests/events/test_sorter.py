@@ -1,4 +1,4 @@
-"""Records by bucket, and by user and time: both sorters return the same bytes, whatever the record holds."""
+"""Sorters (`sorter_choice`, `sorter_numba`, `order_numba`): both return the same bytes, whatever the record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def records_of(total_N, kind, times, seed, start=7):
-    """Records of users start.. in random order, `video` saying where each stood."""
+    """Records of users start.. in random order, `video` is the place of each."""
     random = np.random.default_rng(seed)
     user_R = np.repeat(np.arange(len(total_N)), total_N)
     random.shuffle(user_R)

@@ -1,4 +1,4 @@
-"""All 1024 features, slot by slot: against the row-wise twin on made logs, and against numbers worked out by hand."""
+"""All 1024 features of `from_log` and `from_videos`, by `segments`, against the row-wise twin and by hand."""
 
 from __future__ import annotations
 

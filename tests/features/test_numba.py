@@ -1,4 +1,4 @@
-"""The compiled features: the same bits as the NumPy ones, whoever the neighbours are, and a job without numba."""
+"""Compiled features (`runtime.jit`, `simd`, `simd_sort`): the bits of NumPy for any user, and runs without numba."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that a user gives and that are no file to read or to write: told by name and reason, and nothing left out."""
+"""Paths that cannot be read or written: an error with name and reason, and no file left out."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_file_that_a_folder_names_and_has_not_is_not_left_out(log):
         find.files("logs", "INPUT")
 
 
-def test_a_pipe_or_a_device_is_told_as_such(run, log_file, model_dir):
+def test_a_pipe_or_a_device_is_named_as_such(run, log_file, model_dir):
     os.mkfifo("p.parquet")
     model = ["--model", model_dir]
     bad(run, 3, "score", "p.parquet", "recs.parquet", *model, says="INPUT p.parquet: a pipe or a device")

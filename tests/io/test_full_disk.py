@@ -1,4 +1,4 @@
-"""A disk without room, wherever something is written: exit code 75, what is done stays, nothing half made is left."""
+"""`durable` on a full disk, wherever something is written: exit code 75, whole parts stay, nothing half written."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_was_asked_for_and_no_disk_takes_is_try_again(arguments):
 
 
 @needs_full
-def test_a_made_model_is_told_where_stdout_is_full(tmp_path):
+def test_a_model_that_is_written_is_reported_where_stdout_is_full(tmp_path):
     done = with_a_full_stdout("model", "init", "m", "--preset", "tiny")
     assert (done.returncode, "m is whole" in done.stderr) == (75, True), done.stderr
     assert weights.load(tmp_path / "m").config == weights.PRESETS["tiny"]

@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, resumed or refused, never lost."""
+"""Writing with `output`, `published` and `parquet`: whole or not at all, resumed or refused, never lost."""
 
 from __future__ import annotations
 

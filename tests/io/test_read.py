@@ -103,13 +103,13 @@ def test_files_that_are_not_whole_parquet(tmp_path, content, message):
         ("x.parquet", "user_id,moment\n1,2026-04-01T10:00:00\n"),
     ],
 )
-def test_the_way_from_text_to_parquet_is_told_and_works(tmp_path, monkeypatch, name, content):
+def test_the_command_from_text_to_parquet_is_in_the_error_and_works(tmp_path, monkeypatch, name, content):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(content)
     with pytest.raises(InputError, match=f"INPUT {re.escape(name)}: not a Parquet file; convert it, such as") as raised:
         scan(name, "INPUT")
-    told = str(raised.value)
-    command = told[told.index("python -c") :].replace("python", sys.executable, 1)
+    message = str(raised.value)
+    command = message[message.index("python -c") :].replace("python", sys.executable, 1)
     subprocess.run(["/bin/sh", "-c", command], check=True)
     (made,) = (path for path in tmp_path.iterdir() if path.name != name)
     frame = scan(made.name, "INPUT").frame.collect()

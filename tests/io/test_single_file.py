@@ -1,4 +1,4 @@
-"""One file of parts: the same bytes in whatever order the parts come, and whoever wrote them."""
+"""One file of parts: the same bytes in whatever order the parts come, and whichever run wrote them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that overlap keep their order, pass errors on, and end when they should."""
+"""Threads: overlapping steps keep their order, pass errors on, and end when they should."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from genrec_batch.core.arrays import I64
-from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.arrays import FIRST_ITEM, I64
+from genrec_batch.core.errors import ConfigError, ModelError
 from genrec_batch.engines.choose import Selection, sample_rows, select
 from genrec_batch.engines.feed import Feed
 from genrec_batch.evaluation import rows as test_rows
@@ -75,6 +75,11 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
         tokens=model.tokens, max_events=config.max_events, seen_limit=config.seen_limit,
         include_seen=config.include_seen,
     )  # fmt: skip
+    if (rows.first_M() < FIRST_ITEM).all():
+        raise ModelError(
+            f"--model {config.model}: no video that one of the {len(rows):,} users of EVENTS {source} watched next "
+            "is in its catalog; give the model that belongs to this log"
+        )
     inputs = Inputs(
         histories=rows.histories, users=log.users, videos=log.videos,
         max_events=config.max_events, include_seen=config.include_seen,

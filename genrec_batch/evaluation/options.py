@@ -12,8 +12,10 @@ from typing import Any
 from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError, nearest
 from genrec_batch.core.options import LogConfig, ScoreConfig, moment_us
+from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.evaluation import metrics
+from genrec_batch.model.weights import Model
 
 DECLARED = {field.name: field for field in dataclasses.fields(ScoreConfig)}
 MODES = ("candidates", "slate")
@@ -71,7 +73,7 @@ class EvaluateConfig(LogConfig):
     limit: int | None = option("Test only the first N users by id.", panel="Input")
     decode: str = option(
         "Ways of making a list, with commas between: candidates ranks the whole catalog after the history; slate "
-        "chooses each video after the ones before it.",
+        "chooses each video given those before it; auto is what `score` takes with the model.",
         "candidates,slate",
         panel="Decoding",
     )
@@ -142,16 +144,22 @@ class EvaluateConfig(LogConfig):
         return MAIN_K if MAIN_K in ks else ks[-1]
 
     def modes(self) -> tuple[str, ...]:
-        """Return `--decode` as names, each once.
+        """Return `--decode` as names, each once; all of them where it is still auto.
 
         Raises:
             ConfigError: not names of ways to decode.
         """
-        parts = [part.strip() for part in self.decode.split(",")]
+        parts, known = [part.strip() for part in self.decode.split(",")], [*MODES, "auto"]
         for part in parts:
-            if part not in MODES:
-                raise ConfigError(f"--decode {part!r} is not one of {', '.join(MODES)}.{nearest(part, list(MODES))}")
-        return tuple(dict.fromkeys(parts))
+            if part not in known:
+                raise ConfigError(f"--decode {part!r} is not one of {', '.join(known)}.{nearest(part, known)}")
+        return MODES if "auto" in parts else tuple(dict.fromkeys(parts))
+
+    def for_model(self, model: Model) -> EvaluateConfig:
+        """Return the same with what `--decode auto` means for a model."""
+        usual = mode_of("auto", self.beam_width, model)
+        named = [usual if part.strip() == "auto" else part.strip() for part in self.decode.split(",")]
+        return dataclasses.replace(self, decode=",".join(named))
 
     def decoding(self, mode: str, tokens: int) -> Decoding:
         """Return how lists of the longest length are made, from a catalog of `tokens`."""

@@ -15,7 +15,7 @@ import numpy as np
 from genrec_batch.core.arrays import F64
 from genrec_batch.core.errors import DeviceMemoryError, EngineError, GateError
 from genrec_batch.core.options import VerifyConfig
-from genrec_batch.engines.choose import computes_int8, device_of, mode_of, reference_engine, sample_rows
+from genrec_batch.engines.choose import computes_int8, device_of, reference_engine, sample_rows
 from genrec_batch.engines.registry import ENTRIES
 from genrec_batch.evaluation import bootstrap, judge, metrics, model_lists, opening
 from genrec_batch.evaluation.bootstrap import Estimate
@@ -37,11 +37,9 @@ def quality(config: VerifyConfig, source: str) -> dict[str, Any]:
         GenrecError: see `opening.open_test` and `choose.reference_engine`.
     """
     shared = {f.name for f in fields(EvaluateConfig)} & {f.name for f in fields(VerifyConfig)}
-    decode = "slate" if config.decode == "auto" else config.decode
-    values = {name: getattr(config, name) for name in shared} | {"ks": str(config.top_k), "decode": decode}
-    evaluate = EvaluateConfig(**values)
+    evaluate = EvaluateConfig(**{name: getattr(config, name) for name in shared} | {"ks": str(config.top_k)})
     opened = opening.open_test(evaluate, source, Stages())
-    evaluate = replace(evaluate, decode=mode_of(config.decode, config.beam_width, opened.model))
+    evaluate = evaluate.for_model(opened.model)
     opened = opened.take(sample_rows(opened.rows.histories.lengths_N, most=config.sample))
     reference = reference_engine(opened.model, name=config.against, precision=config.against_precision)
     device = device_of(config.device, config.engine)

@@ -87,6 +87,7 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
 
 def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLog, Rows, Judged]:
     opened = opening.open_test(config, source, stages)
+    config = config.for_model(opened.model)
     for warning in opened.warnings:
         LOG.warning(warning)
     with stages.time("engine"):

@@ -135,6 +135,44 @@ def test_batches_of_any_size_give_the_same_report(evaluated):
     assert first["heads"]["engagement"]["metrics"]["auc"] == small["heads"]["engagement"]["metrics"]["auc"]
 
 
+def test_side_tables_reach_the_model_as_in_score(run):
+    sample = Path(__file__).parents[2] / "sample_data"
+    sides = ["--users", sample / "users.parquet", "--videos", sample / "videos.parquet"]
+    assert run("model", "init", "m", "--preset", "tiny", "--catalog-from", sample / "events.parquet").code == 0
+    log = pl.read_parquet(sample / "events.parquet").drop_nulls(["user_id", "video_id", "timestamp"])
+    moment = dt.datetime(2026, 5, 16, tzinfo=dt.timezone.utc)
+    log.filter(pl.col("timestamp") < moment).write_parquet("before.parquet")
+    as_of = (moment - dt.timedelta(microseconds=1)).isoformat()
+    done = run(
+        "score", "before.parquet", "recs.parquet", "--model", "m", *sides, *QUICK, "--as-of", as_of, "--top-k", 50
+    )
+    assert done.code == 0, done.err
+    arguments = [sample / "events.parquet", "--test-from", "2026-05-16", "--ks", "50", "--json", "report.json"]
+    done = run("evaluate", *arguments, "--model", "m", *sides, *QUICK, "--decode", "slate")
+    assert done.code == 0, done.err
+    by_model = json.loads(Path("report.json").read_text())
+    assert run("evaluate", *arguments, "--recs", "recs.parquet").code == 0
+    by_recs = json.loads(Path("report.json").read_text())
+    assert by_model["counts"]["rows"] == by_recs["counts"]["rows"] > 100
+    for metric in ("hr@50", "ndcg@50"):
+        assert value(by_model, "slate", metric) == value(by_recs, "recs", metric) > 0
+        assert value(by_model, "slate", metric, ahead=10) == value(by_recs, "recs", metric, ahead=10)
+
+
+def test_a_column_of_the_log_is_the_label_of_recommendation(evaluated, log):
+    log.with_columns(liked_it=pl.col("is_liked").cast(pl.Int8)).write_parquet("labelled.parquet")
+    found = evaluated("--test-from", SPLIT, "--positive", "liked_it", log="labelled.parquet").report["heads"]
+    assert found["recommendation"]["label"] == found["engagement"]["label"]
+
+
+def test_auto_is_the_decoding_of_the_model(evaluated):
+    assert evaluated("--decode", "auto").report["lists"] == ["slate"]
+
+
+def test_limit_tests_the_first_users(evaluated):
+    assert evaluated("--limit", 7).report["counts"]["rows"] <= 7
+
+
 def test_weights_rank_by_heads(evaluated):
     plain = evaluated("--decode", "candidates", "--test-from", SPLIT).report
     blended = evaluated("--decode", "candidates", "--test-from", SPLIT, "--weights", "log_prob=1").report
@@ -199,6 +237,34 @@ def test_logs_without_a_clock_have_no_popularity_of_days(evaluated, log):
 def test_what_cannot_be_judged_is_refused(run, log_file, model_dir, arguments, code, said):
     done = run("evaluate", log_file, "--model", model_dir, *QUICK, *arguments)
     assert (done.code, said in done.err) == (code, True), done.err
+
+
+def test_labels_of_one_value_have_no_auc(evaluated, log):
+    log.with_columns(is_liked=False).write_parquet("never.parquet")
+    done = evaluated("--test-from", SPLIT, "--gate", "engagement.auc>=0.5", log="never.parquet", code=6)
+    head = done.report["heads"]["engagement"]
+    assert head["why_not"] == "every label is below 0.5, so there is no AUC"
+    assert head["metrics"]["auc"]["value"] is None
+    assert head["metrics"]["log_loss"]["value"] > 0
+    assert "--gate engagement.auc>=0.5: not measured" in done.err
+
+
+def test_a_model_of_another_log_is_refused(run, log, model_dir):
+    log.with_columns(pl.col("video_id") + 10_000).write_parquet("other.parquet")
+    done = run("evaluate", "other.parquet", "--model", model_dir)
+    assert (done.code, "is in its catalog; give the model that belongs to this log" in done.err) == (4, True), done.err
+    log.with_columns(pl.col("video_id").cast(pl.String)).write_parquet("other.parquet")
+    done = run("evaluate", "other.parquet", "--model", model_dir)
+    assert (done.code, "the catalog's video_id is Int64" in done.err) == (4, True), done.err
+
+
+def test_a_log_without_events_is_refused(run, log, model_dir):
+    log.clear().write_parquet("empty.parquet")
+    done = run("evaluate", "empty.parquet", "--model", model_dir)
+    assert (done.code, "no rows" in done.err) == (3, True), done.err
+    log.unique("user_id").write_parquet("one.parquet")
+    done = run("evaluate", "one.parquet", "--model", model_dir)
+    assert (done.code, "at least 2 events" in done.err) == (3, True), done.err
 
 
 def recs_of(run, log_file, model_dir):

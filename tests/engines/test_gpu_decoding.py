@@ -67,7 +67,7 @@ def opened(tmp_path_factory):
             pytest.skip(tools)
         precision = "fp16" if kind == "plugin" else kind
         cache = EngineCache(tmp_path_factory.mktemp("cache") / "engines")
-        options = {"precision": precision, "batch_size": 64, "buckets": (16, 32), "cache": cache}
+        options = {"precision": precision, "batch_size": 64, "lengths": (16, 32), "cache": cache}
         with pytest.MonkeyPatch.context() as patch:
             if kind != "plugin":
                 patch.delenv(library.VARIABLE, raising=False)

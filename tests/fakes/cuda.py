@@ -83,7 +83,7 @@ class FakeRuntime:
         self.graph_launches = 0
         self.tick = 1.0  # of the device's clock, in seconds of the host's
 
-    def span(self, address: int, count: int, kinds: str = "device") -> np.ndarray:
+    def memory_at(self, address: int, count: int, kinds: str = "device") -> np.ndarray:
         """Return memory as bytes; it must lie inside one live allocation."""
         for start, block in (self.device if kinds == "device" else self.host).items():
             if start <= address and address + count <= start + block.size:
@@ -177,17 +177,17 @@ class FakeRuntime:
         return (Code.cudaSuccess,)
 
     def cudaMemsetAsync(self, address, value, count, handle):
-        self.span(address, count)
-        self.streams[handle].push(lambda: self.span(address, count).fill(value))
+        self.memory_at(address, count)
+        self.streams[handle].push(lambda: self.memory_at(address, count).fill(value))
         return (Code.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target, source, count, kind, handle):
         into, out_of = ("device", "host") if kind is Direction.cudaMemcpyHostToDevice else ("host", "device")
-        self.span(target, count, into), self.span(source, count, out_of)
+        self.memory_at(target, count, into), self.memory_at(source, count, out_of)
         self.copies.append((into, count))
 
         def copy() -> None:
-            self.span(target, count, into)[:] = self.span(source, count, out_of)
+            self.memory_at(target, count, into)[:] = self.memory_at(source, count, out_of)
 
         self.streams[handle].push(copy)
         return (Code.cudaSuccess,)

@@ -126,8 +126,7 @@ class FakeTensorRt(types.ModuleType):
         self.__version__ = "8.6.0"
         self.builds: list[str] = []
         fake = self
-        self.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
-        self.DataType = enum.Enum("DataType", "FLOAT HALF INT32 BF16")
+        self.DataType = enum.Enum("DataType", "FLOAT")
         self.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", start=0)
         self.BuilderFlag = enum.IntEnum("BuilderFlag", "FP16 OBEY_PRECISION_CONSTRAINTS TF32")
         self.flags: set[enum.IntEnum] = set()  # of the latest build
@@ -144,18 +143,6 @@ class FakeTensorRt(types.ModuleType):
 
             def __init__(self):
                 self.model = None
-
-            def values(self, which):
-                return [fake.tensor(value) for value in getattr(self.model.graph, which)]
-
-            num_inputs = property(lambda self: len(self.values("input")))
-            num_outputs = property(lambda self: len(self.values("output")))
-
-            def get_input(self, index):
-                return self.values("input")[index]
-
-            def get_output(self, index):
-                return self.values("output")[index]
 
         class Config:
             def __init__(self):
@@ -208,22 +195,23 @@ class FakeTensorRt(types.ModuleType):
                 pass
 
             def deserialize_cuda_engine(self, plan):
-                return FakeEngine(fake, runtime, plan)
+                return FakeEngine(runtime, plan)
 
         self.ILogger, self.Builder, self.OnnxParser, self.Runtime = ILogger, Builder, OnnxParser, Runtime
 
-    def tensor(self, value):
-        kinds = {1: self.DataType.FLOAT, 10: self.DataType.HALF, 6: self.DataType.INT32, 16: self.DataType.BF16}
-        shape = tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-        return types.SimpleNamespace(name=value.name, shape=shape, dtype=kinds[value.type.tensor_type.elem_type])
+
+def described(value):
+    """Shape and NumPy type of a graph's input or output."""
+    kind = value.type.tensor_type
+    return tuple(size.dim_value for size in kind.shape.dim), onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
 
 
 class FakeEngine:
-    def __init__(self, api: FakeTensorRt, runtime: FakeRuntime, plan: bytes) -> None:
+    def __init__(self, runtime: FakeRuntime, plan: bytes) -> None:
         model = onnx.load_model_from_string(plan)
-        self.api, self.runtime, self.name = api, runtime, model.graph.name
-        self.inputs = {value.name: api.tensor(value) for value in model.graph.input}
-        self.outputs = {value.name: api.tensor(value) for value in model.graph.output}
+        self.runtime, self.name = runtime, model.graph.name
+        self.inputs = {value.name: described(value) for value in model.graph.input}
+        self.outputs = {value.name: described(value) for value in model.graph.output}
         self.all = {**self.inputs, **self.outputs}
         if any(node.domain == "genrec" for node in model.graph.node):
             evaluator = ReferenceEvaluator(model, new_ops=[GenrecKernel, GatherElements])
@@ -238,16 +226,6 @@ class FakeEngine:
 
     def get_tensor_name(self, index):
         return list(self.all)[index]
-
-    def get_tensor_shape(self, name):
-        return self.all[name].shape
-
-    def get_tensor_dtype(self, name):
-        return self.all[name].dtype
-
-    def get_tensor_mode(self, name):
-        modes = self.api.TensorIOMode
-        return modes.INPUT if name in self.inputs else modes.OUTPUT
 
     def create_execution_context(self):
         return FakeContext(self)
@@ -264,10 +242,9 @@ class FakeContext:
         return True
 
     def memory(self, name, address) -> np.ndarray:
-        tensor = self.engine.all[name]
-        kind = np.dtype({"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}[tensor.dtype.name])
-        count = int(np.prod(tensor.shape)) * kind.itemsize
-        return self.engine.runtime.span(address, count).view(kind).reshape(tensor.shape)
+        shape, kind = self.engine.all[name]
+        count = int(np.prod(shape)) * kind.itemsize
+        return self.engine.runtime.memory_at(address, count).view(kind).reshape(shape)
 
     def execute_async_v3(self, handle):
         engine, addresses = self.engine, dict(self.addresses)

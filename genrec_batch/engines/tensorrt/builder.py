@@ -1,15 +1,14 @@
-"""Builds TensorRT engines from ONNX, one way for `tensorrt` 8.6 to 11 and for `tensorrt_rtx`.
+"""Build TensorRT engines from ONNX, in the same way for `tensorrt` 8.6 to 11 and for `tensorrt_rtx`.
 
-Owns: what differs between the libraries' builders. Must not know: the model, the cache, CUDA buffers. In: serialized
-ONNX with static shapes. Out: a serialized engine, and what its tensors are. `tensorrt_rtx` builds on a machine without
-a GPU when it is told the architecture.
+Owns: the differences between the libraries' builders. Must not know: the model, the cache, CUDA buffers. In: serialized
+ONNX with static shapes. Out: a serialized engine and its tensors. `tensorrt_rtx` can build for a given architecture on
+a machine without a GPU.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.driver import INSTALL
 from genrec_batch.engines.onnx_graph import PINNED
 
-Progress = Callable[[str, float], None]  # what the builder does, and which part of it is done (0..1)
+Progress = Callable[[str, float], None]  # the builder's phase, and the share of it that is done (0..1)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-PLUGIN_LEVEL = 2  # of 0 to 5: the kernels leave little to choose; as fast as level 3 even when products were not theirs
-PLAIN_LAYERS = 2  # of one engine: on an H200 the whole loop took 33.7 ms with it and 57.2 ms without
-WAY = 4  # rises whenever the builder is told something else, so that engines built the old way are not taken
+PLUGIN_LEVEL = 2  # optimization level, 0 to 5: with the kernels there is little to choose; level 3 is no faster
+PLAIN_LAYERS = 2  # of one engine: on an H200 a slate took 33.7 ms with two layers an engine and 57.2 ms with all in one
+RECIPE = 4  # rises whenever the builder's settings change, so that engines of the old settings are not used
 WORKSPACE_BYTES = 24 << 30
 RTX_INSTALL = "pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
 
@@ -39,12 +38,12 @@ class Library:
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether precision is what the ONNX graph says, rather than a flag of the builder."""
+        """Whether the ONNX graph decides the precision, rather than a flag of the builder."""
         return hasattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     @property
     def segment_layers(self) -> int:
-        """Layers of one plain engine, 0 for all: TensorRT 8 computes six in one node slower than three times two."""
+        """Layers of one plain engine, 0 for all: TensorRT 8 computes six layers in one engine slower than in three."""
         return 0 if self.strongly_typed else PLAIN_LAYERS
 
     @property
@@ -54,20 +53,20 @@ class Library:
 
 
 class BuilderLog:
-    """What the library complained about; the rest of its chatter is dropped."""
+    """The errors that the library reported; its other messages are dropped."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def last(self) -> str:
-        """Return the latest complaints in one line, and forget them."""
+        """Return the latest errors in one line, and forget all."""
         text = " | ".join(self.errors[-3:]) or "the library gave no reason"
         self.errors.clear()
         return text
 
 
 def load_library(name: str | None = None) -> Library:
-    """Import `tensorrt` or `tensorrt_rtx`; None takes the former, or the latter where only that is installed.
+    """Import `tensorrt` or `tensorrt_rtx`; None means `tensorrt`, or `tensorrt_rtx` where only that is installed.
 
     Raises:
         EngineError: it is not installed, or cannot be loaded.
@@ -88,27 +87,27 @@ def load_library(name: str | None = None) -> Library:
 
 
 def wrap(name: str, api: Any) -> Library:
-    """Return a Library for an imported module; all of one module share a log."""
+    """Return a Library for an imported module; all libraries of one module share a log."""
     log = _kept(api, "genrec_batch_log", BuilderLog)
     return Library(name=name, version=str(api.__version__), api=api, log=log)
 
 
 def _kept(api: Any, name: str, make: Callable[[], Any]) -> Any:
-    """Return what is kept with a module, for as long as that lives."""
+    """Return an attribute that lives as long as the module, made at the first call."""
     if not hasattr(api, name):
         setattr(api, name, make())
     return getattr(api, name)
 
 
 def logger(library: Library) -> Any:
-    """Return the logger object for the library's constructors: one for each module, which lives as long as that.
+    """Return the logger object for the library's constructors: one for each module, which lives as long as the module.
 
-    TensorRT keeps the first logger of a process for good, and writes to it when its engine is long gone.
+    TensorRT keeps the first logger of a process, and writes to it even after its engine is gone.
     """
     base: Any = library.api.ILogger
     log = library.log
 
-    class Collector(base):  # type: ignore[misc] # a class of the library's own, known at run time only
+    class Collector(base):  # type: ignore[misc] # the base class is known at run time only
         def __init__(self) -> None:
             base.__init__(self)
 
@@ -120,22 +119,11 @@ def logger(library: Library) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """One input or output of an engine."""
-
-    shape: tuple[int, ...]
-    kind: str  # the library's name of its type: FLOAT, HALF, BF16, INT32
-    is_input: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Built:
     """A serialized engine."""
 
     plan: bytes
-    seconds: float
-    tensors: dict[str, Tensor]  # inputs and outputs
-    timings: bytes | None  # how fast each kernel ran, for the next build; None where the library cannot take it back
+    timings: bytes | None  # of the kernels, for the next build; None where the library cannot reuse them
 
 
 def check_precision(library: Library, precision: str) -> None:
@@ -165,27 +153,25 @@ def build(
         library: the TensorRT to build with.
         graph: ONNX with static shapes, in the given precision.
         precision: "fp32", "fp16" or "bf16".
-        architecture: build for this GPU, such as `sm_89`, on a machine that may have none (`tensorrt_rtx` only);
-            None builds for the GPU at hand.
-        progress: called from the builder's threads, where the library tells (10 and newer), and at the end.
+        architecture: of the GPU to build for, such as `sm_89`; this machine needs no GPU then (`tensorrt_rtx` only).
+            None builds for the GPU of this machine.
+        progress: called from the builder's threads where the library reports it (10 and newer), and at the end.
         timings: `Built.timings` of an earlier build with the same library on the same GPU.
 
     Raises:
         EngineError: the library cannot parse or build the graph, or start at all (no GPU, no driver).
     """
     check_precision(library, precision)
-    started = time.monotonic()
     keeper = logger(library)
     try:
         builder = library.api.Builder(keeper)
-    except TypeError as error:  # pybind11's word for a factory that returned nothing
+    except TypeError as error:  # pybind11 raises it where a factory returned nothing
         raise EngineError(f"{library.label} cannot start without a GPU and its driver: {library.log.last()}") from error
     network = builder.create_network(_network_flags(library))
     parser = library.api.OnnxParser(network, keeper)
     if not parser.parse(graph):
         faults = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise EngineError(f"{library.label} cannot read the graph: {faults}")
-    found = _declared(network)
     config = _configure(library, builder, network, precision, architecture)
     # 8.6 refuses a stored timing cache ("Myelin error from unknown graph"); tensorrt_rtx times nothing when it builds.
     keeps_timings = library.name == "tensorrt" and library.strongly_typed
@@ -198,11 +184,10 @@ def build(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{library.label} cannot build the engine: {library.log.last()}")
-    seconds = time.monotonic() - started
     if progress:
         progress("built", 1.0)
     stored = bytes(timing_cache.serialize()) if keeps_timings else None
-    return Built(plan=bytes(plan), seconds=seconds, tensors=found, timings=stored)
+    return Built(plan=bytes(plan), timings=stored)
 
 
 def _network_flags(library: Library) -> int:
@@ -214,14 +199,14 @@ def _network_flags(library: Library) -> int:
 def _configure(library: Library, builder: Any, network: Any, precision: str, architecture: str | None) -> Any:
     api, config = library.api, builder.create_builder_config()
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    config.clear_flag(api.BuilderFlag.TF32)  # on by default, and not what fp32 says
-    config.max_aux_streams = 0  # one stream, so that a captured graph needs no others
+    config.clear_flag(api.BuilderFlag.TF32)  # on by default, and less precise than fp32
+    config.max_aux_streams = 0  # a captured graph then needs only one stream
     if library.name == "tensorrt":
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     if architecture is not None:
         _set_architecture(library, config, architecture)
     if not library.strongly_typed:
-        # Neither cuBLAS nor cuDNN: TensorRT's own products are faster here, and their libraries need not be there.
+        # Neither cuBLAS nor cuDNN: TensorRT's own products are faster here, and neither library must be installed.
         kept = (api.TacticSource.EDGE_MASK_CONVOLUTIONS, api.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in kept))
         if any(network.get_layer(i).type == api.LayerType.PLUGIN_V2 for i in range(network.num_layers)):
@@ -243,11 +228,12 @@ def _pin_fp32(api: Any, network: Any) -> None:
 
 
 def check_architecture(library: Library, architecture: str) -> None:
-    """Raise EngineError where the library cannot build for a GPU that is not at hand."""
+    """Raise EngineError where the library cannot build for this architecture without its GPU."""
     kinds = getattr(library.api, "ComputeCapability", None)
     if kinds is None or not hasattr(library.api.IBuilderConfig, "set_compute_capability"):
         raise EngineError(
-            f"{library.label} builds for the GPU at hand only, not for {architecture}; tensorrt_rtx can: {RTX_INSTALL}"
+            f"{library.label} builds only for the GPU of this machine, not for {architecture}; tensorrt_rtx can: "
+            f"{RTX_INSTALL}"
         )
     if architecture.replace("sm_", "SM") not in kinds.__members__:
         known = ", ".join(kind.replace("SM", "sm_") for kind in kinds.__members__ if kind.startswith("SM"))
@@ -266,7 +252,7 @@ def _monitor(library: Library, progress: Progress) -> Any:
     if base is None:
         return None
 
-    class Monitor(base):  # type: ignore[misc] # a class of the library's own, known at run time only
+    class Monitor(base):  # type: ignore[misc] # the base class is known at run time only
         def __init__(self) -> None:
             base.__init__(self)
             self._steps: dict[str, int] = {}
@@ -284,33 +270,3 @@ def _monitor(library: Library, progress: Progress) -> Any:
             self._steps.pop(phase_name, None)
 
     return Monitor()
-
-
-def _declared(network: Any) -> dict[str, Tensor]:
-    """Return the inputs and outputs of a parsed network."""
-    found = {}
-    for is_input, count, get in (
-        (True, network.num_inputs, network.get_input),
-        (False, network.num_outputs, network.get_output),
-    ):
-        for index in range(count):
-            tensor = get(index)
-            found[tensor.name] = Tensor(shape=tuple(tensor.shape), kind=_kind(tensor.dtype), is_input=is_input)
-    return found
-
-
-def _kind(kind: Any) -> str:
-    return str(kind).rsplit(".", 1)[-1]
-
-
-def tensors(library: Library, engine: Any) -> dict[str, Tensor]:
-    """Return the named inputs and outputs of a deserialized engine."""
-    found = {}
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        found[name] = Tensor(
-            shape=tuple(engine.get_tensor_shape(name)),
-            kind=_kind(engine.get_tensor_dtype(name)),
-            is_input=engine.get_tensor_mode(name) == library.api.TensorIOMode.INPUT,
-        )
-    return found

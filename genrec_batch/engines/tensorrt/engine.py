@@ -1,8 +1,8 @@
-"""The TensorRT engine: prefill, decode and choice stay on the GPU from one small copy in to one small copy out.
+"""The TensorRT engine: prefill, decode and choice run on the GPU between one small copy in and one small copy out.
 
-Owns: the protocol of `engines/__init__.py` on top of TensorRT; which static shapes exist, when they are built, and
-which memory is in use. Must not know: users, files but the engine cache, torch. `slate` is the fast way: whole batches
-as captured graphs, with copies of one batch under the computation of another.
+Owns: the methods of `engines.protocol.Engine` on TensorRT; which static shapes exist, when their engines are built, and
+which memory is in use. Must not know: users, files except the engine cache, torch. `slate` is the fast path: whole
+batches run as captured graphs, and one batch is copied while another is computed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.engines.tensorrt.plugin import LONGEST
 from genrec_batch.engines.tensorrt.plugin.library import load, toolchain, unfit
 from genrec_batch.engines.tensorrt.program import Exchange, Executable, Program, TensorRtState, padded
-from genrec_batch.engines.tensorrt.shapes import BUCKETS, PLAIN_ROWS, PLUGIN_ROWS, Packing, ShapeRule, rounded
+from genrec_batch.engines.tensorrt.shapes import LENGTHS, PLAIN_ROWS, PLUGIN_ROWS, Packing, ShapeRule, rounded
 from genrec_batch.engines.tensorrt.store import PlanStore
 from genrec_batch.model.weights import Model, weights_fingerprint
 
-MOST_CHOICES = 3840  # TensorRT's TopK has no more
-PLUGIN_STEPS = 63  # items that the kernels' one block of earlier steps can hold
+MOST_CHOICES = 3840  # limit of TensorRT's TopK
+PLUGIN_STEPS = 63  # limit of the kernels' tile of earlier steps
 
 
 class TensorRtEngine(Engine):
-    """A model on one NVIDIA GPU; see `engines.protocol.Engine` for what each method means."""
+    """A model on one NVIDIA GPU; `engines.protocol.Engine` describes each method."""
 
     name = "tensorrt"
     has_slate_loop = True
@@ -47,12 +47,12 @@ class TensorRtEngine(Engine):
         device: str = "cuda",
         precision: str = "fp16",
         batch_size: int | None = None,
-        buckets: Sequence[int] = BUCKETS,
+        lengths: Sequence[int] = LENGTHS,
         cache: EngineCache | None = None,
         progress: builder.Progress | None = None,
         library: builder.Library | None = None,
     ) -> None:
-        """Open the device and the library; engines are loaded, or built, when a batch first needs them.
+        """Open the device and the library. Engines are loaded or built when a batch first needs them.
 
         Args:
             model: sizes and weights.
@@ -60,31 +60,31 @@ class TensorRtEngine(Engine):
             precision: "fp32", "fp16" or "bf16".
             batch_size: rows of every engine, rounded up to a multiple of 64; by default 4,096 with the plugin's
                 kernels, 2,048 without.
-            buckets: lengths in tokens that engines are built for; a batch takes the shortest that holds it.
-            cache: where built engines are kept; the user's own cache by default.
-            progress: told what is being built, and how much of it is done.
+            lengths: tokens of the longest history that engines are built for; a batch takes the shortest that fits.
+            cache: of built engines; the user's own cache by default.
+            progress: called with what is being built and the share that is done.
             library: an imported TensorRT; by default `tensorrt`, or `tensorrt_rtx` where only that is installed.
 
         Raises:
-            EngineError: no GPU, no driver, no library, no such precision, or a cache that others may write to.
+            EngineError: no GPU, no driver, no library, no such precision, or a cache that other users may write to.
         """
         self.library = library or builder.load_library()
         builder.check_precision(self.library, precision)
         self._gpu = Device(device)
         self.device, self.precision = self._gpu.name, precision
-        self._buckets = tuple(buckets)
+        self._lengths = tuple(lengths)
         self._packing: Packing | None = None
         self._config, self._weights, self._tokens = model.config, model.weights, model.tokens
         self.resize(batch_size or PLAIN_ROWS)
         self._cache = cache or EngineCache()
-        self._progress, self._making = progress, ""  # which engine is at work
+        self._progress, self._making = progress, ""  # the engine that is being loaded or built
         self.store = PlanStore(
             self.library,
             self._cache,
             weights_sha256=weights_fingerprint(model.weights),
             precision=precision,
             architecture=self._gpu.architecture,
-            progress=self._tell,
+            progress=self._report,
         )
         self._log = builder.logger(self.library)
         self._runtime = self.library.api.Runtime(self._log)
@@ -98,7 +98,7 @@ class TensorRtEngine(Engine):
         self._loop = TensorRtSlateLoop(self._gpu, self._compute, self._pool, self._ready)
 
     def _load_plugin(self) -> tuple[bool, str]:
-        """Return whether the plugin's kernels run, and a sentence that says so, or why not."""
+        """Return whether the plugin's kernels run, and a description that says why not."""
         why = unfit(self._config, self.precision, self._gpu.architecture)
         tools = why or toolchain()
         if isinstance(tools, str):
@@ -109,15 +109,15 @@ class TensorRtEngine(Engine):
         return True, "engines with the plugin's kernels"
 
     def free_bytes(self) -> int:
-        """Return the device memory that is free now; what idle batches hold counts as used."""
+        """Return the device memory that is free now; the memory of idle batches counts as used."""
         return self._gpu.free_bytes()
 
     def peak_bytes(self) -> int:
-        """Return the most device memory that was taken since the engine was opened."""
+        """Return the most device memory in use since the engine was opened."""
         return self._gpu.most_taken()
 
     def wait(self) -> None:
-        """Return once the device has done all that the protocol's calls asked of it."""
+        """Return once the device has done all queued work."""
         self._compute.synchronize()
 
     @property
@@ -126,19 +126,19 @@ class TensorRtEngine(Engine):
         return self.shapes.batch_size
 
     def resize(self, rows: int) -> None:
-        """Take engines of so many rows from now on, rounded up to a multiple of 64."""
-        self.shapes = ShapeRule(self._config, rows, self._buckets, self._packing)
+        """Use engines of this number of rows from now on, rounded up to a multiple of 64."""
+        self.shapes = ShapeRule(self._config, rows, self._lengths, self._packing)
 
     def expect(self, *, longest: int, mean: float, steps: int) -> None:
-        """Prepare for a run of slates; with the plugin's kernels, rows are then packed end to end."""
-        short = any(longest <= bucket < LONGEST for bucket in self.shapes.buckets)
+        """Prepare for a run of slates; with the plugin's kernels, rows are packed end to end."""
+        short = any(longest <= length < LONGEST for length in self.shapes.lengths)
         fits = self.plugin and short and steps <= PLUGIN_STEPS
         self._packing = Packing(longest=longest, mean=mean) if fits else None
         self.resize(self.rows)
 
     def computed(self, lengths_B: I64) -> int:
         """Return the positions that a batch computes, spare rows included."""
-        places = self.shapes.places or self.rows * (self.shapes.bucket(int(lengths_B.max())) + 1)
+        places = self.shapes.places or self.rows * (self.shapes.padded_length(int(lengths_B.max())) + 1)
         return max(places, int(lengths_B.sum()) + len(lengths_B))
 
     def room(self, users: int) -> int:  # noqa: ARG002 (the engines' rows decide)
@@ -147,7 +147,7 @@ class TensorRtEngine(Engine):
 
     @contextmanager
     def _smaller_when_full(self) -> Iterator[None]:
-        """Halve the rows where the device is too small: half of this batch then takes half the memory."""
+        """Halve the engines' rows if the device is too small: half of this batch then takes half the memory."""
         try:
             yield
         except DeviceMemoryError:
@@ -160,7 +160,7 @@ class TensorRtEngine(Engine):
         return f"{self._gpu.architecture}, {self._gpu.total_bytes() >> 30} GiB, {self.library.label}{plugged}"
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> TensorRtState:
-        """Read the features and histories; see the protocol.
+        """Read the features and histories.
 
         Raises:
             EngineError: more choices than TensorRT's TopK has.
@@ -185,8 +185,8 @@ class TensorRtEngine(Engine):
         return state
 
     def decode(self, state: TensorRtState, tokens_B: I32 | None = None) -> None:
-        """Read one item per row; see the protocol. `tokens_B` None reads what was chosen on the device."""
-        assert state.step < state.slot.shape.steps, "prefill was told how many items will be read"
+        """Read one item per row; `tokens_B` None reads the choice on the device."""
+        assert state.step < state.slot.shape.steps, "`steps` of prefill is the most that can be read"
         if tokens_B is not None:
             self._read_given(state, tokens_B)
         state.program.decode(state.slot, state.step, self._compute)
@@ -194,7 +194,7 @@ class TensorRtEngine(Engine):
         state.step += 1
 
     def choose(self, state: TensorRtState) -> tuple[I32, F32]:
-        """Return the best items of the next position; see the protocol."""
+        """Return the best items of the next position."""
         if state.choices > 1:
             return self._choose_many(state)
         slot, step, rows = state.slot, state.step, state.rows
@@ -250,7 +250,7 @@ class TensorRtEngine(Engine):
         block = self._exchange.upload(rows)
         targets = {f"chosen_{name}": address for name, address in slot.state().items()}
         engine.launch(state.slot.state() | targets | {"rows": block.address}, self._compute)
-        self._compute.synchronize()  # the old state's memory may be given to another batch after this
+        self._compute.synchronize()  # another batch may use the old state's memory after this
         return taken
 
     def collect(self, state: TensorRtState) -> Ranked:
@@ -261,16 +261,16 @@ class TensorRtEngine(Engine):
     def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Decode `steps` items greedily for every batch, in order, copies and computation overlapping.
 
-        `record` is told when the device did what.
+        `record` receives the stages by the device's clock.
 
         Raises:
-            EngineError: see `prefill`.
+            ConfigError: see `prefill`.
             DeviceMemoryError: two batches at once do not fit the device.
         """
         return self._loop.slates(batches, steps, record)
 
     def _ready(self, batch: Batch, steps: int) -> tuple[Program, Slot]:
-        """Return the engines and the memory of a whole slate."""
+        """Return the engines and the memory for a whole slate."""
         self._gpu.use()
         packs = self._packing is not None
         program = self._program(shape := (self.shapes.packed if packs else self.shapes.of)(batch, steps))
@@ -280,7 +280,7 @@ class TensorRtEngine(Engine):
         return program, slot
 
     def network(self, shape: Shape) -> TensorRtNetwork:
-        """Return what the graphs of a shape are made from: with the plugin's kernels where they fit it."""
+        """Return the network that the graphs of a shape are made from, with the plugin's kernels where they fit."""
         plugged = self.plugin and shape.positions <= LONGEST and shape.steps <= PLUGIN_STEPS
         return TensorRtNetwork(
             config=self._config,
@@ -301,13 +301,13 @@ class TensorRtEngine(Engine):
         titles = [*network.titles("prefill"), *network.titles("decode")]
         place = f"engine {titles.index(name) + 1} of {len(titles)}" if name in titles else "engine"
         self._making = f"{place}, {name}"
-        self._tell("", 0.0)
+        self._report("", 0.0)
         made = Executable(self.library, self._runtime, self.store.plan(name, shape, graph).content)
-        self._tell("", 1.0)
+        self._report("", 1.0)
         self._gpu.look()
         return made
 
-    def _tell(self, phase: str, done: float) -> None:
+    def _report(self, phase: str, done: float) -> None:
         if self._progress is not None:
             self._progress(f"{self._making}: {phase}" if phase else self._making, done)
 
@@ -320,7 +320,7 @@ class TensorRtEngine(Engine):
         return state
 
     def _read_given(self, state: TensorRtState, tokens_B: I32) -> None:
-        """Put the caller's items, and their log-probabilities, where the chosen ones would stand."""
+        """Write the caller's items and their log-probabilities in place of the choice."""
         log_prob_B = self._lookup(state, state.hidden, tokens_B[:, None])[:, 0]
         rows = state.slot.shape.rows
         tokens, values = np.zeros(rows, np.int32), np.zeros(rows, np.float32)

@@ -25,7 +25,7 @@ from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_
 
 
 def prefill(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
-    """Read features and histories.
+    """Return the graph that reads features and histories.
 
     Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]; with the plugin also starts [B],
     where each row's positions begin, and seen_width [1], the columns of `seen`. Outputs: hidden [B, D], next_token [B],
@@ -56,7 +56,7 @@ def prefill(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
 
 
 def decode(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
-    """Read one item per row.
+    """Return the graph that reads one item per row.
 
     Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
     seen [B, X], recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs: fresh_<layer> [B, 3D],
@@ -91,7 +91,7 @@ def decode(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
 
 
 def _where(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape) -> list[str]:
-    """Declare where rows end and, for the kernels, begin: lengths [B], starts [B]."""
+    """Declare the lengths [B] of rows and, for the kernels, their starts [B]."""
     names = ("lengths", "starts") if network.plugin else ("lengths",)
     return [graph.input(name, [shape.rows], INT32) for name in names]
 
@@ -114,7 +114,7 @@ def _embed_history(
 
 
 def _fill(shape: Shape) -> int:
-    """Whether places past a history are written: side graphs mask them, but a mask added to NaN is still NaN."""
+    """Return 1 where the kernels write the places past a history: side graphs mask them, but NaN stays NaN."""
     return int(not shape.packed)
 
 
@@ -129,7 +129,7 @@ def _embed_item(network: TensorRtNetwork, graph: OnnxGraph, token: str, lengths:
 
 
 def after_attention(network: TensorRtNetwork, graph: OnnxGraph, index: int, x: str, context: str) -> str:
-    """Project attention's output, then the feed-forward network; each with its residual and LayerNorm (post-norm)."""
+    """Add the output projection and the feed-forward network, each with its residual and LayerNorm (post-norm)."""
     plugin, layer = network.plugin, network.layer(index)
     y = linear(graph, context, *layer.out, plugin=plugin)
     x = residual_norm(graph, x, y, *layer.norm1, plugin=plugin)
@@ -139,7 +139,7 @@ def after_attention(network: TensorRtNetwork, graph: OnnxGraph, index: int, x: s
 
 
 def _cache(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, index: int, x: str) -> str:
-    """Write the product of q, k and v of every place, which is the layer's cache: [N, 3D]."""
+    """Output the product of q, k and v of every place, which is the layer's cache: [N, 3D]."""
     weight, bias = network.layer(index).qkv
     product = linear(graph, x, weight, bias, plugin=True)
     return graph.output(product, f"cache_{index}", [shape.places, len(weight)])
@@ -161,7 +161,7 @@ def _full_layer(
 
 
 def by_head(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, x: str) -> str:
-    """[B·S, D] -> [B, H, S, HD]."""
+    """Reshape [B·S, D] to [B, H, S, HD]."""
     config = network.config
     return graph.transpose(graph.reshape(x, shape.rows, shape.positions, config.heads, config.head_size), 0, 2, 1, 3)
 
@@ -182,7 +182,7 @@ def cache_inputs(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, index
 
 
 def _last_layer(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, x: str, where: Sequence[str]) -> str:
-    """The last layer needs keys and values of every position, and all else of the last real one only: [B, D]."""
+    """Add the last layer: keys and values of every position, everything else of the last real one only: [B, D]."""
     config, (rows, positions), index = network.config, (shape.rows, shape.positions), network.config.layers - 1
     lengths = where[0]
     starts = where[1] if network.plugin else graph.constant((np.arange(rows) * positions).astype(np.int32))
@@ -220,7 +220,7 @@ def _cached_attention(
     recent: str,
     masks: Sequence[str],
 ) -> str:
-    """One new position per row over the prefill's keys, the items read since (recent [T, B, 3D]) and itself: [B, D]."""
+    """Attend from one new position per row to the prefill's keys, the items read since and itself: [B, D]."""
     config, rows = network.config, shape.rows
     width, each_head = config.width, [rows, config.heads, config.head_size]
     query, key, value = graph.split(fresh, width, width, width)
@@ -237,7 +237,7 @@ def _cached_attention(
 
 
 def _logits(network: TensorRtNetwork, graph: OnnxGraph, hidden: str) -> str:
-    """Item logits and heads in one product, padded to a multiple of 16 columns: [B, padded]."""
+    """Compute item logits and heads in one product, padded to a multiple of 16 columns: [B, padded]."""
     items, heads = affine(network.weights, "output_projection"), head_weights(network.weights)
     spare = -(network.config.vocabulary + len(HEADS)) % 16
     weight = np.pad(np.concatenate([items[0], heads[0]]), ((0, spare), (0, 0)))
@@ -253,7 +253,7 @@ def item_logits(network: TensorRtNetwork, graph: OnnxGraph, hidden: str) -> str:
 def _choose_item(
     network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, hidden: str, read: tuple[str, str] | None
 ) -> None:
-    """Write heads (decode only), next_token and next_log_prob."""
+    """Output heads (decode only), next_token and next_log_prob."""
     rows, vocabulary = shape.rows, network.config.vocabulary
     seen = graph.input("seen", [rows, shape.seen], INT32)
     every = _logits(network, graph, hidden)
@@ -283,7 +283,7 @@ def _output_heads(network: TensorRtNetwork, graph: OnnxGraph, rows: int, every: 
 def allowed_logits(
     network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, logits: str, seen: str, read: tuple[str, str] | None
 ) -> str:
-    """Return the logits of the catalog's items, [B, tokens], with those seen or read so far banned."""
+    """Return the logits of the catalog's items, [B, tokens], with the items seen or read so far banned."""
     if network.tokens < network.config.vocabulary:
         logits = graph.columns(logits, 0, network.tokens)
     if read is None:

@@ -21,7 +21,7 @@ from genrec_batch.engines.onnx_graph import FLOAT, INT32, OnnxGraph
 from genrec_batch.model.weights import EPSILON
 
 BANNED = -6e4  # a logit that no item has; finite in fp16
-NOTHING = -1e30  # the log-probability of nothing; the host makes it minus infinity
+NOTHING = -1e30  # the log-probability where nothing is left; the host replaces it by minus infinity
 HIDDEN_KEY = -3e4  # added to the score of a key that must not be seen
 PLUGIN_DOMAIN = "genrec"
 
@@ -52,7 +52,7 @@ def linear(graph: OnnxGraph, x: str, weight: F32, bias: F32, *, plugin: bool, re
 
 
 def residual_norm(graph: OnnxGraph, x: str, y: str, gain: F32, bias: F32, *, plugin: bool) -> str:
-    """LayerNorm(x + y) over the last axis (Ba et al. 2016), in primitive operators: TensorRT 8.6 fuses those better."""
+    """Return LayerNorm(x + y) (Ba et al. 2016), in primitive operators, which TensorRT 8.6 fuses better."""
     if plugin:
         return kernel(graph, "add_norm", x, y, graph.constant(gain), graph.constant(bias))[0]
     total = graph.node("Add", x, y)
@@ -64,7 +64,7 @@ def residual_norm(graph: OnnxGraph, x: str, y: str, gain: F32, bias: F32, *, plu
 
 
 def causal_attention(graph: OnnxGraph, qkv: Sequence[str], sizes: Sequence[int]) -> str:
-    """Every position of a row sees itself and the positions left of it; q, k, v [B, H, S, HD] -> [B·S, D].
+    """Attend from every position of a row to itself and those before it; q, k, v [B, H, S, HD] -> [B·S, D].
 
     Rows are left-aligned, so padding is right of every real position and the mask is one constant.
     """
@@ -84,7 +84,7 @@ class Keys:
 
 
 def over_cache(graph: OnnxGraph, query: str, keys: str, values: str, mask: str, sizes: Sequence[int]) -> Keys:
-    """One query per row, [B, D], over keys and values [B, H, S, HD]; mask [B, 1, S]."""
+    """Return one query per row, [B, D], over keys and values [B, H, S, HD]; mask [B, 1, S]."""
     rows, heads, positions, head_size = sizes
     alone = graph.reshape(query, rows, heads, 1, head_size)
     product = graph.node("MatMul", alone, graph.transpose(keys, 0, 1, 3, 2))
@@ -97,7 +97,7 @@ def over_cache(graph: OnnxGraph, query: str, keys: str, values: str, mask: str, 
 
 
 def over_steps(graph: OnnxGraph, query: str, keys: str, values: str, mask: str | None, sizes: Sequence[int]) -> Keys:
-    """One query per row, [B, D], over keys and values [n, B, H, HD], as decode steps wrote them; mask [1, 1, n]."""
+    """Return one query per row, [B, D], over the keys and values of steps [n, B, H, HD]; mask [1, 1, n]."""
     steps, rows, heads, head_size = sizes
     product = graph.node("Mul", graph.reshape(query, 1, rows, heads, head_size), keys)
     scores = graph.transpose(graph.node("ReduceSum", product, graph.sizes(3), keepdims=0), 1, 2, 0)
@@ -110,7 +110,7 @@ def over_steps(graph: OnnxGraph, query: str, keys: str, values: str, mask: str |
 
 
 def merged(graph: OnnxGraph, keys: Sequence[Keys]) -> str:
-    """Softmax attention over all keys together, [B, H, HD], with the softmax written out.
+    """Return softmax attention over all keys together, [B, H, HD], with the softmax written out.
 
     TensorRT 8.6 replaces a Softmax between two products by fused attention, whose kernel for one query row gave wrong
     items. Maximum, exponentials and a division at the end do not match that pattern, and need no concatenation.
@@ -144,9 +144,9 @@ def log_sum_exp(graph: OnnxGraph, logits: str) -> tuple[str, str]:
 
 
 def ban(graph: OnnxGraph, logits: str, banned: str, sizes: tuple[int, int, int]) -> str:
-    """Put BANNED at the columns that int32 `banned` [B, count] names; one may be named many times.
+    """Set the columns in int32 `banned` [B, count] to BANNED; a column may occur many times.
 
-    sizes: B, count and the columns of `logits`. TensorRT scatters at most as many as there are columns at once.
+    sizes: B, count and the columns of `logits`. TensorRT scatters at most as many values as there are columns at once.
     """
     rows, count, columns = sizes
     value = graph.constant(np.full((1, 1), BANNED, np.float32))
@@ -159,7 +159,7 @@ def ban(graph: OnnxGraph, logits: str, banned: str, sizes: tuple[int, int, int])
 
 
 def best(graph: OnnxGraph, logits: str, log_sum: str, rows: int, vocabulary: int) -> None:
-    """Write `next_token` [B] (the lowest of the best columns; 0 if all are banned) and `next_log_prob` [B, 1]."""
+    """Output `next_token` [B] (the lowest of the best columns; 0 if all are banned) and `next_log_prob` [B, 1]."""
     top = graph.node("ReduceMax", logits, axes=[1], keepdims=1)
     number = graph.constant(np.arange(vocabulary, dtype=np.int32).reshape(1, vocabulary))
     none = graph.constant(np.full((1, 1), np.iinfo(np.int32).max, np.int32))

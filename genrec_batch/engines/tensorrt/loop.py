@@ -1,7 +1,7 @@
-"""The fast path of the TensorRT engine: whole batches as captured graphs, copies of one while another is computed.
+"""The fast path of the TensorRT engine: batches run as captured graphs, and one is copied while another is computed.
 
 Owns: the order of copies, launches and waits, and the batches in flight. Must not know: how engines are built, what a
-graph holds, the protocol. A batch is two graphs, prefill and decode, so that a mark fits between them.
+graph computes, `engines.protocol`. A batch is two graphs, prefill and decode, so that a time mark fits between them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from genrec_batch.engines.tensorrt.program import Program
 from genrec_batch.engines.timing import GRAPHS, DeviceClock, Laps
 
 IN_FLIGHT = 2  # batches: one computes while the other is copied
-Flight = tuple[Slot, int, Laps | None]  # a batch's memory, its users, when the device did what
+Flight = tuple[Slot, int, Laps | None]  # a batch's memory, its users, its stages by the device's clock
 
 
 class TensorRtSlateLoop:
@@ -32,8 +32,8 @@ class TensorRtSlateLoop:
         Args:
             device: the GPU.
             compute: the stream of the engines.
-            pool: memory of batches, which goes back there.
-            ready: gives a batch, for so many steps, its engines and its memory.
+            pool: of the memory of batches.
+            ready: returns the engines and the memory for a batch and a number of steps.
         """
         self._device, self._compute, self._pool, self._ready = device, compute, pool, ready
         self._in, self._out = Stream(device), Stream(device)
@@ -57,7 +57,7 @@ class TensorRtSlateLoop:
                 yield self._receive(flying[0], steps)
                 self._pool.release(flying.popleft()[0])
         finally:
-            if flying:  # stopped half way: the device must be done with the memory before it is used again
+            if flying:  # stopped early: the device must have finished with the memory before it is used again
                 self._compute.synchronize()
                 self._out.synchronize()
             for slot, _, _ in flying:

@@ -1,10 +1,11 @@
-"""Device memory of one batch on its way through TensorRT engines.
+"""Host and device memory of one batch in the TensorRT engine.
 
-Owns: where each array of a batch stands in host and device memory. Must not know: engines, launches, the protocol.
+Owns: the place of each array of a batch in host and device memory. Must not know: engines, launches,
+`engines.protocol`.
 
-The host fills one pinned block, which one copy brings to the device; the device leaves one block of results, which
-one copy brings back. Between the two nothing leaves the device: step t reads the item of row t of `read` and writes
-the next into row t + 1, and its keys and values into row t of `recent_<layer>`.
+The host fills one pinned buffer, and one copy transfers it to the device. The device fills one buffer of results, and
+one copy transfers it back. In between nothing leaves the device: step t reads the item in row t of `read`, writes the
+next item to row t + 1, and its keys and values to row t of `recent_<layer>`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from genrec_batch.model.weights import BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where an array stands in a block of memory."""
+    """The place of an array in a buffer."""
 
     start: int
     shape: tuple[int, ...]
@@ -40,7 +41,7 @@ class Place:
 
 
 def pack_places(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[dict[str, Place], int]:
-    """Lay arrays one after the other, each aligned; return their places and the size of the block."""
+    """Place arrays one after the other, each aligned; return their places and the size of the buffer."""
     places, start = {}, 0
     for name, (shape, kind) in arrays.items():
         places[name] = Place(start=start, shape=shape, kind=kind)
@@ -49,7 +50,7 @@ def pack_places(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[dict
 
 
 class Slot:
-    """The memory of one batch in flight."""
+    """The memory of one batch."""
 
     def __init__(self, device: Device, network: TensorRtNetwork, shape: Shape, setup: Stream) -> None:
         self.shape, self.network = shape, network
@@ -61,7 +62,7 @@ class Slot:
                 "lengths": ((rows,), np.int32),
                 "tokens": ((rows, shape.positions - 1), np.int32),
                 "features": ((rows, feature_columns(network.config, shape)), np.float32),
-                "seen": ((rows, shape.seen), np.int32),  # last: of packed rows only as many columns as are used go over
+                "seen": ((rows, shape.seen), np.int32),  # last: of packed rows only the used columns are copied
             }
         )
         self.filled = input_bytes  # bytes that a batch sends to the device
@@ -87,9 +88,9 @@ class Slot:
         self.arrived, self.computed, self.done = Event(device), Event(device), Event(device)
         self.graphs: dict[int, tuple[Graph, Graph]] = {}  # by steps: prefill, decode
         for index in range(network.config.layers):
-            setup.clear(self.memory[f"recent_{index}"])  # steps not yet written are masked, and must be numbers still
-        for block in (self.device_in, self.device_out):  # the run before a capture finds valid tokens
-            setup.clear(block)
+            setup.clear(self.memory[f"recent_{index}"])  # steps not yet written are masked, and must not be NaN
+        for buffer in (self.device_in, self.device_out):  # the run before a capture then reads valid tokens
+            setup.clear(buffer)
         setup.copy_in(self.steps.address, self.host_steps, self.host_steps.bytes.size)
         self._host("starts")[:] = np.arange(rows) * (0 if shape.packed else shape.positions)
         self._host("seen_width")[:] = shape.seen
@@ -98,7 +99,7 @@ class Slot:
         device.look()
 
     def address(self, name: str, row: int = 0) -> int:
-        """Return the device address of a tensor, or of a row of one whose first axis counts steps."""
+        """Return the device address of a tensor, or of one row of a tensor whose first axis is steps."""
         for places, buffer in ((self.inputs, self.device_in), (self.results, self.device_out)):
             if name in places:
                 place = places[name]
@@ -106,21 +107,21 @@ class Slot:
         return self.memory[name].address
 
     def step_address(self, step: int) -> int:
-        """Return the address of a step's number, -1 to T - 1."""
+        """Return the address of the number of a step, -1 to T - 1."""
         return self.steps.address + (step + 1) * 256
 
     def state(self) -> dict[str, int]:
-        """Return the addresses of everything in the state."""
+        """Return the addresses of all tensors of the state."""
         return {name: self.address(name) for name in state_tensors(self.network, self.shape)}
 
     def addresses(self) -> dict[str, int]:
-        """Return the addresses of the state and of what engines hand on to each other."""
+        """Return the addresses of the state and of the tensors between consecutive engines."""
         others = {name: self.address(name) for name in ("starts", "seen_width")}
         return self.state() | others | {name: self.memory[name].address for name in between(self.network, self.shape)}
 
     def fill(self, batch: Batch) -> None:
-        """Write a batch into pinned memory; rows beyond it have no history, and nobody reads what they decode."""
-        self.arrived.synchronize()  # the copy of the batch before may still read this memory
+        """Write a batch into pinned memory. Rows beyond it have no history, and their results are not read."""
+        self.arrived.synchronize()  # the copy of the previous batch may still read this memory
         rows, view = len(batch), {name: self._host(name) for name in self.inputs}
         width = min(batch.tokens_BS.shape[1], self.shape.positions - 1)
         view["tokens"][:rows, :width], view["tokens"][:rows, width:] = batch.tokens_BS[:, :width], 0
@@ -129,7 +130,7 @@ class Slot:
             view["starts"][:rows], view["starts"][rows:] = np.cumsum(batch.lengths_B + 1) - batch.lengths_B - 1, 1
         known = np.where(batch.seen_BX < self.network.tokens, batch.seen_BX, 0)
         seen_BX = self._seen(view, known.shape[1] + 2)
-        seen_BX[:, :2], seen_BX[:rows, 2:] = (1, 0), 0  # unknown and padding; the latter fills the rest
+        seen_BX[:, :2], seen_BX[:rows, 2:] = (1, 0), 0  # unknown and padding; padding fills the rest
         seen_BX[:rows, 2 : 2 + known.shape[1]] = known
         column = 0
         for values_BF in self._features(batch):
@@ -138,11 +139,11 @@ class Slot:
 
     @property
     def _spare_length(self) -> int:
-        """Length of a row beyond the batch: nothing is computed for it where rows are packed."""
+        """Length of a row beyond the batch; -1, where rows are packed, computes nothing for it."""
         return -1 if self.shape.packed else 0
 
     def _seen(self, view: Mapping[str, Any], used: int) -> I32:
-        """Return where the banned list is written, [B, columns]; packed rows take no more columns than are used."""
+        """Return the memory of the banned list, [B, columns]; packed rows have only the used columns."""
         place = self.inputs["seen"]
         rows, width = self.shape.rows, used if self.shape.packed else self.shape.seen
         view["seen_width"][:] = width
@@ -163,21 +164,21 @@ class Slot:
         return self.host_in.view(place.start, place.shape, place.kind)
 
     def ranked(self, rows: int, steps: int) -> Ranked:
-        """Return the results that were copied out, for the first `rows` rows and `steps` steps.
+        """Return the results in host memory of the first `rows` rows and `steps` steps.
 
         Raises:
-            EngineError: some are not numbers.
+            EngineError: some are NaN.
         """
         read, log_prob, heads = (
             self.host_out.view(place.start, place.shape, place.kind)[:steps, :rows] for place in self.results.values()
         )
-        tokens_BK = read.T.copy()  # never a view: the memory is used again
+        tokens_BK = read.T.copy()  # not a view: the memory is used again
         gone = tokens_BK == 0
         log_prob_BK = np.where(log_prob.T <= NOTHING / 2, np.float32(-np.inf), log_prob.T)
         if np.isnan(log_prob_BK).any():
             raise EngineError(
-                f"the network gave what is not a number in {self.network.precision}: features beyond 65504 do that in "
-                "fp16, and so do damaged weights; use --precision fp32 to tell the two apart"
+                f"the network computed NaN in {self.network.precision}: features beyond 65504 cause that in fp16, and "
+                "so do damaged weights; use --precision fp32 to tell the two apart"
             )
         log_prob_BK[gone] = -np.inf
         heads_BKH = heads.transpose(1, 0, 2).copy()
@@ -186,14 +187,14 @@ class Slot:
 
 
 class SlotPool:
-    """Memory of finished batches, kept for the next ones of the same shape."""
+    """The memory of finished batches, kept for the next batches of the same shape."""
 
     def __init__(self, device: Device, stream: Stream) -> None:
         self._device, self._stream = device, stream
         self._idle: dict[Shape, list[Slot]] = {}
 
     def acquire(self, network: TensorRtNetwork, shape: Shape) -> Slot:
-        """Return memory for one batch: idle memory of that shape, else new; when full, all idle memory goes first.
+        """Return memory for one batch: idle memory of that shape, else new; a full device frees idle memory first.
 
         Raises:
             DeviceMemoryError: the batch does not fit the device.
@@ -211,5 +212,5 @@ class SlotPool:
         return Slot(self._device, network, shape, self._stream)
 
     def release(self, slot: Slot) -> None:
-        """Take memory back; work that still uses it must be on the pool's stream."""
+        """Take memory back. Work that still uses it must be on the pool's stream."""
         self._idle.setdefault(slot.shape, []).append(slot)

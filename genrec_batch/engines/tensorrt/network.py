@@ -1,7 +1,7 @@
-"""What the ONNX graphs for TensorRT are made from: the model's weights as they stand there, and the static sizes.
+"""The weights and static sizes that the ONNX graphs for TensorRT are made from.
 
-Owns: sizes of inputs and caches, the layers of each engine, weights folded for the first product and for attention.
-Must not know: how a layer is spelled in ONNX, TensorRT, CUDA, files.
+Owns: sizes of inputs and caches, the layers of each engine, the weights of the first product. Must not know: how a
+layer is written in ONNX, TensorRT, CUDA, files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Shape:
     steps: int  # T, items that can be read
     profile: bool = False  # the run has user profiles
     video: bool = False  # the run has video vectors
-    packed: int = 0  # N, places that hold rows end to end; 0: every row has S places of its own (plugin only)
+    packed: int = 0  # N, places of rows packed end to end (plugin only); 0: every row has S places of its own
 
     @property
     def places(self) -> int:
@@ -37,22 +37,22 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRtNetwork:
-    """What every graph is made from."""
+    """The weights and the variant that every graph is made from."""
 
     config: ModelConfig
     weights: Weights
-    tokens: int  # items from here on are in no catalog: they count in log_prob and are never chosen
+    tokens: int  # the first that is in no catalog; from here on items count in log_prob and are never chosen
     precision: str
     plugin: bool
-    segment_layers: int = 0  # layers of one engine; 0: all of them
+    segment_layers: int = 0  # of one engine; 0: all layers
 
     def segments(self) -> list[range]:
-        """Return the layers of each engine, first to last; what one leaves, the next takes."""
+        """Return the layers of each engine, first to last; the output of one engine is the input of the next."""
         size, layers = self.segment_layers or self.config.layers, self.config.layers
         return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
     def titles(self, name: str) -> list[str]:
-        """Return what the engines are called that prefill or decode consists of."""
+        """Return the names of the engines that prefill or decode consists of."""
         count = len(self.segments())
         return [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
 
@@ -72,7 +72,7 @@ def feature_columns(config: ModelConfig, shape: Shape) -> int:
 
 
 def prefix_product(network: TensorRtNetwork, shape: Shape) -> tuple[F32, F32]:
-    """Return weight [D, columns] and bias [D] of position 0: a row without a profile gets neither product nor bias.
+    """Return weight [D, columns] and bias [D] of position 0. A row without a profile gets neither product nor bias.
 
     The biases of the optional projections are columns of the weight, multiplied by the input's 0 or 1.
     """

@@ -1,6 +1,6 @@
 """The options of `model build`: those of `score` that decide an engine's sizes, and where the engines will run.
 
-Owns: their sentences and checks. Must not know: TensorRT, or how anything is built. See `config` for how a field
+Owns: their help texts and checks. Must not know: TensorRT, how anything is built. `core.options` describes how a field
 becomes a flag.
 """
 
@@ -21,8 +21,7 @@ class BuildConfig(LogConfig):
     max_events: int = option("Newest events kept of each user.", 50, panel="Input")
     seen_limit: int = option("Newest distinct videos of each user that count as seen.", 1000, panel="Input")
     mean_events: float | None = option(
-        "Events kept of a user on average; engines whose rows stand end to end are built for it, by default for full "
-        "histories.",
+        "Mean kept events per user; engines that pack rows end to end are built for it, by default for full histories.",
         panel="Input",
     )
     profile_vectors: bool = option(
@@ -36,7 +35,7 @@ class BuildConfig(LogConfig):
     num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
     beam_width: int = option("Slates kept side by side while decoding; 1 is greedy.", 1, panel="Decoding")
     precision: str = option(
-        "Number format; auto is what `score` with auto opens: fp32 and fp16.",
+        "Number format; auto builds what `score` with auto opens: fp32 and fp16.",
         "auto",
         panel="Engine",
         choices=PRECISIONS,
@@ -50,7 +49,7 @@ class BuildConfig(LogConfig):
         choices=("auto", "tensorrt", "tensorrt_rtx"),
     )
     compute_capability: str | None = option(
-        "Build for the GPU of another machine, such as 8.9; this one needs none (tensorrt_rtx only).", panel="Engine"
+        "Build for another machine's GPU, such as 8.9; this machine needs no GPU (tensorrt_rtx only).", panel="Engine"
     )
 
     def __post_init__(self) -> None:

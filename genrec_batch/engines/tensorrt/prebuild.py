@@ -1,8 +1,8 @@
-"""`model build`: the engines of a run, built before it.
+"""`model build`: build the engines of a run before it.
 
-Owns: which static shapes and precisions a run with these options will ask for, and what is said while they are built.
-Must not know: how an engine is built, kept or run. In: options and a model directory. Out: a filled engine cache and a
-summary. Two processes that build the same engines at once wait for each other and build each once.
+Owns: the static shapes and precisions that a run with these options needs, and the messages while they are built. Must
+not know: how an engine is built, stored or run. In: options and a model directory. Out: engines in the cache and a
+summary. Two processes that build the same engines at once wait for each other and build each engine once.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.tensorrt import builder, store
 from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.engines.tensorrt.options import BuildConfig
-from genrec_batch.engines.tensorrt.shapes import BUCKETS, PLAIN_ROWS, ShapeRule
+from genrec_batch.engines.tensorrt.shapes import LENGTHS, PLAIN_ROWS, ShapeRule
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import Model, weights_fingerprint
 from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
 
-SAMPLE_PRECISIONS = ("fp32", "fp16")  # what `score --precision auto` opens on a GPU
+AUTO_PRECISIONS = ("fp32", "fp16")  # that `score --precision auto` opens on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where engines will run, and what they are built with."""
+    """Where engines will run, and how they are built."""
 
     plans: store.PlanStore
     network: Callable[[Shape], TensorRtNetwork]
     label: str  # library and GPU
-    variant: str  # with or without the plugin, and why
-    rule: ShapeRule  # which static shapes
+    variant: str  # with or without the plugin, and why not
+    rule: ShapeRule  # of the static shapes
 
 
 def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
-    """Build what is not in the cache yet; return the run's summary.
+    """Build the engines that the cache lacks; return the summary.
 
     Raises:
-        ModelError: the model or its catalog is not there.
-        EngineError: no library, GPU, driver or precision for it; the message says how to get it.
+        ModelError: the model or its catalog is missing.
+        EngineError: the library, GPU, driver or precision is missing; the message says how to get it.
     """
     started = time.monotonic()
     loaded = _with_catalog(directory)
     cache = EngineCache()
     size = None if config.batch_size == "auto" else int(config.batch_size)
-    precisions = SAMPLE_PRECISIONS if config.precision == "auto" else (config.precision,)
+    precisions = AUTO_PRECISIONS if config.precision == "auto" else (config.precision,)
     targets = [_target(config, loaded, precision, cache, size) for precision in precisions]
     LOG.info("%s, %s", targets[-1].label, targets[-1].variant)
     jobs = [
@@ -128,7 +128,7 @@ def _target(config: BuildConfig, loaded: Model, precision: str, cache: EngineCac
         network=network,
         label=label,
         variant="plain ONNX engines: a plugin is built where it runs",
-        rule=ShapeRule(loaded.config, size or PLAIN_ROWS, BUCKETS),
+        rule=ShapeRule(loaded.config, size or PLAIN_ROWS, LENGTHS),
     )
 
 
@@ -165,7 +165,7 @@ def _here(
 
 
 def _engines(config: BuildConfig, loaded: Model, target: Target, *, compared: bool) -> Iterator[store.Wanted]:
-    """Yield what a run needs, longest histories first; only these where the precision is but `compared` with."""
+    """Yield the engines of a run, longest histories first; only these for a precision that is only `compared` with."""
     mode = mode_of(config.decode, config.beam_width, loaded)
     choices = min(config.num_candidates, loaded.tokens) if mode == "candidates" else 0
     steps, vectors = 1 if choices else config.top_k, {"profile": config.profile_vectors, "video": config.video_vectors}
@@ -181,7 +181,7 @@ def _engines(config: BuildConfig, loaded: Model, target: Target, *, compared: bo
 
 
 def _one(title: str, precision: str, target: Target, engine: store.Wanted) -> dict[str, Any]:
-    """Build one engine, or find it; say so; return what the summary holds of it."""
+    """Build one engine or find it in the cache; log which; return its entry in the summary."""
     LOG.debug("%s, %s", title, engine.sizes)
     plan = target.plans.plan(engine.name, engine.shape, engine.graph())
     size_mb = len(plan.content) / 1e6

@@ -1,7 +1,7 @@
-"""Engines of one static shape, and the order in which they are launched.
+"""The engines of one static shape, and the order in which they are launched.
 
-Owns: which address each tensor of an engine is bound to. Must not know: how engines are built or cached
-(`tensorrt_engine.py` hands them in), how a batch lies in memory (`tensorrt_slot.py`), the protocol, users.
+Owns: which address each tensor of an engine is bound to. Must not know: how engines are built or cached (`engine`
+passes a function that does), the layout of a batch in memory (`memory`), `engines.protocol`, users.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from genrec_batch.engines.tensorrt.memory import Slot
 from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.model.weights import BYTES
 
-Sizes = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]  # of outputs, all of four bytes a number
+Sizes = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]  # of outputs by name; all numbers have four bytes
 
 
 class Executable:
-    """A deserialized engine and its context; every tensor is bound by name before each launch."""
+    """A deserialized engine and its context. Every tensor is bound by name before each launch."""
 
     def __init__(self, library: builder.Library, runtime: Any, plan: bytes) -> None:
         """Load an engine.
 
         Raises:
-            DeviceMemoryError: there is no room for it on the device.
-            EngineError: the library refuses it.
+            DeviceMemoryError: the device has no room for it.
+            EngineError: the library cannot load it.
         """
         self._library = library
         self._engine = runtime.deserialize_cuda_engine(plan)
@@ -43,16 +43,16 @@ class Executable:
             text = library.log.last()
             kind = DeviceMemoryError if "memory" in text.lower() else EngineError
             raise kind(f"{library.label} cannot load an engine: {text}")
-        self.tensors = builder.tensors(library, self._engine)
+        self._tensors = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._bound: dict[str, int] = {}
 
     def launch(self, addresses: Mapping[str, int], stream: Stream) -> None:
-        """Queue one run; `addresses` names at least every tensor of the engine.
+        """Queue one run; `addresses` has at least every tensor of the engine.
 
         Raises:
             EngineError: the library cannot queue it.
         """
-        for name in self.tensors:
+        for name in self._tensors:
             address = addresses[name]
             if self._bound.get(name) != address:
                 self.context.set_tensor_address(name, address)
@@ -62,7 +62,7 @@ class Executable:
 
 
 class Program:
-    """Prefill and decode of one shape, and whatever else was asked for."""
+    """The engines of prefill and decode of one shape, and of whatever else was needed."""
 
     def __init__(self, network: TensorRtNetwork, shape: Shape, load: Callable[[str, Shape, bytes], Executable]) -> None:
         self.network, self.shape, self._load = network, shape, load
@@ -70,13 +70,13 @@ class Program:
         self.warm = False
 
     def executable(self, name: str, make: Callable[[], bytes]) -> Executable:
-        """Return an engine of this shape by name, loading (and if need be building) it at first use."""
+        """Return an engine of this shape by name; the first call loads it, and builds it if the cache has none."""
         if name not in self._executables:
             self._executables[name] = self._load(name, self.shape, make())
         return self._executables[name]
 
     def load(self, *, decode: bool = True) -> None:
-        """Load, or build, the engines of prefill and, unless only these are wanted, of decode."""
+        """Load or build the engines of prefill and, if `decode`, those of decode."""
         self._segments("prefill", graphs.prefill)
         if decode:
             self._segments("decode", graphs.decode)
@@ -88,7 +88,7 @@ class Program:
         ]
 
     def prefill(self, slot: Slot, stream: Stream) -> None:
-        """Queue the prefill of what is in the slot's device memory."""
+        """Queue the prefill of the batch in the slot's device memory."""
         addresses = slot.addresses() | {"features": slot.address("features"), "tokens": slot.address("tokens")}
         addresses |= {"hidden": slot.address("first_hidden"), "next_token": slot.address("read")}
         addresses |= {"next_log_prob": slot.address("log_prob")}
@@ -96,7 +96,7 @@ class Program:
             engine.launch(addresses, stream)
 
     def decode(self, slot: Slot, step: int, stream: Stream) -> None:
-        """Queue reading the item in row `step` of the slot's `read`, and choosing the one of the row after it."""
+        """Queue a decode step: read the item in row `step` of the slot's `read`, choose that of the next row."""
         config = self.network.config
         row = step * self.shape.rows * 3 * config.width * BYTES[self.network.precision]
         fresh = {f"fresh_{index}": slot.address(f"recent_{index}") + row for index in range(config.layers)}
@@ -113,7 +113,7 @@ class Program:
             self.decode(slot, step, stream)
 
     def graphs(self, slot: Slot, steps: int, stream: Stream) -> tuple[Graph, Graph]:
-        """Return prefill and all decode steps as captured graphs; the engines run once before the first capture."""
+        """Return prefill and all decode steps as captured graphs. The engines run once before the first capture."""
         if not self.warm:
             self.prefill(slot, stream)
             self.decode_all(slot, steps, stream)
@@ -129,7 +129,7 @@ class Program:
 
 @dataclass(eq=False, kw_only=True)
 class TensorRtState:
-    """What was read of one batch; its memory goes back to the engine when nobody refers to it."""
+    """A batch between calls. Its memory returns to the pool when nothing refers to the state."""
 
     program: Program
     slot: Slot
@@ -144,7 +144,7 @@ class TensorRtState:
 
 
 class Exchange:
-    """Small blocking copies between host and device, for what the captured loop does not need."""
+    """Small blocking copies between host and device, for work outside the captured graphs."""
 
     def __init__(self, device: Device, stream: Stream) -> None:
         self._device, self._stream = device, stream
@@ -154,16 +154,16 @@ class Exchange:
         host = PinnedBuffer(self._device, array.nbytes)
         host.view(0, array.shape, array.dtype)[:] = array
         self._stream.copy_in(address, host, array.nbytes)
-        self._stream.synchronize()  # before the pinned memory goes
+        self._stream.synchronize()  # before the pinned memory is freed
 
     def upload(self, array: I32) -> Buffer:
         """Copy an array into device memory of its own."""
-        block = Buffer(self._device, array.nbytes)
-        self.write(block.address, array)
-        return block
+        buffer = Buffer(self._device, array.nbytes)
+        self.write(buffer.address, array)
+        return buffer
 
     def run(self, engine: Executable, addresses: Mapping[str, int], sizes: Sizes) -> dict[str, npt.NDArray[Any]]:
-        """Run an engine and return the outputs that `sizes` names."""
+        """Run an engine and return the outputs in `sizes`."""
         counts = {name: math.prod(shape) * 4 for name, (shape, _) in sizes.items()}
         device = {name: Buffer(self._device, count) for name, count in counts.items()}
         engine.launch({**addresses, **{name: buffer.address for name, buffer in device.items()}}, self._stream)
@@ -177,6 +177,6 @@ class Exchange:
 
 
 def padded(tokens_BC: I32, rows: int, count: int) -> I32:
-    """Return tokens as [rows, count], with 0 where there are none."""
+    """Return tokens padded with 0 to [rows, count]."""
     spare_rows, spare_columns = rows - tokens_BC.shape[0], count - tokens_BC.shape[1]
     return np.pad(tokens_BC, ((0, spare_rows), (0, spare_columns))).astype(np.int32)

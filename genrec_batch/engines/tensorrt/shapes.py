@@ -1,6 +1,7 @@
-"""Which static shape serves a batch: TensorRT engines here have no dynamic sizes.
+"""Which static shape serves a batch: the TensorRT engines have no dynamic sizes.
 
 Owns: rounding rows, lengths and seen items up to the sizes that engines are built for. Must not know: engines, memory.
+In: the sizes of a batch or of a run. Out: static shapes.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from genrec_batch.core.options import check_positions
 from genrec_batch.engines.tensorrt.network import Shape
 from genrec_batch.model.weights import ModelConfig
 
-BUCKETS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
-ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT wants
-LADDER = 1.12  # from one size of packed batches to the next
-PLAIN_ROWS, PLUGIN_ROWS = 2048, 4096  # of a batch: the plain engines' attention slows down beyond 65,535 rows x heads
+LENGTHS = (8, 16, 24, 32, 40, 50, 64, 96, 127, 192, 256, 384, 512, 768, 1024, 1536, 2000)
+ROWS_MULTIPLE = 64  # rows of int32 then start on a 256-byte boundary, as TensorRT requires
+GROWTH = 1.12  # from one size of packed batches to the next
+PLAIN_ROWS, PLUGIN_ROWS = 2048, 4096  # of a batch; the plain engines' attention is slow beyond 65,535 rows x heads
 SEEN_SIZES = (64, 256, 1024)  # columns of the banned list; beyond, powers of two
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """What a run whose rows stand end to end says of its histories."""
+    """The histories of a run whose rows are packed end to end."""
 
     longest: int  # tokens
     mean: float  # positions: tokens and the prefix
@@ -33,38 +34,38 @@ class ShapeRule:
     """Batch sizes and history lengths of one model's engines."""
 
     def __init__(
-        self, config: ModelConfig, batch_size: int, buckets: Sequence[int], packing: Packing | None = None
+        self, config: ModelConfig, batch_size: int, lengths: Sequence[int], packing: Packing | None = None
     ) -> None:
-        """Round sizes up.
+        """Set the sizes that others are rounded up to.
 
         Args:
             config: the model's sizes.
             batch_size: rows of every engine.
-            buckets: lengths in tokens.
-            packing: lay rows end to end; None: each row takes its bucket's positions.
+            lengths: tokens of the longest history.
+            packing: of rows end to end; None pads each row to a length.
         """
         longest = config.positions - 1
         self.packing = packing
         self._positions = config.positions
         self.batch_size = rounded(batch_size, ROWS_MULTIPLE)
-        self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
+        self.lengths = tuple(sorted({min(length, longest) for length in lengths} | {longest}))
 
     @property
     def places(self) -> int:
-        """Return the positions that packed batches have room for; 0 where rows are not packed."""
+        """Positions that packed batches have room for; 0 where rows are not packed."""
         if self.packing is None:
             return 0
-        positions = self.bucket(self.packing.longest) + 1
-        below = math.ceil(math.log(positions / min(self.packing.mean, positions)) / math.log(LADDER) - 1e-9)
-        room = int(self.batch_size * positions / LADDER**below) // ROWS_MULTIPLE * ROWS_MULTIPLE
+        positions = self.padded_length(self.packing.longest) + 1
+        below = math.ceil(math.log(positions / min(self.packing.mean, positions)) / math.log(GROWTH) - 1e-9)
+        room = int(self.batch_size * positions / GROWTH**below) // ROWS_MULTIPLE * ROWS_MULTIPLE
         return max(rounded(positions, ROWS_MULTIPLE), room)  # one full row always fits
 
-    def bucket(self, length: int) -> int:
-        """Return the tokens that a row of so many takes where rows are padded."""
-        return next(bucket for bucket in self.buckets if bucket >= length)
+    def padded_length(self, length: int) -> int:
+        """Return the tokens that a row of this length is padded to."""
+        return next(padded for padded in self.lengths if padded >= length)
 
     def run(self, *, steps: int, seen: int = 0, profile: bool = False, video: bool = False) -> Shape:
-        """Return the one shape of a run whose rows stand end to end.
+        """Return the shape of a run whose rows are packed end to end.
 
         Raises:
             ConfigError: see `shape`.
@@ -74,7 +75,7 @@ class ShapeRule:
             rows=self.batch_size,
             length=self.packing.longest,
             steps=steps,
-            seen=max(seen, SEEN_SIZES[-1] - 2),  # of which a batch takes as many columns as it needs
+            seen=max(seen, SEEN_SIZES[-1] - 2),  # a batch uses as many of these columns as it needs
             profile=profile,
             video=video,
         )
@@ -88,7 +89,7 @@ class ShapeRule:
         return [self.run(steps=steps, seen=size - 2, profile=profile, video=video) for size in sizes]
 
     def packed(self, batch: Batch, steps: int) -> Shape:
-        """Return the shape that serves a batch whose rows stand end to end: the run's one, larger if it must be.
+        """Return the shape for a batch whose rows are packed end to end: the run's shape, enlarged if necessary.
 
         Raises:
             ConfigError: see `shape`.
@@ -103,15 +104,15 @@ class ShapeRule:
         shape = replace(
             shape,
             rows=rounded(max(len(batch), 1), self.batch_size),
-            positions=max(shape.positions, self.bucket(longest) + 1),
+            positions=max(shape.positions, self.padded_length(longest) + 1),
         )
         room = shape.packed
         while room < needed:
-            room = rounded(int(room * LADDER), ROWS_MULTIPLE)
+            room = rounded(int(room * GROWTH), ROWS_MULTIPLE)
         return replace(shape, packed=room)
 
     def of(self, batch: Batch, steps: int) -> Shape:
-        """Return the shape that serves a batch whose rows read `steps` items.
+        """Return the shape for a batch whose rows read `steps` items.
 
         Raises:
             ConfigError: see `shape`.
@@ -128,17 +129,17 @@ class ShapeRule:
     def shape(
         self, *, rows: int, length: int, steps: int, seen: int, profile: bool = False, video: bool = False
     ) -> Shape:
-        """Return the shape for so many rows, tokens of the longest history, items to read and seen items.
+        """Return the shape for these rows, tokens of the longest history, items to read and seen items.
 
         Raises:
             ConfigError: history and decoded items do not fit the model's positions.
         """
         check_positions(self._positions, events=length, items=steps)
-        bucket = self.bucket(length)
+        padded = self.padded_length(length)
         return Shape(
             rows=rounded(max(rows, 1), self.batch_size),
-            positions=bucket + 1,
-            seen=_columns(max(seen, min(bucket, SEEN_SIZES[-1] - 2)) + 2),  # padding and unknown take two places
+            positions=padded + 1,
+            seen=_columns(max(seen, min(padded, SEEN_SIZES[-1] - 2)) + 2),  # padding and unknown take two places
             steps=max(steps, 1),
             profile=profile,
             video=video,
@@ -154,15 +155,15 @@ class ShapeRule:
         video: bool = False,
         shorter: bool = True,
     ) -> list[Shape]:
-        """Return the shapes that a run may need, longest histories first; `shorter` ones only if asked for.
+        """Return the shapes that a run may need, the longest histories first; shorter histories only if `shorter`.
 
-        Only users with `max_events` kept events can have seen more videos than they have events; fewer seen videos
-        than a history's bucket take that bucket's size.
+        Only users with `max_events` kept events can have seen more videos than they have events. A batch with fewer
+        seen videos than padded events uses as many columns as padded events.
 
         Raises:
             ConfigError: see `shape`.
         """
-        lengths = [bucket for bucket in self.buckets if bucket < max_events and shorter]
+        lengths = [length for length in self.lengths if length < max_events and shorter]
 
         def of(length: int, seen: int) -> Shape:
             return self.shape(rows=self.batch_size, length=length, steps=steps, seen=seen, profile=profile, video=video)

@@ -1,7 +1,7 @@
-"""The ONNX graphs beside the greedy loop: several choices, given items, parallel scores, and copying rows.
+"""The ONNX graphs beside prefill and decode: several choices, given items, parallel scores, and copies of rows.
 
-Owns: graphs that beam search, `--decode candidates` and explicit tokens need. Must not know: TensorRT, CUDA. Same
-names, shapes and variants as `tensorrt_graphs.py`, whose caches they read.
+Owns: the graphs that beam search, `--decode candidates` and given tokens need. Must not know: TensorRT, CUDA. Names,
+shapes and variants are those of `graphs`, whose caches these graphs read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_
 
 
 def padded_count(count: int) -> int:
-    """Return a number of candidates as a power of two, at least 8, so that few engines serve all numbers."""
+    """Return a number of candidates rounded up to a power of two, at least 8, so that few engines serve all numbers."""
     return max(8, 1 << (count - 1).bit_length())
 
 
 def choose(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
-    """Several best items of the next position.
+    """Return the graph that chooses several best items of the next position.
 
     Inputs: hidden [B, D], seen [B, X], read [T+1, B], step [1] (rows of `read` up to it are banned; -1 for none).
     Outputs: tokens [B, count], values [B, count] (logits, BANNED where nothing is left), log_sum [B, 1].
@@ -57,7 +57,10 @@ def best_first(found: Mapping[str, npt.NDArray[Any]], choices: int) -> tuple[I32
 
 
 def lookup(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
-    """Log-probabilities of given items: hidden [B, D], tokens [B, count] -> log_prob [B, count]."""
+    """Return the graph of the log-probabilities of given items.
+
+    Inputs: hidden [B, D], tokens [B, count]. Output: log_prob [B, count].
+    """
     graph, rows = network.graph(), shape.rows
     hidden = graph.input("hidden", [rows, network.config.width])
     tokens = graph.input("tokens", [rows, count], INT32)
@@ -68,7 +71,7 @@ def lookup(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
 
 
 def score(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
-    """Heads of several items per row, each read alone right after the history.
+    """Return the graph of the heads of several items per row, each read alone right after the history.
 
     Inputs: tokens [B, count], lengths [B], and prefill's caches. Output: heads [B, count, task heads].
     """
@@ -104,7 +107,7 @@ def _alone_after_history(
     caches: Sequence[str],
     mask: str,
 ) -> str:
-    """Attention of `count` positions per row over the cache and, each, itself: [B·count, D]."""
+    """Attend from `count` positions per row to the cache and, each, to itself: [B·count, D]."""
     config, rows = network.config, shape.rows
 
     beside = [rows, count, config.heads, config.head_size]
@@ -119,7 +122,7 @@ def _alone_after_history(
 
 
 def state_tensors(network: TensorRtNetwork, shape: Shape) -> dict[str, tuple[list[int], int | None, int]]:
-    """Return what a decode state holds: name -> sizes, element type (None: the precision), axis of the rows."""
+    """Return the tensors of a decode state: name -> sizes, element type (None: the precision), axis of the rows."""
     config, rows, steps = network.config, shape.rows, shape.steps
     found: dict[str, tuple[list[int], int | None, int]] = {
         "lengths": ([rows], INT32, 0),
@@ -138,7 +141,7 @@ def state_tensors(network: TensorRtNetwork, shape: Shape) -> dict[str, tuple[lis
 
 
 def between(network: TensorRtNetwork, shape: Shape) -> dict[str, list[int]]:
-    """Return what the engines of consecutive segments hand on: name -> sizes."""
+    """Return the tensors between the engines of consecutive segments: name -> sizes."""
     found = {}
     for segment in range(len(network.segments()) - 1):
         found[f"left_{segment}"] = [shape.places, network.config.width]
@@ -147,7 +150,10 @@ def between(network: TensorRtNetwork, shape: Shape) -> dict[str, list[int]]:
 
 
 def select(network: TensorRtNetwork, shape: Shape, rows_out: int) -> bytes:
-    """Copy rows of a whole state: every tensor of `state_tensors`, and rows [rows_out] -> chosen_<name>."""
+    """Return the graph that copies rows of a whole state.
+
+    Inputs: every tensor of `state_tensors`, and rows [rows_out]. Outputs: chosen_<name>.
+    """
     graph = network.graph()
     rows = graph.input("rows", [rows_out], INT32)
     for name, (sizes, kind, axis) in state_tensors(network, shape).items():

@@ -1,8 +1,8 @@
-"""Built TensorRT engines of one model: from the cache, or from the builder, and said which.
+"""The TensorRT engines of one model, from the cache or from the builder.
 
-Owns: what makes two engines the same (`EngineKey`), and which engines a way of decoding needs. Must not know: CUDA,
-buffers, batches. In: names, static shapes, serialized ONNX. Out: serialized engines. Works on a machine without a GPU
-where the library can build for another one.
+Owns: what makes two engines equal (`EngineKey`), and which engines a way of decoding needs. Must not know: CUDA,
+buffers, batches. In: names, static shapes, serialized ONNX. Out: serialized engines. It needs no GPU where the library
+can build for the GPU of another machine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialized engine and where it came from."""
+    """A serialized engine and its origin."""
 
     content: bytes
-    seconds: float  # to build it, or to read it
-    built: bool  # False: it was in the cache
+    seconds: float  # to build it or to read it
+    built: bool  # False where it was in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Wanted:
 
     name: str
     shape: Shape
-    graph: Callable[[], bytes]  # made only where it is needed: weights are in it
+    graph: Callable[[], bytes]  # returns the ONNX graph, which holds the weights
 
     @property
     def sizes(self) -> str:
-        """Return the static sizes for a person."""
+        """Return the static sizes in words."""
         return f"{self.shape.rows:,} users x {self.shape.positions - 1:,} events, {self.shape.seen:,} seen"
 
 
@@ -55,16 +55,16 @@ class PlanStore:
         elsewhere: bool = False,
         progress: builder.Progress | None = None,
     ) -> None:
-        """Describe what is built.
+        """Open the store of a model's engines.
 
         Args:
             library: the TensorRT to build with.
-            cache: where built engines are kept.
+            cache: of built engines.
             weights_sha256: fingerprint of the weights.
             precision: "fp32", "fp16" or "bf16".
             architecture: of the GPU that runs the engines, such as `sm_90`.
             elsewhere: that GPU is in another machine.
-            progress: told what the builder does.
+            progress: called with the builder's phases.
         """
         self._library, self._cache, self._progress = library, cache, progress
         self._target = architecture if elsewhere else None
@@ -76,14 +76,14 @@ class PlanStore:
             shape={},
             library=library.label,
             architecture=architecture,
-            options={"builder": str(builder.WAY)},
+            options={"builder": str(builder.RECIPE)},
         )
 
     def plan(self, name: str, shape: Shape, graph: bytes) -> Plan:
-        """Return an engine from the cache; build it first where it is not there.
+        """Return an engine from the cache, which builds it if it is missing.
 
         Raises:
-            EngineError: it cannot be built, or the cache is not private.
+            EngineError: the engine cannot be built, or the cache is not private.
         """
         started, built = time.monotonic(), []
         graph_sha256 = hashlib.sha256(graph).hexdigest()
@@ -114,8 +114,8 @@ def wanted(network: TensorRtNetwork, shape: Shape, *, choices: int = 0, beam_wid
     Args:
         network: the model.
         shape: of a batch.
-        choices: candidates that are taken and scored in one look; 0 for a slate.
-        beam_width: slates kept side by side.
+        choices: candidates that are chosen and scored in one pass; 0 for a slate.
+        beam_width: slates kept while decoding.
     """
 
     def one(name: str, where: Shape, make: Callable[[], bytes]) -> Wanted:

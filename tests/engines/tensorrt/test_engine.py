@@ -39,7 +39,7 @@ def build(gpu, tmp_path):
     library = wrap("tensorrt", FakeTensorRt(gpu))
 
     def make(model=None, **options):
-        options = {"precision": "fp32", "batch_size": 4, "buckets": (8, 16), **options}
+        options = {"precision": "fp32", "batch_size": 4, "lengths": (8, 16), **options}
         return TensorRtEngine(model or tiny(), cache=EngineCache(tmp_path / "cache"), library=library, **options)
 
     make.library, make.gpu = library, gpu
@@ -310,7 +310,7 @@ def test_out_of_memory_halves_the_rows_of_the_engines(build, gpu, way):
     check(tiny(), batch, run(batch))
 
 
-def test_a_row_does_not_depend_on_its_batch_or_bucket(build):
+def test_a_row_does_not_depend_on_its_batch_or_padding(build):
     engine, config = build(), preset("tiny")
     wide = batch_of(config, 6, width=16)
     one = Batch(
@@ -503,7 +503,7 @@ def real(tmp_path):
         pytest.skip(str(error))
 
     def make(model, **options):
-        options = {"precision": "fp16", "batch_size": 64, "buckets": (16, 50), **options}
+        options = {"precision": "fp16", "batch_size": 64, "lengths": (16, 50), **options}
         return TensorRtEngine(model, cache=EngineCache(tmp_path / "cache"), **options)
 
     return make

@@ -10,6 +10,7 @@ import importlib.util
 import pytest
 
 from genrec_batch.engines.tensorrt import builder
+from tests.engines.tensorrt.test_builder import declared
 
 ROWS, HEADS, POSITIONS, HEAD_SIZE, ROOM, TOKENS = 64, 16, 51, 32, 64, 1000
 
@@ -33,7 +34,7 @@ def built(rtx, make, architecture):
     config = builder._configure(rtx, theirs, network, "fp16", architecture)
     plan = theirs.build_serialized_network(network, config)
     assert plan is not None, rtx.log.last()
-    return {name: tensor.shape for name, tensor in builder._declared(network).items()}
+    return {name: shape for name, (shape, _, _) in declared(network).items()}
 
 
 def marked(network, **outputs):

@@ -10,7 +10,7 @@ from genrec_batch.engines import driver, registry
 from genrec_batch.engines.decode import Decoding, recommend
 from genrec_batch.engines.tensorrt.builder import wrap
 from genrec_batch.engines.tensorrt.plugin.library import Toolchain
-from genrec_batch.engines.tensorrt.shapes import BUCKETS, Packing, ShapeRule
+from genrec_batch.engines.tensorrt.shapes import LENGTHS, Packing, ShapeRule
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import ModelConfig, preset
@@ -114,7 +114,7 @@ def test_without_the_kernels_or_with_histories_beyond_them_rows_are_padded(build
     engine.expect(longest=8, mean=5.0, steps=STEPS)
     assert engine.room(64) == 0
     assert engine.computed(np.array([3])) == engine.rows * 9
-    long = plugged(tiny(dataclasses.replace(PLUGIN_SIZES, positions=300)), buckets=(8, 250))
+    long = plugged(tiny(dataclasses.replace(PLUGIN_SIZES, positions=300)), lengths=(8, 250))
     assert long.computed(np.array([3])) == long.room(64) > 0
     for longest in (200, 5000):
         long.expect(longest=longest, mean=5.0, steps=STEPS)
@@ -123,19 +123,19 @@ def test_without_the_kernels_or_with_histories_beyond_them_rows_are_padded(build
 
 @pytest.mark.parametrize("mean", [1.0, 5.5, 12.0, 27.5, 50.0, 51.0])
 def test_the_room_is_at_most_what_mean_rows_take_and_little_less(mean):
-    rule = ShapeRule(preset("reference"), 2048, BUCKETS, Packing(longest=50, mean=mean))
+    rule = ShapeRule(preset("reference"), 2048, LENGTHS, Packing(longest=50, mean=mean))
     assert mean * 2048 / 1.13 <= rule.places <= mean * 2048
     assert rule.places % 64 == 0
 
 
 def test_a_mean_that_wanders_a_little_mostly_keeps_the_engine():
     means = np.linspace(20, 30, 101)
-    rooms = [ShapeRule(preset("reference"), 2048, BUCKETS, Packing(longest=50, mean=mean)).places for mean in means]
+    rooms = [ShapeRule(preset("reference"), 2048, LENGTHS, Packing(longest=50, mean=mean)).places for mean in means]
     assert len(set(rooms)) <= 5
 
 
 def test_a_shape_is_built_for_every_number_of_seen_videos():
-    rule = ShapeRule(preset("reference"), 64, BUCKETS, Packing(longest=50, mean=9.0))
+    rule = ShapeRule(preset("reference"), 64, LENGTHS, Packing(longest=50, mean=9.0))
     assert [shape.seen for shape in rule.runs(steps=10, seen_limit=3000)] == [1024, 2048, 4096]
     assert [shape.seen for shape in rule.runs(steps=10, seen_limit=1000)] == [1024]
 
@@ -150,7 +150,7 @@ def test_the_memory_of_the_engines_own_gpu_is_read_on_any_thread():
 
 
 def test_one_user_always_fits():
-    assert ShapeRule(preset("reference"), 64, BUCKETS, Packing(longest=127, mean=1.0)).places >= 128
+    assert ShapeRule(preset("reference"), 64, LENGTHS, Packing(longest=127, mean=1.0)).places >= 128
 
 
 def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log_file, gpu, monkeypatch, tmp_path):

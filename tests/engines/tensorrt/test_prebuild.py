@@ -14,7 +14,7 @@ from genrec_batch.engines import driver
 from genrec_batch.engines.tensorrt import builder, prebuild
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
 from genrec_batch.engines.tensorrt.plugin.library import VARIABLE
-from genrec_batch.engines.tensorrt.shapes import BUCKETS, ShapeRule
+from genrec_batch.engines.tensorrt.shapes import LENGTHS, ShapeRule
 from genrec_batch.model.weights import preset
 from tests.fakes.cuda import FakeRuntime
 from tests.fakes.tensorrt import FakeTensorRt
@@ -131,7 +131,7 @@ def test_more_seen_videos_than_the_catalog_has(run, model_dir):
         (("--precision", "bf16"), "bf16 needs TensorRT 9 or newer"),
         (
             ("--compute-capability", "8.9"),
-            "builds for the GPU at hand only, not for sm_89; tensorrt_rtx can: pip install",
+            "builds only for the GPU of this machine, not for sm_89; tensorrt_rtx can: pip install",
         ),
         (("--device", "cuda:3"), "--device cuda:3: no such NVIDIA GPU"),
     ],
@@ -197,7 +197,7 @@ def test_a_bad_option_is_named(run, model_dir, options, words):
 
 @pytest.mark.parametrize(("max_events", "seen_limit"), [(50, 1000), (50, 0), (20, 1000), (2000, 1000), (50, 3000)])
 def test_all_shapes_are_the_shapes_of_any_batch(max_events, seen_limit):
-    rule = ShapeRule(preset("reference"), 2048, BUCKETS)
+    rule = ShapeRule(preset("reference"), 2048, LENGTHS)
     known = set(rule.all(max_events=max_events, steps=10, seen_limit=seen_limit))
     for length in range(max_events + 1):
         most = seen_limit if length == max_events else min(length, seen_limit)
@@ -214,4 +214,4 @@ def test_all_shapes_are_the_shapes_of_any_batch(max_events, seen_limit):
 
 def test_histories_beyond_the_model_are_an_error():
     with pytest.raises(ConfigError, match="the model has 512: at most --max-events 501"):
-        ShapeRule(preset("tiny"), 64, BUCKETS).all(max_events=preset("tiny").positions, steps=10, seen_limit=10)
+        ShapeRule(preset("tiny"), 64, LENGTHS).all(max_events=preset("tiny").positions, steps=10, seen_limit=10)

@@ -109,7 +109,7 @@ def score(
 
     Example: genrec-batch score events.parquet recs.parquet --model model/ --top-k 20
     """
-    from genrec_batch.reports import tables as show
+    from genrec_batch.reports import tables
     from genrec_batch.runtime.clock import Stages
     from genrec_batch.scoring import pipeline
 
@@ -123,14 +123,14 @@ def score(
     stages = Stages()
     if output is None:
         summary = pipeline.score(options, input, None, stages)
-        show.recommendations(summary.pop("rows"), options.layout)
+        tables.recommendations(summary.pop("rows"), options.layout)
     else:
         summary = pipeline.score(options, input, output, stages)
     with done(_whole(output)):
         if output is not None and options.user:
-            show.written(output, options.layout)
+            tables.written(output, options.layout)
         if not options.quiet and options.log_format == "text":
-            show.summary(summary)
+            tables.summary(summary)
         console.last_line(summary)
         look.write_reports(options, stages, summary)
 
@@ -147,14 +147,14 @@ def features(
 
     Example: genrec-batch features events.parquet features.parquet
     """
-    from genrec_batch.reports import tables as show
+    from genrec_batch.reports import tables
     from genrec_batch.scoring.write_features import write_features
 
     signals.end_with_output()
     summary = write_features(options, input, output)
     with done(_whole(output)):
         if not options.quiet and options.log_format == "text":
-            show.summary(summary)
+            tables.summary(summary)
         console.last_line(summary)
 
 
@@ -171,16 +171,15 @@ def verify(input: INPUT, *, options: VerifyConfig) -> None:  # noqa: A002
     Example: genrec-batch verify events.parquet --model model/ --engine torch --precision bf16 --min-topk-overlap 0.98
     """
     from genrec_batch.evaluation import precisions
-    from genrec_batch.reports import evaluation_page, terminal
-    from genrec_batch.reports import tables as show
-    from genrec_batch.scoring import verify as verifying
+    from genrec_batch.reports import evaluation_page, tables, terminal
+    from genrec_batch.scoring.verify import verified
 
-    report, found = verifying.verify(options, input)
+    report, found = verified(options, input)
     gates = {name: getattr(options, name) for name in ("min_topk_overlap", "min_top1", "max_difference")}
     if options.evaluate:
         report["quality"] = precisions.quality(options, input)
     if not options.quiet and options.log_format == "text":
-        show.parity(report)
+        tables.parity(report)
         if options.evaluate:
             terminal.show([evaluation_page.quality_lost(report["quality"])])
     try:
@@ -203,9 +202,9 @@ def demo(
 
     Example: genrec-batch demo
     """
-    from genrec_batch.demo import demo as demonstration
+    from genrec_batch.demo.demo import run
 
-    console.last_line(demonstration.run(folder, users))
+    console.last_line(run(folder, users))
 
 
 @app.command(rich_help_panel="Try")
@@ -263,13 +262,13 @@ def layout(
 
     Example: genrec-batch layout --json
     """
-    from genrec_batch.core import layout as slots
+    from genrec_batch.core.layout import describe
 
     if as_json:
-        rows = [{"slot": slot, "block": block, "name": name} for slot, block, name in slots.describe()]
+        rows = [{"slot": slot, "block": block, "name": name} for slot, block, name in describe()]
         console.line(json.dumps(rows))
         return
-    console.line("\n".join(f"{slot:4d}  {block:24s}  {name}" for slot, block, name in slots.describe()))
+    console.line("\n".join(f"{slot:4d}  {block:24s}  {name}" for slot, block, name in describe()))
 
 
 def main() -> None:

@@ -48,12 +48,12 @@ def explain(options: RunConfig, source: str, output: str | None) -> None:
     """Explain the list of one user (`score --explain`)."""
     import pyarrow as pa
 
-    from genrec_batch.reports import explain as explaining
     from genrec_batch.reports import inspect_text, tables, terminal
+    from genrec_batch.reports.explain import explained
 
     if output is not None or options.user or options.report or options.trace:
         raise ConfigError("--explain describes one user and writes nothing: omit OUTPUT, --user, --report and --trace")
-    found = explaining.explain(options, source, str(options.explain))
+    found = explained(options, source, str(options.explain))
     if not options.quiet and options.log_format == "text":
         terminal.show(inspect_text.explanation(found))
         tables.recommendations(pa.Table.from_pylist(found["recommended"]), "long")
@@ -68,12 +68,12 @@ def profile(*, options: ProfileConfig) -> None:
     Example: genrec-batch profile --model model/ --data events.parquet --html report.html --json report.json
     """
     from genrec_batch.reports import chapters, report, terminal
-    from genrec_batch.reports import profile as profiler
+    from genrec_batch.reports.profile import profiled
 
     report.check_path(options.html, "--html", (".html",))
     report.check_path(options.json, "--json", (".json",))
     report.check_path(options.trace, "--trace", (".json",))
-    found = profiler.profile(options)
+    found = profiled(options)
     if not options.quiet and options.log_format == "text":
         terminal.show(chapters.sections(found))
     for path, flag in ((options.html, "--html"), (options.json, "--json")):
@@ -96,12 +96,12 @@ def inspect(
 
     Example: genrec-batch inspect recs.parquet
     """
-    from genrec_batch.reports import inspect as inspecting
     from genrec_batch.reports import inspect_text, terminal
+    from genrec_batch.reports.inspect import check, inspected
 
-    facts = inspecting.inspect(output, model=model, top=top)
+    facts = inspected(output, model=model, top=top)
     if as_json:
         console.last_line(facts)
     else:
         terminal.show(inspect_text.inspection(facts))
-    inspecting.check(facts)
+    check(facts)

@@ -48,10 +48,10 @@ Score a log with it: `genrec-batch score events.parquet recs.parquet --model DIR
 
 
 def _card(config: ModelConfig, origin: str) -> str:
-    from genrec_batch.model import weights as model
+    from genrec_batch.model.weights import parameters
 
     sizes = {name: getattr(config, name) for name in ("vocabulary", "width", "layers", "heads", "positions")}
-    return CARD.format(parameters=model.parameters(config), origin=origin, **sizes)
+    return CARD.format(parameters=parameters(config), origin=origin, **sizes)
 
 
 def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> None:
@@ -110,21 +110,22 @@ def init(
     Example: genrec-batch model init model/ --preset reference --catalog-from events.parquet
     """
     from genrec_batch.events import dataset
-    from genrec_batch.model import places
-    from genrec_batch.model import weights as model
+    from genrec_batch.model import places, weights
 
-    chosen = model.DEMO_SEED if seed is None else seed
-    config = model.preset(preset)
+    chosen = weights.DEMO_SEED if seed is None else seed
+    config = weights.preset(preset)
     items = dataset.catalog_of(catalog_from, schema_name, config.vocabulary) if catalog_from else None
     with console.busy("making the weights"):
-        weights = model.initial_weights(config, chosen)
+        initial = weights.initial_weights(config, chosen)
     origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
     places.check_free(directory)
     with console.busy("writing the model"):
         _save(
-            directory, items, lambda: model.save(directory, config, weights, trained=False, card=_card(config, origin))
+            directory,
+            items,
+            lambda: weights.save(directory, config, initial, trained=False, card=_card(config, origin)),
         )
-    said = f"{model.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
+    said = f"{weights.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
     if items is not None and items.unknown_videos:
         every = len(items) + items.unknown_videos
         said += f" (the most viewed of the log's {every:,}; a --preset with a larger vocabulary holds more)"
@@ -151,20 +152,20 @@ def import_(
     Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
     """
     from genrec_batch.model import catalog, import_torch, places
-    from genrec_batch.model import weights as model
+    from genrec_batch.model.weights import parameters, read_weights, save
 
     pairs = dict(_pair(text) for text in rename or [])
-    config, converted = import_torch.convert(model.read_weights(weights), pairs, heads=heads)
+    config, converted = import_torch.convert(read_weights(weights), pairs, heads=heads)
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
     card = _card(config, f"Imported from `{weights.name}`.")
     places.check_free(directory)
     with console.busy("writing the model"):
-        _save(directory, items, lambda: model.save(directory, config, converted, trained=True, card=card))
+        _save(directory, items, lambda: save(directory, config, converted, trained=True, card=card))
     if items is None:
         console.LOG.warning(
             "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
         )
-    _say(f"{directory}: {model.parameters(config):,} parameters", directory)
+    _say(f"{directory}: {parameters(config):,} parameters", directory)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -190,11 +191,10 @@ def info(
 
     Example: genrec-batch model info model/
     """
-    from genrec_batch.model import catalog
-    from genrec_batch.model import weights as model
+    from genrec_batch.model import catalog, weights
     from genrec_batch.reports import tables
 
-    loaded = model.load(directory, "DIR") if directory else model.demo_model(model.preset(preset))
+    loaded = weights.load(directory, "DIR") if directory else weights.demo_model(weights.preset(preset))
     file = directory / "catalog.parquet" if directory else None
     has = file is not None and file.exists()
     videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
@@ -218,12 +218,12 @@ def export(
 
     Example: genrec-batch model export model/ --precision fp32
     """
-    from genrec_batch.engines.onnx import export as exporting
-    from genrec_batch.model import weights as model
+    from genrec_batch.engines.onnx import export
+    from genrec_batch.model import weights
 
     if precision not in ("fp32", "fp16"):
         raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
-    for path in exporting.export(model.load(directory, "DIR"), directory, precision=precision):
+    for path in export.export(weights.load(directory, "DIR"), directory, precision=precision):
         _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB", path.parent)
 
 

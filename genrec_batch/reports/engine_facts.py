@@ -24,8 +24,8 @@ from genrec_batch.engines.parity import best, compare, joined
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
-from genrec_batch.reports import ceilings as machine_ceilings
 from genrec_batch.reports import model_facts
+from genrec_batch.reports.ceilings import product_ceiling
 from genrec_batch.runtime.console import LOG, doing
 
 LEAST_RUNS, MOST_RUNS = 5, 100  # timed runs of one engine at one batch size
@@ -150,7 +150,7 @@ def measure(
     rows = []
     for key, engine in engines.items():
         doing(f"phases of {key[0]} in {key[1]}")
-        ceiling = machine_ceilings.product_ceiling(ceilings, device=engine.device, precision=key[1])
+        ceiling = product_ceiling(ceilings, device=engine.device, precision=key[1])
         parity = compare(answers[key], compared)
         for point in points[key]:
             point["share_of_ceiling"] = ceiling and round(point["gflop_per_s"] / float(ceiling["gflop_per_s"]), 3)

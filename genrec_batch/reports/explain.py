@@ -31,7 +31,7 @@ TOLD = 5  # of those, told; slots told of a feature block
 SHOWN = ("watch_duration", "watch_percentage", "is_liked", "recommendation_source")  # of a kept event, where logged
 
 
-def explain(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
+def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
     """Return the user's kept history, unknown and seen videos, feature blocks, candidates per step, and the list.
 
     Raises:

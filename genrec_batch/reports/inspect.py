@@ -78,7 +78,7 @@ class Finished:
                 start += rows
 
 
-def inspect(place: str, *, model: str | None = None, top: int = 10) -> dict[str, Any]:
+def inspected(place: str, *, model: str | None = None, top: int = 10) -> dict[str, Any]:
     """Return the facts of a finished output.
 
     Args:

@@ -30,7 +30,7 @@ from genrec_batch.runtime import console
 COMPARED_USERS = 256  # of the log, for the overlap with fp32
 
 
-def profile(config: ProfileConfig) -> dict[str, Any]:
+def profiled(config: ProfileConfig) -> dict[str, Any]:
     """Measure what the options ask for and return the report (`report.document`).
 
     Raises:

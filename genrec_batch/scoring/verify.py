@@ -18,7 +18,7 @@ from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring.engine import agreement, selected
 
 
-def verify(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
+def verified(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
     """Run the engine of the options and the reference over a sample of the first shard's users.
 
     Returns: the report, and the figures that the gates are about.

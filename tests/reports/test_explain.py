@@ -20,7 +20,7 @@ def options(model_dir, **more):
 
 @pytest.fixture
 def explained(log_file, model_dir):
-    return explain.explain(options(model_dir), str(log_file), str(USER))
+    return explain.explained(options(model_dir), str(log_file), str(USER))
 
 
 def test_the_list_is_that_of_score(explained, run, log_file, model_dir):
@@ -61,7 +61,7 @@ def test_a_removed_candidate_was_seen_and_stood_above(explained):
 
 
 def test_with_include_seen_nothing_is_removed(log_file, model_dir):
-    told = explain.explain(options(model_dir, include_seen=True), str(log_file), str(USER))
+    told = explain.explained(options(model_dir, include_seen=True), str(log_file), str(USER))
     assert not told["seen"]["removed"]
     assert all(not row["removed_as_seen"] for step in told["steps"] for row in step["best"])
     assert all(step["removed_before_it"] == 0 for step in told["steps"])
@@ -86,7 +86,7 @@ def test_unknown_videos_are_named(model_dir, tmp_path, log):
     )
     strange.write_parquet(tmp_path / "strange.parquet")
     config = RunConfig(model=str(model_dir), engine="onnxruntime", top_k=3)
-    told = explain.explain(config, str(tmp_path / "strange.parquet"), str(USER))
+    told = explain.explained(config, str(tmp_path / "strange.parquet"), str(USER))
     assert told["unknown_videos"] == [999_999]
     assert sum(not row["known"] for row in told["history"]) == 2
 
@@ -95,14 +95,14 @@ def test_unknown_videos_are_named(model_dir, tmp_path, log):
     ("more", "steps"), [({"decode": "candidates", "num_candidates": 20}, 1), ({"beam_width": 2}, 1)]
 )
 def test_other_ways_to_decode_look_once(log_file, model_dir, more, steps):
-    told = explain.explain(options(model_dir, **more), str(log_file), str(USER))
+    told = explain.explained(options(model_dir, **more), str(log_file), str(USER))
     assert len(told["steps"]) == steps
     assert len(told["recommended"]) == 5
 
 
 def test_a_user_without_events_is_explained_too(log_file, model_dir, tmp_path):
     pl.DataFrame({"user_id": [9999], "country": ["FR"]}).write_parquet(tmp_path / "users.parquet")
-    told = explain.explain(options(model_dir, users=str(tmp_path / "users.parquet")), str(log_file), "9999")
+    told = explain.explained(options(model_dir, users=str(tmp_path / "users.parquet")), str(log_file), "9999")
     assert told["cold_start"]
     assert told["in_users_table"]
     assert told["history"] == []
@@ -142,7 +142,7 @@ def test_a_user_of_the_real_log_is_explained(kuairand):
     )
     events = pl.read_parquet(kuairand / "events.parquet", columns=["user_id"])
     user = events["user_id"].value_counts(sort=True)["user_id"][0]
-    told = explain.explain(config, str(kuairand / "events.parquet"), str(user))
+    told = explain.explained(config, str(kuairand / "events.parquet"), str(user))
     assert told["events"]["in_all"] == (events["user_id"] == user).sum()
     assert len(told["recommended"]) == len(told["steps"]) == 5
     assert [s["chosen"] for s in told["steps"]] == [
@@ -158,7 +158,7 @@ def test_seen_videos_that_the_catalog_has_not_are_counted_apart(run, log, log_fi
     known = pl.read_parquet(small / "catalog.parquet").head(30)
     known.write_parquet(small / "catalog.parquet")
     seen = set(log.filter(pl.col("user_id") == USER)["video_id"])
-    told = explain.explain(options(small), str(log_file), str(USER))["seen"]
+    told = explain.explained(options(small), str(log_file), str(USER))["seen"]
     assert set(told["videos"]) == seen & set(known["video_id"])
     assert told["not_in_catalog"] == len(seen - set(known["video_id"])) > 0
     done = run("score", log_file, "--model", small, "--explain", USER, "--engine", "onnxruntime", "--top-k", 5)

@@ -45,14 +45,14 @@ def test_progress_ends_at_100_percent(outputs, name, monkeypatch):
         yield counted.append
 
     monkeypatch.setattr(inspect.console, "progress", progress)
-    inspect.inspect(str(outputs / name))
+    inspect.inspected(str(outputs / name))
     total, *advanced = counted
     assert sum(advanced) == total
 
 
 @pytest.mark.parametrize("name", ["one.parquet", "parts", "nested.parquet"])
 def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
-    facts = inspect.inspect(str(outputs / name))
+    facts = inspect.inspected(str(outputs / name))
     rows = pl.read_parquet(outputs / "one.parquet")
     assert facts["counts"]["rows"] == len(rows)
     assert facts["counts"]["users"] == facts["counts"]["users_with_rows"] == 40
@@ -90,7 +90,7 @@ def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
 )
 def test_each_broken_promise_is_found(outputs, run, check, change):
     altered(outputs / "one.parquet", change)
-    facts = inspect.inspect(str(outputs / "one.parquet"))
+    facts = inspect.inspected(str(outputs / "one.parquet"))
     assert check in [c["check"] for c in facts["checks"] if not c["ok"]]
     with pytest.raises(GateError, match=check.replace(".", r"\.")):
         inspect.check(facts)
@@ -101,7 +101,7 @@ def test_a_changed_part_and_a_strange_file_are_found(outputs):
     part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
     altered(part, lambda rows: rows.with_columns(pl.col("log_prob") - 1))
     (outputs / "parts" / "note.txt").write_text("hello")
-    failed = {c["check"]: c["found"] for c in inspect.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
+    failed = {c["check"]: c["found"] for c in inspect.inspected(str(outputs / "parts"))["checks"] if not c["ok"]}
     assert failed == {
         "every part is what the manifest says (sha256)": part.name,
         "no file that the manifest does not name": "note.txt",
@@ -182,7 +182,7 @@ def test_a_damaged_page_of_one_file_is_told_with_its_row_group(run, log_file, mo
 def test_a_missing_part_is_found(outputs):
     part = sorted((outputs / "parts").glob("part-*.parquet"))[1]
     part.unlink()
-    failed = {c["check"]: c["found"] for c in inspect.inspect(str(outputs / "parts"))["checks"] if not c["ok"]}
+    failed = {c["check"]: c["found"] for c in inspect.inspected(str(outputs / "parts"))["checks"] if not c["ok"]}
     assert failed["every part is what the manifest says (sha256)"] == part.name
 
 
@@ -193,7 +193,7 @@ def test_what_is_no_output_is_said_so(outputs, run, log_file, model_dir):
         (model_dir, "not a finished output"),
     ):
         with pytest.raises(InputError, match=message):
-            inspect.inspect(str(place))
+            inspect.inspected(str(place))
     (outputs / "text.parquet").write_text("not parquet")
     assert run("inspect", outputs / "text.parquet").code == 3
     assert run("features", log_file, "f.parquet", "--model", model_dir, "--quiet").code == 0
@@ -205,12 +205,12 @@ def test_what_is_no_output_is_said_so(outputs, run, log_file, model_dir):
 def test_an_unfinished_output_is_said_to_be_one(outputs):
     shutil.move(outputs / "parts", outputs / ".parts.unfinished")
     with pytest.raises(InputError, match="unfinished; its parts are in"):
-        inspect.inspect(str(outputs / "parts"))
+        inspect.inspected(str(outputs / "parts"))
 
 
 def test_a_catalog_of_another_model_covers_nothing(outputs, run):
     run("model", "init", "other", "--preset", "tiny")
-    facts = inspect.inspect(str(outputs / "one.parquet"), model="other")
+    facts = inspect.inspected(str(outputs / "one.parquet"), model="other")
     assert facts["videos"]["catalog"]["coverage"] is None
     assert "is not there" in facts["videos"]["catalog"]["why"]
 
@@ -232,7 +232,7 @@ def test_a_narrow_terminal_gets_whole_numbers_and_is_told_what_is_left_out(outpu
 
     console = Console(width=width, record=True, force_terminal=False)
     monkeypatch.setattr(terminal, "stdout", console)
-    facts = inspect.inspect(str(outputs / "one.parquet"))
+    facts = inspect.inspected(str(outputs / "one.parquet"))
     terminal.show(inspect_text.inspection(facts))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width

@@ -1,4 +1,7 @@
-"""The Python API: the same rows as the command, from any process, for any sequence of tables."""
+"""The Python API: the same rows as the command, from any process, for any sequence of tables.
+
+Also tests `genrec_batch`.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "genrec_batch"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "genrec_batch"
 OURS = "genrec_batch."
 FLOORS = [  # a room imports only from floors above it in this list, never from its own floor
     {"core"},
@@ -124,6 +126,29 @@ def test_only_the_edge_of_the_command_line_catches_everything(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_files_fit_one_sitting(name):
     assert len(MODULES[name].read_text().splitlines()) <= 350
+
+
+def named_in(test: Path) -> set[str]:
+    """Return the modules that a test file's docstring names in code spans, by their dotted names.
+
+    `sorter`, `sorter.py` or `numba/fill.py` is a module beside the test file's folder, `core.errors` one of any room.
+    """
+    found = set()
+    for span in re.findall(r"`([\w./]+)`", ast.get_docstring(ast.parse(test.read_text())) or ""):
+        name = span.removesuffix(".py").replace("/", ".")
+        folder = ".".join(test.parent.relative_to(TESTS).parts)
+        found |= {name, f"{folder}.{name}" if folder else name}
+    return found
+
+
+def test_every_module_has_a_test_file_or_is_named_in_one():
+    """A module without a file `tests/<room>/test_<module>.py` is named in the docstring of the file that tests it."""
+    named = {name for test in TESTS.rglob("test_*.py") for name in named_in(test)}
+    for name in NAMES:
+        path = MODULES[name].relative_to(PACKAGE)
+        own = TESTS / path.parent / f"test_{path.stem}.py"
+        only_a_docstring = len(ast.parse(MODULES[name].read_text()).body) < 2
+        assert only_a_docstring or own.exists() or name in named, f"no test file names `{name}`"
 
 
 def printed_by(code, **options):

@@ -1,4 +1,7 @@
-"""The commands as a user runs them: results, options from everywhere, exit codes, streams."""
+"""The commands as a user runs them: results, options from everywhere, exit codes, streams.
+
+Also tests `flags`, `look`, `model`, `option_file`, `reports.tables` and `scoring.write_features`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`exits` and `runtime.signals`: signals that arrive in twos, too early, too late."""
+"""`exits` and `runtime.signals`: signals that arrive in twos, too early, too late.
+
+Also tests `__main__`.
+"""
 
 from __future__ import annotations
 

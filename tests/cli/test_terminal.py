@@ -1,4 +1,7 @@
-"""What a person at a terminal notices: one line for a mistake, quiet pipes, progress, help, widths, completion."""
+"""What a person at a terminal notices: one line for a mistake, quiet pipes, progress, help, widths, completion.
+
+Also tests `usage` and `runtime.console`.
+"""
 
 from __future__ import annotations
 

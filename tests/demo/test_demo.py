@@ -1,4 +1,7 @@
-"""The demo and the sample command, as a newcomer runs them."""
+"""The demo and the sample command, as a newcomer runs them.
+
+Also tests `tables`.
+"""
 
 from __future__ import annotations
 

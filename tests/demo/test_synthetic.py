@@ -1,3 +1,8 @@
+"""Synthetic logs: the same bytes anywhere, skewed and dirty as asked, and the committed sample made again.
+
+Also tests `demo.synthetic`, `synthetic.log`, `synthetic.views`, `synthetic.world` and `synthetic.write`.
+"""
+
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,7 @@
-"""Decoding through the torch engine: slates, beams, candidates, given candidates, and the blended score."""
+"""Decoding through the torch engine: slates, beams, candidates, given candidates, and the blended score.
+
+Also tests `protocol`.
+"""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""How far two engines agree: the figures, the gates, the command."""
+"""How far two engines agree: the figures, the gates, the command.
+
+Also tests `scoring.verify`.
+"""
 
 from __future__ import annotations
 

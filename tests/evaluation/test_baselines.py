@@ -1,4 +1,7 @@
-"""Baselines and the choice of the best compared with slow twins."""
+"""Baselines and the choice of the best compared with slow twins.
+
+Also tests `cooccurrence`, `ranking` and `targets`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The command `evaluate`: a model or an earlier output on a log, its report, gates, and what it refuses."""
+"""The command `evaluate`: a model or an earlier output on a log, its report, gates, and what it refuses.
+
+Also tests `judge`, `opening`, `options`, `recs`, `rows`, `run`, `lists`, `cli.evaluate` and
+`reports.evaluation_page`.
+"""
 
 from __future__ import annotations
 

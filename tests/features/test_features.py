@@ -1,4 +1,7 @@
-"""All 1024 features of `from_log` and `from_videos`, by `segments`, against the row-wise twin and by hand."""
+"""All 1024 features of `from_log` and `from_videos`, by `segments`, against the row-wise twin and by hand.
+
+Also tests `features`.
+"""
 
 from __future__ import annotations
 

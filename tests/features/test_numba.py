@@ -1,4 +1,8 @@
-"""Compiled features (`runtime.jit`, `simd`, `simd_sort`): the bits of NumPy for any user, and runs without numba."""
+"""Compiled features (`runtime.jit`, `simd`, `simd_sort`): the bits of NumPy for any user, and runs without numba.
+
+Also tests `numba.fill`, `numba.pass1_columns`, `numba.pass2_users`, `numba.pass3_order`, `numba.pass4_rows`,
+`runtime.simd` and `runtime.simd_sort`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The model's sizes, names, seeded weights, and the directory that holds it."""
+"""The model's sizes, names, seeded weights, and the directory that holds it.
+
+Also tests `places`.
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""`inspect`: what an output says of itself, held against the rows; damage, strangers and unfinished runs."""
+"""`inspect`: what an output says of itself, held against the rows; damage, strangers and unfinished runs.
+
+Also tests `inspect_text` and `terminal`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The report's page in a real browser: no error, no connection, charts drawn, nothing wider than the screen."""
+"""The report's page in a real browser: no error, no connection, charts drawn, nothing wider than the screen.
+
+Also tests `charts`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Reports: the formulas' published figures, ceilings, engines, data, a run's spans, the JSON's form, the trace."""
+"""Reports: the formulas' published figures, ceilings, engines, data, a run's spans, the JSON's form, the trace.
+
+Also tests `ceilings`, `chapters`, `data_facts`, `engine_facts`, `model_facts`, `options`, `report`, `run_facts`,
+`sections`, `separate`, `torch_ceilings` and `trace`.
+"""
 
 from __future__ import annotations
 

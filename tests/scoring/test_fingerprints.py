@@ -1,4 +1,7 @@
-"""Fingerprints: whatever a user's rows depend on changes that user's fingerprint and no other."""
+"""Fingerprints: whatever a user's rows depend on changes that user's fingerprint and no other.
+
+Also tests `features.batches`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The job's course: a device that is too small, and what a run says of itself."""
+"""The job's course: a device that is too small, and what a run says of itself.
+
+Also tests `engine`, `lineage`, `results`, `shard`, `writing` and `rows`.
+"""
 
 from __future__ import annotations
 

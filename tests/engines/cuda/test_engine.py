@@ -1,4 +1,7 @@
-"""The hand-fused engine's logic on a CPU: with the kernels' plain twin, compared with a full forward."""
+"""The hand-fused engine's logic on a CPU: with the kernels' plain twin, compared with a full forward.
+
+Also tests `loop`, `packing`, `passes` and `weights`.
+"""
 
 import time
 from dataclasses import replace

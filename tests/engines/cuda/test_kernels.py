@@ -1,4 +1,7 @@
-"""Each Triton kernel against its plain twin: on the GPU where there is one, else in Triton's interpreter."""
+"""Each Triton kernel against its plain twin: on the GPU where there is one, else in Triton's interpreter.
+
+Also tests `device_code`.
+"""
 
 import os
 import sys

@@ -1,4 +1,7 @@
-"""The ONNX Runtime engine: equal to a slow NumPy twin and to the torch engine, and it never loads torch."""
+"""The ONNX Runtime engine: equal to a slow NumPy twin and to the torch engine, and it never loads torch.
+
+Also tests `sessions`.
+"""
 
 from __future__ import annotations
 

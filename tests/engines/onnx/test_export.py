@@ -1,4 +1,7 @@
-"""An export: the files, the index that describes them, and that it is written whole or not at all."""
+"""An export: the files, the index that describes them, and that it is written whole or not at all.
+
+Also tests `exported`.
+"""
 
 from __future__ import annotations
 

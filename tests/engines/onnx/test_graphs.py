@@ -1,4 +1,7 @@
-"""The graphs: valid ONNX that TensorRT's parser takes, the same bytes each time."""
+"""The graphs: valid ONNX that TensorRT's parser takes, the same bytes each time.
+
+Also tests `layers` and `engines.layer_weights`.
+"""
 
 from __future__ import annotations
 

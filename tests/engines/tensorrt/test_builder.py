@@ -1,4 +1,7 @@
-"""Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one."""
+"""Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one.
+
+Also tests `graphs`, `side_graphs`, `layers` and `plugin.library`.
+"""
 
 import dataclasses
 import enum

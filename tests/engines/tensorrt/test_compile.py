@@ -1,4 +1,7 @@
-"""The plugin's kernels compile without a GPU, and what is shipped is what the source describes."""
+"""The plugin's kernels compile without a GPU, and what is shipped is what the source describes.
+
+Also tests `plugin.compile`.
+"""
 
 import importlib.util
 import json

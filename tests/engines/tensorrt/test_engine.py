@@ -1,4 +1,7 @@
-"""The TensorRT engine without a GPU: the real graphs, addresses, stream order and memory, on `fakes.cuda`."""
+"""The TensorRT engine without a GPU: the real graphs, addresses, stream order and memory, on `fakes.cuda`.
+
+Also tests `loop`, `memory`, `program`, `store`, `network` and `engines.driver`.
+"""
 
 import dataclasses
 import gc

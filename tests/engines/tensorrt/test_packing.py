@@ -1,4 +1,7 @@
-"""Rows end to end in one engine: the plugin's kernels as NumPy twins, on `fakes.cuda`, against the network."""
+"""Rows end to end in one engine: the plugin's kernels as NumPy twins, on `fakes.cuda`, against the network.
+
+Also tests `shapes`.
+"""
 
 import dataclasses
 

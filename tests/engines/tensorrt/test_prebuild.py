@@ -1,4 +1,7 @@
-"""`model build`: with the real builder where it is installed, and what it says where something is missing."""
+"""`model build`: with the real builder where it is installed, and what it says where something is missing.
+
+Also tests `options`.
+"""
 
 import importlib.util
 import json

@@ -1,4 +1,7 @@
-"""The plugin's Triton kernels, interpreted on the CPU, against the NumPy twins that stand in for them elsewhere."""
+"""The plugin's Triton kernels, interpreted on the CPU, against the NumPy twins that stand in for them elsewhere.
+
+Also tests `plugin.triton_source` and `engines.tensorrt.plugin`.
+"""
 
 import os
 

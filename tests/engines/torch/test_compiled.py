@@ -1,4 +1,7 @@
-"""The compiled phases of the torch engine on a CPU: close to their plain twin, the same bits for a row alone."""
+"""The compiled phases of the torch engine on a CPU: close to their plain twin, the same bits for a row alone.
+
+Also tests `phases`, `compiled.context` and `compiled.phases`.
+"""
 
 import sys
 from dataclasses import replace

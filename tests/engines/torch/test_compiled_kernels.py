@@ -1,4 +1,7 @@
-"""The compiled kernels of the torch engine on a CPU, each against a few lines of NumPy."""
+"""The compiled kernels of the torch engine on a CPU, each against a few lines of NumPy.
+
+Also tests `compiled.attention`, `compiled.dots`, `compiled.row_kernels` and `runtime.simd_bf16`.
+"""
 
 from hashlib import sha256
 from pathlib import Path

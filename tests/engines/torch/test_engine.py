@@ -1,4 +1,7 @@
-"""The torch engine: equal to PyTorch's own encoder, to full forwards without a cache, and to itself in any batch."""
+"""The torch engine: equal to PyTorch's own encoder, to full forwards without a cache, and to itself in any batch.
+
+Also tests `cache`, `choice`, `device`, `lane` and `network`.
+"""
 
 from dataclasses import replace
 from threading import Barrier

@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 AIRFLOW := $(VENV)-airflow
 
-.PHONY: help demo test lint check format sample-data rehearse-image clean
+.PHONY: help demo test lint check format docs sample-data rehearse-image clean
 
 help:
 	@echo "make demo    score the sample log and show the result"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy and the tests"
 	@echo "make format  let ruff format and mend"
+	@echo "make docs    fill the pages from results, help texts and docstrings"
 	@echo "make rehearse-image  the CPU image's build steps without Docker"
 	@echo "make clean   remove what make made"
 
@@ -63,6 +64,9 @@ check: lint test
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/render.py
 
 sample-data: $(VENV)/.demo
 	$(BIN)/python sample_data/make.py

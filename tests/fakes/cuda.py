@@ -1,8 +1,8 @@
-"""A CUDA runtime made of NumPy, as lazy and as strict as the real one may be.
+"""A CUDA runtime in NumPy, as lazy and as strict as the real one may be.
 
-Nothing queued on a stream runs until the host waits for it, and then only what that wait needs: a missing event, a
-pinned buffer written too early or memory freed too soon gives wrong numbers here, every time. New memory holds NaN.
-Every address is checked against what is allocated. `fake_tensorrt` runs on it.
+Work queued on a stream runs only when the host waits for it, and then only the work that the wait needs. So a missing
+event, a pinned buffer written too early or memory freed too soon always gives wrong numbers here. New memory holds NaN.
+Every address is checked against the live allocations. `fakes.tensorrt` runs on it.
 """
 # ruff: noqa: ARG002 (the signatures are CUDA's)
 
@@ -67,7 +67,7 @@ class FakeEvent:
 
 
 class FakeRuntime:
-    """What `cuda.bindings.runtime` offers, as far as the package calls it."""
+    """The part of `cuda.bindings.runtime` that the package calls."""
 
     cudaError_t, cudaMemcpyKind, cudaDeviceAttr, cudaStreamCaptureMode = Code, Direction, Attribute, CaptureMode
     cudaHostAllocDefault = cudaEventDefault = 0
@@ -84,21 +84,21 @@ class FakeRuntime:
         self.tick = 1.0  # of the device's clock, in seconds of the host's
 
     def memory_at(self, address: int, count: int, kinds: str = "device") -> np.ndarray:
-        """Return memory as bytes; it must lie inside one live allocation."""
-        for start, block in (self.device if kinds == "device" else self.host).items():
-            if start <= address and address + count <= start + block.size:
-                return block[address - start : address - start + count]
+        """Return memory as bytes; it must be inside one live allocation."""
+        for start, memory in (self.device if kinds == "device" else self.host).items():
+            if start <= address and address + count <= start + memory.size:
+                return memory[address - start : address - start + count]
         raise AssertionError(f"{count} bytes at {address:#x} are not inside live {kinds} memory")
 
     def _allocate(self, table: dict[int, np.ndarray], count: int) -> int:
         raw = np.full(count + 512, 0xFF, np.uint8)
         skip = -raw.ctypes.data % 256
-        block = raw[skip : skip + count]
-        table[block.ctypes.data] = block
-        return block.ctypes.data
+        memory = raw[skip : skip + count]
+        table[memory.ctypes.data] = memory
+        return memory.ctypes.data
 
     def _in_use(self) -> int:
-        return sum(block.size for block in self.device.values())
+        return sum(memory.size for memory in self.device.values())
 
     def cudaGetDeviceCount(self):
         return (Code.cudaSuccess, self.devices) if self.devices else (Code.cudaErrorInsufficientDriver, 0)

@@ -1,6 +1,6 @@
-"""A TensorRT whose plans are ONNX files, run by ONNX Runtime on `fake_cuda`'s memory and streams.
+"""A TensorRT whose plans are ONNX files, run by ONNX Runtime on the memory and streams of `fakes.cuda`.
 
-Every tensor must be bound, to live memory, on a 256-byte boundary. The plugin's kernels are their NumPy twins.
+Every tensor must be bound to live memory on a 256-byte boundary. The plugin's kernels are their NumPy twins.
 """
 # ruff: noqa: ARG002 (the signatures are TensorRT's)
 
@@ -18,7 +18,7 @@ from tests.fakes.cuda import FakeRuntime
 
 
 class GenrecKernel(OpRun):
-    """The plugin's kernels in NumPy: what each is meant to compute, from its docstring in `triton_source.py`."""
+    """The plugin's kernels in NumPy: each computes what its docstring in `triton_source.py` says."""
 
     op_domain = "genrec"
 
@@ -90,14 +90,14 @@ class GenrecKernel(OpRun):
 
 
 class GatherElements(OpRun):
-    """The reference's own takes one column too few where an index has more than one."""
+    """Replaces ONNX's reference, which returns one column too few where an index has more than one."""
 
     def _run(self, data, indices, axis=0):
         return (np.take_along_axis(data, indices, axis),)
 
 
 def laid(rows, starts, lengths, places, *, fill):
-    """Rows [B, S, D] end to end, [N, D]: real positions, or all with `fill`; what is left alone is not a number."""
+    """Rows [B, S, D] end to end, [N, D]: real positions, or all with `fill`; places that are not written are NaN."""
     out = np.full((places, rows.shape[-1]), np.nan, np.float32)
     for row, start, length in zip(rows, starts, lengths, strict=True):
         count = len(row) if fill else length + 1
@@ -119,7 +119,7 @@ def softmax(scores):
 
 
 class FakeTensorRt(types.ModuleType):
-    """What `tensorrt` 8.6 offers, as far as the package calls it; a plan is the ONNX file itself."""
+    """The part of `tensorrt` 8.6 that the package calls; a plan is the ONNX file itself."""
 
     def __init__(self, runtime: FakeRuntime) -> None:
         super().__init__("tensorrt")

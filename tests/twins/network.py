@@ -1,4 +1,4 @@
-"""The model as slow, obvious NumPy: one row at a time, a full forward in float64 for every question, no cache."""
+"""The model in slow, obvious NumPy: one row at a time, a full forward in float64 for every result, no cache."""
 
 from __future__ import annotations
 

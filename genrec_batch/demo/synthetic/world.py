@@ -6,7 +6,7 @@ state per video and per category only; what is fixed about a user is computed fr
 Shapes: E counters, U users, Z sessions, V videos, C categories.
 
 A draw needs no generator: it is a hash of the seed, a purpose and a counter. The same counter gives the same bits
-wherever, whenever and in whatever chunk it is asked for.
+wherever, whenever and in whatever chunk the draw is made.
 """
 
 from __future__ import annotations

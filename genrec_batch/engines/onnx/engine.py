@@ -1,7 +1,7 @@
 """The ONNX Runtime engine: the model's graphs run by the CPU or the CUDA execution provider.
 
 Owns: sessions, bindings and the state of a batch between calls. Must not know: torch (it is never imported), Polars,
-users, or what the graphs compute (`graphs`). Caches live where the graphs run: on CUDA they never come to the host.
+users, what the graphs compute (`graphs`). Caches stay on the device: on CUDA they are never copied to the host.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, R
 from genrec_batch.core.options import check_positions
 from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported
-from genrec_batch.engines.onnx.sessions import Array, OnnxSessions, Value, import_or_say
+from genrec_batch.engines.onnx.sessions import Array, OnnxSessions, Value, imported
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
 
-PART = 32  # rows of a prefill on the CPU: their activations stay in the caches (at 256 rows, 20% over all at once)
+PREFILL_ROWS = 32  # at once on a CPU: their activations stay in its caches (20% faster than 256 rows at once)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class OnnxState:
-    """A batch between calls. Values live on the engine's device unless they are arrays."""
+    """A batch between calls. Values are on the engine's device; arrays are on the host."""
 
     rows: int
-    steps: int  # items there is room for
+    steps: int  # the most items that can be read
     choices: int
     lengths: Value
     banned: Value
@@ -40,25 +40,25 @@ class OnnxState:
     next_tokens: Value  # [B, K]
     next_log_prob: Value
     log_probs: Value  # of the next position
-    origin_R: I64  # the row of the prefill that each row's prefix cache came from
+    origin_R: I64  # the row of the prefill that each row's prefix cache is from
     step: int = 0  # items read
     read: Value | None = None  # [B, T]
     suffix: dict[str, Value] = field(default_factory=dict)
-    suffix_arrays: dict[str, Array] = field(default_factory=dict)  # the same memory, where it is the host's
+    suffix_arrays: dict[str, Array] = field(default_factory=dict)  # the same memory, on a CPU
     log_prob_read: list[Value | Array] = field(default_factory=list)  # of each step, [B] or [B, K] (best first)
     heads_read: list[Value | Array] = field(default_factory=list)  # of each step, [B, H]
 
 
 class OnnxRuntimeEngine(Engine):
-    """The protocol of `engines.protocol` on ONNX Runtime; deterministic for a given machine and thread count."""
+    """A model on ONNX Runtime; deterministic for a given machine and thread count."""
 
     name = "onnxruntime"
 
     def __init__(self, model: Model, *, device: str, precision: str, threads: int | None = None) -> None:
         """Load the prefill and decode graphs.
 
-        The graphs come from the model directory's export where it holds these weights in this precision, and are made
-        in memory otherwise: the same either way.
+        The graphs are those of the model directory's export if it holds these weights in this precision; otherwise
+        equal graphs are made in memory.
 
         Args:
             model: sizes and weights.
@@ -67,7 +67,7 @@ class OnnxRuntimeEngine(Engine):
             threads: of one operator on the CPU; by default as many as this process may use.
 
         Raises:
-            EngineError: onnxruntime, onnx or the provider is not there.
+            EngineError: onnxruntime, onnx or the provider is missing.
             ModelError: the model directory's export is damaged.
         """
         kind, _, number = device.partition(":")
@@ -81,7 +81,7 @@ class OnnxRuntimeEngine(Engine):
         self._sessions.load("decode")
 
     def free_bytes(self) -> int | None:
-        """Return the GPU memory that is free now (needs cuda-python, which `genrec-batch[gpu]` brings)."""
+        """Return the GPU memory that is free now (needs cuda-python, which `genrec-batch[gpu]` installs)."""
         return None if self.device == "cpu" else driver.Device(self.device).free_bytes()
 
     def _usable_export(self) -> exported.ExportIndex | None:
@@ -95,14 +95,14 @@ class OnnxRuntimeEngine(Engine):
     def _graph(self, name: str) -> bytes | Path:
         if self._export is not None and self._model.directory is not None and name in exported.GRAPHS:
             return exported.graph_path(self._model.directory, self._export, name)
-        import_or_say("onnx", self.device.partition(":")[0])
-        from genrec_batch.engines.onnx import graphs  # needs onnx, which an export does without
+        imported("onnx", self.device.partition(":")[0])
+        from genrec_batch.engines.onnx import graphs  # needs onnx, which an export does not
 
         model = graphs.build(name, self._model.config, self._model.weights, precision=self.precision)
         return bytes(model.SerializeToString(deterministic=True))
 
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> OnnxState:
-        """Read features and histories, [B, F] and [B, S]; see the protocol.
+        """Read features and histories, [B, F] and [B, S].
 
         Raises:
             ConfigError: history and steps do not fit the model's positions.
@@ -120,7 +120,7 @@ class OnnxRuntimeEngine(Engine):
         }
         if self._sessions.kind == "cpu":
             self.arrived()
-            outputs = self._prefill_in_parts(arrays, choices)
+            outputs = self._prefill_by_rows(arrays, choices)
         else:
             values = self._values(arrays)
             self.arrived()
@@ -140,7 +140,7 @@ class OnnxRuntimeEngine(Engine):
         )
 
     def decode(self, state: OnnxState, tokens_B: I32 | None = None) -> None:
-        """Read one item per row, [B] (by default the best choice); see the protocol.
+        """Read one item per row, [B] (by default the best choice).
 
         Raises:
             DeviceMemoryError: memory ran out.
@@ -235,8 +235,8 @@ class OnnxRuntimeEngine(Engine):
             heads_BKH=np.stack([_host(x) for x in state.heads_read], axis=1) if state.heads_read else none_read,
         )
 
-    def _prefill_in_parts(self, arrays: dict[str, Array], choices: int) -> dict[str, Value]:
-        """Run prefill over some rows at a time, each writing its rows of the same outputs: few rows stay in cache."""
+    def _prefill_by_rows(self, arrays: dict[str, Array], choices: int) -> dict[str, Value]:
+        """Run prefill for a few rows at a time, each time into their rows of the same outputs."""
         config, (rows, width) = self._model.config, arrays["tokens"].shape
         cache_shape = (rows, config.heads, 1 + width, config.head_size)
         shapes: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
@@ -247,10 +247,10 @@ class OnnxRuntimeEngine(Engine):
         for layer in range(config.layers):
             shapes |= {f"prefix_{part}_{layer}": (cache_shape, self._element) for part in ("key", "value")}
         outputs = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
-        for start in range(0, rows, PART):
-            part = slice(start, start + PART)
-            inputs = self._values({name: array[part] for name, array in arrays.items()})
-            into = self._values({name: array[part] for name, array in outputs.items()})
+        for start in range(0, rows, PREFILL_ROWS):
+            some = slice(start, start + PREFILL_ROWS)
+            inputs = self._values({name: array[some] for name, array in arrays.items()})
+            into = self._values({name: array[some] for name, array in outputs.items()})
             self._sessions.run("prefill", inputs | self._choosing(choices), into=into)
         return self._values(outputs)
 
@@ -258,12 +258,12 @@ class OnnxRuntimeEngine(Engine):
         return {name: self._sessions.value(array) for name, array in arrays.items()}
 
     def _choosing(self, choices: int) -> dict[str, Value]:
-        """Return the inputs that say how many items are chosen, and from how many tokens."""
+        """Return the inputs `choices` and `items`: how many items are chosen, and from how many tokens."""
         sizes = {"choices": choices, "items": self._model.tokens}
         return {name: self._sessions.value(np.array([n], np.int64), on_host=True) for name, n in sizes.items()}
 
     def _given(self, name: str, given_BW: F32 | None, has_B: U8 | None, rows: int, width: int) -> dict[str, Array]:
-        """Return the inputs of an optional vector; without it, rows of zeros that count as not given."""
+        """Return the inputs of an optional vector; zeros that count as not given if the batch has none."""
         if given_BW is None or has_B is None:
             given_BW, has_B = np.zeros((rows, width), np.float32), np.zeros(rows, np.bool_)
         return {
@@ -272,7 +272,7 @@ class OnnxRuntimeEngine(Engine):
         }
 
     def _make_suffix(self, state: OnnxState) -> None:
-        """Give a state its empty suffix cache."""
+        """Add an empty suffix cache to a state."""
         config = self._model.config
         shape = (state.rows, config.heads, state.steps, config.head_size)
         state.read = self._sessions.value(np.zeros((state.rows, state.steps), np.int32))
@@ -284,7 +284,7 @@ class OnnxRuntimeEngine(Engine):
                 state.suffix_arrays[suffix] = array
 
     def _append(self, state: OnnxState, step_1: Value, outputs: dict[str, Value]) -> None:
-        """Put the columns that decode gave into the suffix cache: in place on the host, else by a graph."""
+        """Write the columns from decode into the suffix cache: in place on the host, else with a graph."""
         columns = {name: value for name, value in outputs.items() if name.startswith("column_")}
         for name, array in state.suffix_arrays.items():
             array[:, :, state.step] = columns[name.replace("suffix", "column")].numpy()[:, :, 0]
@@ -308,5 +308,5 @@ def _log_probs_of(log_probs_BV: Value, tokens_BC: I32) -> F32:
 
 
 def _host(value: Value | Array) -> Array:
-    """Return a tensor's content as an array of its own: onnxruntime's may be a view that does not keep it alive."""
+    """Return a copy of a tensor's content: onnxruntime's array may be a view that does not keep it alive."""
     return value if isinstance(value, np.ndarray) else np.array(value.numpy())

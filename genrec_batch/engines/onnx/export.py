@@ -1,7 +1,7 @@
-"""Export: a model's graphs as ONNX files in its directory, for other runtimes and for a start without building them.
+"""Export a model's graphs as ONNX files to its directory, for other runtimes and for a faster start.
 
-Owns: writing `onnx/` whole or not at all. Must not know: how a graph is made (`engines.graphs`) or run. What the folder
-holds is in `engines.exported`, which also reads it.
+Owns: writing `onnx/` whole or not at all. Must not know: how a graph is made (`graphs`) or run. The content of the
+folder is described in `exported`, which also reads it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def export(model: Model, directory: Path, *, precision: str) -> list[Path]:
 
     Args:
         model: sizes and weights.
-        directory: usually the model's own; made where it is missing.
+        directory: usually the model's own; created if it is missing.
         precision: fp32 or fp16: the graphs' element type.
 
     Returns:
@@ -85,7 +85,7 @@ def _import() -> tuple[ModuleType, ModuleType]:
 
 
 def _write(path: Path, content: bytes) -> str:
-    """Write a file to the disk itself and return its sha256."""
+    """Write a file, sync it to the disk, and return its sha256."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -94,7 +94,7 @@ def _write(path: Path, content: bytes) -> str:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Put a finished folder in an older one's place; a reader finds the old one, the new one, or for a moment none."""
+    """Replace an older folder by a finished one; a reader finds the old one, the new one, or for a moment none."""
     new.chmod(0o755)  # mkdtemp's folders are private
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

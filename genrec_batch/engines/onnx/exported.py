@@ -1,7 +1,7 @@
-"""The `onnx/` folder of a model directory: what stands in it and when it may be used.
+"""The `onnx/` folder of a model directory: its content and when it may be used.
 
-Owns: the folder's names, its index `export.json`, and the checks before a graph of it is used. Must not know: how
-graphs are made (`graphs`) or run, or who writes the folder (`genrec_batch.engines.onnx.export`).
+Owns: the names in the folder, its index `export.json`, and the checks before a graph is used. Must not know: how graphs
+are made (`graphs`) or run, how the folder is written (`export`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = ("batch", "tokens", "banned", "steps", "candidates", "choices", "items")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportIndex:
-    """What `export.json` says of the graphs beside it."""
+    """The content of `export.json`, which describes the graphs beside it."""
 
     format: int
     model: str  # fingerprint of the config and weights that the graphs hold
@@ -38,10 +38,10 @@ class ExportIndex:
 
 
 def read_index(directory: Path) -> ExportIndex | None:
-    """Return what a model directory's export says of itself, None where there is no export.
+    """Return the index of a model directory's export, None where there is no export.
 
     Raises:
-        ModelError: the index is there and damaged.
+        ModelError: the index is damaged.
     """
     path = directory / FOLDER / INDEX
     if not path.is_file():
@@ -63,10 +63,10 @@ def fits(index: ExportIndex, *, model: str, precision: str) -> bool:
 
 
 def graph_path(directory: Path, index: ExportIndex, graph: str) -> Path:
-    """Return the file of one graph, whose bytes are those that were exported.
+    """Return the path of one graph, after a check of its sha256.
 
     Raises:
-        ModelError: the file is missing or its bytes are others.
+        ModelError: the file is missing or is not the exported one.
     """
     path = directory / FOLDER / f"{graph}.onnx"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256[path.name]:

@@ -1,13 +1,12 @@
-"""ONNX Runtime itself: which providers are there, sessions by name, tensors on a device, one call to run a graph.
+"""ONNX Runtime: its providers, sessions by name, tensors on a device, and running a graph.
 
-Owns: every call of the onnxruntime package and the errors these can end in. Must not know: the model, its graphs, or
-what a state is.
+Owns: every call of the onnxruntime package and the errors that it can raise. Must not know: the model, its graphs, the
+state of a batch.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
+from genrec_batch.runtime.threads import cores
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INSTALL = {"cpu": "pip install 'genrec-batch[cpu]'", "cuda": "pip install 'genrec-batch[gpu]'"}
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 
 class OnnxSessions:
-    """Sessions on one device, each made when it is first run, whose inputs and outputs stay on that device."""
+    """Sessions on one device. Each is made when it is first run; inputs and outputs stay on the device."""
 
     def __init__(self, device: str, *, threads: int | None, graph: Callable[[str], bytes | Path]) -> None:
         """Find the provider.
@@ -36,15 +36,15 @@ class OnnxSessions:
         Args:
             device: "cpu" or "cuda:N".
             threads: of one operator on the CPU; by default as many as this process may use.
-            graph: returns a graph by name, as its bytes or as the file that holds them.
+            graph: returns a graph by name, as bytes or as the path of its file.
 
         Raises:
-            EngineError: onnxruntime or its provider is not there.
+            EngineError: onnxruntime or its provider is missing.
         """
         self.kind, _, number = device.partition(":")
         self._device_id = int(number or 0)
-        self._runtime = import_or_say("onnxruntime", self.kind)
-        self._threads = threads or usable_cores()
+        self._runtime = imported("onnxruntime", self.kind)
+        self._threads = threads or cores()
         self._graph = graph
         self._loaded: dict[str, Any] = {}
         available = self._runtime.get_available_providers()
@@ -54,13 +54,13 @@ class OnnxSessions:
                 f"{INSTALL[self.kind]}, in an environment without the other onnxruntime package"
             )
         if self.kind == "cuda" and hasattr(self._runtime, "preload_dlls"):
-            self._runtime.preload_dlls()  # finds the CUDA libraries that came as Python packages
+            self._runtime.preload_dlls()  # finds the CUDA libraries of Python packages
 
     def load(self, name: str) -> Any:
         """Return the session of a graph.
 
         Raises:
-            EngineError: the graph does not load, or its provider fell away on the way (no driver, say).
+            EngineError: the graph cannot be loaded, or the provider cannot start (no driver, for example).
         """
         if name not in self._loaded:
             graph = self._graph(name)
@@ -82,20 +82,20 @@ class OnnxSessions:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.use_deterministic_compute = True
-        options.log_severity_level = 4  # errors are raised: no need to print them too
-        # Several sessions take turns on the same cores: the threads of one that waits must not burn them.
+        options.log_severity_level = 4  # errors are raised, and need not be printed too
+        # Sessions take turns on the same cores: the threads of a waiting session must not spin.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
     def _providers(self) -> list[Any]:
         if self.kind == "cpu":
             return [PROVIDERS["cpu"]]
-        # TensorFloat-32 would make fp32 another precision. Shapes are computed by the CPU provider.
+        # TensorFloat-32 is less precise than fp32. The CPU provider computes shapes.
         cuda = {"device_id": self._device_id, "use_tf32": 0, "arena_extend_strategy": "kSameAsRequested"}
         return [(PROVIDERS["cuda"], cuda), PROVIDERS["cpu"]]
 
     def value(self, array: Array, *, on_host: bool = False) -> Value:
-        """Return an array as a tensor on the device (on the host, the same memory)."""
+        """Return an array as a tensor on the device (on a CPU, the same memory)."""
         kind = "cpu" if on_host else self.kind
         with self._errors(f"placing {array.nbytes} bytes"):
             return self._runtime.OrtValue.ortvalue_from_numpy(
@@ -105,11 +105,11 @@ class OnnxSessions:
     def run(
         self, name: str, inputs: Mapping[str, Value], *, into: Mapping[str, Value] | None = None
     ) -> dict[str, Value]:
-        """Run a graph and return its outputs by name, on the device: written `into` given tensors or new ones.
+        """Run a graph and return its outputs by name, on the device: the tensors of `into`, or new ones.
 
         Raises:
             DeviceMemoryError: memory ran out.
-            EngineError: the graph failed otherwise.
+            EngineError: the graph failed for another reason.
         """
         session = self.load(name)
         binding = session.io_binding()
@@ -128,40 +128,24 @@ class OnnxSessions:
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
         states = self._runtime.capi.onnxruntime_pybind11_state
-        kinds = (
-            RuntimeError,
-            states.Fail,
-            states.RuntimeException,
-            states.EPFail,
-            states.InvalidGraph,
-        )  # what it raises
+        kinds = (RuntimeError, states.Fail, states.RuntimeException, states.EPFail, states.InvalidGraph)
         try:
             yield
-        except MemoryError as error:
-            raise DeviceMemoryError(
-                f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size or --beam-width"
-            ) from error
-        except kinds as error:
-            if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+        except (MemoryError, *kinds) as error:
+            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
                 raise DeviceMemoryError(
                     f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size or --beam-width"
                 ) from error
             raise EngineError(f"{doing} on {self.kind}: onnxruntime failed: {error}") from error
 
 
-def import_or_say(package: str, kind: str) -> ModuleType:
-    """Return a package that the engine needs.
+def imported(package: str, kind: str) -> ModuleType:
+    """Return a package that the engine needs on `kind`, cpu or cuda.
 
     Raises:
-        EngineError: it is not installed, or does not load; says how to install it for `kind`, cpu or cuda.
+        EngineError: it is not installed or cannot be loaded; the message says how to install it for `kind`.
     """
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise EngineError(f"the onnxruntime engine on {kind} needs {package} ({error}): {INSTALL[kind]}") from error
-
-
-def usable_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

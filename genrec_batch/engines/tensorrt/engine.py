@@ -219,8 +219,8 @@ class TensorRtEngine(Engine):
     def _lookup(self, state: TensorRtState, hidden: str, tokens_BC: I32) -> F32:
         count = side_graphs.padded_count(tokens_BC.shape[1])
         engine = self._side(state, f"lookup_{count}", lambda n, s: side_graphs.lookup(n, s, count))
-        block = self._exchange.upload(padded(tokens_BC, state.slot.shape.rows, count))
-        addresses = {"hidden": state.slot.address(hidden), "tokens": block.address}
+        buffer = self._exchange.upload(padded(tokens_BC, state.slot.shape.rows, count))
+        addresses = {"hidden": state.slot.address(hidden), "tokens": buffer.address}
         found = self._exchange.run(engine, addresses, {"log_prob": ((state.slot.shape.rows, count), np.float32)})
         return np.ascontiguousarray(found["log_prob"][: state.rows, : tokens_BC.shape[1]])
 
@@ -228,9 +228,9 @@ class TensorRtEngine(Engine):
         """Return the heads [B, C, H] of C items, each read alone right after the history."""
         rows, count = state.slot.shape.rows, side_graphs.padded_count(tokens_BC.shape[1])
         engine = self._side(state, f"score_{count}", lambda n, s: side_graphs.score(n, s, count))
-        block = self._exchange.upload(padded(tokens_BC, rows, count))
+        buffer = self._exchange.upload(padded(tokens_BC, rows, count))
         sizes = {"heads": ((rows, count, len(HEADS)), np.float32)}
-        heads = self._exchange.run(engine, state.slot.state() | {"tokens": block.address}, sizes)["heads"]
+        heads = self._exchange.run(engine, state.slot.state() | {"tokens": buffer.address}, sizes)["heads"]
         heads = heads[: state.rows, : tokens_BC.shape[1]]
         return np.where(tokens_BC[:, :, None] == 0, np.float32(0), heads)
 
@@ -247,9 +247,9 @@ class TensorRtEngine(Engine):
         engine = self._side(state, f"select_{rows_out}", lambda n, s: side_graphs.select(n, s, rows_out))
         rows = np.zeros(rows_out, np.int32)
         rows[: len(rows_R)] = rows_R
-        block = self._exchange.upload(rows)
+        buffer = self._exchange.upload(rows)
         targets = {f"chosen_{name}": address for name, address in slot.state().items()}
-        engine.launch(state.slot.state() | targets | {"rows": block.address}, self._compute)
+        engine.launch(state.slot.state() | targets | {"rows": buffer.address}, self._compute)
         self._compute.synchronize()  # another batch may use the old state's memory after this
         return taken
 

@@ -79,7 +79,7 @@ class TensorRtSlateLoop:
 
         mark(self._in)
         slot.fill(batch)
-        self._in.wait(slot.computed)  # whoever had this memory before is done with it
+        self._in.wait(slot.computed)  # the batch before may still use this memory
         self._in.copy_in(slot.device_in.address, slot.host_in, slot.filled)
         mark(self._in)
         self._in.record(slot.arrived)

@@ -15,7 +15,7 @@ import pytest
 from genrec_batch.core.arrays import Batch
 from genrec_batch.core.errors import ConfigError, EngineError, ModelError, RetryError
 from genrec_batch.engines import decode, driver
-from genrec_batch.engines.onnx import export, exported, sessions
+from genrec_batch.engines.onnx import export, exported
 from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
 from genrec_batch.model import weights
 from tests.fakes.cuda import FakeRuntime
@@ -376,9 +376,10 @@ def test_a_damaged_export_is_an_error(tiny, tmp_path):
         OnnxRuntimeEngine(on_disk, device="cpu", precision="fp32")
 
 
-def test_it_takes_the_cores_this_process_may_use(monkeypatch):
+def test_it_takes_the_cores_this_process_may_use(tiny, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
-    assert sessions.usable_cores() == 3
+    engine = OnnxRuntimeEngine(tiny, device="cpu", precision="fp32")
+    assert engine._sessions.load("prefill").get_session_options().intra_op_num_threads == 3
 
 
 def test_the_free_memory_is_that_of_its_gpu(tiny, monkeypatch):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from genrec_batch.core.arrays import HEADS, Batch
+from genrec_batch.core.arrays import Batch
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines import driver
 from genrec_batch.engines.decode import Decoding, recommend_all
@@ -23,6 +23,7 @@ from genrec_batch.engines.tensorrt.plugin.library import VARIABLE, Toolchain, to
 from genrec_batch.model.weights import Model, ModelConfig, demo_model, initial_weights, preset
 from tests.fakes.cuda import FakeRuntime
 from tests.fakes.tensorrt import FakeTensorRt
+from tests.twins.network import NumpyNetwork
 
 ENGINE = "genrec_batch.engines.tensorrt.engine"
 STEPS = 3
@@ -85,39 +86,12 @@ def batch_of(config, rows, seed=0, width=8, *, side=False) -> Batch:
     )
 
 
-def norm(x, gain, bias):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-5) * gain + bias
-
-
 def forward(model, batch, row, items):
-    """The whole network for one row in float64, no cache: logits and heads after the history and `items`."""
-    config = model.config
-    w = {name: value.astype(np.float64) for name, value in model.weights.items()}
-    prefix = w["feature_projection.weight"] @ batch.dense_BF[row] + w["feature_projection.bias"]
-    for name, values, has in (
-        ("user_profile", batch.profile_BP, batch.has_profile_B),
-        ("video_feature", batch.video_BV, batch.has_video_B),
-    ):
-        if values is not None and has[row]:
-            prefix = prefix + w[f"{name}_projection.weight"] @ values[row] + w[f"{name}_projection.bias"]
-    tokens = [*batch.tokens_BS[row, : batch.lengths_B[row]], *items]
-    x = np.vstack([prefix, w["token_embedding.weight"][tokens]]) + w["position_embedding.weight"][: len(tokens) + 1]
-    for layer in range(config.layers):
-        p = f"encoder.layers.{layer}."
-        qkv = x @ w[p + "self_attn.in_proj_weight"].T + w[p + "self_attn.in_proj_bias"]
-        q, k, v = (y.reshape(len(x), config.heads, -1).swapaxes(0, 1) for y in np.split(qkv, 3, -1))
-        scores = np.where(np.tri(len(x), dtype=bool), q @ k.swapaxes(1, 2) / np.sqrt(config.head_size), -np.inf)
-        powers = np.exp(scores - scores.max(-1, keepdims=True))
-        mean = (powers / powers.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(x), -1)
-        y = mean @ w[p + "self_attn.out_proj.weight"].T + w[p + "self_attn.out_proj.bias"]
-        x = norm(x + y, w[p + "norm1.weight"], w[p + "norm1.bias"])
-        y = np.maximum(x @ w[p + "linear1.weight"].T + w[p + "linear1.bias"], 0)
-        y = y @ w[p + "linear2.weight"].T + w[p + "linear2.bias"]
-        x = norm(x + y, w[p + "norm2.weight"], w[p + "norm2.bias"])
-    logits = w["output_projection.weight"] @ x[-1] + w["output_projection.bias"]
-    heads = np.array([w[f"{head}_head.weight"][0] @ x[-1] + w[f"{head}_head.bias"][0] for head in HEADS])
-    return logits - np.log(np.exp(logits).sum()), 1 / (1 + np.exp(-heads))
+    """Log-probabilities and heads of one row after the history and `items`, by a full forward in float64."""
+    twin = NumpyNetwork(model)
+    arguments = twin.row(batch, row)
+    hidden_D = twin.hidden(**arguments | {"tokens": [*arguments["tokens"], *items]})
+    return twin.log_probs(hidden_D), twin.heads(hidden_D)
 
 
 def allowed(log_probs, batch, row, items, tokens=None):

@@ -1,9 +1,9 @@
 """The plugin's kernels in Triton (Tillet et al. 2019), all fp16 in and out with fp32 arithmetic.
 
-Owns: what each kernel computes. Must not know: TensorRT. Compiled ahead of time by `compile.py`; nothing else imports
-this module. D is the width, H heads of HD floats, B rows of at most S positions (prefix, then tokens), N places that
-hold the rows' positions one row after the other: `starts` [B] is each row's first place, `lengths` [B] its tokens. A
-row of length -1 holds nothing.
+Owns: what each kernel computes. Must not know: TensorRT. `compile` compiles it ahead of time; nothing else imports it.
+D is the width, H attention heads of HD floats, B rows of at most S positions (prefix, then tokens), N places that hold
+the rows' positions one row after the other: `starts` [B] is each row's first place, `lengths` [B] its tokens. A row of
+length -1 is empty.
 """
 # Parameters are device pointers and compile-time constants, which have no Python types; Triton is untyped itself.
 # ruff: noqa: ANN001, ANN201, ANN202
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _tile(number, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """First row and column of a product's tile; GROUP tiles of rows run side by side, so L2 holds what they read."""
+    """Return the first row and column of a product's tile; GROUP row tiles run side by side and share L2."""
     across = GROUP * tl.cdiv(N, COLUMNS)
     first = number // across * GROUP
     here = tl.minimum(tl.cdiv(M, ROWS) - first, GROUP)
@@ -29,7 +29,7 @@ def linear(
 ):  # fmt: skip
     """Multiply x [M, K] by weight [N, K] transposed, plus bias [N], in fp32; with RELU negatives become 0: [M, N].
 
-    One program makes ROWS x COLUMNS of the product, DEPTH of K at a time (K is a multiple of it).
+    One program computes ROWS x COLUMNS of the product, DEPTH of K at a time (K is a multiple of DEPTH).
     """
     first_row, first_column = _tile(tl.program_id(0), M, N, ROWS, COLUMNS, GROUP)
     m, n, k = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
@@ -51,9 +51,9 @@ def linear_persistent(
     x, weight, bias, out, M, N, K,
     RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """What `linear` does where there are many tiles: a program makes one after the other and reads ahead of itself.
+    """Compute what `linear` does for many tiles: a program computes several tiles in turn and prefetches the next.
 
-    The Tensor Memory Accelerator copies tiles; their descriptors stand in scratch memory.
+    The Tensor Memory Accelerator copies tiles; their descriptors are in scratch memory.
     """
     half: tl.constexpr = COLUMNS // 2
     x_tiles = tl.make_tensor_descriptor(x, [M, K], [K, 1], [ROWS, DEPTH])
@@ -78,9 +78,9 @@ def linear_persistent(
 def embed_history(
     tokens, prefix, starts, lengths, token_table, position_table, out, S, fill, D: tl.constexpr
 ):  # fmt: skip
-    """Place 0 of a row is its projected features, place s its s-th token; each plus its position's vector: [N, D].
+    """Write place 0 of a row, its projected features, and place s, its s-th token, plus their positions: [N, D].
 
-    A row's places stand from `starts` on; those past its history are left alone, unless `fill`.
+    A row's places begin at `starts`; places past its history are written only with `fill`.
     """
     s = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -98,7 +98,7 @@ def embed_history(
 
 @triton.jit
 def embed_item(tokens, lengths, step, token_table, position_table, out, D: tl.constexpr):
-    """The item read at decode step t stands at position length + 1 + t: [B, D]."""
+    """Write the embedding of the item read at decode step t, at position length + 1 + t: [B, D]."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D)
     token = tl.load(tokens + row).to(tl.int64)
@@ -143,9 +143,9 @@ def _causal_block(base, target, real_rows, stored_rows, H: tl.constexpr, HD: tl.
 
 @triton.jit
 def causal_attention(qkv, lengths, starts, out, S, fill, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
-    """All positions of one (row, head) at once; q comes scaled: [N, D].
+    """Attend from all positions of one (row, head) at once; q is already scaled: [N, D].
 
-    Places past a row's history are left alone, with `fill` zeros are written there. Short rows take smaller products.
+    Places past a row's history are not written, or are 0 with `fill`. Short rows use smaller products.
     """
     pid = tl.program_id(0)
     row = pid // H
@@ -166,7 +166,7 @@ def causal_attention(qkv, lengths, starts, out, S, fill, H: tl.constexpr, HD: tl
 
 @triton.jit
 def last_attention(qkv, lengths, starts, out, H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr):
-    """Only the last real position of each (row, head) asks: [B, D]."""
+    """Attend from the last real position of each (row, head): [B, D]."""
     pid = tl.program_id(0)
     row = (pid // H).to(tl.int64)
     d = tl.arange(0, HD)
@@ -220,10 +220,10 @@ def decode_attention(
     fresh, prefix, recent, lengths, starts, step, out, rows,
     H: tl.constexpr, HD: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """One new position per (row, head) against the prefill's keys, the items read before it, and itself: [B, D].
+    """Attend from one new position per (row, head) to the prefill, the items read before it, and itself: [B, D].
 
-    fresh [B, 3D] is this position's q, k, v; prefix [N, 3D] the prefill's, a row's from `starts` on; recent [T, B, 3D]
-    holds the earlier steps', of which those before `step` count.
+    fresh [B, 3D] is this position's q, k, v; prefix [N, 3D] is that of the prefill, a row's from `starts` on; recent
+    [T, B, 3D] is that of the earlier steps, of which those before `step` count.
     """
     pid = tl.program_id(0)
     row = (pid // H).to(tl.int64)
@@ -249,11 +249,11 @@ def rank_items(
     logits, seen, seen_width, read, step, tokens, log_prob, heads, rows, V, limit, LD,
     HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr, READ: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Best item below `limit`, neither in `seen` [B, X] nor read so far; its log-probability over all V; the heads.
+    """Choose the best item below `limit`, neither in `seen` [B, X] nor read so far; write it and all heads.
 
-    X is the number in `seen_width` [1]. logits [B, LD] has HEADS task heads at V; PADDED_HEADS is the next power of 2.
-    Banned logits are overwritten. read [T, B]: rows up to `step` count (-1: none). Nothing left: token 0, -inf. Equal
-    logits: the lower token.
+    The item's log-probability is over all V. X is the number in `seen_width` [1]. logits [B, LD] has HEADS task heads
+    at V; PADDED_HEADS is the next power of 2. Banned logits are overwritten. read [T, B]: rows up to `step` count
+    (-1: none). Nothing left: token 0, -inf. Equal logits: the lower token.
     """
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * LD
@@ -296,5 +296,5 @@ def rank_items(
     index = tl.min(tl.where(best == most, place, 2147483647), 0)
     found = most > float("-inf")
     tl.store(tokens + row, tl.where(found, index, 0).to(tl.int32))
-    nothing = tl.where(log_sum == log_sum, float("-inf"), log_sum)  # noqa: PLR0124 (not a number: stays so)
+    nothing = tl.where(log_sum == log_sum, float("-inf"), log_sum)  # noqa: PLR0124 (NaN stays NaN)
     tl.store(log_prob + row, tl.where(found, most - log_sum, nothing))

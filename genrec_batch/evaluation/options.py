@@ -46,7 +46,9 @@ class EvaluateConfig(LogConfig):
         "watched for 18 s.",
         panel="Input",
     )
-    as_of: str | None = _as_score("as_of")
+    as_of: str | None = option(
+        "End of the test: later events are ignored. Default: the log's last timestamp.", panel="Input"
+    )
     test_from: str | None = option(
         "Test on the events from this moment on, ISO 8601, UTC unless it says otherwise; the events before it are the "
         "history. --as-of ends the test.",

@@ -7,6 +7,7 @@ rankings, metrics. In: a whole log and the options. Out: `Rows`.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +39,7 @@ class Rows:
 
     def take(self, rows_B: I64) -> Rows:
         """Return some rows; what baselines read stays that of the whole log."""
-        picked = _places(self.later.offsets_N1[rows_B], self.later.lengths_N[rows_B])
+        picked, _ = splits.places(self.later.offsets_N1[rows_B], self.later.lengths_N[rows_B])
         return Rows(
             cuts=self.cuts.take(rows_B),
             histories=self.histories.take(rows_B),
@@ -60,15 +61,15 @@ class Rows:
         """Return the token of each row's next video."""
         return self.later.values[self.later.offsets_N1[:-1]]
 
-    def groups(self, recent: Ragged) -> dict[str, U8]:
-        """Return the rows that are reported apart; `recent` are the videos of each that count as seen."""
-        cold_M = self.histories.cold_start_N()
-        return dict(targets.groups(self.first_M(), cold_M=cold_M, seen=recent, views_V=self.past.views_V))
+    def groups(self) -> Mapping[str, U8]:
+        """Return the rows that are reported apart."""
+        cold_M, seen = self.histories.cold_start_N(), self.histories.seen
+        return targets.groups(self.first_M(), cold_M=cold_M, seen=seen, views_V=self.past.views_V)
 
     def exposures(self) -> tuple[Ragged, I64]:
         """Return the tokens of each row's first events after the cut, and their places in the whole log's arrays."""
         lengths_M = np.minimum(self.later.lengths_N, MOST_EXPOSURES)
-        place = _places(self.later.offsets_N1[:-1], lengths_M)
+        place, _ = splits.places(self.later.offsets_N1[:-1], lengths_M)
         offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
         return Ragged(offsets_N1=offsets_M1, values=self.later.values[place]), self.place_E[place]
 
@@ -96,7 +97,7 @@ def rows_of(whole: Histories, cuts: Cuts, *, tokens: int, max_events: int, seen_
     """Return the rows of some cuts; `tokens` are those of the catalog, with padding and unknown."""
     histories = splits.histories_at(whole, cuts, max_events=max_events, seen_limit=seen_limit)
     lengths_M = cuts.stop_N - cuts.place_N
-    place_E = _places(cuts.place_N, lengths_M)
+    place_E, _ = splits.places(cuts.place_N, lengths_M)
     offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
     before = splits.before(whole, cuts)
     one_moment = bool((cuts.as_of_us_N == cuts.as_of_us_N[0]).all())
@@ -115,13 +116,6 @@ def rows_of(whole: Histories, cuts: Cuts, *, tokens: int, max_events: int, seen_
             tokens=tokens,
         ),
     )
-
-
-def _places(first_M: I64, lengths_M: I64) -> I64:
-    """Return the places first..first + length of each row, one row after the other."""
-    begins_M = np.cumsum(lengths_M) - lengths_M
-    place: I64 = np.arange(int(lengths_M.sum())) + np.repeat(first_M - begins_M, lengths_M)
-    return place
 
 
 def counts(rows: Rows) -> dict[str, int]:

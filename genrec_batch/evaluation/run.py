@@ -48,10 +48,9 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
     with stages.time("baselines", rows=len(rows)), console.busy("ranking by simple rules"):
         simple = {} if not len(rows.past.histories.values) else dict(baselines.lists(rows.past, ks[-1]))
         videos = Videos(views_V=rows.past.views_V, vector_VD=rows.past.co_views.vectors())
-    seen = rows.histories.seen
     targets = {horizon: rows.targets(horizon) for horizon in config.horizons()}
     with stages.time("metrics", rows=len(rows)), console.busy("comparing with what came next"):
-        groups = rows.groups(seen)
+        groups = rows.groups()
         rankings = judge.rankings(
             {**judged.lists, **{name: Lists(tokens_MK=tokens_MK) for name, tokens_MK in simple.items()}},
             targets, ks=ks, main_k=main_k, groups=groups, videos=videos, seed=config.seed,
@@ -65,10 +64,10 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "command": "evaluate",
         "version": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **judged.facts,
         "log": source,
         "split": _split(config, rows),
         "seen": "included" if config.include_seen else "excluded",
+        **judged.facts,
         "ks": list(ks),
         "main_k": main_k,
         "main": judged.main,

@@ -97,6 +97,7 @@ def test_an_earlier_output_is_judged_as_its_model_is(run, evaluated, log, log_fi
     for metric in ("ndcg@10", "hr@10", "mrr@10", "recall@10"):
         assert value(report, "recs", metric) == value(by_model, "slate", metric)
     assert report["baselines"] == by_model["baselines"]
+    assert report["seen"] == "excluded"
     assert 0 < report["heads"]["engagement"]["exposures"] < by_model["heads"]["engagement"]["exposures"]
 
 
@@ -282,6 +283,14 @@ def test_an_output_that_nothing_came_after_is_refused(run, log_file, model_dir):
     assert (done.code, "no event to test on: none is later than" in done.err) == (3, True), done.err
     done = run("evaluate", log_file, "--recs", "recs.parquet", "--test-from", "2031-01-01")
     assert (done.code, "no event to test on" in done.err) == (3, True), done.err
+
+
+def test_an_output_with_seen_videos_is_judged_beside_rules_that_may_repeat_them(run, log, log_file, model_dir):
+    scored(run, log, model_dir, "recs.parquet", "--include-seen")
+    assert run("evaluate", log_file, "--recs", "recs.parquet", "--json", "recs.json").code == 0
+    report = json.loads(Path("recs.json").read_text())
+    assert report["seen"] == "included"
+    assert "repeat last" in report["baselines"]
 
 
 def test_an_output_that_does_not_say_its_moment_needs_one(run, log_file, model_dir):

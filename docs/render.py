@@ -1,4 +1,4 @@
-"""Fills the pages' figures from committed results, their tables of options from the command line, of modules from code.
+"""Fills the pages' figures from committed results, tables of options from the command line, of modules from docstrings.
 
     python docs/render.py            write the blocks of every page anew
     python docs/render.py --check    name the pages that differ, and end with exit code 1
@@ -15,7 +15,7 @@ script, never by hand:
     <!-- options verify beyond score -->   those that another command has not
     <!-- options every command -->         those that all have, which the other tables leave out
 
-    <!-- modules io -->                     the modules of a room, each with the first sentence of its docstring
+    <!-- modules io -->                     the modules of a room, each with the first line of its docstring
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import re
 import string
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def command(name: str) -> Any:
     return found
 
 
+@cache
 def listed(name: str) -> dict[str, Any]:
     """Return the options of a command by their longest flag, `--help` aside."""
     return {option.opts[-1]: option for option in command(name).params if option.param_type_name == "option"}

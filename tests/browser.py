@@ -1,4 +1,4 @@
-"""Headless Chromium for tests: opens a page at a width in a colour scheme, tells what went wrong, evaluates, pictures.
+"""Headless Chromium for tests: opens a page at a width and in a colour scheme, collects its errors, evaluates scripts.
 
 Speaks the DevTools protocol over a pipe (messages of JSON, a zero byte between), so that no driver is needed.
 """
@@ -44,15 +44,15 @@ class Page:
             self._rest += more
         text, _, self._rest = self._rest.partition(b"\0")
         message = json.loads(text)
-        event, told = message.get("method", ""), message.get("params", {})
+        event, params = message.get("method", ""), message.get("params", {})
         if event == "Runtime.exceptionThrown":
-            self.faults.append(str(told["exceptionDetails"].get("exception", told["exceptionDetails"])))
-        elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            self.faults.append(str(told["args"]))
-        elif event == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.faults.append(told["entry"]["text"])
+            self.faults.append(str(params["exceptionDetails"].get("exception", params["exceptionDetails"])))
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.faults.append(str(params["args"]))
+        elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.faults.append(params["entry"]["text"])
         elif event == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(params["request"]["url"])
         return message
 
     def send(self, method, **params):

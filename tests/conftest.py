@@ -1,4 +1,4 @@
-"""What many tests stand on: a small log on disk and a tiny model directory with its catalog."""
+"""What many tests use: a small log on disk and a tiny model directory with its catalog."""
 
 from __future__ import annotations
 

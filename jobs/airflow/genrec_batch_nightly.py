@@ -1,12 +1,12 @@
 """A DAG that scores each day's log with genrec-batch and publishes the result; Airflow 3 and 2.10.
 
-Owns: when the log is there, how often scoring is tried, what must hold before readers see a result. Must not know:
-anything of genrec-batch but its command line, its exit codes and the `_manifest.json` it writes. In: a folder for each
+Owns: when the log is complete, how often scoring is tried, what is checked before a result is published. Must not know:
+anything of genrec-batch but its command line, its exit codes and the `_manifest.json` that it writes. In: a folder for each
 day, `events/ds=YYYY-MM-DD/` with a `_SUCCESS` in it. Out: `recs/ds=YYYY-MM-DD/`, the link `current` to the newest one,
 `reports/ds=YYYY-MM-DD.json`.
 
 Copy it into the DAGs folder. The environment of the workers sets GENREC_JOB_ROOT and GENREC_JOB_PROGRAM, and
-GENREC_BATCH_* or a `genrec-batch.toml` in GENREC_JOB_ROOT the options of the command (the model, for one).
+GENREC_BATCH_* or a `genrec-batch.toml` in GENREC_JOB_ROOT the options of the command, such as the model.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ except ImportError:  # Airflow 2.10
 ROOT = Path(os.environ.get("GENREC_JOB_ROOT", "/data/genrec"))
 PROGRAM = os.environ.get("GENREC_JOB_PROGRAM", "genrec-batch")
 POOL = os.environ.get("GENREC_JOB_POOL", "genrec_gpu")  # one slot for each GPU
-MARKER = "_SUCCESS"  # what says that a day's log is complete
-MIN_ROWS_SHARE = 0.5  # of what is published now: fewer rows are not published
-TRY_AGAIN = (75, 129, 130, 137, 143)  # exit codes after which the same command goes on where it stopped
+MARKER = "_SUCCESS"  # file that marks a day's log as complete
+MIN_ROWS_SHARE = 0.5  # of the rows that are published now; an output with fewer is not published
+TRY_AGAIN = (75, 129, 130, 137, 143)  # exit codes after which the same command continues where it stopped
 NOTHING_TO_SCORE = 99
 
 
 class GenrecBatch(BaseOperator):
     """Runs genrec-batch; its exit code decides between success, skipped, another try and failure.
 
-    A try after another runs the same command, which goes on with what is already written. Returns the run's summary,
-    which is the last line that the command prints.
+    Another try runs the same command, which continues after the parts that are written. Returns the run's summary, the
+    last line that the command prints.
     """
 
     template_fields = ("arguments",)
@@ -62,20 +62,20 @@ class GenrecBatch(BaseOperator):
         if done.exit_code == NOTHING_TO_SCORE:
             raise AirflowSkipException("nothing to score: the log holds no rows")
         if done.exit_code in TRY_AGAIN or done.exit_code < 0:  # below 0: killed by that signal
-            raise AirflowException(f"exit code {done.exit_code}: the next try goes on where this one stopped")
+            raise AirflowException(f"exit code {done.exit_code}: the next try continues where this one stopped")
         if done.exit_code != 0:
-            raise AirflowFailException(f"exit code {done.exit_code} will not mend itself: {done.output}")
+            raise AirflowFailException(f"exit code {done.exit_code} another try would end the same way: {done.output}")
         summary: dict[str, Any] = json.loads(done.output)
         return summary
 
     def on_kill(self) -> None:
-        """End the command within a batch; what it wrote stays for the next try."""
+        """Stop the command; the parts that it has written stay for the next try."""
         if self._hook is not None:
             self._hook.send_sigterm()
 
 
 def read_manifest(output: Path) -> dict[str, Any]:
-    """Return what a finished output says of itself; fail where it is not finished."""
+    """Return the manifest of a finished output; fail where it is not finished."""
     if not (output / "_SUCCESS").exists():
         raise AirflowFailException(f"{output} has no _SUCCESS")
     manifest: dict[str, Any] = json.loads((output / "_manifest.json").read_text())
@@ -120,7 +120,7 @@ with DAG(
 
     @task
     def check(summary: dict[str, Any], ds: str) -> int:
-        """Hold the output against its manifest, the run's summary and what is published now; return its rows."""
+        """Compare the output with its manifest, the run's summary and what is published now; return its rows."""
         output = ROOT / "recs" / f"ds={ds}"
         for part in read_manifest(output)["files"]:
             digest = hashlib.sha256()
@@ -128,13 +128,13 @@ with DAG(
                 while block := file.read(1 << 20):
                     digest.update(block)
             if digest.hexdigest() != part["sha256"]:
-                raise AirflowFailException(f"{output}: {part['file']} is not what the manifest says")
+                raise AirflowFailException(f"{output}: {part['file']} differs from the manifest")
         rows = count_rows(output)
         if rows != summary["rows"] or rows == 0:
             raise AirflowFailException(f"{output}: {rows} rows, the run's summary says {summary['rows']}")
         now = published()
         if now is not None and now != output and rows < MIN_ROWS_SHARE * count_rows(now):
-            raise AirflowFailException(f"{output}: {rows} rows, less than half of {now}: is the log whole?")
+            raise AirflowFailException(f"{output}: {rows} rows, less than half of {now}: is the log complete?")
         return rows
 
     @task
@@ -152,7 +152,7 @@ with DAG(
 
     @task(trigger_rule="none_failed")
     def report(ds: str, ti: Any) -> dict[str, Any]:
-        """Write what became of the day, also where there was nothing to score."""
+        """Write a report of the day, also where there was nothing to score."""
         summary = ti.xcom_pull(task_ids="score") or {"status": "nothing to score"}
         now = published()
         facts = {"ds": ds, "published": str(now.relative_to(ROOT)) if now else None, **summary}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Scores one day's log with genrec-batch, once, and puts the result where its readers look. For cron, or by hand.
+# Scores one day's log with genrec-batch, once, and publishes the result for its readers. For cron, or by hand.
 #
 #   nightly.sh [OPTION OF `genrec-batch score`]...
 #
@@ -7,27 +7,27 @@
 #   GENREC_JOB_ROOT          folder that holds events/, recs/, logs/ and the link `current` (required)
 #   GENREC_JOB_DATE          day to score, YYYY-MM-DD; default: yesterday, UTC
 #   GENREC_JOB_INPUT         default $GENREC_JOB_ROOT/events/ds=$GENREC_JOB_DATE
-#   GENREC_JOB_MARKER        file in a folder INPUT that says that it is complete; default _SUCCESS; empty: none
+#   GENREC_JOB_MARKER        file in a folder INPUT that marks it as complete; default _SUCCESS; empty: none
 #   GENREC_JOB_PROGRAM       default genrec-batch
 #   GENREC_JOB_TIMEOUT       seconds for everything, with retries; default 21600
-#   GENREC_JOB_RETRIES       how often exit 75 and a log that is not there yet are tried again; default 3
+#   GENREC_JOB_RETRIES       how often exit 75 and a missing log are tried again; default 3
 #   GENREC_JOB_RETRY_DELAY   seconds between them; default 300
 #   GENREC_JOB_KEEP_OUTPUTS  newest outputs kept; default 14
 #   GENREC_JOB_KEEP_LOGS     newest logs kept, all but this night's compressed; default 60
-#   GENREC_JOB_ON_FAILURE    program that is called with CODE DATE LOG when the night failed
+#   GENREC_JOB_ON_FAILURE    program called with CODE DATE LOG when the night failed
 #   GENREC_JOB_EXIT_WHEN_EMPTY  exit code when there is nothing to score; default 99 (0 for Kubernetes)
-# GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself (the model, for one).
+# GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself, such as the model.
 #
-# Exit codes are those of genrec-batch (99, nothing to score, is no failure), and 75: another night still runs, or the
-# log is not there; 124: out of time. After 75, 124, 129, 130, 137 and 143 the same command goes on where it stopped.
+# Exit codes are those of genrec-batch (99, nothing to score, is no failure), and 75: another night is still running, or
+# the log is not there; 124: out of time. After 75, 124, 129, 130, 137 and 143 the same command continues where it stopped.
 set -eu
 
-# At the top of each line of the log: when, UTC.
+# $* a message, into the log with the time (UTC) in front.
 say() {
     printf '%s nightly: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
 }
 
-# $1 exit code, $2 why. On the real stderr, which cron mails.
+# $1 exit code, $2 reason. Printed on the original stderr, which cron mails.
 refuse() {
     printf 'nightly.sh: %s\n' "$2" >&2
     exit "$1"
@@ -40,7 +40,7 @@ whole_number() {
 }
 
 read_settings() {
-    # What is set outside wins over the file.
+    # The environment takes precedence over the file.
     outside_date=${GENREC_JOB_DATE-}
     GENREC_JOB_DATE=${GENREC_JOB_DATE:-$(date -u -d "@$(($(date +%s) - 86400))" +%Y-%m-%d)}
     config=${GENREC_JOB_CONFIG-/etc/genrec-batch/nightly.env}
@@ -82,15 +82,15 @@ read_settings() {
     done
 }
 
-# $@ a command, in the background, so that a TERM of ours reaches it at once; returns its exit code.
-# `timeout` hands the TERM on and then waits; the lock (9) goes along, so it lasts as long as the work.
+# $@ a command, run in the background so that a TERM sent to this script reaches it at once; returns its exit code.
+# `timeout` passes the TERM on and waits; the command inherits the lock (9), which lasts as long as the work.
 attend() {
     "$@" &
     child=$!
     while :; do
         code=0
         wait "$child" || code=$?
-        kill -0 "$child" 2>/dev/null || break # else it was a signal that ended the wait
+        kill -0 "$child" 2>/dev/null || break # otherwise a signal ended the wait
     done
     child=
     return "$code"
@@ -107,7 +107,7 @@ log_is_there() {
         [ -z "$marker" ] || [ -e "$input/$marker" ]
     else
         case $input in
-        *://* | *[*?]*) ;; # an object store or a glob: genrec-batch says what it finds
+        *://* | *[*?]*) ;; # an object store or a glob: genrec-batch reports what it finds
         *) [ -e "$input" ] ;;
         esac
     fi
@@ -138,7 +138,7 @@ score() {
     done
 }
 
-# The link `current` goes to the new output by one rename, and never back to an older day.
+# Points the link `current` at the new output by one rename, never back to an older day.
 publish() {
     [ -e "recs/ds=$day/_SUCCESS" ] || {
         say "recs/ds=$day has no _SUCCESS: not published"
@@ -153,7 +153,7 @@ publish() {
     ln -s "recs/ds=$day" ".current.$$" && mv -T ".current.$$" current && say "current -> recs/ds=$day"
 }
 
-# Oldest first; never what `current` points at.
+# Oldest first; never the output that `current` points to.
 remove_old_outputs() {
     set -- recs/ds=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]
     while [ $# -gt "$keep_outputs" ]; do
@@ -167,7 +167,7 @@ remove_old_outputs() {
     for unfinished in recs/.ds=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].unfinished; do
         left=${unfinished##*ds=}
         if [ -d "$unfinished" ] && expr "${left%.unfinished}" '<' "$oldest" >/dev/null; then
-            say "removing $unfinished, which no run came back to"
+            say "removing $unfinished, which no run has continued"
             rm -rf -- "$unfinished"
         fi
     done
@@ -176,7 +176,7 @@ remove_old_outputs() {
 rotate_logs() {
     for old in logs/score-[0-9]*.log; do
         if [ "$old" != "$log" ] && [ -f "$old" ]; then
-            gzip -c "$old" >>"$old.gz" && rm -f -- "$old" # a day scored again adds to its archive
+            gzip -c "$old" >>"$old.gz" && rm -f -- "$old" # a day that is scored again appends to its archive
         fi
     done
     for kind in log.gz json; do
@@ -188,7 +188,7 @@ rotate_logs() {
     done
 }
 
-# Everything that happens under the lock; its stderr is the log.
+# Everything that is done under the lock; its stderr is the log.
 night() {
     say "scoring $day: $input"
     code=0
@@ -199,7 +199,7 @@ night() {
         publish || code=1
         ;;
     99) say "nothing to score; current stays as it is" ;;
-    124 | 137) say "stopped by the time limit of $timeout_s s or by the system; run again to go on" ;;
+    124 | 137) say "stopped by the time limit of $timeout_s s or by the system; run again to continue" ;;
     *) say "ended with exit code $code" ;;
     esac
     rm -f -- "$summary.new"
@@ -216,13 +216,13 @@ exec 9>.nightly.lock
 log=logs/score-$day.log summary=logs/score-$day.json code=0
 if flock -n 9; then
     trap stop TERM INT HUP
-    # In this shell, not a subshell: a TERM must find the child.
+    # In this shell, not in a subshell: a TERM must reach the child.
     exec 8>&2 2>>"$log"
     night "$@" || code=$?
     exec 2>&8 8>&-
 else
     code=75
-    printf 'nightly.sh: another night still runs (%s is locked); nothing was started\n' "$root/.nightly.lock" >&2
+    printf 'nightly.sh: another night is still running (%s is locked); nothing was started\n' "$root/.nightly.lock" >&2
 fi
 case $code in
 0) ;;

@@ -1,7 +1,7 @@
 # genrec-batch on an NVIDIA GPU: PyTorch with its own CUDA libraries, Triton kernels. From the repository's root:
 #   docker build --file jobs/docker/gpu.Dockerfile --tag genrec-batch:0.1.0-gpu .
 #   docker run --rm --gpus 1 --volume /data/genrec:/data genrec-batch:0.1.0-gpu score events.parquet recs.parquet --model model
-# The host brings the driver and the NVIDIA Container Toolkit.
+# The host needs the driver and the NVIDIA Container Toolkit.
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/genrec-batch

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does what a Dockerfile's build stage says, in a folder instead of a container, and runs what came of it:
+# Runs the build stage of a Dockerfile in a folder instead of a container, then the installed program:
 #   jobs/docker/rehearse.sh cpu [FOLDER]
 # It finds a broken COPY, install line or entry point without Docker. The base image and the final stage stay untested.
 set -eu
@@ -8,7 +8,7 @@ root=${2:-$(mktemp -d)}
 dockerfile=jobs/docker/$1.Dockerfile
 mkdir -p "$root/src" "$root/opt"
 echo "rehearsing $dockerfile in $root"
-# One instruction a line, of the first stage; /src and /opt become folders of ours.
+# The instructions of the first stage, one a line; /src and /opt become folders below $root.
 sed -e :a -e '/\\$/N; s/\\\n *//; ta' "$dockerfile" | sed -n '/^FROM .* AS build/,/^FROM/p' |
     sed -e "s#\\([ '=]\\)/src#\\1$root/src#g" -e "s#\\([ '=]\\)/opt/#\\1$root/opt/#g" >"$root/stage"
 while read -r instruction arguments; do
@@ -41,5 +41,5 @@ genrec-batch sample many.parquet --users 100000 --events-per-user 41 --quiet
 genrec-batch features many.parquet features --model model --quiet
 find opt/genrec-batch/kernels -name '*.nbc' -printf '%f\n' | sort >compiled # by the build
 find numba -name '*.nbc' -printf '%f\n' | sort | diff compiled - # and none by the run
-nightly.sh 2>&1 | grep GENREC_JOB_ROOT # is in the image and starts
+nightly.sh 2>&1 | grep GENREC_JOB_ROOT # it is in the image and starts
 echo "rehearsed: $root"

@@ -1,4 +1,4 @@
-"""Synthetic logs: the same bytes anywhere, skewed and dirty as asked, and the committed sample made again.
+"""Synthetic logs: the same bytes anywhere, skewed and dirty as configured; the committed sample is reproduced.
 
 Also tests `demo.synthetic`, `synthetic.log`, `synthetic.views`, `synthetic.world` and `synthetic.write`.
 """

@@ -1,4 +1,4 @@
-"""Building engines: with the real builder of `tensorrt_rtx` where its wheels are, and what goes wrong without one.
+"""Building engines with the real builder of `tensorrt_rtx` where it is installed, and the errors without it.
 
 Also tests `graphs`, `side_graphs`, `layers` and `plugin.library`.
 """

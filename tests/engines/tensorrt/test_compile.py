@@ -1,4 +1,4 @@
-"""The plugin's kernels compile without a GPU, and what is shipped is what the source describes.
+"""The plugin's kernels compile without a GPU, and the shipped cubins are those that the source describes.
 
 Also tests `plugin.compile`.
 """

@@ -1,8 +1,8 @@
-"""What TensorRT 10 and newer has and 8.6 has not: its own attention and KV-cache layers, built for a GPU elsewhere.
+"""The attention and KV-cache layers of TensorRT 10 and newer, which 8.6 lacks, built for the GPU of another machine.
 
-No engine of this package uses them yet: 8.6 is the library that could be measured. These tests hold that a prefill and
-a decode step of the reference model's shape build with them as one fused kernel (`decomposable` is False), so that a
-change of the libraries is seen. 8.6 needs the plugin for the same.
+No engine of this package uses them yet: 8.6 is the version that could be measured. These tests check that a prefill and
+a decode step of the reference model's shape build with them as one fused kernel (`decomposable` is False), and fail
+when a new version changes that. 8.6 needs the plugin for the same.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""`model build`: with the real builder where it is installed, and what it says where something is missing.
+"""`model build` with the real builder where it is installed, and its messages where something is missing.
 
 Also tests `options`.
 """
@@ -36,7 +36,7 @@ def rtx(monkeypatch, tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A machine with a GPU and TensorRT 8.6, pretended."""
+    """Pretend that this machine has a GPU and TensorRT 8.6."""
     runtime = FakeRuntime()
     library = builder.wrap("tensorrt", FakeTensorRt(runtime))
     monkeypatch.setattr(driver, "load_runtime", lambda: runtime)

@@ -1,4 +1,4 @@
-"""The plugin's Triton kernels, interpreted on the CPU, against the NumPy twins that stand in for them elsewhere.
+"""The plugin's Triton kernels, interpreted on the CPU, against the NumPy twins that replace them in other tests.
 
 Also tests `plugin.triton_source` and `engines.tensorrt.plugin`.
 """

@@ -16,7 +16,7 @@ from typing import Annotated, cast
 import typer
 
 from genrec_batch import __version__
-from genrec_batch.cli import evaluate, look, option_file
+from genrec_batch.cli import evaluate, look, option_file, train
 from genrec_batch.cli.exits import done, fail
 from genrec_batch.cli.flags import OPTION_FILE, located, options
 from genrec_batch.cli.model import model_app
@@ -28,6 +28,7 @@ from genrec_batch.reports.options import ProfileConfig, RunConfig
 from genrec_batch.runtime import console, signals
 from genrec_batch.runtime.malloc import keep_freed_memory
 from genrec_batch.runtime.threads import take_short_turns
+from genrec_batch.training.options import TrainConfig
 
 app = typer.Typer(
     cls=Commands,
@@ -51,6 +52,7 @@ MAIN = {
     "verify": VerifyConfig,
     "profile": ProfileConfig,
     "evaluate": EvaluateConfig,
+    "train": TrainConfig,
 }
 """The commands that entries at the top of the option file are for."""
 
@@ -158,6 +160,7 @@ def features(
         console.last_line(summary)
 
 
+app.command(rich_help_panel="Model")(train.train)
 app.command(rich_help_panel="Look")(evaluate.evaluate)
 app.command(rich_help_panel="Look")(look.profile)
 app.command(rich_help_panel="Look")(look.inspect)

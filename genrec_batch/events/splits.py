@@ -69,7 +69,7 @@ def from_moment(whole: Histories, moment_us: int, flag: str) -> Cuts:
     """
     before_E = whole.time_us_E < moment_us
     if before_E.all() or not before_E.any():
-        first, last = (_text(int(t)) for t in (whole.time_us_E.min(), whole.time_us_E.max()))
+        first, last = (text(int(t)) for t in (whole.time_us_E.min(), whole.time_us_E.max()))
         side = "from it on" if before_E.all() else "before it"
         raise ConfigError(f"{flag}: the log has no event {side}; it runs from {first} to {last}")
     user_E = np.repeat(np.arange(len(whole)), whole.lengths_N)
@@ -94,7 +94,7 @@ def moment_of_share(whole: Histories, share: float, flag: str) -> int:
     if moment_us == time_us_E[0]:
         later = time_us_E[np.searchsorted(time_us_E, moment_us, "right") :]
         if not len(later):
-            raise ConfigError(f"{flag}: all events are at {_text(moment_us)}, so none is newer; use --leave-one-out")
+            raise ConfigError(f"{flag}: all events are at {text(moment_us)}, so none is newer; use --leave-one-out")
         return int(later[0])
     return moment_us
 
@@ -107,9 +107,18 @@ def has_real_times(whole: Histories) -> bool:
 
 def before(whole: Histories, cuts: Cuts) -> Histories:
     """Return the whole log without what came after the cuts; users without a cut keep all their events."""
+    return _between(whole, np.arange(len(whole)), whole.offsets_N1[:-1], _stops(whole, cuts))
+
+
+def kept_before(whole: Histories, cuts: Cuts) -> I64:
+    """Return the places of the events that `before` keeps."""
+    return places(whole.offsets_N1[:-1], _stops(whole, cuts) - whole.offsets_N1[:-1])[0]
+
+
+def _stops(whole: Histories, cuts: Cuts) -> I64:
     stop_N = whole.offsets_N1[1:].copy()
     stop_N[cuts.user_N] = cuts.place_N
-    return _between(whole, np.arange(len(whole)), whole.offsets_N1[:-1], stop_N)
+    return stop_N
 
 
 def histories_at(whole: Histories, cuts: Cuts, *, max_events: int, seen_limit: int) -> Histories:
@@ -120,6 +129,9 @@ def histories_at(whole: Histories, cuts: Cuts, *, max_events: int, seen_limit: i
     first_N = whole.offsets_N1[cuts.user_N]
     total_N = cuts.place_N - first_N
     kept = _between(whole, cuts.user_N, np.maximum(first_N, cuts.place_N - max_events), cuts.place_N)
+    if not seen_limit:
+        nothing = Ragged(offsets_N1=np.zeros(len(cuts) + 1, np.int64), values=np.zeros(0, np.int32))
+        return replace(kept, total_events_N=total_N, seen=nothing, as_of_us_N=cuts.as_of_us_N)
     places_R, _ = places(first_N, total_N)
     video_R = whole.video_code_E[places_R]
     token_V = np.ones(int(whole.video_code_E.max(initial=-1)) + 1, np.int32)
@@ -159,6 +171,7 @@ def places(first_N: I64, lengths_N: I64) -> tuple[I64, I64]:
     return places_E, run_E
 
 
-def _text(time_us: int) -> str:
+def text(time_us: int) -> str:
+    """Return a moment as ISO 8601 in UTC."""
     moment = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=time_us)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,1 @@
+"""Training: from a log to a model directory that ranks better than popularity."""

@@ -1,0 +1,159 @@
+"""Training steps: batches in, weights that fit them better out.
+
+Owns: the optimizer, its schedule, the state of a run that a checkpoint keeps, what counts as divergence. Must not know:
+files, users, validation. In: batches of an epoch, from any one on. Out: the state after each step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from genrec_batch.core.arrays import F32, FIRST_ITEM, U8
+from genrec_batch.core.errors import GateError
+from genrec_batch.model.weights import ModelConfig
+from genrec_batch.training.device import Place
+from genrec_batch.training.inputs import Standard, TrainingBatch
+from genrec_batch.training.loss import Wanted, cross_entropy, head_loss
+from genrec_batch.training.network import OUTPUT_BIAS, TOKENS, Noise, Read, head_logits, hidden
+
+BETAS, DECAY, CLIP, HEADS_WEIGHT = (0.9, 0.98), 0.01, 1.0, 0.3
+WARM_UP_STEPS, WARM_UP_SHARE, LAST_SHARE = 400, 0.1, 0.05  # of the peak rate: how long it rises, where it ends
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate: a linear rise, then a cosine."""
+
+    peak: float
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """Return the rate of a step, counted from 0."""
+        rise = max(1, min(WARM_UP_STEPS, round(self.steps * WARM_UP_SHARE)))
+        if step < rise:
+            return self.peak * (step + 1) / rise
+        done = min(1.0, (step - rise) / max(1, self.steps - rise))
+        return self.peak * (LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Mean losses of some steps: of the next video, of the heads; positions with loss that they are over."""
+
+    items: float
+    heads: float
+    positions: float
+    rows: int
+
+
+class Trainer:
+    """Weights with their optimizer."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        *,
+        items: int,
+        seen_M: Tensor,
+        standard: Standard,
+        schedule: Schedule,
+        place: Place,
+        dropout: float,
+        seed: int,
+    ) -> None:
+        self.config, self.schedule, self.step = config, schedule, 0
+        self._device, self._dtype = place.device, place.dtype
+        self.weights = {name: tensor.to(self._device).requires_grad_() for name, tensor in weights.items()}
+        matrices = [tensor for tensor in self.weights.values() if tensor.ndim > 1]
+        others = [tensor for tensor in self.weights.values() if tensor.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=schedule.peak, betas=BETAS, fused=True)
+        self._items, self._seen_M, self._standard = items, seen_M.to(self._device), standard
+        self._dropout, self._seed = dropout, seed
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that the next steps depend on, by name."""
+        found = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
+        for name, tensor in self.weights.items():
+            moments = self.optimizer.state.get(tensor, {})
+            found |= {f"{moment}/{name}": moments[moment] for moment in MOMENTS if moment in moments}
+        return found
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Continue from what `tensors` returned after so many steps."""
+        self.step = step
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                tensor.copy_(tensors[f"weights/{name}"])
+                if step:
+                    moments = {moment: tensors[f"{moment}/{name}"].to(self._device) for moment in MOMENTS}
+                    count = torch.tensor(float(step), device=self._device)
+                    self.optimizer.state[tensor] = {"step": count, **moments}
+
+    def train(self, batches: Iterable[TrainingBatch], *, epoch: int, start: int) -> Iterator[Losses]:
+        """Take a step for each batch of an epoch, the first of which has the number `start`.
+
+        Raises:
+            GateError: the loss is not a number.
+        """
+        for number, batch in enumerate(batches, start):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule.rate(self.step)
+            losses = self._step(batch, Noise(self._dropout, self._seed, epoch, number))
+            self.step += 1
+            yield losses
+
+    def _step(self, batch: TrainingBatch, noise: Noise) -> Losses:
+        put = self._put
+        wanted_W, place = np.unique(np.concatenate([batch.place_P, batch.place_Q]), return_inverse=True)
+        read = Read(
+            tokens_BS=put(batch.tokens_BS.astype(np.int64)),
+            rows_K=put(batch.rows_K),
+            dense_KF=put(self._standard.apply(batch.vectors.dense_KF)),
+            profile=self._pair(batch.vectors.profile),
+            video=self._pair(batch.vectors.video),
+            wanted_W=put(wanted_W),
+        )
+        hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise)
+        place_P, place_Q = np.split(place, [len(batch.place_P)])
+        wanted = Wanted(
+            target_P=put(batch.target_P),
+            weight_P=put(batch.weight_P),
+            seen_M=self._seen_M,
+            seen_start_P=put(batch.seen_start_P),
+            seen_count_P=put(batch.seen_count_P),
+        )
+        catalog = slice(FIRST_ITEM, FIRST_ITEM + self._items)
+        total = cross_entropy(
+            hidden_WD.index_select(0, put(place_P)),
+            self.weights[TOKENS][catalog],
+            self.weights[OUTPUT_BIAS][catalog],
+            wanted,
+            self._dtype,
+        )
+        positions = max(1.0, float(batch.weight_P.sum()))
+        of_items = total / positions
+        of_heads = head_loss(head_logits(self.weights, hidden_WD.index_select(0, put(place_Q))), put(batch.labels_QH))
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(of_items + HEADS_WEIGHT * of_heads)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP)
+        if not torch.isfinite(norm):
+            raise GateError(f"step {self.step:,}: the loss or its gradient is not a number; a smaller --lr may help")
+        self.optimizer.step()
+        return Losses(items=of_items.item(), heads=of_heads.item(), positions=positions, rows=len(batch.lengths_B))
+
+    def _put(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _pair(self, vectors: tuple[F32, U8] | None) -> tuple[Tensor, Tensor] | None:
+        return None if vectors is None else (self._put(vectors[0]), self._put(vectors[1]))

@@ -1,0 +1,228 @@
+"""A phase of a training: epochs over some events, validated or not, checkpointed, stopped in time.
+
+Owns: the order of steps, the state of an unfinished run, early stopping, the estimate of the time. Must not know: the
+network, how rows are drawn. In: events, initial weights, perhaps held-out rows. Out: the best weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec_batch.core.errors import GateError
+from genrec_batch.model.weights import ModelConfig
+from genrec_batch.runtime import console, threads
+from genrec_batch.runtime.console import LOG
+from genrec_batch.training.checkpoint import STATE, Checkpoints
+from genrec_batch.training.device import Place
+from genrec_batch.training.inputs import Events, Standard, TrainingBatch
+from genrec_batch.training.loop import Losses, Schedule, Trainer
+from genrec_batch.training.options import Recipe
+from genrec_batch.training.validate import Validation, gain
+
+SEARCH, REFIT = "search", "refit"
+UNKNOWN_SHARE = 0.12  # of the tokens that are read as unknown
+CHECKPOINT_S = 60.0  # between two checkpoints within an epoch
+STEPS, LEAST_EPOCHS, MOST_EPOCHS = 8000, 20, 60  # that are planned: so many steps, within these epochs
+PATIENCE = 0.25  # of the planned epochs, without improvement, after which a search ends
+TRIED_BATCHES = 3  # by which the time is estimated
+DIVERGED_STEPS, DIVERGED = 50, 1.0  # steps whose mean loss is so far above that of a uniform guess
+
+
+@dataclass(kw_only=True)
+class State:
+    """How far a training is: what a checkpoint keeps beside tensors."""
+
+    phase: str = SEARCH
+    epoch: int = 0  # epochs that are done
+    batch: int = 0  # batches of the next one that are done
+    step: int = 0
+    planned: int = 0  # epochs, by which the learning rate falls; 0: not known yet
+    best_epoch: int = 0  # 0: none
+    best_value: float = -math.inf
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)  # of the epoch so far: loss, positions, heads, steps
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best_file(self) -> str | None:
+        """Name of the best weights."""
+        return f"best-{self.best_epoch}.safetensors" if self.best_epoch else None
+
+    def next_phase(self) -> None:
+        """Go from the search to the refit."""
+        self.phase, self.epoch, self.batch, self.step, self.sums = REFIT, 0, 0, 0, [0.0] * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What an epoch is over, and how steps are taken."""
+
+    name: str
+    events: Events
+    standard: Standard
+    held_out: Validation | None
+    config: ModelConfig
+    items: int
+    recipe: Recipe
+    place: Place
+    seed: int
+
+    def order(self, epoch: int) -> tuple[Any, list[Any]]:
+        """Return the rows of an epoch and those of each batch."""
+        return self.events.epoch(self.seed, epoch, self.recipe.batch_size)
+
+    def steps(self) -> int:
+        """Return the steps of an epoch."""
+        return len(self.order(0)[1])
+
+    def trainer(self, weights: dict[str, Tensor], epochs: int) -> Trainer:
+        """Return a trainer at its first step."""
+        return Trainer(
+            self.config,
+            weights,
+            items=self.items,
+            seen_M=torch.from_numpy(self.events.known_M.astype(np.int64)),
+            schedule=Schedule(peak=self.recipe.lr, steps=epochs * self.steps()),
+            place=self.place,
+            dropout=self.recipe.dropout,
+            seed=self.seed,
+            standard=self.standard,
+        )
+
+    def batches(self, epoch: int, start: int) -> Any:
+        """Yield the batches of an epoch from `start` on, made on a thread ahead of the steps."""
+        rows, order = self.order(epoch)
+        made = self.events.batches(rows, order, seed=self.seed, epoch=epoch, start=start, unknown=UNKNOWN_SHARE)
+        return threads.background(made, ahead=8, name="batches")
+
+
+def planned_epochs(steps: int) -> int:
+    """Return how many epochs of so many steps are planned where nobody says so."""
+    return min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS / steps)))
+
+
+def estimated_epoch_s(phase: Phase, weights: dict[str, Tensor]) -> float:
+    """Return about how long an epoch takes, by a few steps with weights that are thrown away."""
+    trainer = phase.trainer({name: tensor.clone() for name, tensor in weights.items()}, 1)
+    rows, order = phase.order(0)
+    made = phase.events.batches(
+        rows, order[: TRIED_BATCHES + 1], seed=phase.seed, epoch=0, start=0, unknown=UNKNOWN_SHARE
+    )
+    batches: list[TrainingBatch] = list(made)
+    size_of = [batch.tokens_BS.size + len(batch.place_P) for batch in batches]
+    seconds, began = 0.0, time.perf_counter()
+    for number, _ in enumerate(trainer.train(batches, epoch=0, start=0)):
+        phase.place.wait()
+        now = time.perf_counter()
+        seconds, began = (seconds + now - began if number else 0.0), now
+    if len(batches) < 2:
+        return seconds or 1.0
+    length_R = rows.stop_R - rows.first_R
+    whole = sum(int(length_R[rows_B].max()) * len(rows_B) for rows_B in order) + int(
+        (rows.stop_R - rows.target_R).sum()
+    )
+    return seconds / sum(size_of[1:]) * whole
+
+
+def run(
+    phase: Phase, initial: dict[str, Tensor], state: State, checkpoints: Checkpoints, tensors: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Train from where `state` is to the end of the phase; return the best weights, or the last without validation.
+
+    `tensors` are those of the checkpoint that `state` is of.
+
+    Raises:
+        GateError: the loss is not a number, or it diverges.
+        RetryError: the disk is full.
+    """
+    epochs = state.planned if phase.held_out is not None else state.best_epoch
+    trainer = phase.trainer(initial, state.planned)
+    if tensors is not None:
+        trainer.restore(tensors, state.step)
+    saved = time.perf_counter()
+    while state.epoch < epochs and not _is_enough(phase, state):
+        epoch, steps = state.epoch, len(phase.order(state.epoch)[1])
+        began = time.perf_counter()
+        title = f"{phase.name}, epoch {epoch + 1} of {epochs}"
+        with console.progress(title, steps, "steps", done=state.batch) as advance:
+            for losses in trainer.train(phase.batches(epoch, state.batch), epoch=epoch, start=state.batch):
+                _add(state, losses, phase)
+                advance(1)
+                if time.perf_counter() - saved > CHECKPOINT_S:
+                    console.doing(f"loss {state.sums[0] / state.sums[1]:.3f}")
+                    checkpoints.save(STATE, trainer.tensors(), asdict(state))
+                    saved = time.perf_counter()
+        _end_epoch(phase, trainer, state, checkpoints, time.perf_counter() - began)
+        saved = time.perf_counter()
+    if phase.held_out is None:
+        return {name: tensor.detach() for name, tensor in trainer.weights.items()}
+    return best_weights(state, checkpoints, phase.place)
+
+
+def best_weights(state: State, checkpoints: Checkpoints, place: Place) -> dict[str, Tensor]:
+    """Return the weights that validated best."""
+    assert state.best_file is not None, "an epoch was validated"
+    found = checkpoints.load(state.best_file)
+    assert found is not None, state.best_file
+    return {name: tensor.to(place.device) for name, tensor in found[0].items()}
+
+
+def _is_enough(phase: Phase, state: State) -> bool:
+    patience = max(3, math.ceil(state.planned * PATIENCE))
+    return phase.held_out is not None and state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
+
+
+def _add(state: State, losses: Losses, phase: Phase) -> None:
+    state.batch, state.step = state.batch + 1, state.step + 1
+    for place, value in enumerate((losses.items * losses.positions, losses.positions, losses.heads, 1.0)):
+        state.sums[place] += value
+    mean = state.sums[0] / max(1.0, state.sums[1])
+    if state.sums[3] >= DIVERGED_STEPS and mean > math.log(phase.items) + DIVERGED:
+        raise GateError(
+            f"{phase.name}, epoch {state.epoch + 1}: the loss diverges: it is {mean:.2f} on average, a uniform guess "
+            f"has {math.log(phase.items):.2f}"
+        )
+
+
+def _end_epoch(phase: Phase, trainer: Trainer, state: State, checkpoints: Checkpoints, seconds: float) -> None:
+    """Validate, keep what is best, write the checkpoint, say how it goes."""
+    state.epoch, state.batch = state.epoch + 1, 0
+    total, positions, heads, steps = state.sums
+    row: dict[str, Any] = {
+        "phase": phase.name,
+        "epoch": state.epoch,
+        "step": state.step,
+        "loss": total / max(1.0, positions),
+        "heads_loss": heads / max(1.0, steps),
+        "rate": trainer.schedule.rate(state.step - 1),
+        "seconds": round(seconds, 3),
+    }
+    state.sums = [0.0] * 4
+    said = ""
+    if phase.held_out is not None:
+        ranks_AN, loss = phase.held_out.ranks(trainer.weights, phase.config, phase.standard, phase.items)
+        value = float(gain(ranks_AN[0], None).mean())
+        row |= {
+            "valid_loss": loss,
+            "valid_hr@10": float((ranks_AN[0] < 10).mean()),
+            "valid_ndcg@10": float(gain(ranks_AN[0]).mean()),
+            "valid_ndcg": value,
+        }
+        said = f", validation: loss {loss:.4f}, HR@10 {row['valid_hr@10']:.4f}, NDCG@10 {row['valid_ndcg@10']:.4f}"
+        if value > state.best_value:
+            state.best_epoch, state.best_value = state.epoch, value
+            assert state.best_file is not None
+            checkpoints.save(state.best_file, trainer.weights, {"epoch": state.epoch})
+    state.history.append(row)
+    checkpoints.save(STATE, trainer.tensors(), asdict(state))
+    checkpoints.keep_only(state.best_file)
+    LOG.info(
+        "%s, epoch %d: loss %.4f, heads %.4f%s, %.1f s", phase.name, state.epoch, row["loss"], row["heads_loss"], said,
+        seconds,
+    )  # fmt: skip

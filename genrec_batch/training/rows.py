@@ -1,0 +1,98 @@
+"""The rows of an epoch: which window of which user's life is read, and where its loss begins.
+
+Owns: the draw of windows and of their order in batches. Must not know: tokens, features, tensors. In: how many events
+each user has. Out: `Rows` of places in the log's flat arrays, the same for the same seed and epoch.
+
+Half of the rows have features, at a random cut: they read what `score` reads there, and have loss only after it. The
+others have no features, and loss everywhere; features of a window whose own events are targets would tell them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec_batch.core.arrays import I64, U8
+
+SORTED_BATCHES = 32  # whose rows are put in order of length together, so that a batch needs little padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Lengths of a row: events that are read before the cut, and events after it that are predicted one by one."""
+
+    history: int
+    horizon: int
+
+    @property
+    def events(self) -> int:
+        """Events of a whole window."""
+        return self.history + self.horizon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """R rows: the events `first_R`..`stop_R` are read, those from `target_R` on are predicted.
+
+    Rows with `cut_R` set have features as of the event at `target_R`. Places are those of the log's flat arrays.
+    """
+
+    user_R: I64
+    first_R: I64
+    target_R: I64
+    stop_R: I64
+    cut_R: U8
+
+    def __len__(self) -> int:
+        return len(self.user_R)
+
+    def take(self, rows_B: I64) -> Rows:
+        """Return some rows in the given order."""
+        return Rows(
+            user_R=self.user_R[rows_B],
+            first_R=self.first_R[rows_B],
+            target_R=self.target_R[rows_B],
+            stop_R=self.stop_R[rows_B],
+            cut_R=self.cut_R[rows_B],
+        )
+
+
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    """Return the random numbers of a stream, such as (epoch, batch): the same on every machine."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+
+
+def draw(offsets_N1: I64, window: Window, random: np.random.Generator) -> Rows:
+    """Draw an epoch's rows, in random order: of a user with n events max(1, round(n / window)) rows."""
+    events_N = np.diff(offsets_N1)
+    rows_N = np.where(events_N > 0, np.maximum(1, np.rint(events_N / window.events)), 0).astype(np.int64)
+    user_R = random.permutation(np.repeat(np.arange(len(events_N)), rows_N))
+    begin_R, end_R = offsets_N1[user_R], offsets_N1[user_R + 1]
+    cut_R = np.arange(len(user_R)) % 2 == 1
+    at_R = random.random(len(user_R))
+    # without features: a window anywhere; loss begins with its second event, or with its first if that begins the life
+    latest_R = np.maximum(begin_R, end_R - window.events)
+    first_R = begin_R + (at_R * (latest_R - begin_R + 1)).astype(np.int64)
+    target_R = np.where(first_R == begin_R, first_R, first_R + 1)
+    stop_R = np.minimum(end_R, first_R + window.events)
+    # with features: a cut anywhere, the newest events before it as in scoring, and the next ones
+    place_R = begin_R + (at_R * (end_R - begin_R)).astype(np.int64)
+    return Rows(
+        user_R=user_R,
+        first_R=np.where(cut_R, np.maximum(begin_R, place_R - window.history), first_R),
+        target_R=np.where(cut_R, place_R, target_R),
+        stop_R=np.where(cut_R, np.minimum(end_R, place_R + window.horizon), stop_R),
+        cut_R=cut_R,
+    )
+
+
+def batches(rows: Rows, size: int, random: np.random.Generator) -> list[I64]:
+    """Return the rows of each batch of an epoch: neighbours in length among some batches, batches in random order."""
+    length_R = rows.stop_R - rows.first_R
+    made: list[I64] = []
+    for start in range(0, len(rows), size * SORTED_BATCHES):
+        some = np.arange(start, min(len(rows), start + size * SORTED_BATCHES))
+        some = some[np.argsort(length_R[some], kind="stable")]
+        made += [some[at : at + size] for at in range(0, len(some), size)]
+    return [made[i] for i in random.permutation(len(made))]

@@ -1,0 +1,74 @@
+"""Training from end to end: a model that ranks, its card, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from genrec_batch.model import weights
+from tests.conftest import small_log
+
+pytest.importorskip("torch", reason="the extra `train` is not installed")
+SAMPLE = Path(__file__).parent.parent.parent / "sample_data"
+QUICK = ["--preset", "tiny", "--epochs", "2", "--max-events", "10"]
+
+
+@pytest.fixture
+def trained(run, log_file):
+    done = run("train", log_file, "--out", "model", *QUICK)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_a_trained_model_scores_without_a_warning(run, log_file, trained):
+    assert trained.summary["decode"] in ("slate", "candidates")
+    done = run("score", log_file, "recs.parquet", "--model", "model", "--max-events", "10")
+    assert done.code == 0, done.err
+    assert "untrained" not in done.err
+    seen = set(small_log().select("user_id", "video_id").iter_rows())
+    assert not seen & set(pl.read_parquet("recs.parquet").select("user_id", "video_id").iter_rows())
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_directory_holds_card_curves_and_log():
+    files = {file.name for file in Path("model").iterdir()}
+    assert files == {
+        "README.md", "catalog.parquet", "config.json", "curves.svg", "model.safetensors", "training.jsonl",
+    }  # fmt: skip
+    assert not Path(".model.training").exists(), "the checkpoint goes once the model is whole"
+    rows = [json.loads(line) for line in Path("model/training.jsonl").read_text().splitlines()]
+    assert [(row["phase"], row["epoch"]) for row in rows[:2]] == [("search", 1), ("search", 2)]
+    assert Path("model/curves.svg").read_text().startswith("<svg")
+    card = Path("model/README.md").read_text()
+    assert "so do not score" in card
+    assert "Without labels, so of no meaning: monetization." in card
+    loaded = weights.load(Path("model"))
+    assert loaded.trained
+    assert loaded.training is not None
+    assert loaded.training.seen_masked
+    assert (loaded.training.max_events, loaded.training.heads[0]) == (10, "recommendation")
+
+
+@pytest.mark.usefixtures("trained")
+def test_embedding_and_output_are_one_matrix_and_rows_without_a_video_are_never_chosen():
+    loaded = weights.load(Path("model"))
+    videos = len(pl.read_parquet("model/catalog.parquet"))
+    stored = loaded.weights
+    np.testing.assert_array_equal(stored["token_embedding.weight"], stored["output_projection.weight"])
+    bias = stored["output_projection.bias"]
+    assert (bias[:2] == -1e4).all()
+    assert (bias[2 + videos :] == -1e4).all()
+    assert (np.abs(bias[2 : 2 + videos]) < 20).all()
+
+
+@pytest.mark.slow
+def test_the_sample_log_teaches_more_than_popularity(run):
+    tables = ["--users", SAMPLE / "users.parquet", "--videos", SAMPLE / "videos.parquet"]
+    done = run("train", SAMPLE / "events.parquet", "--out", "model", *tables, "--preset", "tiny", "--epochs", "25")
+    assert done.code == 0, done.err
+    found = done.summary["validation"]
+    assert found["hr@10"] >= 0.18  # popularity: 0.081

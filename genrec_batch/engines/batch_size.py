@@ -19,9 +19,9 @@ from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import BYTES, Model, ModelConfig
 
 CPU_USERS, GPU_USERS = 256, 8192
-SPARE = 0.8  # share of the free memory that a batch may be expected to take
 LEAST = 64  # users; a size is not halved below this
-COPIES = 6  # memory of a user, in times its keys and values: a prefill's activations, and two batches in flight
+COPIES = 2  # memory of a user, in times its keys and values: little, since a batch that does not fit is halved anyway
+BUILT_COPIES = 7.5  # the same for an engine that takes minutes to build: with room for two batches, and a margin
 BEAM_COPIES = 4  # memory of a beam on a CPU, in times its keys and values; measured with 1,000 beams of one user
 
 
@@ -76,7 +76,7 @@ def choose_size(engine: Engine, model: Model, sample: Batch, decoding: Decoding,
     why = f"fixed for {kind}" if engine.rows is None else f"{engine.name} builds its engines for one size"
     free_bytes = engine.free_bytes()
     if free_bytes is not None:
-        while users > LEAST and _expected_bytes(engine, model, sample, decoding, users) > free_bytes * SPARE:
+        while users > LEAST and _expected_bytes(engine, model, sample, decoding, users) > free_bytes:
             users //= 2
         if users < wanted:
             why += f", and {wanted:,} would not fit the {free_bytes / 2**30:.1f} GiB that are free"
@@ -84,11 +84,11 @@ def choose_size(engine: Engine, model: Model, sample: Batch, decoding: Decoding,
     return Size(users=users, why=f"{users:,} users a batch{beams}: {why}")
 
 
-def _expected_bytes(engine: Engine, model: Model, sample: Batch, decoding: Decoding, users: int) -> int:
+def _expected_bytes(engine: Engine, model: Model, sample: Batch, decoding: Decoding, users: int) -> float:
     """Return about how many bytes a batch of so many users takes on the device."""
     config = model.config
     width = decoding.beam_width if decoding.mode == "slate" else 1
     positions = users * (1 + int(sample.lengths_B.max(initial=0)))
     positions = min(positions, engine.room(users) or positions) + users * width * decoding.top_k
     cache = 2 * config.layers * positions * config.width * BYTES[engine.precision]
-    return COPIES * cache + users * width * config.vocabulary * 4
+    return (COPIES if engine.rows is None else BUILT_COPIES) * cache + users * width * config.vocabulary * 4

@@ -15,6 +15,9 @@ import polars as pl
 import pytest
 
 from genrec_batch.evaluation import metrics
+from genrec_batch.model import weights
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.trained import Trained
 
 SPLIT = "2026-04-25"
 QUICK = ["--engine", "torch", "--precision", "fp32"]
@@ -172,6 +175,21 @@ def test_a_column_of_the_log_is_the_label_of_recommendation(evaluated, log):
 
 def test_auto_is_the_decoding_of_the_model(evaluated):
     assert evaluated("--decode", "auto").report["lists"] == ["slate"]
+
+
+def test_what_training_says_of_a_model_is_heeded(run, log, log_file, tmp_path):
+    config = weights.PRESETS["tiny"]
+    said = Trained(decode="candidates", seen_masked=True, max_events=50, heads=("engagement",), catalog_sha256="")
+    weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="", training=said)
+    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    arguments = ["--model", "m", *QUICK, "--test-from", SPLIT, "--include-seen", "--json", "report.json"]
+    done = run("evaluate", log_file, *arguments, "--decode", "slate,auto", "--gate", "hr@10>=2", "--html", "page.html")
+    report = json.loads(Path("report.json").read_text())
+    assert (report["lists"], report["main"]) == (["slate", "candidates"], "candidates")
+    assert report["gates"][0]["measured"] == value(report, "candidates", "hr@10")
+    assert {name for name, head in report["heads"].items() if head.get("trained")} == {"engagement"}
+    assert "recommendation: it had no labels in training" in Path("page.html").read_text()
+    assert "it ranks seen videos badly" in done.err
 
 
 def test_limit_tests_the_first_users(evaluated):

@@ -424,7 +424,7 @@ def test_an_output_never_takes_the_place_of_an_input(run, log, log_file, model_d
     (tmp_path / "logs").mkdir()
     log.write_parquet("logs/a.parquet")
     done = run("score", "logs", "logs/recs.parquet", "--model", model_dir)
-    assert (done.code, "stands in the place of input" in done.err) == (2, True)
+    assert (done.code, "would replace input" in done.err) == (2, True)
 
 
 def test_a_changed_schema_file_is_another_run(run, log_file, model_dir, tmp_path):

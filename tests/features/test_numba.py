@@ -232,7 +232,7 @@ def test_without_numba_a_job_works_and_says_numpy(tmp_path: Path) -> None:
         "import sys; sys.modules['numba'] = None\n"
         "from genrec_batch import features; print(features.kernel_name(10**9))\n"
         "from genrec_batch.core.options import HistoryConfig\n"
-        "from genrec_batch.scoring.pipeline import write_features\n"
+        "from genrec_batch.scoring.write_features import write_features\n"
         f"found = write_features(HistoryConfig(), {str(SAMPLE)!r}, {str(tmp_path / 'out.parquet')!r})\n"
         "print(found['status'])"
     )

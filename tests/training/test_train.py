@@ -1,4 +1,8 @@
-"""Training from end to end: a model that ranks, its card, and what is refused."""
+"""Training from end to end: a model that ranks, its card, and what is refused.
+
+Also tests `cli.train` and the modules that a training goes through: `job`, `options`, `material`, `inputs`, `rows`,
+`network`, `device`, `loss`, `heads`, `loop`, `phase`, `checkpoint`, `validate`, `finish` and `saving`.
+"""
 
 from __future__ import annotations
 

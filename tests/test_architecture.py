@@ -150,7 +150,7 @@ def test_every_module_has_a_test_file_or_is_named_in_one():
         only_a_docstring = len(ast.parse(MODULES[name].read_text()).body) < 2
         if not (only_a_docstring or (TESTS / path.parent / f"test_{path.stem}.py").exists() or name in named):
             missing.append(name)
-    assert not missing, f"no test file names {', '.join(missing)}: add them to the docstring of the file that tests them"
+    assert not missing, f"no test names {', '.join(missing)}: name them in the docstring of the file that tests them"
 
 
 def printed_by(code, **options):

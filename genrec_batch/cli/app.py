@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "GENREC_BATCH"},
     help="Score a whole app's users overnight: a Parquet log of views in, ranked videos with four task scores out.",
-    epilog="Every option has an environment twin (its help names it) and may stand in genrec-batch.toml. "
+    epilog="Every option has an environment twin (its help names it) and may be set in genrec-batch.toml. "
     "Exit codes: 0 done, 1 a fault of genrec-batch, 2 usage, 3 input, 4 model, 5 engine, 6 gate, 75 try again, "
     "99 nothing to score, 129 terminal went away, 130 interrupted, 143 terminated (the same command resumes after "
     "these three), 141 the pipe that read stdout was closed.",

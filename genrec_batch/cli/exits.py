@@ -36,11 +36,11 @@ def done(what: str) -> Iterator[None]:
 
 def fail(error: GenrecError) -> NoReturn:
     """Print a user's error and exit with its code."""
-    tell("error:", str(error))
+    print_error("error:", str(error))
     raise typer.Exit(error.exit_code)
 
 
-def tell(title: str, text: str) -> None:
+def print_error(title: str, text: str) -> None:
     """Print an error on stderr: as a line for a person, or in the run's JSON log."""
     if console.LOG.handlers and isinstance(console.LOG.handlers[0].formatter, console.JsonFormatter):
         console.LOG.error("%s %s", title, text)
@@ -75,7 +75,7 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         fault = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
-        tell("internal error:", f"{type(error).__name__}: {error}\n{fault}")
+        print_error("internal error:", f"{type(error).__name__}: {error}\n{fault}")
         raise typer.Exit(1) from error
     finally:
         signals.end_command()

@@ -125,11 +125,11 @@ def init(
             items,
             lambda: weights.save(directory, config, initial, trained=False, card=_card(config, origin)),
         )
-    said = f"{weights.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
+    facts = f"{weights.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
     if items is not None and items.unknown_videos:
         every = len(items) + items.unknown_videos
-        said += f" (the most viewed of the log's {every:,}; a --preset with a larger vocabulary holds more)"
-    _say(f"{directory}: {said}, untrained", directory)
+        facts += f" (the most viewed of the log's {every:,}; a --preset with a larger vocabulary holds more)"
+    _say(f"{directory}: {facts}, untrained", directory)
 
 
 @model_app.command("import")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from genrec_batch.cli.exits import tell
+from genrec_batch.cli.exits import print_error
 from genrec_batch.cli.flags import option_file, variable
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest, refused
 from genrec_batch.runtime import console
@@ -67,7 +67,7 @@ class Commands(TyperGroup):
             _leave_quietly()
         except (GenrecError, OSError) as error:  # of stdout with `--version` and `--help`; of a file with completion
             refusal = error if isinstance(error, GenrecError) else _not_written(error)
-            tell("error:", str(refusal))
+            print_error("error:", str(refusal))
             sys.exit(refusal.exit_code)
         except SystemExit as left:
             if left.code == 1:  # the code of Typer and Rich for a closed pipe
@@ -123,11 +123,12 @@ def _refuse(error: Any, given: list[str]) -> NoReturn:
     elif console.LOG.handlers:
         console.set_up(quiet=False, verbose=False, log_format="text")
     see = f" See `{context.command_path} --help`." if context is not None else ""
-    tell("error:", f"{_said(error).rstrip('.?')}{'?' if _said(error).endswith('?') else '.'}{see}")
+    text = _message(error)
+    print_error("error:", f"{text.rstrip('.?')}{'?' if text.endswith('?') else '.'}{see}")
     sys.exit(error.exit_code)
 
 
-def _said(error: Any) -> str:
+def _message(error: Any) -> str:
     """Return what is wrong: the flag, variable or entry at fault, its value, and the nearest name."""
     context, parameter = error.ctx, getattr(error, "param", None)
     if getattr(error, "possibilities", None) is not None or type(error).__name__ == "NoSuchOption":

@@ -243,7 +243,7 @@ class ScoreConfig(HistoryConfig):
             return None
         parsed: dict[str, float] = {}
         for part in self.weights.split(","):
-            name, _, number = (piece.strip() for piece in part.partition("="))
+            name, _, number = (side.strip() for side in part.partition("="))
             if name not in BLENDABLE:
                 hint = nearest(name, list(BLENDABLE))
                 raise ConfigError(f"--weights: {name!r} is not one of {', '.join(BLENDABLE)}.{hint}")

@@ -180,19 +180,17 @@ def _performance(files: Files) -> list[dict[str, Any]]:
     config = _config(files)
     wanted = engine_facts.choices((), device_of("cpu", "auto"))
     with _only_errors(), console.busy("timing engines"):
-        found = engine_facts.measure(
-            loaded,
-            wanted,
+        trial = engine_facts.Trial(
+            model=loaded,
+            wanted=wanted,
             device="cpu",
             must=False,
             sizes=SIZES,
             events=config.max_events,
             decoding=decoding_of(config, loaded),
-            real=None,
             seconds=TIMING_S,
-            ceilings={"products": []},
-            advance=console.nowhere,
         )
+        found = engine_facts.measure(trial, real=None, ceilings={"products": []}, advance=console.nowhere)
     engines(found["engines"])
     say("`profile` measures this and much more: the machine's limits, stages, memory, the data.")
     rows: list[dict[str, Any]] = [

@@ -141,7 +141,7 @@ class Feed:
 def batch_rows(lengths_N: I64, size: int, room: int = 0) -> list[I64]:
     """Return the rows of each batch over users of these history lengths, at most `size` users a batch.
 
-    Rows of like length stand together, longest first; an engine that packs rows (`room`, see `Engine.room`) takes
+    Rows of like length are together, longest first; an engine that packs rows (`room`, see `Engine.room`) takes
     them as they come, at most so many positions a batch.
     """
     if room:

@@ -106,7 +106,7 @@ class Dataset:
             ahead.know(loaded)
         beside = _Beside.read(config, found, inputs, stages)
         scored = _users(found, beside, config, name)
-        _check_somebody(scored, catalog, config, name)
+        _check_not_empty(scored, catalog, config, name)
         tables = Tables(
             users=beside.users,
             videos=beside.videos,
@@ -143,7 +143,7 @@ class Dataset:
 
 
 def warnings_about(model: Model, config: HistoryConfig) -> list[str]:
-    """Return what is to be said of the model before it ranks."""
+    """Return the warnings about a model before it ranks."""
     if not isinstance(config, ScoreConfig):
         return []
     masked = config.include_seen and model.training is not None and model.training.seen_masked
@@ -271,7 +271,7 @@ def _users(found: Survey, beside: _Beside, config: HistoryConfig, name: str) -> 
     return Users(ids=ids, events_N=events_N)
 
 
-def _check_somebody(users: Users, catalog: Catalog, config: HistoryConfig, name: str) -> None:
+def _check_not_empty(users: Users, catalog: Catalog, config: HistoryConfig, name: str) -> None:
     if not len(users):
         raise NothingToScoreError(f"{name}: no event up to --as-of {config.as_of}, so nobody to score")
     if not len(catalog):

@@ -20,13 +20,13 @@ import numpy as np
 
 from genrec_batch.model.weights import ModelConfig
 
-ROWS = 4096  # of the product's left side: the positions of a batch
+ROWS = 4096  # of the left matrix: the positions of a batch
 COPY_BYTES = DISK_BYTES = 128 << 20
 TRIES = 5
 
 
 def machine() -> dict[str, Any]:
-    """Return what the run ran on: processor, cores that this process may use, memory, Python."""
+    """Return the machine: processor, cores that this process may use, memory, Python."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -38,8 +38,8 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -49,8 +49,8 @@ def measure(config: ModelConfig, folder: Path, advance: Callable[[int], None]) -
 
     Args:
         config: sizes of the model, whose QKV product [4096, D] x [D, 3D] is measured.
-        folder: where the file is written and read, the disk in question.
-        advance: told once after each of `steps()` measurements.
+        folder: a folder on the disk that is measured.
+        advance: called once after each of `STEPS` measurements.
 
     Returns: `products` (device, precision, library, GFLOP/s), `memory_copy_gb_s` (bytes read plus bytes written),
         `disk_write_gb_s` (with fsync), `disk_read_gb_s`, `disk_read_cached` (whether pages may have come from memory).
@@ -73,7 +73,7 @@ STEPS = 4  # of `measure`
 
 
 def _best(work: Callable[[], object], tries: int = TRIES) -> float:
-    """Return the least seconds that `work` took, after one run that does not count."""
+    """Return the fewest seconds that `work` took, after one run to warm up."""
     work()
     taken = []
     for _ in range(tries):
@@ -102,7 +102,7 @@ def _memory_copy() -> float:
 
 
 def _disk(folder: Path) -> dict[str, Any]:
-    """Write and read one file. What was just written is asked to leave the page cache; a system may decline."""
+    """Write and read one file. The system is asked to drop it from the page cache in between, and may decline."""
     block = np.arange(DISK_BYTES // 4, dtype=np.uint32).tobytes()
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".genrec-batch-ceiling-") as file:
         number = file.fileno()
@@ -133,7 +133,7 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def product_ceiling(ceilings: dict[str, Any], *, device: str, precision: str) -> dict[str, Any] | None:
-    """Return the best product measured for a kind of device in a precision, None where there is none."""
+    """Return the best product measured for a kind of device in a precision, None if there is none."""
     kind = device.partition(":")[0]
     fits = [p for p in ceilings["products"] if p["device"].partition(":")[0] == kind and p["precision"] == precision]
     return max(fits, key=lambda p: float(p["gflop_per_s"]), default=None)

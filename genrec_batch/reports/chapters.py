@@ -1,4 +1,4 @@
-"""A report's chapters: which facts are shown, in which order, with which words.
+"""The chapters of a report: which facts are shown, in which order and in which words.
 
 Owns: the sections of `report.document`. Must not know: terminals or HTML. In: a report. Out: `Section`s.
 """
@@ -27,10 +27,10 @@ def sections(report: Report) -> list[Section]:
 def _machine(report: Report) -> Section:
     m, found = report["machine"], report["ceilings"]
     place = f"{m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB; {m['system']}, Python {m['python']}."
-    lead = [place, f"Load of the last minute, when this was written: {m['load_1min']}."]
+    lead = [place, f"Load of the last minute when this was written: {m['load_1min']}."]
     if found is None:
         return Section(name="machine", title="Machine", lead=lead)
-    lead.append("What this machine can do at best, measured before anything else; results below are held against it.")
+    lead.append("What this machine can do at best, measured before anything else; results below are compared with it.")
     rows = [
         [f"matrix product, {p['precision']} on {p['device']} ({p['library']})", figure(p["gflop_per_s"], "GFLOP/s")]
         for p in found["products"]
@@ -46,25 +46,37 @@ def _machine(report: Report) -> Section:
 
 
 def _run(run: Report) -> Section:
-    told = run["summary"]
+    summary = run["summary"]
+    tables = [_outcome(run, summary), _stages(run), _lanes(run)]
+    if run["bounds"]:
+        tables.append(_bounds(run))
+    lead = [run["verdict"], *(summary.get("warnings") or [])]
+    shown = [charts.timeline(run), charts.stage_seconds(run)]
+    return Section(name="run", title="A real run", lead=lead, tables=tables, charts=shown)
+
+
+def _outcome(run: Report, summary: Report) -> Table:
     facts = [
-        ["users scored", figure(told.get("scored_users"))],
+        ["users scored", figure(summary.get("scored_users"))],
         ["wall time", duration(run["wall_s"])],
         ["users per second, end to end", figure(run["users_per_s"])],
-        ["users per second, model alone", figure(told.get("users_per_s"))],
-        ["engine", f"{told.get('engine')} in {told.get('precision')} on {told.get('device')}"],
-        ["users per batch, at most", figure(told.get("batch_users"))],
-        ["padding, share of computed positions", share(told.get("padding_share"))],
-        ["peak memory of the process", figure(told.get("peak_rss_mib"), "MiB")],
+        ["users per second, model alone", figure(summary.get("users_per_s"))],
+        ["engine", f"{summary.get('engine')} in {summary.get('precision')} on {summary.get('device')}"],
+        ["users per batch, at most", figure(summary.get("batch_users"))],
+        ["padding, share of computed positions", share(summary.get("padding_share"))],
+        ["peak memory of the process", figure(summary.get("peak_rss_mib"), "MiB")],
     ]
     if run.get("device_peak_mib") is not None:
         facts.append(["peak memory of the GPU", figure(run["device_peak_mib"], "MiB")])
-    over = run["overlap"]
     facts += [
-        ["threads at work at once, mean", figure(over["lanes_at_once"])],
-        ["no stage at work", duration(over["idle_s"])],
+        ["threads at work at once, mean", figure(run["overlap"]["lanes_at_once"])],
+        ["no stage at work", duration(run["overlap"]["idle_s"])],
     ]
-    stages = [
+    return Table(title="The run", columns=["", ""], rows=facts)
+
+
+def _stages(run: Report) -> Table:
+    rows = [
         [
             f"{row['within']}: {row['stage']}" if row["within"] else row["stage"],
             duration(row["seconds"]),
@@ -77,40 +89,31 @@ def _run(run: Report) -> Section:
         ]
         for row in run["stages"]
     ]
-    tables = [
-        Table(title="The run", columns=["", ""], rows=facts),
-        Table(
-            title="Stages",
-            columns=["stage", "time in all", "of the run", "spans", "rows", "bytes", "rows/s", "MB/s"],
-            rows=stages,
-        ),
-        Table(
-            title="Threads, and the streams of a GPU",
-            columns=["thread", "at work", "of the run"],
-            rows=[[row["lane"], duration(row["busy_s"]), share(row["busy_share"])] for row in run["lanes"]],
-        ),
+    columns = ["stage", "time in all", "of the run", "spans", "rows", "bytes", "rows/s", "MB/s"]
+    return Table(title="Stages", columns=columns, rows=rows)
+
+
+def _lanes(run: Report) -> Table:
+    rows = [[row["lane"], duration(row["busy_s"]), share(row["busy_share"])] for row in run["lanes"]]
+    return Table(title="Threads, and the streams of a GPU", columns=["thread", "at work", "of the run"], rows=rows)
+
+
+def _bounds(run: Report) -> Table:
+    rows = [
+        [
+            b["resource"],
+            duration(b["seconds"]),
+            share(b["share_of_wall"]),
+            rate(b["rate"], b["unit"]),
+            figure(b["ceiling"], b["unit"]),
+            share(b["share_of_ceiling"]),
+        ]
+        for b in run["bounds"]
     ]
-    if run["bounds"]:
-        tables.append(
-            Table(
-                title="What bounds the run: share of this machine's ceilings while the stage ran",
-                columns=["resource", "time", "of the run", "rate", "ceiling", "of the ceiling"],
-                rows=[
-                    [
-                        b["resource"],
-                        duration(b["seconds"]),
-                        share(b["share_of_wall"]),
-                        rate(b["rate"], b["unit"]),
-                        figure(b["ceiling"], b["unit"]),
-                        share(b["share_of_ceiling"]),
-                    ]
-                    for b in run["bounds"]
-                ],
-            )
-        )
-    lead = [run["verdict"], *(told.get("warnings") or [])]
-    shown = [charts.timeline(run), charts.stage_seconds(run)]
-    return Section(name="run", title="A real run", lead=lead, tables=tables, charts=shown)
+    title = "What bounds the run: share of this machine's ceilings while the stage ran"
+    return Table(
+        title=title, columns=["resource", "time", "of the run", "rate", "ceiling", "of the ceiling"], rows=rows
+    )
 
 
 def _data(data: Report) -> Section:
@@ -126,8 +129,8 @@ def _data(data: Report) -> Section:
         "as_of": "as of",
     }
     rows = [
-        [said, figure(facts[key]) if isinstance(facts[key], int) else facts[key]]
-        for key, said in names.items()
+        [name, figure(facts[key]) if isinstance(facts[key], int) else facts[key]]
+        for key, name in names.items()
         if key in facts
     ]
     rows += [
@@ -148,7 +151,7 @@ def _data(data: Report) -> Section:
     ]
     lead = []
     if data["ignored_columns"]:
-        lead.append(f"Columns that nothing reads: {', '.join(data['ignored_columns'])}.")
+        lead.append(f"Columns that are not read: {', '.join(data['ignored_columns'])}.")
     return Section(
         name="data",
         title="The data",
@@ -166,33 +169,6 @@ def _data(data: Report) -> Section:
 
 
 def _engines(engines: Report) -> Section:
-    rows = [
-        [
-            f"{e['engine']} {e['precision']}",
-            figure(p["batch_users"]),
-            figure(p["p50_ms"]),
-            figure(p["p95_ms"]),
-            figure(p["p99_ms"]),
-            figure(p["users_per_s"]),
-            share(p["share_of_ceiling"]),
-            figure(p["warm_up_ms"]),
-            figure(p["runs"]),
-        ]
-        for e in engines["engines"]
-        for p in e["points"]
-    ]
-    parity = [
-        [
-            f"{e['engine']} {e['precision']}",
-            share(e["topk_overlap"]),
-            share(e["top1_match"]),
-            f"{e['largest_log_prob_difference']:.2g}",
-            figure(e["phases"]["prefill_ms"]),
-            figure(e["phases"]["decode_ms"]),
-        ]
-        for e in engines["engines"]
-    ]
-    users = engines["engines"][0]["phases"]["batch_users"]
     top_k = engines["top_k"]
     what = f"Histories of {engines['events']} events, --decode {engines['mode']}, top {top_k}"
     lead = [
@@ -210,36 +186,48 @@ def _engines(engines: Report) -> Section:
         name="engines",
         title="Engines on this machine",
         lead=lead,
-        tables=[
-            Table(
-                title="Latency and throughput by users in a batch",
-                columns=[
-                    "engine",
-                    "batch",
-                    "p50 ms",
-                    "p95 ms",
-                    "p99 ms",
-                    "users/s",
-                    "of ceiling",
-                    "warm-up ms",
-                    "runs",
-                ],
-                rows=rows,
-            ),
-            Table(
-                title=f"Against fp32, and the phases of a slate for {users} users",
-                columns=[
-                    "engine",
-                    f"top {top_k} shared",
-                    "same first",
-                    "log_prob differs by",
-                    "prefill ms",
-                    f"{top_k} decode passes ms",
-                ],
-                rows=parity,
-            ),
-        ],
+        tables=[_latency(engines["engines"]), _parity(engines["engines"], top_k)],
         charts=[charts.throughput(engines), charts.latency(engines)],
+    )
+
+
+def _latency(engines: Sequence[Report]) -> Table:
+    rows = [
+        [
+            f"{e['engine']} {e['precision']}",
+            figure(p["batch_users"]),
+            figure(p["p50_ms"]),
+            figure(p["p95_ms"]),
+            figure(p["p99_ms"]),
+            figure(p["users_per_s"]),
+            share(p["share_of_ceiling"]),
+            figure(p["warm_up_ms"]),
+            figure(p["runs"]),
+        ]
+        for e in engines
+        for p in e["points"]
+    ]
+    columns = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "users/s", "of ceiling", "warm-up ms", "runs"]
+    return Table(title="Latency and throughput by users in a batch", columns=columns, rows=rows)
+
+
+def _parity(engines: Sequence[Report], top_k: int) -> Table:
+    rows = [
+        [
+            f"{e['engine']} {e['precision']}",
+            share(e["topk_overlap"]),
+            share(e["top1_match"]),
+            f"{e['largest_log_prob_difference']:.2g}",
+            figure(e["phases"]["prefill_ms"]),
+            figure(e["phases"]["decode_ms"]),
+        ]
+        for e in engines
+    ]
+    users, passes = engines[0]["phases"]["batch_users"], f"{top_k} decode passes ms"
+    return Table(
+        title=f"Compared with fp32, and the phases of a slate for {users} users",
+        columns=["engine", f"top {top_k} shared", "same first", "log_prob differs by", "prefill ms", passes],
+        rows=rows,
     )
 
 
@@ -303,6 +291,6 @@ def _presets(presets: Sequence[Report]) -> Table:
         "gflop_per_user": "GFLOP a user",
         "events": "events counted",
     }
-    rows = [[said, *(figure(p[key]) for p in presets)] for key, said in names.items()]
+    rows = [[name, *(figure(p[key]) for p in presets)] for key, name in names.items()]
     rows += [[f"MB in {key}", *(str(p["memory_mb"][key]) for p in presets)] for key in ("fp32", "fp16", "int8")]
     return Table(title="Side by side", columns=["", *(p["name"] for p in presets)], rows=rows)

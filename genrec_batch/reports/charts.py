@@ -1,6 +1,6 @@
 """The charts of a report as plain data: what is drawn, with labels and units.
 
-Owns: which figures make a chart. Must not know: the library that draws it (`assets/charts.js` hands it over), colours.
+Owns: which figures make a chart. Must not know: colours, and the library that draws them (`assets/charts.js` calls it).
 In: parts of a report. Out: JSON-able dictionaries.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Chart = dict[str, Any]
-MOST_STAGES = 8  # with a colour of their own; the rest share one
+MOST_STAGES = 8  # with a colour each; the others share one
 
 
 def timeline(run: Mapping[str, Any]) -> Chart:
@@ -41,13 +41,13 @@ def stage_seconds(run: Mapping[str, Any]) -> Chart:
 
 
 def _apart(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the stages that are not made of others: one whose parts were timed stands there as its parts."""
+    """Return the stages without those that contain others: if its parts were timed, a stage is shown as its parts."""
     whole = {row["within"] for row in run["stages"]}
     return [row for row in run["stages"] if row["stage"] not in whole]
 
 
 def history_lengths(data: Mapping[str, Any]) -> Chart:
-    """Return how many users have histories of which length."""
+    """Return the number of users by history length."""
     bins = data["lengths"]["histogram"]
     labels = [str(b["from"]) if b["from"] == b["to"] else f"{b['from']} to {b['to']}" for b in bins]
     return {

@@ -69,7 +69,7 @@ def _lengths(lengths_N: I64, max_events: int) -> dict[str, Any]:
 
 
 def _catalog(views_T: I64) -> dict[str, Any]:
-    """Return how the kept events fall on the catalog, from the events of each token."""
+    """Return how the kept events are spread over the catalog, from the events of each token."""
     views, events = views_T[FIRST_ITEM:], int(views_T.sum())
     known, videos = int(views.sum()), len(views)
     falling = np.sort(views)[::-1]
@@ -91,7 +91,7 @@ def _catalog(views_T: I64) -> dict[str, Any]:
 
 
 def _blocks(users_F: I64, users: int) -> list[dict[str, Any]]:
-    """Return a row per block of the layout: slots that are ever non-zero, and how full they are on average."""
+    """Return one row per block of the layout: slots that are ever non-zero, and their mean share of non-zero users."""
     slots: dict[str, list[tuple[int, str]]] = {}
     for slot, block, name in layout.describe():
         slots.setdefault(block, []).append((slot, name))

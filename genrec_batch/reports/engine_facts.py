@@ -1,8 +1,8 @@
-"""How fast and how right each engine is on this machine: latencies over batch sizes, phases, overlap with fp32.
+"""How fast and how exact each engine is on this machine: latencies over batch sizes, phases, overlap with fp32.
 
 Owns: which engines and precisions are tried, the timing, the percentiles. Must not know: how engines compute, where
-users came from. Latencies are of full histories, so that a figure has its arithmetic beside it; the overlap is over the
-users of the log where there is one. Engines take turns, run by run, so that a machine that slows down slows them all.
+users come from. Latencies are of full histories, so that a figure has its arithmetic beside it; the overlap is over the
+users of the log if there is one. Engines take turns, run by run, so that a machine that slows down slows them all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines.choose import computes_int8, prepare, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
-from genrec_batch.engines.parity import best, compare, joined
+from genrec_batch.engines.parity import Parity, best, compare, joined
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
@@ -40,7 +40,7 @@ def choices(asked: tuple[str, ...], device: str) -> list[Choice]:
     """Return the (engine, precision) pairs of `--engines`; all that are installed where it is empty.
 
     Raises:
-        ConfigError: an engine or a precision that nobody has.
+        ConfigError: there is no such engine or precision.
     """
     kind = device.partition(":")[0]
     here = [(known.name, p) for known in ENTRIES for p in known.precisions.get(kind, ())]
@@ -77,7 +77,7 @@ class Timing:
     taken_s: list[float] = field(default_factory=list)
 
     def as_dict(self, users: int, gflop_per_user: float) -> dict[str, Any]:
-        """Return percentiles in ms and what they mean as a rate."""
+        """Return percentiles in ms, and the rates that follow from the median."""
         p50, p95, p99 = (float(x) for x in np.percentile(self.taken_s, (50, 95, 99)))
         return {
             "batch_users": users,
@@ -91,34 +91,41 @@ class Timing:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is timed, and how."""
+
+    model: Model
+    wanted: list[Choice]  # engines with their precisions
+    device: str  # "cpu" or "cuda:N"
+    must: bool  # an engine that cannot be opened or does not run is an error; otherwise the report names it
+    sizes: tuple[int, ...]  # users of a batch
+    events: int  # of the histories that are timed
+    decoding: Decoding
+    seconds: float  # of timing, for each engine at each size; at least 5 runs are made
+
+    @property
+    def gflop_per_user(self) -> float:
+        """Arithmetic of one user."""
+        config, events = self.model.config, self.events
+        decode = model_facts.decode_flops(config, events, self.decoding.top_k)
+        return (model_facts.prefill_flops(config, events) + decode) / 1e9
+
+    def histories(self, users: int) -> Batch:
+        """Return a batch to time."""
+        return full_histories(self.model, users, self.events)
+
+
 def measure(
-    model: Model,
-    wanted: list[Choice],
-    *,
-    device: str,
-    must: bool,
-    sizes: tuple[int, ...],
-    events: int,
-    decoding: Decoding,
-    real: Batch | None,
-    seconds: float,
-    ceilings: dict[str, Any],
-    advance: Callable[[int], None],
+    trial: Trial, *, real: Batch | None, ceilings: dict[str, Any], advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Time engines over batch sizes and hold each against fp32.
+    """Time engines over batch sizes and compare each with fp32.
 
     Args:
-        model: what they compute.
-        wanted: engines with their precisions.
-        device: "cpu" or "cuda:N".
-        must: an engine that cannot be opened or does not run is an error, else it is told in the report.
-        sizes: users of a batch.
-        events: events of the histories that are timed.
-        decoding: how lists are made.
+        trial: what is timed.
         real: users of a log to compare over, None for those that are timed.
-        seconds: of timing, for each engine at each size; at least 5 runs are made.
-        ceilings: what `ceilings.measure` said.
-        advance: told once after each engine and batch size.
+        ceilings: what `ceilings.measure` returned.
+        advance: called once after each engine and batch size.
 
     Returns: `engines` (a row per engine with its points over batch sizes), `skipped`, and how it was measured.
 
@@ -126,76 +133,87 @@ def measure(
         EngineError: `must`, and an engine is not there or fails; or none is left.
         RetryError: the same, for want of memory.
     """
-    engines, skipped = _open(model, wanted, device, must=must)
-    for engine in engines.values():
-        engine.resize(min(FIXED_ROWS, max(sizes)))
-        prepare(engine, decoding, longest=events, mean=events)
-    prefill = model_facts.prefill_flops(model.config, events)
-    gflop = (prefill + model_facts.decode_flops(model.config, events, decoding.top_k)) / 1e9
-    points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}
-    for users in sizes:
-        doing(f"{users:,} users a batch")
-        timed = _timed(engines, full_histories(model, users, events), decoding, seconds, skipped, must=must)
-        for key, timing in timed.items():
-            points[key].append(timing.as_dict(users, gflop))
-        advance(len(wanted))
+    engines, skipped = _open(trial)
+    points = _points(trial, engines, skipped, advance)
     engines = {key: engine for key, engine in engines.items() if points[key]}
     if not engines:
         raise EngineError(
             "--engines: none ran: " + "; ".join(f"{s['engine']} {s['precision']}: {s['why']}" for s in skipped)
         )
-    doing("held against fp32")
-    most = {key: max(point["batch_users"] for point in points[key]) for key in engines}  # that ran
-    answers, compared = _answers(model, engines, real or full_histories(model, 64, events), decoding, most)
+    doing("comparing with fp32")
+    most = {key: max(point["batch_users"] for point in points[key]) for key in engines}  # users that fit the device
+    batch = trial.histories(64) if real is None else real
+    answers, reference = _answers(trial, engines, batch, most)
     rows = []
     for key, engine in engines.items():
         doing(f"phases of {key[0]} in {key[1]}")
         ceiling = product_ceiling(ceilings, device=engine.device, precision=key[1])
-        parity = compare(answers[key], compared)
         for point in points[key]:
             point["share_of_ceiling"] = ceiling and round(point["gflop_per_s"] / float(ceiling["gflop_per_s"]), 3)
-        rows.append(
-            {
-                "engine": key[0],
-                "precision": key[1],
-                "device": engine.device,
-                "fixed_rows": engine.rows,
-                "topk_overlap": round(parity.topk_overlap, 4),
-                "top1_match": round(parity.top1_match, 4),
-                "largest_log_prob_difference": round(parity.largest["log_prob"], 6),
-                "phases": _phases(engine, full_histories(model, min(most[key], PHASE_USERS), events), decoding),
-                "points": points[key],
-            }
-        )
+        phases = _phases(engine, trial.histories(min(most[key], PHASE_USERS)), trial.decoding)
+        rows.append(_row(key, engine, compare(answers[key], reference), phases, points[key]))
     return {
-        "events": events,
-        "mode": decoding.mode,
-        "top_k": decoding.top_k,
-        "gflop_per_user": round(gflop, 4),
-        "compared_users": len(compared),
+        "events": trial.events,
+        "mode": trial.decoding.mode,
+        "top_k": trial.decoding.top_k,
+        "gflop_per_user": round(trial.gflop_per_user, 4),
+        "compared_users": len(reference),
         "compared_over": "the log" if real is not None else "the histories that are timed",
         "engines": rows,
         "skipped": skipped,
     }
 
 
-def _open(
-    model: Model, wanted: list[Choice], device: str, *, must: bool
-) -> tuple[dict[Choice, Engine], list[dict[str, str]]]:
+def _row(
+    key: Choice, engine: Engine, parity: Parity, phases: dict[str, Any], points: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "engine": key[0],
+        "precision": key[1],
+        "device": engine.device,
+        "fixed_rows": engine.rows,
+        "topk_overlap": round(parity.topk_overlap, 4),
+        "top1_match": round(parity.top1_match, 4),
+        "largest_log_prob_difference": round(parity.largest["log_prob"], 6),
+        "phases": phases,
+        "points": points,
+    }
+
+
+def _open(trial: Trial) -> tuple[dict[Choice, Engine], list[dict[str, str]]]:
+    """Open the engines and prepare them for the trial; return those that are left out, too."""
     engines: dict[Choice, Engine] = {}
     skipped: list[dict[str, str]] = []
-    for name, precision in wanted:
+    for name, precision in trial.wanted:
         try:
-            engines[name, precision] = open_engine(model, name=name, device=device, precision=precision)
+            engine = open_engine(trial.model, name=name, device=trial.device, precision=precision)
         except (EngineError, RetryError) as error:
-            if must:
+            if trial.must:
                 raise
             _leave_out(skipped, (name, precision), str(error))
+        else:
+            engines[name, precision] = engine
     if not engines:
         raise EngineError(
-            f"--engines: none can run on {device}; pip install 'genrec-batch[cpu]' or 'genrec-batch[torch]'"
+            f"--engines: none can run on {trial.device}; pip install 'genrec-batch[cpu]' or 'genrec-batch[torch]'"
         )
+    for engine in engines.values():
+        engine.resize(min(FIXED_ROWS, max(trial.sizes)))
+        prepare(engine, trial.decoding, longest=trial.events, mean=trial.events)
     return engines, skipped
+
+
+def _points(
+    trial: Trial, engines: dict[Choice, Engine], skipped: list[dict[str, str]], advance: Callable[[int], None]
+) -> dict[Choice, list[dict[str, Any]]]:
+    """Return the timings of each engine over the batch sizes; engines that fail are removed."""
+    points: dict[Choice, list[dict[str, Any]]] = {key: [] for key in engines}
+    for users in trial.sizes:
+        doing(f"{users:,} users a batch")
+        for key, timing in _timed(trial, engines, trial.histories(users), skipped).items():
+            points[key].append(timing.as_dict(users, trial.gflop_per_user))
+        advance(len(trial.wanted))
+    return points
 
 
 def _leave_out(skipped: list[dict[str, str]], key: Choice, why: str) -> None:
@@ -215,28 +233,22 @@ def _run(engine: Engine, batch: Batch, decoding: Decoding) -> float:
 
 
 def _timed(
-    engines: dict[Choice, Engine],
-    batch: Batch,
-    decoding: Decoding,
-    seconds: float,
-    skipped: list[dict[str, str]],
-    *,
-    must: bool,
+    trial: Trial, engines: dict[Choice, Engine], batch: Batch, skipped: list[dict[str, str]]
 ) -> dict[Choice, Timing]:
     """Run all engines in turn until each had its seconds.
 
-    One that runs out of memory is left out of this size, at the first run or at a later one; one that fails, for good.
+    An engine that runs out of memory, at the first run or later, is left out of this size; one that fails, of all.
     """
     timed: dict[Choice, Timing] = {}
 
     def one(key: Choice) -> None:
         try:
-            taken_s = _run(engines[key], batch, decoding)
+            taken_s = _run(engines[key], batch, trial.decoding)
         except RetryError as error:
             timed.pop(key, None)
             _leave_out(skipped, key, f"batches of {len(batch):,}: {error}")
         except EngineError as error:
-            if must:
+            if trial.must:
                 raise
             del engines[key]
             timed.pop(key, None)
@@ -251,7 +263,7 @@ def _timed(
         one(key)
     began = time.perf_counter()
     for run in range(MOST_RUNS):
-        if run >= LEAST_RUNS and time.perf_counter() - began > seconds * len(timed):
+        if run >= LEAST_RUNS and time.perf_counter() - began > trial.seconds * len(timed):
             break
         for key in list(timed):
             one(key)
@@ -259,16 +271,17 @@ def _timed(
 
 
 def _answers(
-    model: Model, engines: dict[Choice, Engine], batch: Batch, decoding: Decoding, most: dict[Choice, int]
+    trial: Trial, engines: dict[Choice, Engine], batch: Batch, most: dict[Choice, int]
 ) -> tuple[dict[Choice, Ranked], Ranked]:
-    """Return what each engine and fp32 on the CPU recommend to the same users, in batches of at most so many."""
+    """Return what each engine and fp32 on the CPU recommend to the same users, in batches of at most `most` users."""
 
     def top(engine: Engine, users: int) -> Ranked:
-        pieces = (batch.rows(start, start + users) for start in range(0, len(batch), users))
-        ranked = joined(list(recommend_all(engine, pieces, decoding)))
-        return best(ranked, decoding.top_k) if decoding.mode == "candidates" else ranked
+        batches = (batch.rows(start, start + users) for start in range(0, len(batch), users))
+        ranked = joined(list(recommend_all(engine, batches, trial.decoding)))
+        return best(ranked, trial.decoding.top_k) if trial.decoding.mode == "candidates" else ranked
 
-    return {key: top(engine, most[key]) for key, engine in engines.items()}, top(reference_engine(model), len(batch))
+    answers = {key: top(engine, most[key]) for key, engine in engines.items()}
+    return answers, top(reference_engine(trial.model), len(batch))
 
 
 def _phases(engine: Engine, batch: Batch, decoding: Decoding) -> dict[str, Any]:

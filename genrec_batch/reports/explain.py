@@ -1,6 +1,6 @@
-"""`score --explain USER`: why one user gets what it gets.
+"""`score --explain USER`: why a user gets this list.
 
-Owns: which facts explain a list. Must not know: how histories, features or engines compute; it asks them. In: the
+Owns: which facts explain a list. Must not know: how histories, features or engines compute; it calls them. In: the
 options of `score`, a log and a user's id. Out: a plain dictionary. What was masked as seen is found by decoding twice
 side by side: once as always, once with nothing seen, both reading the same videos.
 """
@@ -26,16 +26,21 @@ from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring.rows import Ranking, UserColumns, recommendations
 
-LOOKS = 100  # best videos looked at in each step, seen ones among them
-TOLD = 5  # of those, told; slots told of a feature block
-SHOWN = ("watch_duration", "watch_percentage", "is_liked", "recommendation_source")  # of a kept event, where logged
+COMPARED = 100  # best videos of each step, seen ones among them, that are searched for the chosen one
+LISTED = 5  # best videos listed for each step, and slots for each feature block
+SHOWN = (
+    "watch_duration",
+    "watch_percentage",
+    "is_liked",
+    "recommendation_source",
+)  # columns of a kept event, if the log has them
 
 
 def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
     """Return the user's kept history, unknown and seen videos, feature blocks, candidates per step, and the list.
 
     Raises:
-        GenrecError: see its subclasses; ConfigError where the user is in no input.
+        GenrecError: see its subclasses; ConfigError if the user is in no input.
     """
     config = dataclasses.replace(config, user=(user,))
     dataset = Dataset.open(source, config)
@@ -69,7 +74,7 @@ def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
 
 
 def _history(dataset: Dataset, histories: Histories) -> dict[str, Any]:
-    """Return the kept events, newest first, and the ids among them that the catalog does not know."""
+    """Return the kept events, newest first, and which of their videos are not in the catalog."""
     ours = (pl.col("user_id") == dataset.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= dataset.users.as_of_us)
     found = []
     with console.progress("reading the history", dataset.log.rows, "rows") as advance:
@@ -91,7 +96,7 @@ def _history(dataset: Dataset, histories: Histories) -> dict[str, Any]:
 
 
 def _seen(dataset: Dataset, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
-    """Return the seen videos that the catalog has, and how many it has not: those cannot be recommended anyway."""
+    """Return the seen videos of the catalog, and how many others there are, which cannot be recommended anyway."""
     ids = dataset.catalog.ids(pl.Series(histories.seen.values)).to_list()
     known = [video for video in ids if video is not None]
     return {
@@ -108,11 +113,11 @@ def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, An
     for slot, block, name in layout.describe():
         if block != "reserved":
             blocks.setdefault(block, []).append((slot, name))
-    told = []
+    rows = []
     for block, members in blocks.items():
         values = dense_F[[slot for slot, _ in members]]
-        largest = np.argsort(-np.abs(values), kind="stable")[:TOLD]
-        told.append(
+        largest = np.argsort(-np.abs(values), kind="stable")[:LISTED]
+        rows.append(
             {
                 "block": block,
                 "norm": round(float(np.linalg.norm(values)), 4),
@@ -125,26 +130,26 @@ def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, An
                 ],
             }
         )
-    return sorted(told, key=lambda row: -float(row["norm"]))
+    return sorted(rows, key=lambda row: -float(row["norm"]))
 
 
 def _steps(
     engine: Engine, batch: Batch, decoding: Decoding, dataset: Dataset, histories: Histories
 ) -> list[dict[str, Any]]:
-    """Return what stood best at each step of a greedy slate: chosen, and removed as seen.
+    """Return the best videos at each step of a greedy slate: the chosen one, and those removed as seen.
 
-    Beam search and candidates look once, so they have one step; given candidates have none.
+    Beam search and candidates have one step; given candidates have none.
     """
     if batch.candidates_BC is not None:
         return []
-    looks = min(LOOKS, dataset.model.tokens)
+    looks = min(COMPARED, dataset.model.tokens)
     greedy = decoding.mode == "slate" and decoding.beam_width == 1
     steps = decoding.top_k if greedy else 1
     seen = set(histories.seen.values.tolist()) if batch.seen_BX.any() else set()
     masked = engine.prefill(batch, steps=steps, choices=1)
     everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32))
     free = engine.prefill(everything, steps=steps, choices=looks)
-    told = []
+    rows = []
     for step in range(1, steps + 1):
         tokens_BK: I32
         tokens_BK, log_prob_BK = engine.choose(free)
@@ -158,7 +163,7 @@ def _steps(
             if token
         ]
         place = int(np.argmax(tokens_BK[0] == choice_B[0])) if (tokens_BK[0] == choice_B[0]).any() else None
-        told.append(
+        rows.append(
             {
                 "step": step,
                 "chosen": dataset.catalog.ids(pl.Series(choice_B)).to_list()[0],
@@ -166,13 +171,13 @@ def _steps(
                     row["removed_as_seen"] for row in best[: place if place is not None else looks]
                 ),
                 "more_than_told": place is None,
-                "best": best[:TOLD],
+                "best": best[:LISTED],
             }
         )
         if step < steps or decoding.greedy:
             engine.decode(masked, choice_B)
             engine.decode(free, choice_B)
-    return told
+    return rows
 
 
 def _recommended(

@@ -1,4 +1,4 @@
-"""`inspect`: what a finished output says of itself, and whether it is what it says.
+"""`inspect`: the facts of a finished output, and whether its files are what its metadata says.
 
 Owns: metadata and lineage, counts, scores by rank, recommended videos, and the checks. Must not know: how an output is
 made. In: a file or a directory that `score` wrote. Out: a plain dictionary. Memory is bounded by one row group and by
@@ -41,14 +41,14 @@ class Finished:
     path: Path
     files: tuple[Path, ...]
     metadata: Mapping[str, str]  # without the prefix `genrec.`
-    manifest: tuple[Mapping[str, Any], ...]  # a part each; empty for a single file
+    manifest: tuple[Mapping[str, Any], ...]  # an entry for each part; empty for a single file
     nested: bool
     altered: tuple[str, ...] = ()  # files that are missing or not what the manifest says
-    damaged: Mapping[Path, list[bool]] = field(default_factory=dict)  # files to be read in part: the whole row groups
+    damaged: Mapping[Path, list[bool]] = field(default_factory=dict)  # of damaged files: which row groups are whole
 
     @property
     def stored(self) -> int:
-        """Rows of the files, as the metadata says: recommendations, or users where it is nested."""
+        """Rows of the files according to the metadata: recommendations, or users in the nested form."""
         return int(self.metadata.get("rows", 0))
 
     def rows(self) -> pl.LazyFrame:
@@ -59,7 +59,7 @@ class Finished:
             if file in self.damaged:
                 frames.append(pl.scan_parquet(str(file), glob=False).slice(start, rows))
         if not frames:
-            return pl.LazyFrame(schema=NOTHING)  # no row, so no list either
+            return pl.LazyFrame(schema=NOTHING)  # without rows there are no lists to explode
         columns = ("user_id", *LISTED, "history_length", "cold_start")
         frame = pl.concat([frame.select(columns) for frame in frames])
         return frame.explode(LISTED).filter(pl.col("rank").is_not_null()) if self.nested else frame
@@ -83,11 +83,11 @@ def inspected(place: str, *, model: str | None = None, top: int = 10) -> dict[st
 
     Args:
         place: a .parquet file or a directory of parts.
-        model: model directory whose catalog is covered; None for that of the run, where it is still there.
-        top: most recommended videos to name.
+        model: model directory whose catalog coverage is computed; by default that of the run, if it still exists.
+        top: how many of the most recommended videos to list.
 
     Raises:
-        InputError: nothing there, not an output of `score`, unfinished, or one file without a sound end.
+        InputError: missing, unfinished, not an output of `score`, or a single file whose end is damaged.
     """
     found = _open(Path(place))
     where = f"OUT {place}"
@@ -118,10 +118,10 @@ def inspected(place: str, *, model: str | None = None, top: int = 10) -> dict[st
 
 
 def check(facts: Mapping[str, Any]) -> None:
-    """Raise GateError (exit 6) where a check of `inspect` failed."""
+    """Raise GateError (exit code 6) if a check of `inspect` failed."""
     faults = [f"{c['check']}: {c['found']}" for c in facts["checks"] if not c["ok"]]
     if faults:
-        raise GateError(f"OUT {facts['output']} is not what it says:\n  " + "\n  ".join(faults))
+        raise GateError(f"OUT {facts['output']} failed its checks:\n  " + "\n  ".join(faults))
 
 
 def _open(path: Path) -> Finished:
@@ -129,7 +129,7 @@ def _open(path: Path) -> Finished:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         unfinished = path.with_name(f".{path.name}.unfinished")
         if unfinished.exists():
-            raise InputError(f"OUT {path}: unfinished; its parts are in {unfinished}; run the same `score` to go on")
+            raise InputError(f"OUT {path}: unfinished; its parts are in {unfinished}; run the same `score` to resume")
         raise InputError(f"OUT {path}: no such file or directory.{nearest(path.name, beside)}")
     if path.is_dir():
         manifest = published.manifest_of(path)
@@ -148,7 +148,7 @@ def _open(path: Path) -> Finished:
     if "run_id" not in metadata:
         raise InputError(f"OUT {path}: not written by genrec-batch: its metadata names no run (genrec.run_id)")
     try:
-        said = {name: json.loads(metadata.get(name, "{}")) for name in ("config", "input", "rows", "users")}
+        parsed = {name: json.loads(metadata.get(name, "{}")) for name in ("config", "input", "rows", "users")}
     except ValueError as error:
         raise InputError(f"OUT {path}: its metadata is damaged ({error}); `score` makes the output anew") from error
     with console.busy("checking the files"):
@@ -160,7 +160,7 @@ def _open(path: Path) -> Finished:
             )
         suspects = [file for file in files if not entries or file.name in altered]
         damaged = {file: whole for file in suspects if not (whole := _whole(file, schema)) or not all(whole)}
-    nested = said["config"].get("layout") == "nested"
+    nested = parsed["config"].get("layout") == "nested"
     if schema is not None:
         nested = pa.types.is_list(schema.field("score").type) or pa.types.is_large_list(schema.field("score").type)
     found = Finished(path=path, files=files, metadata=metadata, manifest=entries, nested=nested, altered=altered)
@@ -176,20 +176,20 @@ def _schema(files: list[Path]) -> pa.Schema | None:
 
 
 def _whole(file: Path, schema: pa.Schema | None) -> list[bool]:
-    """Return of each row group whether it can be read; nothing for a file that has other columns or no sound end."""
+    """Return whether each row group can be read; nothing for a file with other columns or a damaged end."""
     whole = parquet.whole_groups(file)
     if not whole or schema is None or not pq.read_schema(file).equals(schema):
         return []
     try:
         pl.scan_parquet(str(file), glob=False).select(pl.all().null_count()).collect(engine="streaming")
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
-        return [] if all(whole) else whole  # what one reader takes and the other does not
+        return [] if all(whole) else whole  # one reader accepts the file, the other does not
     return whole
 
 
 def _counts(rows: pl.LazyFrame, users: int) -> dict[str, Any]:
-    first = pl.col("rank") == 1  # one row of each user that got any
-    told = rows.select(
+    first = pl.col("rank") == 1  # one row for each user with recommendations
+    counted = rows.select(
         rows=pl.len(),
         users_with_rows=first.sum(),
         cold_start_users=(first & pl.col("cold_start")).sum(),
@@ -197,22 +197,22 @@ def _counts(rows: pl.LazyFrame, users: int) -> dict[str, Any]:
         mean_history_length=pl.col("history_length").filter(first).mean(),
         **{f"mean_{head}": pl.col(head).mean() for head in HEADS},
     )
-    found = told.collect(engine="streaming").row(0, named=True)
+    found = counted.collect(engine="streaming").row(0, named=True)
     return {"users": users, **{k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}}
 
 
 def _scores(rows: pl.LazyFrame) -> list[dict[str, Any]]:
     """Return min, quantiles, max and mean of the score at each rank."""
     score = pl.col("score").cast(pl.Float64)
-    told = (
+    ranks = (
         rows.group_by("rank")
         .agg(users=pl.len(), least=score.min(), most=score.max(), mean=score.mean())
         .collect(engine="streaming")
         .sort("rank")
     )
-    if not len(told):
+    if not len(ranks):
         return []
-    low, high = float(told["least"].min()), float(told["most"].max())  # type: ignore[arg-type]
+    low, high = float(ranks["least"].min()), float(ranks["most"].max())  # type: ignore[arg-type]
     step = (high - low) / BINS or 1.0
     binned = (
         rows.select("rank", bin=((score - low) / step).floor().clip(0, BINS - 1).cast(pl.Int32))
@@ -223,7 +223,7 @@ def _scores(rows: pl.LazyFrame) -> list[dict[str, Any]]:
         .with_columns(below=pl.col("users").cum_sum().over("rank"))
     )
     out = []
-    for row in told.iter_rows(named=True):
+    for row in ranks.iter_rows(named=True):
         mine = binned.filter(pl.col("rank") == row["rank"])
         at = {
             f"p{round(100 * q):02d}": round(
@@ -256,7 +256,7 @@ def _videos(rows: pl.LazyFrame, top: int) -> dict[str, Any]:
 
 
 def _coverage(found: Finished, model: str | None, distinct: int) -> dict[str, Any]:
-    """Return the share of the catalog that was recommended to anybody, or why it cannot be told."""
+    """Return the share of the catalog that was recommended to any user, or why it is not known."""
     named = model or json.loads(found.metadata.get("config", "{}")).get("model")
     if not named:
         return {"videos": None, "coverage": None, "why": "the run had no model directory; name one with --model"}
@@ -272,8 +272,8 @@ def _coverage(found: Finished, model: str | None, distinct: int) -> dict[str, An
 def _checks(found: Finished, advance: console.Advance) -> list[dict[str, Any]]:
     checks = []
 
-    def add(check: str, *, ok: bool, told: str) -> None:
-        checks.append({"check": check, "ok": ok, "found": told})
+    def add(check: str, *, ok: bool, found: str) -> None:
+        checks.append({"check": check, "ok": ok, "found": found})
 
     if found.manifest:
         unread = {file.name for file in found.damaged}
@@ -283,20 +283,20 @@ def _checks(found: Finished, advance: console.Advance) -> list[dict[str, Any]]:
         add(
             "every part is what the manifest says (sha256)",
             ok=not bad,
-            told=", ".join(bad) or f"{len(found.files)} parts",
+            found=", ".join(bad) or f"{len(found.files)} parts",
         )
         extra = published.strangers(found.path, found.manifest)
-        add("no file that the manifest does not name", ok=not extra, told=", ".join(extra[:5]) or "none")
+        add("no file that the manifest does not name", ok=not extra, found=", ".join(extra[:5]) or "none")
     else:
         lost = [group for whole in found.damaged.values() for group, fine in enumerate(whole) if not fine]
-        told = f"row groups {', '.join(map(str, lost))} are damaged and left out" if lost else "all row groups"
-        add("every page is what its checksum says", ok=not lost, told=told)
+        said = f"row groups {', '.join(map(str, lost))} are damaged and left out" if lost else "all row groups"
+        add("every page is what its checksum says", ok=not lost, found=said)
     rows = sum(rows for _, _, rows in found.groups())
-    said = int(found.metadata.get("rows", -1))
-    add("as many rows as the metadata says", ok=rows == said, told=f"{rows:,} of {said:,}")
+    expected = int(found.metadata.get("rows", -1))
+    add("as many rows as the metadata says", ok=rows == expected, found=f"{rows:,} of {expected:,}")
     faults = _order(found, advance)
     for check, count in faults.items():
-        add(check, ok=not count, told=f"{count:,} rows do not" if count else "all rows")
+        add(check, ok=not count, found=f"{count:,} rows do not" if count else "all rows")
     return checks
 
 

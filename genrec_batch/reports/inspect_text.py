@@ -11,7 +11,7 @@ from typing import Any
 from genrec_batch.reports.sections import Section, Table, figure, size
 
 Facts = Mapping[str, Any]
-NEWEST = 20  # events of a history, and seen videos, that are shown; all of them are in the JSON
+NEWEST = 20  # events of a history, and seen videos, that are shown; the JSON has all of them
 
 
 def inspection(facts: Facts) -> list[Section]:
@@ -31,7 +31,7 @@ def inspection(facts: Facts) -> list[Section]:
         ["kept events, mean", figure(counts["mean_history_length"])],
         ["videos recommended", figure(videos["distinct"])],
         ["coverage of the catalog", covered],
-        ["share of the top 1% of them", f"{videos['top_1_percent_share']:.1%}"],
+        ["share of the top 1% of these videos", f"{videos['top_1_percent_share']:.1%}"],
     ]
     lineage = [[name.replace("_", " "), str(value)] for name, value in facts["lineage"].items()]
     for name, source in facts["input"].items():
@@ -53,7 +53,7 @@ def inspection(facts: Facts) -> list[Section]:
             title=facts["output"],
             tables=[
                 Table(title="Counts", columns=["", ""], rows=rows),
-                Table(title="Where it is from", columns=["", ""], rows=lineage, left=2),
+                Table(title="Lineage", columns=["", ""], rows=lineage, left=2),
                 Table(
                     title="Score by rank (quantiles to within 1/4096 of the range)",
                     columns=["rank", "users", "min", "5%", "50%", "95%", "max", "mean"],

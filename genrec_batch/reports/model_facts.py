@@ -16,11 +16,11 @@ from genrec_batch.model.weights import ModelConfig
 MIB = 2**20
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 BATCHES = (1, 4, 8, 16, 32)
-WIDE_IDS, WIDE_CACHE_STEPS, WIDE_CACHE_WIDTH = 2000, 1000, 512  # of the padded inputs that a fixed-size export has
+WIDE_IDS, WIDE_CACHE_STEPS, WIDE_CACHE_WIDTH = 2000, 1000, 512  # of the padded inputs of a fixed-size export
 
 
 def wide_input_bytes(config: ModelConfig, users: int) -> dict[str, int]:
-    """Return the bytes of a batch as a server with fixed shapes takes it, by input.
+    """Return the bytes of a batch for a server with fixed shapes, by input.
 
     2,000 ids and 2,000 mask entries in int32, a hidden-state cache of 1,000 steps x 512 in fp32, and the dense inputs
     in fp32: features, the user's profile, the video vector.
@@ -36,7 +36,7 @@ def wide_input_bytes(config: ModelConfig, users: int) -> dict[str, int]:
 
 
 def moved_bytes(config: ModelConfig, users: int, *, events: int, seen: int, top_k: int) -> dict[str, int]:
-    """Return the bytes that this project hands to an engine and takes back for a batch, by array (`arrays.Batch`).
+    """Return the bytes that go to an engine and come back for a batch, by array (`arrays.Batch`).
 
     Args:
         config: sizes of the model.

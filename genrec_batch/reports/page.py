@@ -15,7 +15,7 @@ from importlib import resources
 from genrec_batch.reports.chapters import Report, sections
 from genrec_batch.reports.sections import Section, Table
 
-WIDE = 5  # columns, beyond which a table takes the page's whole width
+WIDE = 5  # columns beyond which a table takes the whole width of the page
 LIBRARY = "chart.umd.min.js"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
 
 
 def page(what: str, version: str, created: str, made: Sequence[Section]) -> str:
-    """Return sections as a page, under a title that says what they are."""
+    """Return sections as a page with a title."""
     title = f"genrec-batch: {what.lower()} of {created}"
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in made)
     drawn = json.dumps([chart for section in made for chart in section.charts]).replace("<", "\\u003c")
@@ -60,7 +60,7 @@ def _section(section: Section) -> str:
     charts = "".join(
         f'<figure class="{chart["kind"]}"><figcaption>{escape(chart["title"])}</figcaption>'
         f'<div class="plot"><canvas id="chart-{chart["name"]}" role="img" '
-        f'aria-label="{escape(chart["title"])}; the figures stand in the tables"></canvas></div></figure>'
+        f'aria-label="{escape(chart["title"])}; the tables have the figures"></canvas></div></figure>'
         for chart in section.charts
     )
     tables = "".join(_table(table) for table in section.tables)

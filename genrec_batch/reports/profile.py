@@ -1,7 +1,7 @@
 """`profile`: the model, the data, the engines and a real run, measured on this machine.
 
-Owns: the order of the measurements. Must not know: how any is made, or how it is shown. The run comes first after the
-ceilings and in a process of its own, so that nothing else is in its memory; engines come last.
+Owns: the order of the measurements. Must not know: how each is made, or how it is shown. After the ceilings comes the
+run, in a process of its own, so that nothing else is in its memory; engines come last.
 """
 
 from __future__ import annotations
@@ -40,63 +40,68 @@ def profiled(config: ProfileConfig) -> dict[str, Any]:
     device = device_of(config.device, config.engine)
     wanted = engine_facts.choices(_listed(config.engines), device)
     compared = {name: weights.preset(name) for name in _listed(config.compare)}
-    loaded = open_model(config)
-    config.check_positions(loaded.config.positions)
+    model = open_model(config)
+    config.check_positions(model.config.positions)
     with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
         with console.progress("ceilings of this machine", ceilings.STEPS, "measurements") as advance:
-            found = ceilings.measure(loaded.config, Path(folder), advance)
+            found = ceilings.measure(model.config, Path(folder), advance)
         ran = _run(config, Path(folder)) if config.data else None
     data, real, run = None, None, None
     if ran is not None:
-        dataset = _dataset(config, loaded)
+        dataset = _dataset(config, model)
         with closing(dataset.users):
             real = _sample(config, dataset)
             data = data_facts.describe(dataset)
-        loaded = dataset.model
-        run = _run_facts(config, ran, loaded, found, dataset.inputs["events"].bytes)
-    elif not loaded.trained:
+        model = dataset.model
+        run = _run_facts(config, ran, model, found, dataset.inputs["events"].bytes)
+    elif not model.trained:
         console.LOG.warning(UNTRAINED)
-    sizes = config.sizes(device)
-    with console.progress("engines", len(sizes) * len(wanted), "measurements") as advance:
-        engines = engine_facts.measure(
-            loaded,
-            wanted,
-            device=device,
-            must=bool(config.engines),
-            sizes=sizes,
-            events=config.max_events,
-            decoding=decoding_of(config, loaded),
-            real=real,
-            seconds=config.seconds,
-            ceilings=found,
-            advance=advance,
-        )
+    trial = engine_facts.Trial(
+        model=model,
+        wanted=wanted,
+        device=device,
+        must=bool(config.engines),
+        sizes=config.sizes(device),
+        events=config.max_events,
+        decoding=decoding_of(config, model),
+        seconds=config.seconds,
+    )
+    with console.progress("engines", len(trial.sizes) * len(wanted), "measurements") as advance:
+        engines = engine_facts.measure(trial, real=real, ceilings=found, advance=advance)
     shapes = {"events": config.max_events, "top_k": config.top_k}
-    name = config.model or "reference preset"
+    presets = model_facts.side_by_side({_name(config): model.config, **compared}, **shapes) if compared else None
     return report.document(
         "profile",
         "profile",
         ceilings=found,
-        model={
-            "name": name,
-            "fingerprint": loaded.fingerprint,
-            "trained": loaded.trained,
-            **model_facts.describe(loaded.config, **shapes),
-        },
-        presets=model_facts.side_by_side({name: loaded.config, **compared}, **shapes) if compared else None,
+        model=_model_facts(config, model, shapes),
+        presets=presets,
         data=data,
         engines=engines,
         run=run,
     )
 
 
+def _name(config: ProfileConfig) -> str:
+    return config.model or "reference preset"
+
+
+def _model_facts(config: ProfileConfig, model: Model, shapes: dict[str, int]) -> dict[str, Any]:
+    return {
+        "name": _name(config),
+        "fingerprint": model.fingerprint,
+        "trained": model.trained,
+        **model_facts.describe(model.config, **shapes),
+    }
+
+
 def _listed(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the entries of an option that may be repeated or hold a list with commas."""
+    """Return the entries of an option that may be repeated or be a list with commas."""
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def _check_data(data: str | None) -> None:
-    """Raise InputError where there is no log, before a minute is spent on measuring."""
+    """Raise InputError if the log is missing, before a minute is spent on measuring."""
     if data is not None and "://" not in data:
         find.files(data, "--data")
 

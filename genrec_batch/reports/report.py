@@ -1,4 +1,4 @@
-"""The report as data: its form, its version, and the files it is written to.
+"""The report as data: its form, its version, and the files that hold it.
 
 Owns: the top of the JSON document (`report.schema.json` describes all of it), and what a file's ending means. Must not
 know: how a section's facts came about. A change that a reader of this version would not understand is the next version;
@@ -26,7 +26,7 @@ SCHEMA, SCHEMA_VERSION = "genrec-batch/report", 2
 
 
 def document(kind: str, command: str, **parts: Any) -> dict[str, Any]:
-    """Return a report: its form, version, moment and machine, and the parts that were made; the others are None.
+    """Return a report: its form, version, time and machine, and the parts that were made; the others are None.
 
     `kind` is "profile" or "run"; parts are `ceilings`, `model`, `presets`, `data`, `engines`, `run`.
     """
@@ -45,7 +45,7 @@ def document(kind: str, command: str, **parts: Any) -> dict[str, Any]:
 
 
 def check_path(path: str | None, flag: str, endings: tuple[str, ...]) -> None:
-    """Raise ConfigError where a report could not be written there, before any work is done."""
+    """Raise ConfigError if a report cannot be written to a path, before any work is done."""
     if path is None:
         return
     place = Path(path)
@@ -82,7 +82,7 @@ def write_run(stages: Stages, summary: Mapping[str, Any], path: Path, *, config:
 
 
 def brief(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a scheduler wants of a profile in one line: the best rate, the run's rate, what bounds it."""
+    """Return one line for schedulers: the best rate of each engine, the rate of the run, and what bounds it."""
     engines, run = report["engines"], report["run"]
     rates = {
         f"{e['engine']} {e['precision']}": max((p["users_per_s"] for p in e["points"]), default=None)

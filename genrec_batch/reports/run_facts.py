@@ -20,8 +20,8 @@ PARTS = ("wait", "graphs", "copy in", *COMPUTE, "copy out")  # of the model run,
 READ_STAGES = ("scan", "partition")
 WRITE_STAGES = ("write",)
 MOST_BARS = 1200  # of the timeline; neighbours on one lane are joined to stay under it
-LEAST_SHARE = 0.01  # of the run, for a part of the model run to be named
-LEAST_S = 1e-3  # that a stage must take for a rate to mean anything
+LEAST_SHARE = 0.01  # of the run, from which on the verdict names a part of the model run
+LEAST_S = 1e-3  # of a stage, from which on its rate means anything
 
 
 def describe(
@@ -39,13 +39,13 @@ def describe(
 
     Args:
         stages: its spans.
-        summary: what the run told in the end.
+        summary: the run's summary.
         elapsed_s: its wall time in seconds, by default up to the end of the last span.
-        config: sizes of its model, None where they are not known: then no FLOPs are told.
+        config: sizes of its model; without them there are no FLOPs.
         ceilings: what this machine can do (`ceilings.measure`), None where it was not measured.
-        input_bytes: of the log's files; by default what the stages that read counted.
+        input_bytes: of the log's files; by default those that the reading stages counted.
         top_k: videos decoded for each user, one after the other.
-        beams: such lists that are decoded side by side for a user: beams, or candidates of one look.
+        beams: lists decoded in parallel for a user: beams or candidates.
     """
     spans = stages.spans
     wall_s = elapsed_s if elapsed_s is not None else max((s.stop_s for s in spans), default=0.0)
@@ -77,7 +77,7 @@ def describe(
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
-    """Return the stages as they first ended, the parts of the model run right behind it."""
+    """Return the stages in the order they first ended, the parts of the model run right after it."""
     found = list(names)
     if MODEL not in found:
         return found
@@ -125,7 +125,7 @@ def _covered(spans: Iterable[Span]) -> float:
 def timeline(spans: list[Span], most: int = MOST_BARS) -> list[dict[str, Any]]:
     """Return bars for a chart: neighbours of one stage on one lane are joined until there are at most `most`.
 
-    A bar tells how many spans it stands for and how long they ran in all.
+    A bar has the number of its spans and how long they ran in all.
     """
     if not spans:
         return []
@@ -174,9 +174,9 @@ def _bounds(
     input_bytes: int | None,
     passes: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """Return what the run took of each of the machine's ceilings while the stage in question ran.
+    """Return the share of each of the machine's ceilings that the run used while the stage in question ran.
 
-    `passes` are the rows of a user in a decode pass, and the passes.
+    `passes` are the rows of a user in a decode pass, and the number of passes.
     """
     if ceilings is None:
         return []
@@ -209,12 +209,12 @@ def _bounds(
             )
         )
     reading = READ_STAGES if summary.get("partitioned") != "direct" else (*READ_STAGES, "load")
-    for what, names, key, told in (
+    for what, names, key, known in (
         ("disk: log read", reading, "disk_read_gb_s", input_bytes),
         ("disk: output written", WRITE_STAGES, "disk_write_gb_s", None),
     ):
         took = _covered(s for s in spans if s.stage in names)
-        moved = int(told or sum(stages[name]["bytes"] for name in names if name in stages))
+        moved = int(known or sum(stages[name]["bytes"] for name in names if name in stages))
         if took >= LEAST_S and moved:
             bounds.append(_bound(what, "GB/s", took, moved / took / 1e9, float(ceilings[key]), facts["wall_s"]))
     return bounds
@@ -233,24 +233,24 @@ def _bound(what: str, unit: str, seconds: float, rate: float, ceiling: float, wa
 
 
 def _verdict(facts: Mapping[str, Any]) -> str:
-    """Return one sentence: which stage and lane filled most of the run."""
+    """Return which stage and lane filled most of the run, as a sentence."""
     if not facts["stages"]:
         return "No stage was timed."
     stage = max((row for row in facts["stages"] if not row["within"]), key=lambda row: row["share_of_wall"])
     lane = max(facts["lanes"], key=lambda row: row["busy_share"])
-    said = (
+    verdict = (
         f"'{stage['stage']}' ran during {stage['share_of_wall']:.0%} of the {facts['wall_s']:.1f} s; the busiest "
         f"thread, {lane['lane']}, worked {lane['busy_share']:.0%} of them"
     )
     products = [b for b in facts["bounds"] if b["resource"].startswith("matrix product")]
     if stage["stage"] != MODEL:
-        return said + "."
+        return verdict + "."
     parts = ", ".join(
         f"{row['stage']} {row['share_of_wall']:.0%}"
         for row in facts["stages"]
         if row["within"] and row["share_of_wall"] >= LEAST_SHARE
     )
-    said += f". Of the run, {parts}." if parts else "."
+    verdict += f". Of the run, {parts}." if parts else "."
     if not products:
-        return said
-    return f"{said} The model computed at {products[0]['share_of_ceiling']:.0%} of this machine's matrix product."
+        return verdict
+    return f"{verdict} The model computed at {products[0]['share_of_ceiling']:.0%} of this machine's matrix product."

@@ -1,4 +1,4 @@
-"""What a person is shown, before it is known where: sections of sentences, tables and charts, and numbers with units.
+"""What a report shows, on any medium: sections of sentences, tables and charts, and numbers with units.
 
 Owns: the form. Must not know: what is in a section (`chapters.py`), terminals or HTML (`terminal.py`, `page.py`).
 """
@@ -13,7 +13,7 @@ from genrec_batch.reports.charts import Chart
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A title, column names and rows of text; all columns but the first `left` are figures, set to the right."""
+    """A title, column names and rows of text; all columns after the first `left` are figures, aligned right."""
 
     title: str
     columns: Sequence[str]
@@ -33,7 +33,7 @@ class Section:
 
 
 def figure(value: float | None, unit: str = "") -> str:
-    """Return a number with thousands apart, three digits that matter, and its unit; "-" for None."""
+    """Return a number with thousands separators, three significant digits, and its unit; "-" for None."""
     if value is None:
         return "-"
     whole = isinstance(value, int) or abs(value) >= 1000 or value == 0
@@ -42,14 +42,14 @@ def figure(value: float | None, unit: str = "") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds in the unit that suits them: s, ms or µs."""
+    """Return seconds in a suitable unit: s, ms or µs."""
     if seconds is None or seconds == 0 or seconds >= 1:
         return figure(seconds, "s")
     return figure(seconds * 1e3, "ms") if seconds >= 1e-3 else figure(seconds * 1e6, "µs")
 
 
 def size(count: float | None) -> str:
-    """Return bytes in the unit that suits them (powers of 1024)."""
+    """Return bytes in a suitable unit (powers of 1024)."""
     if count is None:
         return "-"
     value, unit = float(count), "B"

@@ -1,6 +1,6 @@
-"""A run in a process of its own, so that its peak memory and its start-up are its own.
+"""A run in a separate process, so that its peak memory and its start-up are measured alone.
 
-Owns: starting the process, its answer, and its end. Must not know: what is reported of it.
+Owns: starting the process, its answer, and its end. Must not know: what is reported about it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def score(config: ScoreConfig, source: str, target: str) -> Ran:
     Raises:
         GenrecError: see its subclasses, as the run raised them.
         RetryError: the process was killed, most often for its memory.
-        RuntimeError: a fault of ours in that process, which printed its traceback.
+        RuntimeError: an internal error in that process, which printed its traceback.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -52,16 +52,16 @@ def score(config: ScoreConfig, source: str, target: str) -> Ran:
     there.close()
     try:
         answer = here.recv()
-        process.join(ENDS_WITHIN_S)  # it still does what Python does at the end
+        process.join(ENDS_WITHIN_S)  # Python still has to clean up
     except EOFError:
         process.join()
         if process.exitcode is not None and process.exitcode < 0:
             raise RetryError(
                 f"the profiled run was killed by signal {-process.exitcode}, most often for its memory; try --limit N"
             ) from None
-        raise RuntimeError("the profiled run failed; its traceback stands above") from None
+        raise RuntimeError("the profiled run failed; its traceback is above") from None
     finally:
-        process.terminate()  # has ended, unless the wait for it was interrupted
+        process.terminate()  # it has ended, unless the wait was interrupted
         process.join()
         here.close()
     if isinstance(answer, GenrecError):
@@ -71,13 +71,13 @@ def score(config: ScoreConfig, source: str, target: str) -> Ran:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave by an exception, so that temporary files go."""
+    """Exit by an exception, so that temporary files are removed."""
     del frame
     sys.exit(128 + number)
 
 
 def _answer(there: Connection, config: ScoreConfig, source: str, target: str) -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):  # of the terminal: the other process ends this one
+    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal sends them to both processes; the parent ends this one
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     console.set_up(quiet=config.quiet, verbose=config.verbose, log_format=config.log_format)

@@ -18,11 +18,11 @@ from genrec_batch.core.arrays import HEADS
 from genrec_batch.model import weights
 from genrec_batch.runtime.console import stderr, stdout
 
-NARROW = 112  # columns of a terminal under which a table of recommendations has only what matters most
+NARROW = 112  # columns of a terminal below which a table of recommendations has only the main columns
 
 
 def number(value: Any) -> str:
-    """Return a figure as a person reads it: thousands apart, floats with the digits that matter."""
+    """Return a figure for people: with thousands separators, floats with few digits."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
@@ -36,7 +36,7 @@ def summary(facts: Mapping[str, Any]) -> None:
     """Print a run's summary as a small table on stderr."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # nothing is cut on a narrow terminal
+    table.add_column(overflow="fold")  # a narrow terminal folds long values instead of cutting them
     rows = {
         "input rows": facts.get("input_rows"),
         "rejected rows": facts.get("rejected_rows"),
@@ -89,7 +89,7 @@ def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
         table.add_row(*map(Text, cells), *(f"{row[head]:.4f}" for head in HEADS))
     stdout.print(table)
     if len(rows) > most:
-        stdout.print(f"... and {len(rows) - most:,} rows more")
+        stdout.print(f"... and {len(rows) - most:,} more rows")
 
 
 def written(output: str, layout: str, most: int = 200) -> None:
@@ -99,7 +99,7 @@ def written(output: str, layout: str, most: int = 200) -> None:
 
 def parity(report: Mapping[str, Any]) -> None:
     """Print how far two engines agree, on stderr."""
-    table = Table(title=f"{report['engine']} against {report['against']}")
+    table = Table(title=f"{report['engine']} compared with {report['against']}")
     for name in ("measure", "value"):
         table.add_column(name, justify="left" if name == "measure" else "right")
     table.add_row("users", number(report["users"]))
@@ -112,7 +112,7 @@ def parity(report: Mapping[str, Any]) -> None:
 
 
 def model_info(loaded: weights.Model, name: str, catalog_videos: int | None) -> dict[str, Any]:
-    """Return what there is to say of a model: parameters by group, memory by precision, fingerprints."""
+    """Return the facts of a model: parameters by group, memory by precision, fingerprint."""
     config = loaded.config
     total = weights.parameters(config)
     return {
@@ -130,7 +130,7 @@ def model_info(loaded: weights.Model, name: str, catalog_videos: int | None) -> 
 
 
 def model_table(info: Mapping[str, Any]) -> None:
-    """Print what `model_info` says on stdout."""
+    """Print the facts of `model_info` on stdout."""
     table = Table(title=f"{info['model']}: {info['parameters']:,} parameters")
     table.add_column("group")
     table.add_column("parameters", justify="right")

@@ -1,4 +1,4 @@
-"""Sections on a terminal: their sentences and tables, on stdout, as what was asked for.
+"""Sections on a terminal: their sentences and tables, on stdout.
 
 Owns: Rich's part, and what a narrow terminal leaves out. Must not know: what is in a section.
 """
@@ -15,7 +15,7 @@ from rich.text import Text
 from genrec_batch.reports.sections import Section, Table
 from genrec_batch.runtime.console import stdout
 
-LEAST = 3  # columns that even the narrowest terminal gets
+LEAST = 3  # columns that are shown on the narrowest terminal
 
 
 def show(sections: Iterable[Section]) -> None:
@@ -29,7 +29,7 @@ def show(sections: Iterable[Section]) -> None:
 
 
 def _print(table: Table) -> None:
-    """Print a table without the columns at its end that the terminal has no room for, and name those."""
+    """Print a table; columns at its end that do not fit the terminal are only named."""
     columns = len(table.columns)
     endless = stdout.options.update(max_width=10_000)
     while columns > LEAST and Measurement.get(stdout, endless, _rich(table, columns)).minimum > stdout.width:
@@ -50,7 +50,7 @@ def _rich(table: Table, columns: int) -> RichTable:
     for i, name in enumerate(table.columns[:columns]):
         if i < table.left:
             shown.add_column(Text(name), overflow="fold")
-        else:  # a number is never broken
+        else:  # numbers are never broken
             widest = max((len(row[i]) for row in table.rows), default=0)
             shown.add_column(Text(name), justify="right", overflow="fold", min_width=widest)
     for row in table.rows:

@@ -1,7 +1,7 @@
 """The matrix products that torch computes on this machine, in every number format that its engine has.
 
-Owns: the measurement. Must not know: models, engines' states, logs. A file of its own because only `torch_*` files
-import torch.
+Owns: the measurement. Must not know: models, engines' states, logs. A module of its own, because most of the package
+runs without torch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ CUDA = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def products(rows: int, width: int) -> list[dict[str, Any]]:
-    """Return GFLOP/s of [rows, D] x [D, 3D] by device and precision: the best of 30, weights packed as the engine does.
+    """Return GFLOP/s of [rows, D] x [D, 3D] by device and precision: the best of 30, with packed weights.
 
-    The GPU, where there is one, takes a product eight times as tall, ten of them between two looks at the clock: one of
-    this size would not fill it, and the host's wait for one would count as work. int8 is with the rounding of x that
-    such a product needs.
+    On a GPU the left matrix has eight times the rows, and ten products are timed together: one of this size would not
+    fill the GPU, and the host's wait for each would count as work. int8 includes the rounding of x that it needs.
     """
     found = [_product("cpu", name, rows, width) for name in (*CPU, *(["int8"] if fast_int8() else []))]
     if torch.cuda.is_available():
@@ -34,8 +33,8 @@ def products(rows: int, width: int) -> list[dict[str, Any]]:
 
 
 def release() -> None:
-    """Give the GPU memory that PyTorch holds and nobody uses back to whoever asks next, such as another library."""
-    torch.cuda.empty_cache()  # does nothing where no GPU is in use
+    """Release the GPU memory that PyTorch caches and does not use, for other libraries."""
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def _product(device: str, precision: str, rows: int, width: int, times: int = 1) -> dict[str, Any]:

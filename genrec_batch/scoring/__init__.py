@@ -1,1 +1,1 @@
-"""The job: a log in, recommendations out."""
+"""Scoring: a log in, recommendations out."""

@@ -31,7 +31,7 @@ from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 
 COMPARED_USERS = 256  # of a batch while two engines are compared
-MANY_BEAMS = 16  # from which on a run warns of what they cost
+MANY_BEAMS = 16  # from which on a run warns of their cost
 
 
 def open_engine(
@@ -41,7 +41,7 @@ def open_engine(
 
     Raises:
         ConfigError: the beams of one user do not fit the machine.
-        EngineError: what was asked for is not there.
+        EngineError: the engine, device or precision of the options is not available.
         GateError: `--verify-sample` found that it does not agree with fp32.
     """
     decoding = decoding_of(config, dataset.model)
@@ -64,7 +64,7 @@ def selected(config: ScoreConfig, dataset: Dataset, vectorizer: Vectorizer, ahea
     """Return the engine of the options, chosen by users of the first shard.
 
     Raises:
-        EngineError: what was asked for is not there.
+        EngineError: the engine, device or precision of the options is not available.
     """
     first = dataset.users.first_shard()
     rows = sample_rows(first.lengths_N)
@@ -99,7 +99,7 @@ def agreement(inputs: ModelInputs, decoding: Decoding, engine: Engine, reference
 
 
 def _check_beams(config: ScoreConfig, dataset: Dataset, decoding: Decoding) -> None:
-    """Warn of what many beams cost, and refuse what no batch size makes fit."""
+    """Warn of the cost of many beams, and refuse beams of one user that do not fit the machine."""
     longest = int(dataset.users.lengths_N.max(initial=0))
     if device_of(config.device, config.engine) == "cpu":
         batch_size.check_memory(dataset.model.config, longest, decoding)

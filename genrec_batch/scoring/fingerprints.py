@@ -1,4 +1,4 @@
-"""Fingerprints: all that a user's rows depend on, in 128 bits, so that a later run can tell whether they still hold.
+"""Fingerprints: all that a user's rows depend on, in 128 bits, so that a later run knows whether they are still right.
 
 Owns: what enters a fingerprint, what all users share instead, and the table that keeps fingerprints beside an output.
 Must not know: files, how rows are computed. In: what the model reads of users (`batches.ModelInputs`). Out: two words
@@ -26,19 +26,19 @@ from genrec_batch.core.options import ScoreConfig
 from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.features.batches import ModelInputs
 
-WORDS = 2  # of 64 bits: a fingerprint
+WORDS = 2  # of 64 bits in a fingerprint
 WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
 SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
 
 
 def scope(identity: Mapping[str, Any], config: ScoreConfig) -> dict[str, Any]:
-    """Return what decides the rows of all users alike, from a run's lineage and options: what no fingerprint covers."""
+    """Return what decides the rows of all users, from a run's identity and options, and is in no fingerprint."""
     return {**{name: identity[name] for name in SHARED}, "config": values(config, "rows")}
 
 
 @lru_cache(maxsize=8)
 def _multipliers(count: int) -> U64:
-    """Return odd multipliers for so many values, [count, WORDS]: the first ones are the same for every count."""
+    """Return odd multipliers for `count` values, [count, WORDS]; the first ones are the same for every count."""
     stream = hashlib.shake_128(b"genrec-batch fingerprint 1").digest(count * WORDS * 8)
     return np.frombuffer(stream, "<u8").reshape(count, WORDS) | np.uint64(1)
 

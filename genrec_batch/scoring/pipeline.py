@@ -113,7 +113,7 @@ class Scoring:
         """Open the engine of a run, or continue with one that is open; `ahead` is a head start.
 
         Raises:
-            EngineError: what was asked for is not there.
+            EngineError: the engine, device or precision of the options is not available.
             GateError: `--verify-sample` found that it does not agree with fp32.
         """
         decoding = decoding_of(config, dataset.model)
@@ -159,12 +159,12 @@ class Scoring:
 
     def ranked(self, shards: Iterator[ShardRun], advance: console.Advance = console.nowhere) -> Iterator[ShardRun]:
         """Yield each shard once the engine has answered for all of its users; it never waits between two shards."""
-        nobody: deque[ShardRun] = deque()  # shards without a user to score
+        unscored: deque[ShardRun] = deque()  # shards without a user to score
 
         def batches() -> Iterator[tuple[tuple[ShardRun, I64], Batch]]:
             for shard in shards:
                 if not len(shard):
-                    nobody.append(shard)
+                    unscored.append(shard)
                 while shard.batches:
                     rows_B, batch = shard.batches.popleft()
                     yield (shard, rows_B), batch
@@ -174,9 +174,9 @@ class Scoring:
             advance(len(ranked))
             if not shard.left:
                 yield shard
-            while nobody:
-                yield nobody.popleft()
-        yield from nobody
+            while unscored:
+                yield unscored.popleft()
+        yield from unscored
 
     def results(self, previous: Previous | None = None) -> Results:
         """Return what turns ranked shards into rows."""

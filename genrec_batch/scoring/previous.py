@@ -30,7 +30,7 @@ SCOPE = b"genrec.scope"
 
 @dataclass(frozen=True, kw_only=True)
 class Previous:
-    """An earlier output: who is in it with which fingerprint, and where their rows are."""
+    """An earlier output: its users with their fingerprints, and where their rows are."""
 
     path: str
     ids: pl.Series  # rising
@@ -38,15 +38,15 @@ class Previous:
     stored_N: I64  # rows of each
     rows: pl.LazyFrame
     scope: Mapping[str, Any]
-    why_not: str = ""  # why none of its rows can hold, "" where they may
+    why_not: str = ""  # why no row of it can be kept, "" if rows can
 
     @staticmethod
     def open(path: str) -> Previous:
-        """Open the output of an earlier run, and hold all of it against what it says of itself.
+        """Open the output of an earlier run, and check all of it against its metadata.
 
         Raises:
-            InputError: not a finished output of `score`, one without fingerprints, or not as the run left it; the
-                message names the file.
+            InputError: not a finished output of `score`, one without fingerprints, or changed since; the message names
+                the file.
         """
         try:
             return Previous._open(path)
@@ -57,7 +57,7 @@ class Previous:
             KeyError,
             pl.exceptions.PolarsError,
             *parquet.UNREADABLE,
-        ) as error:  # in what no checksum covers
+        ) as error:  # in a place that no checksum covers
             raise _damaged(path, f"it is damaged ({error})") from error
 
     @staticmethod
@@ -83,7 +83,7 @@ class Previous:
             ("users with fingerprints", len(frame), metadata.get("genrec.users")),
         ):
             if str(count) != said:
-                raise _damaged(path, f"it has {count:,} {what} where its metadata says {said}")
+                raise _damaged(path, f"it has {count:,} {what} and its metadata says {said}")
         rows = pl.scan_parquet([str(file) for file in files], glob=False)
         return Previous(
             path=path,
@@ -95,7 +95,7 @@ class Previous:
         )
 
     def compared(self, shared: Mapping[str, Any], user_type: pl.DataType, video_type: pl.DataType) -> Previous:
-        """Return this output with the reason why none of its rows can hold; `shared` is this run's scope."""
+        """Return this output with the reason why no row of it can be kept; `shared` is this run's scope."""
         differing = differences(self.scope, shared)
         video = self.rows.collect_schema()["video_id"]
         video = video.inner if isinstance(video, pl.List) else video  # type: ignore[assignment]
@@ -105,7 +105,7 @@ class Previous:
         return replace(self, why_not=", ".join(differing))
 
     def unchanged(self, ids: pl.Series, prints_NW: U64) -> U8:
-        """Return which of some users (rising ids) have the same fingerprint here, [N]."""
+        """Return which of N users (rising ids) have the same fingerprint here, [N]."""
         if self.why_not or not len(self.ids) or not len(ids):
             return np.zeros(len(ids), np.bool_)
         place_N = self._places(ids)
@@ -118,7 +118,7 @@ class Previous:
         return np.minimum(place_N, len(self.ids) - 1)
 
     def rows_of(self, ids: pl.Series) -> tuple[pa.Table, I64]:
-        """Return the rows of some users of it (rising ids), in order, and how many items each has, [N].
+        """Return the rows of N of its users (rising ids), in order, and the number of items of each, [N].
 
         Raises:
             InputError: the files have changed since they were opened.
@@ -132,7 +132,7 @@ class Previous:
         lost_N = rows_N != self.stored_N[self._places(ids)]
         if lost_N.any():
             user = ids[int(lost_N.argmax())]
-            raise _damaged(self.path, f"it has changed while it was read (the rows of user {user} are not all there)")
+            raise _damaged(self.path, f"it has changed while it was read (rows of user {user} are missing)")
         lists = found.schema["video_id"].is_nested()
         items_N = found["video_id"].list.len().to_numpy().astype(np.int64) if lists else rows_N.astype(np.int64)
         return found.to_arrow(compat_level=pl.CompatLevel.oldest()), items_N
@@ -141,14 +141,14 @@ class Previous:
 def _not_one(path: str, kept: Path) -> InputError:
     return InputError(
         f"--previous {path}: not a finished output of genrec-batch score with its fingerprints ({kept.name}); "
-        "name one, or leave the option out to score everybody"
+        "name one, or omit the option to score all users"
     )
 
 
 def _damaged(path: str, what: str) -> InputError:
     return InputError(
-        f"--previous {path}: {what}, so its rows are not carried over; name an intact output, or leave the option out "
-        "to score everybody"
+        f"--previous {path}: {what}, so its rows are not carried over; name an intact output, or omit the option "
+        "to score all users"
     )
 
 
@@ -160,7 +160,11 @@ def _read(path: str, read: Callable[[], T]) -> T:
 
 
 def _checked_files(path: str, place: Path) -> str | None:
-    """Return the run that finished an output, None where none did; raise InputError where its files are others now."""
+    """Return the run that finished an output, None if none did.
+
+    Raises:
+        InputError: its files have changed since.
+    """
     try:
         run_id = published.finished_id(place)
     except ConfigError as error:
@@ -171,30 +175,30 @@ def _checked_files(path: str, place: Path) -> str | None:
         if not parquet.is_whole(place):
             raise _damaged(path, f"{place.name} is damaged")
         if published.ROWS not in published.files_of(place)[1]:
-            raise _damaged(path, f"{place.name} was written again by another program")
+            raise _damaged(path, f"{place.name} was rewritten by another program")
         return run_id
     entries = (published.manifest_of(place) or {})["files"]
     for name in published.strangers(place, entries):
-        raise _damaged(path, f"{name} is in it and not in its {published.MANIFEST}")
+        raise _damaged(path, f"{name} is in the folder and not in its {published.MANIFEST}")
     for name in _read(path, lambda: list(published.altered(place, entries))):
         raise _damaged(path, f"{name} is missing or not what its {published.MANIFEST} says")
     return run_id
 
 
 def _stored(path: str, rows: pl.LazyFrame, ids: pl.Series) -> I64:
-    """Return how many rows of an earlier output each of its users has, [N].
+    """Return the number of rows of each user of an earlier output, [N].
 
     Raises:
         InputError: a user without a fingerprint, or one whose ranks are not 1, 2, 3, ...
     """
     nested = rows.collect_schema()["video_id"].is_nested()
-    last = pl.len() if nested else pl.col("rank").max()  # a row for each user, or for each rank
+    last = pl.len() if nested else pl.col("rank").max()  # one row for each user, or for each rank
     by_user = rows.group_by("user_id").agg(rows=pl.len(), last=last.cast(pl.Int64))
     counted = _read(path, lambda: by_user.collect(engine="streaming"))
     users = ids.to_frame().join(counted, on="user_id", how="left", maintain_order="left").fill_null(0)
     wrong = users.filter(pl.col("rows") != (1 if nested else pl.col("last")))
     for user in wrong["user_id"].head(1):
-        raise _damaged(path, f"user {user} has rows too many or too few in it")
+        raise _damaged(path, f"user {user} has too many or too few rows in it")
     if int(users["rows"].sum()) != int(counted["rows"].sum()):
         raise _damaged(path, "it has rows of users without a fingerprint")
     return users["rows"].to_numpy().astype(np.int64)

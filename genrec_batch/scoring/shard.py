@@ -26,12 +26,12 @@ class ShardRun:
     ids: pl.Series  # of all N users
     rows_S: I64 | None
     prints_NW: U64
-    batches: deque[tuple[I64, Batch]]  # places among the S users, and what the engine reads of them
+    batches: deque[tuple[I64, Batch]]  # places among the S users, with what the engine reads of these
     users: UserColumns  # of the S users
     wanted_N: I64  # items that each user could get at most
     counts: dict[str, int]  # of all N users
     left: int  # users still on their way through the engine
-    answers: list[tuple[I64, Ranked]] = field(default_factory=list)  # and the places that they are for
+    answers: list[tuple[I64, Ranked]] = field(default_factory=list)  # with the places that they are for
 
     @staticmethod
     def of(
@@ -67,9 +67,9 @@ class ShardRun:
 
     @property
     def kept_rows(self) -> I64:
-        """Places of the users who are not scored, among all N."""
-        everybody = np.arange(len(self.ids))
-        return everybody[:0] if self.rows_S is None else np.setdiff1d(everybody, self.rows_S)
+        """Places of the users who are not scored among all N."""
+        rows_N = np.arange(len(self.ids))
+        return rows_N[:0] if self.rows_S is None else np.setdiff1d(rows_N, self.rows_S)
 
     def put(self, rows_B: I64, ranked: Ranked) -> None:
         """Keep what the engine recommends to some of the S users."""

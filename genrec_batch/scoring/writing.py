@@ -1,7 +1,7 @@
 """Writing a run's output: the parts that are not there yet, each on another thread, then the whole in its place.
 
-Owns: resuming, the order of writing, what a run reports in the end. Must not know: how parts are computed. In: a run
-and a stream of work that ends in parts. Out: the output on disk, and the run's summary.
+Owns: resuming, the order of writing, and what a run reports in the end. Must not know: how parts are computed. In: a
+run and a stream of work that ends in parts. Out: the output on disk, and the run's summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring.lineage import Run
 from genrec_batch.scoring.results import OutputPart
 
-MANY_CORES = 8  # from which on a shard takes so short that its memory is better kept for the next one
+MANY_CORES = 8  # from which on a shard is so fast that its memory is better kept for the next one
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
@@ -35,7 +35,7 @@ Parts = Callable[[set[int], console.Advance], Generator[Callable[[], OutputPart]
 def opened(
     config: HistoryConfig, source: str, target: str | None, stages: Stages, ahead: HeadStart | None = None
 ) -> Generator[Dataset, None, None]:
-    """Check the output and open the data set of a run; what it spilled goes at the end of the block.
+    """Check the output and open the data set of a run; its spill files are removed at the end of the block.
 
     Raises:
         GenrecError: see `Dataset.open`; ConfigError where the output would replace an input.

@@ -166,7 +166,7 @@ def test_an_output_whose_parts_are_all_damaged_is_told_so(outputs, run):
     done = run("inspect", outputs / "parts")
     assert done.code == 6, (done.err, done.exception)
     assert "part-00005.parquet (damaged" in done.err
-    assert "Where it is from" in done.out
+    assert "Lineage" in done.out
 
 
 @pytest.mark.parametrize("layout", ["long", "nested"])

@@ -253,10 +253,11 @@ def measured(monkeypatch, engines, *, sizes=(1, 8, 64), must=False):
     monkeypatch.setattr(engine_facts, "open_engine", opened)
     monkeypatch.setattr(engine_facts, "reference_engine", lambda _: Weak("torch", "fp32"))
     products = [{"device": "cuda:0", "precision": "fp16", "library": "torch", "gflop_per_s": 1e9}]
-    return engine_facts.measure(
-        tiny, list(engines), device="cuda:0", must=must, sizes=sizes, events=5, decoding=Decoding(top_k=3), real=None,
-        seconds=0, ceilings={"products": products}, advance=lambda _: None,
+    trial = engine_facts.Trial(
+        model=tiny, wanted=list(engines), device="cuda:0", must=must, sizes=sizes, events=5,
+        decoding=Decoding(top_k=3), seconds=0,
     )  # fmt: skip
+    return engine_facts.measure(trial, real=None, ceilings={"products": products}, advance=lambda _: None)
 
 
 def test_an_engine_that_fails_on_a_gpu_loses_only_what_it_failed_at(monkeypatch):

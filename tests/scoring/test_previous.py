@@ -170,7 +170,7 @@ def without(folder, name):
     ("spoil", "named"),
     [
         (lambda folder: (folder / PART).unlink(), f"{PART} is missing or not what"),
-        (lambda folder: shutil.copy(folder / PART, folder / "part-00099.parquet"), "part-00099.parquet is in it and"),
+        (lambda folder: shutil.copy(folder / PART, folder / "part-00099.parquet"), "part-00099.parquet is in the folder and"),
         (
             lambda folder: only(folder / PART, lambda rows: rows.with_columns(score=pl.lit(-1.0, pl.Float32))),
             f"{PART} is missing or not what",
@@ -184,7 +184,7 @@ def without(folder, name):
             "it is damaged (Expecting value",
         ),
         (lambda folder: (folder / "_manifest.json").write_text("{}"), "not a finished output"),
-        (lambda folder: without(folder, PART), "rows where its metadata says"),
+        (lambda folder: without(folder, PART), "rows and its metadata says"),
     ],
 )
 def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_scored(
@@ -196,7 +196,7 @@ def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_s
     assert done.code == 3, (done.code, done.err)
     assert "--previous a: " in done.err
     assert named in done.err
-    assert "leave the option out to score everybody" in done.err
+    assert "omit the option to score all users" in done.err
     assert not Path("b").exists()
     assert not Path(".b.unfinished").exists()
 
@@ -207,14 +207,14 @@ def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_s
         (lambda: flip(Path("a.parquet")), "a.parquet is damaged"),
         (lambda: truncate(Path("a.parquet")), "not a finished output"),
         (lambda: flip(Path("a.parquet.fingerprints")), "a.parquet.fingerprints is damaged"),
-        (lambda: only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows where its metadata says"),
+        (lambda: only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows and its metadata says"),
         (
             lambda: only("a.parquet", lambda rows: rows, metadata=False),
-            "a.parquet was written again by another program",
+            "a.parquet was rewritten by another program",
         ),
         (
             lambda: only("a.parquet", lambda rows: pl.concat([rows.slice(0, 10), rows.head(len(rows) - 10)])),
-            "user 100 has rows too many or too few",
+            "user 100 has too many or too few rows",
         ),
         (
             lambda: only("a.parquet", lambda rows: rows.with_columns(user_id=pl.col("user_id").replace(105, 5))),
@@ -244,7 +244,7 @@ def test_rows_that_go_while_they_are_read_end_the_run(nights, run, model_dir, mo
     done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
     assert done.code == 3, (done.code, done.err)
     assert "--previous a.parquet: it " in done.err
-    assert "leave the option out" in done.err
+    assert "omit the option" in done.err
 
 
 @pytest.mark.parametrize("layout", ["long", "nested"])
@@ -255,7 +255,7 @@ def test_rows_that_did_not_come_back_are_noticed(nights, layout):
     assert table["user_id"].unique().to_pylist() == previous.ids[3:9].to_list()
     assert items_N.tolist() == [10] * 6
     without_one = replace(previous, rows=previous.rows.filter(pl.col("user_id") != 105))
-    with pytest.raises(InputError, match="the rows of user 105 are not all there"):
+    with pytest.raises(InputError, match="rows of user 105 are missing"):
         without_one.rows_of(previous.ids[3:9])
 
 

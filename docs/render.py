@@ -41,7 +41,16 @@ BLOCK = re.compile(
 )
 MODULE_WITH_CODE = 2  # statements: more than a docstring
 PROGRAM = ("--help", "--version", "--config", "--install-completion", "--show-completion")  # options before a command
-PANELS = ("Options", "Input", "Model", "Training", "Test", "Decoding", "Engine", "Output")  # first those without a panel
+PANELS = (
+    "Options",
+    "Input",
+    "Model",
+    "Training",
+    "Test",
+    "Decoding",
+    "Engine",
+    "Output",
+)  # first those without a panel
 
 
 class Figures(string.Formatter):

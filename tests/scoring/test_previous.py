@@ -170,7 +170,10 @@ def without(folder, name):
     ("spoil", "named"),
     [
         (lambda folder: (folder / PART).unlink(), f"{PART} is missing or not what"),
-        (lambda folder: shutil.copy(folder / PART, folder / "part-00099.parquet"), "part-00099.parquet is in the folder and"),
+        (
+            lambda folder: shutil.copy(folder / PART, folder / "part-00099.parquet"),
+            "part-00099.parquet is in the folder and",
+        ),
         (
             lambda folder: only(folder / PART, lambda rows: rows.with_columns(score=pl.lit(-1.0, pl.Float32))),
             f"{PART} is missing or not what",

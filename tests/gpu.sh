@@ -3,7 +3,7 @@
 #
 #   TORCH_PYTHON=python3 TENSORRT_PYTHON=python3.10 tests/gpu.sh tests end-to-end
 #
-# `tests` are those marked gpu. `end-to-end` is the README's table Parquet to Parquet (10 million users, some 15 GB of
+# `tests` are those marked gpu. `end-to-end` is the benchmark of docs/benchmarks/end-to-end-h200.md (10 million users, some 15 GB of
 # disk, minutes an engine), after a small run that compiles and builds. Each variable names an interpreter with that
 # engine's packages, pytest and polars; what is not named is left out. GENREC_BATCH_TENSORRT_INCLUDE names TensorRT's
 # headers, for the plugin. OUT is a folder for results, WORK one for logs, LIMIT the seconds of each step.

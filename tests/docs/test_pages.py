@@ -10,6 +10,7 @@ import pytest
 from docs import render
 from genrec_batch.events import columns
 from genrec_batch.model import weights
+from tests.test_architecture import FLOORS
 
 ROOT = Path(__file__).parents[2]
 OF_THE_READER = {"onnx/export.json"}  # files that a page names and a reader has
@@ -74,6 +75,15 @@ def test_the_architecture_lists_the_modules_of_every_room():
     for room in (ROOT / "genrec_batch").iterdir():
         if room.is_dir() and any(room.glob("[a-z]*.py")):
             assert f"<!-- modules {room.name} -->" in page, room.name
+
+
+def test_the_floors_of_the_architecture_are_those_that_are_enforced():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE)
+    floors = {
+        int(floor): {re.sub(r"/$|\.py$", "", room) for room in re.findall(r"`([^`]+)`", rooms)} for floor, rooms in rows
+    }
+    assert floors == dict(enumerate(FLOORS))
 
 
 def test_every_result_is_on_a_page():

@@ -3,10 +3,11 @@
 #
 #   TORCH_PYTHON=python3 TENSORRT_PYTHON=python3.10 tests/gpu.sh tests end-to-end
 #
-# `tests` are those marked gpu. `end-to-end` is the benchmark of docs/benchmarks/end-to-end-h200.md (10 million users, some 15 GB of
-# disk, minutes an engine), after a small run that compiles and builds. Each variable names an interpreter with that
-# engine's packages, pytest and polars; what is not named is left out. GENREC_BATCH_TENSORRT_INCLUDE names TensorRT's
-# headers, for the plugin. OUT is a folder for results, WORK one for logs, LIMIT the seconds of each step.
+# `tests` are those marked gpu. `end-to-end` is the benchmark of docs/benchmarks/end-to-end-h200.md (10 million users,
+# some 15 GB of disk, minutes an engine), after a small run that compiles and builds. Each variable names an interpreter
+# with that engine's packages, pytest and polars; an engine without its variable is left out.
+# GENREC_BATCH_TENSORRT_INCLUDE names TensorRT's headers, for the plugin. OUT is a folder for results, WORK one for logs,
+# LIMIT the seconds of each step.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

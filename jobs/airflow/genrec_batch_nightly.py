@@ -1,9 +1,9 @@
 """A DAG that scores each day's log with genrec-batch and publishes the result; Airflow 3 and 2.10.
 
-Owns: when the log is complete, how often scoring is tried, what is checked before a result is published. Must not know:
-anything of genrec-batch but its command line, its exit codes and the `_manifest.json` that it writes. In: a folder for each
-day, `events/ds=YYYY-MM-DD/` with a `_SUCCESS` in it. Out: `recs/ds=YYYY-MM-DD/`, the link `current` to the newest one,
-`reports/ds=YYYY-MM-DD.json`.
+Owns: when the log is complete, how often scoring is tried, what is checked before a result is published. Must not
+know: anything of genrec-batch but its command line, its exit codes and the `_manifest.json` that it writes. In: a
+folder for each day, `events/ds=YYYY-MM-DD/` with a `_SUCCESS` in it. Out: `recs/ds=YYYY-MM-DD/`, the link `current` to
+the newest one, `reports/ds=YYYY-MM-DD.json`.
 
 Copy it into the DAGs folder. The environment of the workers sets GENREC_JOB_ROOT and GENREC_JOB_PROGRAM, and
 GENREC_BATCH_* or a `genrec-batch.toml` in GENREC_JOB_ROOT the options of the command, such as the model.

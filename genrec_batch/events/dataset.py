@@ -96,7 +96,6 @@ class Dataset:
         spill_to = by_user.spill_folder(config.spill_dir, spill_beside) if isinstance(source, str) else None
         loaded = _model(config, model, stages)
         found = _survey(log, config, inputs, stages)
-        video_type = found.videos.schema["video_id"]
         warnings = warnings_about(loaded, config)
         name = f"INPUT {source if isinstance(source, str) else 'table'}"
         with stages.time("catalog"):
@@ -107,20 +106,10 @@ class Dataset:
         beside = _Beside.read(config, found, inputs, stages)
         scored = _users(found, beside, config, name)
         _check_not_empty(scored, catalog, config, name)
-        tables = Tables(
-            users=beside.users,
-            videos=beside.videos,
-            candidates=_candidates(beside.given, scored.ids, catalog, config, warnings),
-        )
-        store = _arranged(log, scored, found, config, spill_to, stages)
-        if empty := store.reader.empty_columns():
-            said = "no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
-            warnings.append(f"{', '.join(empty)}: {said}")
-        for warning in warnings:
-            LOG.warning(warning)
+        given = _candidates(beside.given, scored.ids, catalog, config, warnings)
         users = UserHistories(
             users=scored,
-            store=store,
+            store=_arranged(log, scored, found, config, spill_to, stages),
             videos=histories.video_rows(found.videos["video_id"], catalog, beside.video_ids),
             table_row_N=histories.rows_of(scored.ids, beside.user_ids),
             as_of_us=found.as_of_us,
@@ -129,14 +118,17 @@ class Dataset:
             shard_users=config.shard_users,
             stages=stages,
         )
+        warnings += _empty_columns(users.store)
+        for warning in warnings:
+            LOG.warning(warning)
         return Dataset(
             log=log,
             inputs=inputs,
             users=users,
-            tables=tables,
+            tables=Tables(users=beside.users, videos=beside.videos, candidates=given),
             catalog=catalog,
             model=loaded,
-            video_type=video_type,
+            video_type=found.videos.schema["video_id"],
             facts=_facts(log, found, users, catalog),
             warnings=warnings,
         )
@@ -309,13 +301,19 @@ def _arranged(
         )
 
 
+def _empty_columns(store: EventStore) -> list[str]:
+    """Return a warning about columns without any value."""
+    empty = store.reader.empty_columns()
+    what = "no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
+    return [f"{', '.join(empty)}: {what}"] if empty else []
+
+
 def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog) -> dict[str, object]:
     """Return the counts of the summary, and warn of rejected rows."""
     store, events_N = users.store, users.users.events_N
     rejected = found.rows - found.usable
     if rejected:
-        said = in_words(found.nulls)
-        LOG.warning("%s of %s rows rejected: null %s", f"{rejected:,}", f"{found.rows:,}", said)
+        LOG.warning("%s of %s rows rejected: null %s", f"{rejected:,}", f"{found.rows:,}", in_words(found.nulls))
     as_of = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=found.as_of_us)
     return {
         "input_rows": found.rows,

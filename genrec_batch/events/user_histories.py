@@ -64,8 +64,8 @@ class UserHistories:
         """Kept events of a user on average."""
         return float(self.lengths_N.mean())
 
-    def load(self, bucket: Bucket, *, max_events: int | None = None) -> Histories:
-        """Load the histories of a bucket's users; `max_events` keeps another number of events than the run does.
+    def load(self, bucket: Bucket) -> Histories:
+        """Load the histories of a bucket's users.
 
         Raises:
             InputError: a page of the log is damaged.
@@ -83,7 +83,7 @@ class UserHistories:
                 videos=self.videos,
                 user_row_N=self.table_row_N[bucket.start : bucket.stop],
                 as_of_us=self.as_of_us,
-                max_events=self.max_events if max_events is None else max_events,
+                max_events=self.max_events,
                 seen_limit=self.seen_limit,
                 sorter=self.store.reader.sorter,
             )

@@ -12,7 +12,6 @@ import pytest
 from genrec_batch.core.errors import ConfigError, InputError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events.dataset import Dataset
-from genrec_batch.events.splits import ALL_EVENTS
 
 
 @pytest.fixture
@@ -68,13 +67,6 @@ def test_the_first_shard_is_loaded_once(log_file, config):
     again = next(dataset.users.shards())
     np.testing.assert_array_equal(again.histories.tokens_E, first.tokens_E)
     assert np.shares_memory(again.histories.tokens_E, first.tokens_E)
-
-
-def test_all_events_of_a_user_can_be_loaded(log, log_file, config):
-    users = Dataset.open(str(log_file), config).users
-    whole = users.load(users.store.buckets[0], max_events=ALL_EVENTS)
-    assert whole.lengths_N.tolist() == log.group_by("user_id").len().sort("user_id")["len"].to_list()
-    assert users.lengths_N.tolist() == np.minimum(whole.lengths_N, 9).tolist()
 
 
 def test_a_head_start_knows_the_model_with_its_catalog(log_file, config):

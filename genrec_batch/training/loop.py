@@ -1,6 +1,6 @@
 """Training steps: batches in, weights that fit them better out.
 
-Owns: the optimizer, its schedule, the state of a run that a checkpoint keeps, what counts as divergence. Must not know:
+Owns: the optimizer, its schedule, the state that the next steps depend on. Must not know:
 files, users, validation. In: batches of an epoch, from any one on. Out: the state after each step.
 """
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from genrec_batch.core.arrays import F32, FIRST_ITEM, U8
-from genrec_batch.core.errors import GateError
 from genrec_batch.model.weights import ModelConfig
 from genrec_batch.training.device import Place
 from genrec_batch.training.inputs import Standard, TrainingBatch
@@ -47,12 +46,17 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Mean losses of some steps: of the next video, of the heads; positions with loss that they are over."""
+    """What a step's losses are, still on the device: reading them waits for it."""
 
-    items: float
-    heads: float
-    positions: float
+    items: Tensor  # sum of weighted cross-entropies of next videos
+    heads: Tensor  # mean of the heads
+    positions: float  # sum of the weights
     rows: int
+
+    @property
+    def total(self) -> Tensor:
+        """What a step makes smaller."""
+        return self.items / max(1.0, self.positions) + HEADS_WEIGHT * self.heads
 
 
 class Trainer:
@@ -95,27 +99,29 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 tensor.copy_(tensors[f"weights/{name}"])
-                if step:
+                if f"{MOMENTS[0]}/{name}" in tensors:  # one that no batch reads has none
                     moments = {moment: tensors[f"{moment}/{name}"].to(self._device) for moment in MOMENTS}
                     count = torch.tensor(float(step), device=self._device)
                     self.optimizer.state[tensor] = {"step": count, **moments}
 
     def train(self, batches: Iterable[TrainingBatch], *, epoch: int, start: int) -> Iterator[Losses]:
-        """Take a step for each batch of an epoch, the first of which has the number `start`.
-
-        Raises:
-            GateError: the loss is not a number.
-        """
+        """Take a step for each batch of an epoch, the first of which has the number `start`."""
         for number, batch in enumerate(batches, start):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-            losses = self._step(batch, Noise(self._dropout, self._seed, epoch, number))
+            losses = self.losses(batch, Noise(self._dropout, self._seed, epoch, number))
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(losses.total)
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP)
+            self.optimizer.step()
             self.step += 1
             yield losses
 
-    def _step(self, batch: TrainingBatch, noise: Noise) -> Losses:
+    def losses(self, batch: TrainingBatch, noise: Noise) -> Losses:
+        """Return the losses of a batch."""
         put = self._put
         wanted_W, place = np.unique(np.concatenate([batch.place_P, batch.place_Q]), return_inverse=True)
+        place_P, place_Q = np.split(place, [len(batch.place_P)])
         read = Read(
             tokens_BS=put(batch.tokens_BS.astype(np.int64)),
             rows_K=put(batch.rows_K),
@@ -124,8 +130,6 @@ class Trainer:
             video=self._pair(batch.vectors.video),
             wanted_W=put(wanted_W),
         )
-        hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise)
-        place_P, place_Q = np.split(place, [len(batch.place_P)])
         wanted = Wanted(
             target_P=put(batch.target_P),
             weight_P=put(batch.weight_P),
@@ -133,24 +137,22 @@ class Trainer:
             seen_start_P=put(batch.seen_start_P),
             seen_count_P=put(batch.seen_count_P),
         )
+        hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise)
         catalog = slice(FIRST_ITEM, FIRST_ITEM + self._items)
-        total = cross_entropy(
+        items = cross_entropy(
             hidden_WD.index_select(0, put(place_P)),
             self.weights[TOKENS][catalog],
             self.weights[OUTPUT_BIAS][catalog],
             wanted,
             self._dtype,
         )
-        positions = max(1.0, float(batch.weight_P.sum()))
-        of_items = total / positions
-        of_heads = head_loss(head_logits(self.weights, hidden_WD.index_select(0, put(place_Q))), put(batch.labels_QH))
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(of_items + HEADS_WEIGHT * of_heads)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP)
-        if not torch.isfinite(norm):
-            raise GateError(f"step {self.step:,}: the loss or its gradient is not a number; a smaller --lr may help")
-        self.optimizer.step()
-        return Losses(items=of_items.item(), heads=of_heads.item(), positions=positions, rows=len(batch.lengths_B))
+        logits_QH = head_logits(self.weights, hidden_WD.index_select(0, put(place_Q)))
+        return Losses(
+            items=items,
+            heads=head_loss(logits_QH, put(batch.labels_QH)),
+            positions=float(batch.weight_P.sum()),
+            rows=len(batch.lengths_B),
+        )
 
     def _put(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -31,6 +31,7 @@ UNKNOWN_SHARE = 0.12  # of the tokens that are read as unknown
 CHECKPOINT_S = 60.0  # between two checkpoints within an epoch
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 8000, 20, 60  # that are planned: so many steps, within these epochs
 PATIENCE = 0.25  # of the planned epochs, without improvement, after which a search ends
+READ_STEPS = 20  # whose losses are read together: reading waits for a GPU
 TRIED_BATCHES = 3  # by which the time is estimated
 DIVERGED_STEPS, DIVERGED = 50, 1.0  # steps whose mean loss is so far above that of a uniform guess
 
@@ -145,19 +146,23 @@ def run(
     trainer = phase.trainer(initial, state.planned)
     if tensors is not None:
         trainer.restore(tensors, state.step)
-    saved = time.perf_counter()
+    saved, waiting = time.perf_counter(), list[Losses]()
     while state.epoch < epochs and not _is_enough(phase, state):
         epoch, steps = state.epoch, len(phase.order(state.epoch)[1])
         began = time.perf_counter()
         title = f"{phase.name}, epoch {epoch + 1} of {epochs}"
         with console.progress(title, steps, "steps", done=state.batch) as advance:
             for losses in trainer.train(phase.batches(epoch, state.batch), epoch=epoch, start=state.batch):
-                _add(state, losses, phase)
+                waiting.append(losses)
                 advance(1)
-                if time.perf_counter() - saved > CHECKPOINT_S:
-                    console.doing(f"loss {state.sums[0] / state.sums[1]:.3f}")
+                late = time.perf_counter() - saved > CHECKPOINT_S
+                if late or len(waiting) >= READ_STEPS:
+                    _add(state, waiting, phase)
+                    console.doing(f"loss {state.sums[0] / max(1.0, state.sums[1]):.3f}")
+                if late:
                     checkpoints.save(STATE, trainer.tensors(), asdict(state))
                     saved = time.perf_counter()
+            _add(state, waiting, phase)
         _end_epoch(phase, trainer, state, checkpoints, time.perf_counter() - began)
         saved = time.perf_counter()
     if phase.held_out is None:
@@ -178,15 +183,27 @@ def _is_enough(phase: Phase, state: State) -> bool:
     return phase.held_out is not None and state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
 
 
-def _add(state: State, losses: Losses, phase: Phase) -> None:
-    state.batch, state.step = state.batch + 1, state.step + 1
-    for place, value in enumerate((losses.items * losses.positions, losses.positions, losses.heads, 1.0)):
-        state.sums[place] += value
-    mean = state.sums[0] / max(1.0, state.sums[1])
-    if state.sums[3] >= DIVERGED_STEPS and mean > math.log(phase.items) + DIVERGED:
+def _add(state: State, waiting: list[Losses], phase: Phase) -> None:
+    """Add up the losses of the steps since the last call.
+
+    Raises:
+        GateError: one is not a number, or they diverge.
+    """
+    if not waiting:
+        return
+    read = torch.stack([torch.stack([each.items.detach(), each.heads.detach()]) for each in waiting]).tolist()
+    for losses, (items, heads) in zip(waiting, read, strict=True):
+        state.batch, state.step = state.batch + 1, state.step + 1
+        if not math.isfinite(items + heads):
+            raise GateError(f"{phase.name}, epoch {state.epoch + 1}, step {state.step}: the loss is not a number")
+        for place, value in enumerate((items, losses.positions, heads, 1.0)):
+            state.sums[place] += value
+    waiting.clear()
+    mean, guess = state.sums[0] / max(1.0, state.sums[1]), math.log(phase.items)
+    if state.sums[3] >= DIVERGED_STEPS and mean > guess + DIVERGED:
         raise GateError(
-            f"{phase.name}, epoch {state.epoch + 1}: the loss diverges: it is {mean:.2f} on average, a uniform guess "
-            f"has {math.log(phase.items):.2f}"
+            f"{phase.name}, epoch {state.epoch + 1}: the loss diverges: it is {mean:.2f} on average, and a uniform "
+            f"guess has {guess:.2f}"
         )
 
 

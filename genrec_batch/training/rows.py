@@ -88,11 +88,15 @@ def draw(offsets_N1: I64, window: Window, random: np.random.Generator) -> Rows:
 
 
 def batches(rows: Rows, size: int, random: np.random.Generator) -> list[I64]:
-    """Return the rows of each batch of an epoch: neighbours in length among some batches, batches in random order."""
+    """Return the rows of each batch of an epoch: neighbours in length among some batches, batches in random order.
+
+    Every batch has as many rows with features as without, so that no step is of one kind alone.
+    """
     length_R = rows.stop_R - rows.first_R
     made: list[I64] = []
     for start in range(0, len(rows), size * SORTED_BATCHES):
         some = np.arange(start, min(len(rows), start + size * SORTED_BATCHES))
-        some = some[np.argsort(length_R[some], kind="stable")]
+        by_kind = [each[np.argsort(length_R[each], kind="stable")] for each in (some[::2], some[1::2])]
+        some[::2], some[1::2] = by_kind
         made += [some[at : at + size] for at in range(0, len(some), size)]
     return [made[i] for i in random.permutation(len(made))]

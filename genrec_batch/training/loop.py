@@ -136,6 +136,7 @@ class Trainer:
             seen_M=self._seen_M,
             seen_start_P=put(batch.seen_start_P),
             seen_count_P=put(batch.seen_count_P),
+            masked_P1=np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.seen_count_P)]),
         )
         hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise)
         catalog = slice(FIRST_ITEM, FIRST_ITEM + self._items)

@@ -16,26 +16,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genrec_batch.core.arrays import I64
+from genrec_batch.training.device import can_compile, compiled
+
 LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}  # that stay in a CPU's shared cache; a GPU wants large products
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The targets of P positions. Masked are `seen_M[start..start + count]`; `weight_P` sums up to what is averaged."""
+    """The targets of P positions, and what is masked there: `seen_M[start..start + count]`, catalog rows."""
 
     target_P: Tensor
     weight_P: Tensor
     seen_M: Tensor
     seen_start_P: Tensor
     seen_count_P: Tensor
+    masked_P1: I64  # how many are masked before each position: sizes that a GPU need not be asked for
 
 
-def masked_pairs(seen_M: Tensor, start_P: Tensor, count_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Return position and catalog row of everything that is masked."""
-    position = torch.repeat_interleave(torch.arange(len(start_P), device=start_P.device), count_P)
+def masked_pairs(wanted: Wanted, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return position, from `start` on, and catalog row of everything that is masked at some positions."""
+    begin_P, count_P = wanted.seen_start_P[start:stop], wanted.seen_count_P[start:stop]
+    total = int(wanted.masked_P1[stop] - wanted.masked_P1[start])
+    positions = torch.arange(stop - start, device=begin_P.device)
+    position = torch.repeat_interleave(positions, count_P, output_size=total)
     begins_P = torch.cumsum(count_P, 0) - count_P
-    place = torch.arange(len(position), device=position.device) + (start_P - begins_P)[position]
-    return position, seen_M[place]
+    place = torch.arange(total, device=begin_P.device) + (begin_P - begins_P)[position]
+    return position, wanted.seen_M[place]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -46,28 +53,26 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_PD: Tensor, items_CD: Tensor, bias_C: Tensor, wanted: Wanted, dtype: torch.dtype
     ) -> Tensor:
         rows = max(1, LOGITS_AT_ONCE[hidden_PD.device.type] // len(items_CD))
+        in_one = hidden_PD.device.type == "cuda" and can_compile()
+        gradient_of = compiled(softmax_gradient) if in_one else softmax_gradient_in_place
         narrow_PD, narrow_CD = hidden_PD.to(dtype), items_CD.to(dtype)
         hidden_gradient_PD = torch.empty_like(narrow_PD)
         items_gradient_CD = torch.zeros_like(items_CD)
         bias_gradient_C = torch.zeros_like(bias_C)
         total = hidden_PD.new_zeros(())
         for start in range(0, len(hidden_PD), rows):
-            some = slice(start, start + rows)
-            target_P, weight_P = wanted.target_P[some, None], wanted.weight_P[some]
-            logits_PC = torch.mm(narrow_PD[some], narrow_CD.t()).float().add_(bias_C)
-            of_target_P1 = logits_PC.gather(1, target_P)
-            pairs = masked_pairs(wanted.seen_M, wanted.seen_start_P[some], wanted.seen_count_P[some])
-            logits_PC.index_put_(pairs, logits_PC.new_tensor(-torch.inf))
-            logits_PC.scatter_(1, target_P, of_target_P1)
-            log_sum_P = torch.logsumexp(logits_PC, 1)
-            total += ((log_sum_P - of_target_P1[:, 0]) * weight_P).sum()
-            gradient_PC = logits_PC.sub_(log_sum_P[:, None]).exp_()
-            gradient_PC.scatter_add_(1, target_P, gradient_PC.new_full((), -1.0).expand_as(target_P))
-            gradient_PC.mul_(weight_P[:, None])
-            bias_gradient_C += gradient_PC.sum(0)
-            narrow_PC = gradient_PC.to(dtype)
-            hidden_gradient_PD[some] = torch.mm(narrow_PC, narrow_CD)
-            items_gradient_CD += torch.mm(narrow_PC.t(), narrow_PD[some])
+            stop = min(len(hidden_PD), start + rows)
+            target_P1 = wanted.target_P[start:stop, None]
+            logits_PC = torch.mm(narrow_PD[start:stop], narrow_CD.t())
+            of_target_P1 = logits_PC.gather(1, target_P1)
+            if wanted.masked_P1[stop] > wanted.masked_P1[start]:
+                logits_PC.index_put_(masked_pairs(wanted, start, stop), logits_PC.new_tensor(-torch.inf))
+                logits_PC.scatter_(1, target_P1, of_target_P1)
+            loss, narrow_PC, bias_gradient = gradient_of(logits_PC, bias_C, target_P1, wanted.weight_P[start:stop])
+            total += loss
+            bias_gradient_C += bias_gradient
+            hidden_gradient_PD[start:stop] = torch.mm(narrow_PC, narrow_CD)
+            items_gradient_CD += torch.mm(narrow_PC.t(), narrow_PD[start:stop])
         ctx.save_for_backward(hidden_gradient_PD.to(hidden_PD.dtype), items_gradient_CD, bias_gradient_C)
         return total
 
@@ -75,6 +80,36 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         hidden_PD, items_CD, bias_C = ctx.saved_tensors
         return gradients[0] * hidden_PD, gradients[0] * items_CD, gradients[0] * bias_C, None, None
+
+
+def softmax_gradient(
+    logits_PC: Tensor, bias_C: Tensor, target_P1: Tensor, weight_P: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weighted sum of cross-entropies, the gradient of the logits in their type, and that of the bias.
+
+    Written to be compiled: nothing of its size is kept.
+    """
+    wide_PC = logits_PC.float() + bias_C
+    log_sum_P1 = torch.logsumexp(wide_PC, 1, keepdim=True)
+    loss = ((log_sum_P1 - wide_PC.gather(1, target_P1))[:, 0] * weight_P).sum()
+    share_PC = torch.exp(wide_PC - log_sum_P1)
+    hit_PC = torch.arange(share_PC.shape[1], device=share_PC.device) == target_P1
+    gradient_PC = (share_PC - hit_PC.float()) * weight_P[:, None]
+    return loss, gradient_PC.to(logits_PC.dtype), gradient_PC.sum(0)
+
+
+def softmax_gradient_in_place(
+    logits_PC: Tensor, bias_C: Tensor, target_P1: Tensor, weight_P: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same as `softmax_gradient`, step by step in one array."""
+    wide_PC = logits_PC.float().add_(bias_C)
+    of_target_P1 = wide_PC.gather(1, target_P1)
+    log_sum_P1 = torch.logsumexp(wide_PC, 1, keepdim=True)
+    loss = ((log_sum_P1 - of_target_P1)[:, 0] * weight_P).sum()
+    gradient_PC = wide_PC.sub_(log_sum_P1).exp_()
+    gradient_PC.scatter_add_(1, target_P1, gradient_PC.new_full((), -1.0).expand_as(target_P1))
+    gradient_PC.mul_(weight_P[:, None])
+    return loss, gradient_PC.to(logits_PC.dtype), gradient_PC.sum(0)
 
 
 def cross_entropy(hidden_PD: Tensor, items_CD: Tensor, bias_C: Tensor, wanted: Wanted, dtype: torch.dtype) -> Tensor:

@@ -10,8 +10,9 @@ heads of attention, Z head size, W positions whose hidden states are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,18 @@ from torch.nn import functional
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.model.weights import EPSILON, ModelConfig, parameter_shapes
+from genrec_batch.training.device import compiled
 from genrec_batch.training.rows import generator
 
 Parameters = Mapping[str, Tensor]
+Drop = Callable[[Tensor], Tensor]
 
 TOKENS, OUTPUT_BIAS, OUTPUT = "token_embedding.weight", "output_projection.bias", "output_projection.weight"
+LAYER_END = tuple(
+    f"{name}.{part}"
+    for name in ("self_attn.out_proj", "norm1", "linear1", "linear2", "norm2")
+    for part in ("weight", "bias")
+)
 EMBEDDING_DEVIATION = 0.02
 NOISE = 3  # stream of random numbers
 
@@ -59,16 +67,25 @@ class Noise:
     """Dropout whose masks are the same for the same seed, epoch and batch; none for a share of 0."""
 
     def __init__(self, share: float, seed: int = 0, *stream: int) -> None:
+        self.share = share
         self._below = round(share * 256)
         self._scale = 256 / (256 - self._below)
-        self._random = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, NOISE, *stream])))
+        self._sequence = np.random.SeedSequence([seed, NOISE, *stream])
+        self._random = np.random.Generator(np.random.SFC64(self._sequence))
+
+    def start(self, device: torch.device) -> None:
+        """Begin: a GPU draws its masks itself, from a seed of this step."""
+        if device.type == "cuda":
+            torch.cuda.manual_seed(int(self._sequence.generate_state(1)[0]))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x with a share of its entries set to 0, the others scaled up."""
         if not self._below:
             return x
+        if x.device.type == "cuda":
+            return functional.dropout(x, self.share)
         drawn = np.frombuffer(self._random.bytes(x.numel()), np.uint8)
-        kept = torch.from_numpy((drawn >= self._below).reshape(x.shape)).to(x.device)
+        kept = torch.from_numpy((drawn >= self._below).reshape(x.shape))
         dropped: Tensor = _Drop.apply(x, kept, self._scale)  # type: ignore[no-untyped-call]
         return dropped
 
@@ -103,15 +120,25 @@ class Read:
 def hidden(weights: Parameters, config: ModelConfig, read: Read, dtype: torch.dtype, noise: Noise) -> Tensor:
     """Return the hidden states of the wanted positions, [W, D], fp32."""
     rows, count = read.tokens_BS.shape[0], read.tokens_BS.shape[1] + 1
+    noise.start(read.tokens_BS.device)
     items = functional.embedding(read.tokens_BS, weights[TOKENS]) + weights["position_embedding.weight"][1:count]
     x = torch.cat([_prefix(weights, read, dtype)[:, None], items], 1)
     x = noise(x).reshape(rows * count, config.width)
+    on_gpu = x.device.type == "cuda"
     causal = torch.full((count, count), -torch.inf, dtype=dtype, device=x.device).triu_(1)
     for i in range(config.layers):
-        mixed = _attend(_linear(weights, f"encoder.layers.{i}.self_attn.in_proj", x, dtype), config, rows, causal)
+        layer = f"encoder.layers.{i}."
+        product = _linear(
+            x, weights[f"{layer}self_attn.in_proj_weight"], weights[f"{layer}self_attn.in_proj_bias"], dtype
+        )
+        mixed = _attend(product, config, rows, causal)
         if i == config.layers - 1:
             x, mixed = x.index_select(0, read.wanted_W), mixed.index_select(0, read.wanted_W)
-        x = _finish(weights, f"encoder.layers.{i}.", x, mixed, dtype, noise)
+        ends = [weights[layer + name] for name in LAYER_END]
+        if on_gpu:
+            x = compiled(_layer_end_on_gpu)(x, mixed, dtype, noise.share, *ends)
+        else:
+            x = layer_end(x, mixed, dtype, noise, *ends)
     return x
 
 
@@ -121,15 +148,13 @@ def _prefix(weights: Parameters, read: Read, dtype: torch.dtype) -> Tensor:
     own_KD = functional.linear(read.dense_KF.to(dtype), weights["feature_projection.weight"].to(dtype)).float()
     for name, vectors in (("user_profile_projection", read.profile), ("video_feature_projection", read.video)):
         if vectors is not None:
-            own_KD = own_KD + _linear(weights, name, vectors[0], dtype).float() * vectors[1][:, None]
+            product = _linear(vectors[0], weights[f"{name}.weight"], weights[f"{name}.bias"], dtype)
+            own_KD = own_KD + product.float() * vectors[1][:, None]
     return nothing.expand(len(read.tokens_BS), -1).index_add(0, read.rows_K, own_KD)
 
 
-def _linear(weights: Parameters, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-    joint = "_" if name.endswith("in_proj") else "."
-    return functional.linear(
-        x.to(dtype), weights[f"{name}{joint}weight"].to(dtype), weights[f"{name}{joint}bias"].to(dtype)
-    )
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    return functional.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 def _attend(product: Tensor, config: ModelConfig, rows: int, causal: Tensor) -> Tensor:
@@ -144,15 +169,18 @@ def _attend(product: Tensor, config: ModelConfig, rows: int, causal: Tensor) -> 
     return mixed.transpose(1, 2).reshape(rows * count, config.width)
 
 
-def _finish(weights: Parameters, layer: str, x: Tensor, mixed: Tensor, dtype: torch.dtype, noise: Noise) -> Tensor:
-    """Return a layer's output from its input and what its attention mixed."""
-    x = _norm(weights, f"{layer}norm1", x + noise(_linear(weights, f"{layer}self_attn.out_proj", mixed, dtype)))
-    up = torch.relu(_linear(weights, f"{layer}linear1", x, dtype))
-    return _norm(weights, f"{layer}norm2", x + noise(_linear(weights, f"{layer}linear2", up, dtype)))
+def layer_end(x: Tensor, mixed: Tensor, dtype: torch.dtype, drop: Drop, *weights: Tensor) -> Tensor:
+    """Return a layer's output from its input and what its attention mixed; `weights` are those of LAYER_END."""
+    out, out_bias, norm1, norm1_bias, up, up_bias, down, down_bias, norm2, norm2_bias = weights
+    x = functional.layer_norm(x + drop(_linear(mixed, out, out_bias, dtype)), x.shape[-1:], norm1, norm1_bias, EPSILON)
+    inner = torch.relu(_linear(x, up, up_bias, dtype))
+    return functional.layer_norm(
+        x + drop(_linear(inner, down, down_bias, dtype)), x.shape[-1:], norm2, norm2_bias, EPSILON
+    )
 
 
-def _norm(weights: Parameters, name: str, x: Tensor) -> Tensor:
-    return functional.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], EPSILON)
+def _layer_end_on_gpu(x: Tensor, mixed: Tensor, dtype: torch.dtype, share: float, *weights: Tensor) -> Tensor:
+    return layer_end(x, mixed, dtype, partial(functional.dropout, p=share), *weights)
 
 
 def head_logits(weights: Parameters, hidden_WD: Tensor) -> Tensor:

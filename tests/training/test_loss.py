@@ -20,12 +20,14 @@ CPU = torch.device("cpu")
 
 def wanted(random, positions, items, masked):
     """Targets with what is masked at each position, some of it twice, some of it the target."""
+    count_P = random.integers(0, masked + 1, positions)
     return Wanted(
         target_P=torch.from_numpy(random.integers(0, items, positions)),
         weight_P=torch.from_numpy((random.random(positions) < 0.8).astype(np.float32)),
         seen_M=torch.from_numpy(random.integers(0, items, 500)),
         seen_start_P=torch.from_numpy(random.integers(0, 400, positions)),
-        seen_count_P=torch.from_numpy(random.integers(0, masked + 1, positions)),
+        seen_count_P=torch.from_numpy(count_P),
+        masked_P1=np.concatenate([[0], np.cumsum(count_P)]),
     )
 
 
@@ -136,3 +138,12 @@ def test_weights_carried_over_begin_where_the_other_model_ended():
     for ours, theirs in ((2, 5), (3, 2), (5, 11), (0, 0), (1, 1)):
         torch.testing.assert_close(begun[network.TOKENS][ours], parameters[network.TOKENS][theirs])
     assert torch.equal(begun[network.TOKENS][4], fresh[network.TOKENS][4])
+
+
+def test_the_gradient_in_one_go_is_that_step_by_step():
+    random = np.random.default_rng(4)
+    logits = torch.from_numpy(random.normal(0, 3, (7, 20)).astype(np.float32))
+    logits[2, 5:9] = -torch.inf
+    given = (torch.randn(20), torch.from_numpy(random.integers(10, 20, (7, 1))), torch.rand(7))
+    for a, b in zip(loss.softmax_gradient(logits, *given), loss.softmax_gradient_in_place(logits, *given), strict=True):
+        torch.testing.assert_close(a, b)

@@ -14,7 +14,8 @@ import numpy as np
 from genrec_batch.core.arrays import F32, F64, HEADS
 
 TRUST = 10.0  # labels' worth of belief in no change: few labels change little
-STEPS, LEAST = 50, 1e-6  # of Newton's method; probability that a logit is taken of
+STEPS, SMALLEST_STEP = 100, 1e-9  # of Newton's method
+LEAST = 1e-6  # probability that a logit is taken of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +31,34 @@ class Calibration:
 
 
 def fit(probability: F64, label: F64) -> Calibration:
-    """Return the scale and shift of least log loss, by Newton's method; a scale is never below 0."""
+    """Return the scale and shift of least log loss, by Newton's method with shorter steps where one goes too far.
+
+    A scale is never below 0.
+    """
     logit = _logit(probability)
     design = np.stack([logit, np.ones_like(logit)])
-    scale_shift, prior = np.array([1.0, 0.0]), np.array([1.0, 0.0])
-    spread = max(1.0, float(logit.var()))
-    trust = TRUST * np.array([spread, 1.0]) / 4
+    begin = np.array([1.0, 0.0])
+    trust = TRUST * np.array([max(1.0, float(logit.var())), 1.0]) / 4
+
+    def cost(scale_shift: F64) -> float:
+        changed = scale_shift @ design
+        return float(
+            (np.logaddexp(0, changed) - label * changed).sum() + (trust * (scale_shift - begin) ** 2).sum() / 2
+        )
+
+    found, best = begin, cost(begin)
     for _ in range(STEPS):
-        predicted = _sigmoid(scale_shift @ design)
-        gradient = design @ (predicted - label) + trust * (scale_shift - prior)
+        predicted = _sigmoid(found @ design)
+        gradient = design @ (predicted - label) + trust * (found - begin)
         curvature = (design * (predicted * (1 - predicted))) @ design.T + np.diag(trust)
         step = np.linalg.solve(curvature, gradient)
-        scale_shift = scale_shift - step
-        if np.abs(step).max() < 1e-9:
+        while np.abs(step).max() > SMALLEST_STEP and cost(found - step) > best:
+            step = step / 2
+        if np.abs(step).max() <= SMALLEST_STEP:
             break
-    return Calibration(scale=float(max(scale_shift[0], 0.0)), shift=float(scale_shift[1]))
+        found = found - step
+        best = cost(found)
+    return Calibration(scale=float(max(found[0], 0.0)), shift=float(found[1]))
 
 
 def calibrate(probabilities_NCH: F32, labels_NCH: F32) -> tuple[list[Calibration], dict[str, Any]]:
@@ -94,4 +108,4 @@ def _logit(probability: F64) -> F64:
 
 
 def _sigmoid(logit: F64) -> F64:
-    return np.asarray(1 / (1 + np.exp(-logit)), np.float64)
+    return np.asarray((1 + np.tanh(logit / 2)) / 2, np.float64)

@@ -54,9 +54,9 @@ def test_a_run_that_ends_after_any_checkpoint_continues_to_the_same_weights(
 def test_a_killed_process_continues_to_the_same_weights(run, log_file, undisturbed):
     code = (
         "from genrec_batch.training import phase\nphase.CHECKPOINT_S = 0\n"
-        "import time\nfrom genrec_batch.training import loop\nreal = loop.Trainer._step\n"
+        "import time\nfrom genrec_batch.training import loop\nreal = loop.Trainer.losses\n"
         "def step(self, *given):\n    time.sleep(0.05)\n    return real(self, *given)\n"
-        "loop.Trainer._step = step\nfrom genrec_batch.__main__ import main\nmain()"
+        "loop.Trainer.losses = step\nfrom genrec_batch.__main__ import main\nmain()"
     )
     begun = subprocess.Popen([sys.executable, "-c", code, "train", str(log_file), "--out", "model", *OPTIONS])
     state = Path(".model.training/state.safetensors")

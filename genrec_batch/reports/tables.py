@@ -126,6 +126,7 @@ def model_info(loaded: weights.Model, name: str, catalog_videos: int | None) -> 
         "fingerprint": loaded.fingerprint,
         "trained": loaded.trained,
         "catalog_videos": catalog_videos,
+        "training": None if loaded.training is None else loaded.training.stored(),
     }
 
 
@@ -141,11 +142,15 @@ def model_table(info: Mapping[str, Any]) -> None:
     memory = ", ".join(f"{size} MB in {precision}" for precision, size in info["memory_mb"].items())
     sizes = ", ".join(f"{name} {value:,}" for name, value in info["config"].items())
     catalog = "none (taken from the input)" if info["catalog_videos"] is None else f"{info['catalog_videos']:,} videos"
+    training = info["training"]
+    taught = (
+        "" if training is None else f", histories of {training['max_events']}, --decode auto is {training['decode']}"
+    )
     for line in (
         f"memory: {memory}",
         f"sizes: {sizes}",
         f"catalog: {catalog}",
-        f"weights: {'trained' if info['trained'] else 'untrained: the ranking means nothing'}",
+        f"weights: {'trained' if info['trained'] else 'untrained: the ranking means nothing'}{taught}",
         f"fingerprint: {info['fingerprint']}",
     ):
         stdout.print(line, highlight=False, soft_wrap=True)

@@ -14,7 +14,8 @@ from typing import Any
 from genrec_batch import __version__
 from genrec_batch.core import layout
 from genrec_batch.core.declare import recorded, values
-from genrec_batch.core.options import HistoryConfig
+from genrec_batch.core.options import HistoryConfig, ScoreConfig
+from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events import schema
 from genrec_batch.events.dataset import Dataset
@@ -44,7 +45,7 @@ class Run:
             "device": engine.device.partition(":")[0] if engine else "none",
             "precision": engine.precision if engine else "none",
             "arithmetic": engine.arithmetic if engine else "",
-            "config": values(config, "rows", "bytes"),
+            "config": values(config, "rows", "bytes") | _decoding(config, dataset),
             "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
             "input": {name: {**source.snapshot(), "path": ""} for name, source in dataset.inputs.items()},
         }
@@ -54,7 +55,7 @@ class Run:
         """Return what the output's metadata says of the run: its identity, with paths."""
         described = {
             **self.identity,
-            "config": recorded(self.config),
+            "config": recorded(self.config) | _decoding(self.config, self.dataset),
             "input": {name: source.snapshot() for name, source in self.dataset.inputs.items()},
             "users": str(len(self.dataset.users)),
             "as_of": self.dataset.facts["as_of"],
@@ -79,6 +80,13 @@ class Run:
             "peak_rss_mib": round(peak_rss_mib(), 1),
             "warnings": self.dataset.warnings,
         }
+
+
+def _decoding(config: HistoryConfig, dataset: Dataset) -> dict[str, str]:
+    """Return what `--decode auto` means for the model of the run: that decides the rows."""
+    if not isinstance(config, ScoreConfig):
+        return {}
+    return {"decode": mode_of(config.decode, config.beam_width, dataset.model)}
 
 
 def _json(value: Any) -> str:

@@ -19,6 +19,7 @@ from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, I64, U8, UNKNOWN
 from genrec_batch.events import splits
 from genrec_batch.events.splits import Cuts
 from genrec_batch.training.rows import Rows, Window, batches, draw, generator
+from genrec_batch.training.sampled import Sample, Sampler
 
 SEEN_EVENTS = 1000  # newest events of a user whose videos are masked
 FEATURED_BATCHES = 16  # whose features are computed together
@@ -90,6 +91,7 @@ class TrainingBatch:
     seen_count_P: I64
     place_Q: I64
     labels_QH: F32  # NaN where there is none
+    sample: Sample | None = None  # of a catalog too large for the full softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ class Events:
     include_seen: bool
     window: Window
     kernel: features.Kernel
+    sampler: Sampler | None
 
     @staticmethod
     def of(
@@ -117,24 +120,27 @@ class Events:
         include_seen: bool,
         window: Window,
         kernel: features.Kernel,
+        items: int = 0,
     ) -> Events:
-        """Find out which events repeat, and which have a token."""
+        """Find out which events repeat, and which have a token; `items` are the videos of the catalog."""
         user_E = np.repeat(np.arange(len(whole)), whole.lengths_N)
         _, first = np.unique(user_E << 32 | whole.video_code_E, return_index=True)
         repeated_E = np.ones(len(user_E), np.bool_)
         repeated_E[first] = False
         known_E = whole.tokens_E >= FIRST_ITEM
+        known_M = whole.tokens_E[known_E] - np.int32(FIRST_ITEM)
         return Events(
             whole=whole,
             users=users,
             videos=videos,
             labels_EH=labels_EH,
             repeated_E=repeated_E,
-            known_M=whole.tokens_E[known_E] - np.int32(FIRST_ITEM),
+            known_M=known_M,
             known_before_E1=np.concatenate([np.zeros(1, np.int64), np.cumsum(known_E)]),
             include_seen=include_seen,
             window=window,
             kernel=kernel,
+            sampler=Sampler.of(known_M, items),
         )
 
     def vectors(self, cuts: Cuts) -> Vectors:
@@ -190,13 +196,14 @@ class Events:
         begin_P = np.maximum(self.whole.offsets_N1[rows.user_R[row_P]], event_P - SEEN_EVENTS)
         seen_start_P = self.known_before_E1[begin_P]
         with_heads_P = rows.cut_R[row_P]
+        target_P = np.where(known_P, self.whole.tokens_E[event_P] - FIRST_ITEM, 0).astype(np.int64)
         return TrainingBatch(
             tokens_BS=tokens_BS,
             lengths_B=lengths_B,
             rows_K=np.flatnonzero(rows.cut_R),
             vectors=vectors,
             place_P=place_P,
-            target_P=np.where(known_P, self.whole.tokens_E[event_P] - FIRST_ITEM, 0).astype(np.int64),
+            target_P=target_P,
             weight_P=counted_P.astype(np.float32),
             seen_start_P=seen_start_P,
             seen_count_P=np.zeros_like(seen_start_P)
@@ -204,6 +211,7 @@ class Events:
             else self.known_before_E1[event_P] - seen_start_P,
             place_Q=place_P[with_heads_P] + 1,
             labels_QH=self.labels_EH[event_P[with_heads_P]],
+            sample=None if self.sampler is None else self.sampler.sample(target_P, random),
         )
 
 

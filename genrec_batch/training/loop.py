@@ -22,6 +22,7 @@ from genrec_batch.training.device import Place
 from genrec_batch.training.inputs import Standard, TrainingBatch
 from genrec_batch.training.loss import Wanted, cross_entropy, head_loss
 from genrec_batch.training.network import OUTPUT_BIAS, TOKENS, Noise, Read, head_logits, hidden
+from genrec_batch.training.sampled import Sample
 
 BETAS, DECAY, CLIP, HEADS_WEIGHT = (0.9, 0.98), 0.01, 1.0, 0.3
 WARM_UP_STEPS, WARM_UP_SHARE, LAST_SHARE = 400, 0.1, 0.05  # of the peak rate: how long it rises, where it ends
@@ -130,20 +131,22 @@ class Trainer:
             video=self._pair(batch.vectors.video),
             wanted_W=put(wanted_W),
         )
+        rows, column_C, log_q = self._softmax(batch.sample)
+        target_P = put(batch.target_P)
         wanted = Wanted(
-            target_P=put(batch.target_P),
+            target_P=target_P if column_C is None else column_C[target_P],
             weight_P=put(batch.weight_P),
             seen_M=self._seen_M,
             seen_start_P=put(batch.seen_start_P),
             seen_count_P=put(batch.seen_count_P),
             masked_P1=np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.seen_count_P)]),
+            column_C=column_C,
         )
         hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise)
-        catalog = slice(FIRST_ITEM, FIRST_ITEM + self._items)
         items = cross_entropy(
             hidden_WD.index_select(0, put(place_P)),
-            self.weights[TOKENS][catalog],
-            self.weights[OUTPUT_BIAS][catalog],
+            self.weights[TOKENS][rows],
+            self.weights[OUTPUT_BIAS][rows] - log_q,
             wanted,
             self._dtype,
         )
@@ -154,6 +157,15 @@ class Trainer:
             positions=float(batch.weight_P.sum()),
             rows=len(batch.lengths_B),
         )
+
+    def _softmax(self, sample: Sample | None) -> tuple[slice | Tensor, Tensor | None, Tensor | float]:
+        """Return the rows of the embedding that the softmax is over, their places by catalog row, and log q."""
+        if sample is None:
+            return slice(FIRST_ITEM, FIRST_ITEM + self._items), None, 0.0
+        rows_U = self._put(sample.rows_U)
+        column_C = torch.full((self._items,), -1, dtype=torch.int64, device=self._device)
+        column_C[rows_U] = torch.arange(len(rows_U), device=self._device)
+        return rows_U + FIRST_ITEM, column_C, self._put(sample.log_q_U)
 
     def _put(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -32,6 +32,7 @@ class Wanted:
     seen_start_P: Tensor
     seen_count_P: Tensor
     masked_P1: I64  # how many are masked before each position: sizes that a GPU need not be asked for
+    column_C: Tensor | None = None  # of a sampled softmax: each catalog row's place in it, -1 for none
 
 
 def masked_pairs(wanted: Wanted, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +43,11 @@ def masked_pairs(wanted: Wanted, start: int, stop: int) -> tuple[Tensor, Tensor]
     position = torch.repeat_interleave(positions, count_P, output_size=total)
     begins_P = torch.cumsum(count_P, 0) - count_P
     place = torch.arange(total, device=begin_P.device) + (begin_P - begins_P)[position]
-    return position, wanted.seen_M[place]
+    column = wanted.seen_M[place]
+    if wanted.column_C is None:
+        return position, column
+    column = wanted.column_C[column]
+    return position[column >= 0], column[column >= 0]
 
 
 class _CrossEntropy(torch.autograd.Function):

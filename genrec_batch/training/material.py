@@ -69,6 +69,7 @@ class Material:
             include_seen=options.include_seen,
             window=self.window,
             kernel=kernel_name(len(whole) * (options.epochs or 10)),
+            items=self.items,
         )
 
     def identity(self, options: TrainConfig, path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Also tests `engine`, `lineage`, `results`, `shard`, `writing` and `rows`.
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import polars as pl
@@ -88,6 +89,8 @@ def test_include_seen_warns_of_a_model_that_was_trained_without_seen_videos(run,
     shutil.copy(model_dir / "catalog.parquet", tmp_path / "m" / "catalog.parquet")
     plain = run("score", log_file, tmp_path / "a.parquet", "--model", tmp_path / "m")
     assert "ranks seen videos badly" not in plain.err
+    stored = pl.read_parquet_metadata(tmp_path / "a.parquet")["genrec.config"]
+    assert json.loads(stored)["decode"] == "candidates", "an output says what --decode auto was"
     warned = run("score", log_file, tmp_path / "b.parquet", "--model", tmp_path / "m", "--include-seen")
     assert warned.code == 0
     assert "ranks seen videos badly" in warned.err

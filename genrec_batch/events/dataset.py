@@ -202,6 +202,8 @@ def catalog_for(loaded: Model, found: Survey, name: str, warnings: list[str]) ->
     if file is not None and file.exists():
         catalog = Catalog.read(file, vocabulary=vocabulary)
         catalog.check_type(found.videos.schema["video_id"], name)
+        if loaded.training is not None:
+            loaded.training.check_catalog(catalog.fingerprint(), file)
         return catalog
     if file is not None:
         warnings.append(f"{file} is missing, so the catalog is taken from the input: the ranking means nothing")

@@ -24,11 +24,21 @@ class Trained:
     max_events: int  # newest events of a history in training
     heads: tuple[str, ...]  # heads that had labels; the values of others are meaningless
     catalog_sha256: str  # of the catalog that the weights belong to
+    weights_sha256: str = ""  # of the weights as they were saved
+    inputs: Mapping[str, list[float]] = field(default_factory=dict)  # mean and deviation of each feature in training
     facts: Mapping[str, Any] = field(default_factory=dict)  # further figures for people, JSON-able
 
     def stored(self) -> dict[str, Any]:
         """Return the entry of `config.json`."""
-        return {**asdict(self), "heads": list(self.heads), "facts": dict(self.facts)}
+        return {**asdict(self), "heads": list(self.heads), "facts": dict(self.facts), "inputs": dict(self.inputs)}
+
+    def check_catalog(self, sha256: str, path: Path) -> None:
+        """Raise ModelError where a catalog is not the one that the weights were trained with."""
+        if self.catalog_sha256 and sha256 != self.catalog_sha256:
+            raise ModelError(
+                f"{path}: not the catalog that the weights were trained with, so every token would be another video; "
+                "copy the whole model directory again"
+            )
 
     @staticmethod
     def read(entry: Any, path: Path) -> Trained | None:
@@ -46,6 +56,8 @@ class Trained:
                 max_events=int(entry["max_events"]),
                 heads=tuple(entry["heads"]),
                 catalog_sha256=str(entry["catalog_sha256"]),
+                weights_sha256=str(entry.get("weights_sha256", "")),
+                inputs=entry.get("inputs", {}),
                 facts=entry.get("facts", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -315,7 +316,8 @@ def save(
             (Path(scratch) / "README.md").write_text(card)
             stored = {"model": asdict(config), "layout": layout.fingerprint(), "trained": trained, "format": 1}
             stored |= {} if training is None else {"training": training.stored()}
-            (Path(scratch) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
+            text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", _on_a_line, json.dumps(stored, indent=2))
+            (Path(scratch) / "config.json").write_text(text + "\n")
             for name in ("model.safetensors", "README.md", "config.json"):  # the config last: it marks a complete model
                 (Path(scratch) / name).chmod(0o644)
                 (Path(scratch) / name).replace(directory / name)
@@ -323,3 +325,7 @@ def save(
         if any(said in str(error) for said in ("No space left", "quota exceeded")):  # safetensors gives no error number
             raise RetryError(f"{directory}: the disk is full; free space and run the same command again") from error
         raise ModelError(f"{directory}: cannot write the model ({error})") from error
+
+
+def _on_a_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[1].split())}]"

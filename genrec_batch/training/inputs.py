@@ -33,6 +33,7 @@ class Standard:
     """How vectors are standardised: (x - mean) / scale."""
 
     mean_F: F64
+    deviation_F: F64
     scale_F: F64
     varies_F: U8  # False: the same value in all rows, of which nothing can be learned
 
@@ -45,6 +46,7 @@ class Standard:
         furthest_F = away_NF.max(axis=0, initial=0) / FURTHEST
         return Standard(
             mean_F=mean_F,
+            deviation_F=deviation_F,
             scale_F=np.maximum(np.maximum(deviation_F, furthest_F), SMALLEST_SCALE),
             varies_F=furthest_F > LEAST_FURTHEST,
         )

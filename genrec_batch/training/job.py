@@ -107,7 +107,9 @@ class Training:
         arrays = self._exported(last, of_last, choice)
         facts = self._facts(state, choice)
         with self.stages.time("save"), console.busy("writing the model"):
-            save(self.out, self.options, self.material, arrays, self._trained(choice, facts), state.history)
+            save(
+                self.out, self.options, self.material, arrays, self._trained(last, arrays, choice, facts), state.history
+            )
         self.checkpoints.remove()
         return facts
 
@@ -149,7 +151,7 @@ class Training:
                 place = self.checkpoints.folder / "last-good"
                 choice = Choice(amount=0.0, decode="candidates", calibrations=[Calibration()] * len(HEADS), figures={})
                 arrays = self._exported(run, best, choice)
-                trained = self._trained(choice, self._facts(state, choice))
+                trained = self._trained(run, arrays, choice, self._facts(state, choice))
                 save(place, self.options, self.material, arrays, trained, state.history, replace=True)
                 said = f"the model of epoch {state.best_epoch}, the last good one, is {place}"
             raise GateError(f"{error}; {said}. Try a smaller --lr, after rm -r {self.checkpoints.folder}") from error
@@ -215,13 +217,18 @@ class Training:
             tokens=FIRST_ITEM + self.material.items,
         )
 
-    def _trained(self, choice: Choice, facts: dict[str, Any]) -> Trained:
+    def _trained(self, run: Phase, arrays: dict[str, F32], choice: Choice, facts: dict[str, Any]) -> Trained:
         return Trained(
             decode=choice.decode,
             seen_masked=not self.options.include_seen,
             max_events=self.options.max_events,
             heads=self.material.heads,
             catalog_sha256=self.material.log.catalog.fingerprint(),
+            weights_sha256=weights.weights_fingerprint(arrays),
+            inputs={
+                "mean": [float(f"{value:.5g}") for value in run.standard.mean_F],
+                "deviation": [float(f"{value:.5g}") for value in run.standard.deviation_F],
+            },
             facts=facts,
         )
 

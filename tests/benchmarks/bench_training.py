@@ -77,7 +77,10 @@ def plain_step(config, dropout, place, lr, *, compiled):
 
 def our_step(config, dropout, place, lr):
     standard = Standard(
-        mean_F=np.zeros(config.features), scale_F=np.ones(config.features), varies_F=np.ones(config.features, np.bool_)
+        mean_F=np.zeros(config.features),
+        deviation_F=np.ones(config.features),
+        scale_F=np.ones(config.features),
+        varies_F=np.ones(config.features, np.bool_),
     )
     trainer = Trainer(
         config,

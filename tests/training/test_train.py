@@ -55,6 +55,18 @@ def test_the_directory_holds_card_curves_and_log():
     assert loaded.training is not None
     assert loaded.training.seen_masked
     assert (loaded.training.max_events, loaded.training.heads[0]) == (10, "recommendation")
+    assert loaded.training.weights_sha256 == weights.weights_fingerprint(loaded.weights)
+    assert len(loaded.training.inputs["mean"]) == 1024
+    assert len(Path("model/config.json").read_text().splitlines()) < 150, "a list of numbers is one line"
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_catalog_of_another_model_is_refused(run, log_file):
+    frame = pl.read_parquet("model/catalog.parquet")
+    frame.with_columns(video_id=pl.col("video_id").reverse()).write_parquet("model/catalog.parquet")
+    done = run("score", log_file, "recs.parquet", "--model", "model", "--max-events", "10")
+    assert done.code == 4
+    assert "not the catalog that the weights were trained with" in " ".join(done.err.split())
 
 
 @pytest.mark.usefixtures("trained")

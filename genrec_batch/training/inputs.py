@@ -177,11 +177,15 @@ class Events:
         return Standard.of(self.vectors(self._cuts(rows.take(np.flatnonzero(rows.cut_R)[:most]))).dense_KF)
 
     def _cuts(self, rows: Rows) -> Cuts:
+        """Return where rows are cut. A score is made at any moment before the next event, not at that event's time."""
+        target_us_R = self.whole.time_us_E[rows.target_R]
+        before_us_R = self.whole.time_us_E[np.maximum(rows.target_R - 1, self.whole.offsets_N1[rows.user_R])]
+        waited_us_R = (rows.moment_R * (target_us_R - before_us_R)).astype(np.int64)
         return Cuts(
             user_N=rows.user_R,
             place_N=rows.target_R,
             stop_N=rows.stop_R,
-            as_of_us_N=self.whole.time_us_E[rows.target_R],
+            as_of_us_N=before_us_R + waited_us_R,
         )
 
     def _batch(self, rows: Rows, vectors: Vectors, random: np.random.Generator, unknown: float) -> TrainingBatch:

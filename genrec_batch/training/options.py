@@ -30,9 +30,9 @@ class Recipe:
 
 
 RECIPES = {
-    "reference": Recipe(lr=8e-4, dropout=0.3),
-    "high-performance": Recipe(lr=6e-4, dropout=0.3),
-    "lightweight": Recipe(lr=2e-3),
+    "reference": Recipe(lr=3e-4),
+    "high-performance": Recipe(lr=2e-4),
+    "lightweight": Recipe(lr=7e-4),
     "tiny": Recipe(lr=2e-3),
 }
 

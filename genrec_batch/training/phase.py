@@ -29,7 +29,7 @@ from genrec_batch.training.validate import Validation, gain
 SEARCH, REFIT = "search", "refit"
 UNKNOWN_SHARE = 0.12  # of the tokens that are read as unknown
 CHECKPOINT_S = 60.0  # between two checkpoints within an epoch
-STEPS, LEAST_EPOCHS, MOST_EPOCHS = 8000, 20, 60  # that are planned: so many steps, within these epochs
+STEPS, LEAST_EPOCHS, MOST_EPOCHS = 3500, 8, 60  # that are planned: so many steps, within these epochs
 PATIENCE = 0.25  # of the planned epochs, without improvement, after which a search ends
 READ_STEPS = 20  # whose losses are read together: reading waits for a GPU
 TRIED_BATCHES = 3  # by which the time is estimated
@@ -143,7 +143,7 @@ def run(
         RetryError: the disk is full.
     """
     epochs = state.planned if phase.held_out is not None else state.best_epoch
-    trainer = phase.trainer(initial, state.planned)
+    trainer = phase.trainer(initial, epochs)
     if tensors is not None:
         trainer.restore(tensors, state.step)
     saved, waiting = time.perf_counter(), list[Losses]()
@@ -166,7 +166,7 @@ def run(
         _end_epoch(phase, trainer, state, checkpoints, time.perf_counter() - began)
         saved = time.perf_counter()
     if phase.held_out is None:
-        return {name: tensor.detach() for name, tensor in trainer.weights.items()}
+        return dict(trainer.average)
     return best_weights(state, checkpoints, phase.place)
 
 
@@ -223,7 +223,7 @@ def _end_epoch(phase: Phase, trainer: Trainer, state: State, checkpoints: Checkp
     state.sums = [0.0] * 4
     said = ""
     if phase.held_out is not None:
-        ranks_AN, loss = phase.held_out.ranks(trainer.weights, phase.config, phase.standard, phase.items)
+        ranks_AN, loss = phase.held_out.ranks(trainer.average, phase.config, phase.standard, phase.items)
         value = float(gain(ranks_AN[0], None).mean())
         row |= {
             "valid_loss": loss,
@@ -235,7 +235,7 @@ def _end_epoch(phase: Phase, trainer: Trainer, state: State, checkpoints: Checkp
         if value > state.best_value:
             state.best_epoch, state.best_value = state.epoch, value
             assert state.best_file is not None
-            checkpoints.save(state.best_file, trainer.weights, {"epoch": state.epoch})
+            checkpoints.save(state.best_file, trainer.average, {"epoch": state.epoch})
     state.history.append(row)
     checkpoints.save(STATE, trainer.tensors(), asdict(state))
     checkpoints.keep_only(state.best_file)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec_batch.core.arrays import I64, U8
+from genrec_batch.core.arrays import F64, I64, U8
 
 SORTED_BATCHES = 32  # whose rows are put in order of length together, so that a batch needs little padding
 
@@ -35,7 +35,8 @@ class Window:
 class Rows:
     """R rows: the events `first_R`..`stop_R` are read, those from `target_R` on are predicted.
 
-    Rows with `cut_R` set have features as of the event at `target_R`. Places are those of the log's flat arrays.
+    Rows with `cut_R` set have features of the events before `target_R`, as of a moment between the last of them and
+    that event: a share `moment_R` of the way. Places are those of the log's flat arrays.
     """
 
     user_R: I64
@@ -43,6 +44,7 @@ class Rows:
     target_R: I64
     stop_R: I64
     cut_R: U8
+    moment_R: F64
 
     def __len__(self) -> int:
         return len(self.user_R)
@@ -55,6 +57,7 @@ class Rows:
             target_R=self.target_R[rows_B],
             stop_R=self.stop_R[rows_B],
             cut_R=self.cut_R[rows_B],
+            moment_R=self.moment_R[rows_B],
         )
 
 
@@ -84,6 +87,7 @@ def draw(offsets_N1: I64, window: Window, random: np.random.Generator) -> Rows:
         target_R=np.where(cut_R, place_R, target_R),
         stop_R=np.where(cut_R, np.minimum(end_R, place_R + window.horizon), stop_R),
         cut_R=cut_R,
+        moment_R=random.random(len(user_R)),
     )
 
 

@@ -74,6 +74,7 @@ def rows_at_the_end(events):
         target_R=stop - 1,
         stop_R=stop,
         cut_R=np.ones(len(stop), np.bool_),
+        moment_R=np.ones(len(stop)),  # as of the target itself
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo: one user, the whole log, the engines' speed and an export, with the functions that the commands call.
+"""The demo: one user, the whole log, quality, speed and an export, with the functions that the commands call.
 
 Owns: the order of the steps, the files it reads and writes, and its sentences. Must not know: how anything is computed
 or printed. In: an empty folder or one that the demo made. Out: a model, its graphs and recommendations in that folder.
@@ -22,9 +22,11 @@ import polars as pl
 from genrec_batch.core.errors import ConfigError, EngineError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.demo import synthetic
-from genrec_batch.demo.tables import DEEDS, beside, commands, engines, pairs, say, step
+from genrec_batch.demo.tables import DEEDS, beside, commands, engines, pairs, quality, say, step
 from genrec_batch.engines.choose import decoding_of, device_of
 from genrec_batch.engines.onnx import export, exported
+from genrec_batch.evaluation.options import EvaluateConfig
+from genrec_batch.evaluation.run import evaluate
 from genrec_batch.events.dataset import catalog_of
 from genrec_batch.model import weights
 from genrec_batch.reports import engine_facts, tables
@@ -34,6 +36,7 @@ from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring import pipeline
 
 SAMPLE = Path(__file__).parents[2] / "sample_data" / "events.parquet"  # beside the package in a checkout
+TRAINED = SAMPLE.with_name("model")  # trained on the sample log but for each user's newest event
 
 MARK = ".genrec-batch-demo"  # a file in a folder that the demo made and may overwrite
 SHOWN = 10  # newest events of the one user, and videos recommended
@@ -50,6 +53,7 @@ class Files:
     users: Path | None
     videos: Path | None
     model: Path
+    trained: bool
     output: Path
 
     def options(self) -> dict[str, Any]:
@@ -57,31 +61,40 @@ class Files:
         named = {"model": self.model, "users": self.users, "videos": self.videos}
         return {name: str(path) for name, path in named.items() if path is not None}
 
-    def command(self, *more: str) -> str:
-        """Return the `score` command for these files with further arguments."""
-        flags = [text for name, path in self.options().items() for text in (f"--{name}", path)]
-        return shlex.join(["genrec-batch", "score", str(self.log), *more, *flags])
+    def command(self, *more: str, name: str = "score") -> str:
+        """Return the command for these files with further arguments."""
+        flags = [text for option, path in self.options().items() for text in (f"--{option}", path)]
+        return shlex.join(["genrec-batch", name, str(self.log), *more, *flags])
 
 
 def run(folder: Path, users: int) -> dict[str, Any]:
     """Run the demo in `folder` over the sample log, or over a generated log where there is none.
 
-    Returns: the summary of scoring the whole log, with the demo's own `seconds`, `performance` and `export`.
+    Returns: the summary of scoring the whole log, with the demo's own `seconds`, `quality` (None without a trained
+    model), `performance` and `export`.
 
     Raises:
         ConfigError: the folder holds something that the demo did not make.
     """
     began = time.perf_counter()
     files = _prepare(folder, users)
-    say(UNTRAINED)
+    if not files.trained:
+        say(UNTRAINED)
     one = _one_user(files)
     summary = _whole_log(files)
+    judged = _quality(files)
     performance = _performance(files)
     written = _export(files, one)
     _what_next(files, one, summary)
     seconds = time.perf_counter() - began
     say(f"The demo took {duration(seconds)}.")
-    facts = {"command": "demo", "performance": performance, "export": written, "seconds": round(seconds, 3)}
+    facts = {
+        "command": "demo",
+        "quality": judged,
+        "performance": performance,
+        "export": written,
+        "seconds": round(seconds, 3),
+    }
     return {**summary, **facts}
 
 
@@ -100,19 +113,29 @@ def _prepare(folder: Path, users: int) -> Files:
         beside_log = []
     directory = folder / "model"
     shutil.rmtree(directory, ignore_errors=True)
-    config = weights.PRESETS["reference"]
-    weights.save(
-        directory, config, weights.initial_weights(config, weights.DEMO_SEED), trained=False, card="A demo model.\n"
-    )
-    catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
+    trained = log == SAMPLE and TRAINED.is_dir()
+    if trained:
+        shutil.copytree(TRAINED, directory)
+    else:
+        _untrained(directory, log)
     user_table, video_table = (_near(path) if path.is_file() else None for path in beside_log or (log / "0", log / "0"))
     return Files(
         log=_near(log),
         users=user_table,
         videos=video_table,
         model=_near(directory),
+        trained=trained,
         output=_near(folder / "recs.parquet"),
     )
+
+
+def _untrained(directory: Path, log: Path) -> None:
+    """Write seeded reference weights, with the log's videos as the catalog."""
+    config = weights.PRESETS["reference"]
+    weights.save(
+        directory, config, weights.initial_weights(config, weights.DEMO_SEED), trained=False, card="A demo model.\n"
+    )
+    catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
 
 
 def _near(path: Path) -> Path:
@@ -173,9 +196,34 @@ def _whole_log(files: Files) -> dict[str, Any]:
     return summary
 
 
+def _quality(files: Files) -> dict[str, float] | None:
+    """Show how often the model's lists hold each user's newest video, beside simple rules.
+
+    Returns: HR@10 by list, None where the model is untrained.
+    """
+    step(
+        3,
+        "Quality: the newest event of each user, held out when this model was trained",
+        files.command("--leave-one-out", name="evaluate"),
+    )
+    if not files.trained:
+        say("Left out: the model is untrained.")
+        return None
+    with _only_errors(), console.busy("comparing with what users watched next"):
+        report = evaluate(EvaluateConfig(**files.options(), leave_one_out=True, ks=str(SHOWN)), str(files.log))
+    rows = {row["list"]: row["metrics"] for row in report["rankings"] if row["next"] == 1}
+    hits, gains = f"hr@{SHOWN}", f"ndcg@{SHOWN}"
+    quality(
+        [(name, *(metrics[each]["value"] for each in (hits, gains))) for name, metrics in rows.items()],
+        (f"HR@{SHOWN}", f"NDCG@{SHOWN}"),
+    )
+    say("HR is the share of users whose list holds the video that they watched next; seen videos are left out.")
+    return {name: metrics[hits]["value"] for name, metrics in rows.items()}
+
+
 def _performance(files: Files) -> list[dict[str, Any]]:
     command = shlex.join(["genrec-batch", "profile", "--model", str(files.model), "--data", str(files.log)])
-    step(3, "Performance: the engines installed, on histories of 50 events", command)
+    step(4, "Performance: the engines installed, on histories of 50 events", command)
     loaded = weights.load(files.model)
     config = _config(files)
     wanted = engine_facts.choices((), device_of("cpu", "auto"))
@@ -201,7 +249,11 @@ def _performance(files: Files) -> list[dict[str, Any]]:
 
 def _export(files: Files, one: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Write the graphs and score the one user with ONNX Runtime from them; return None where a package is missing."""
-    step(4, "Export: ONNX graphs, read back", shlex.join(["genrec-batch", "model", "export", str(files.model)]))
+    step(
+        5,
+        "Export: ONNX graphs, read back",
+        shlex.join(["genrec-batch", "model", "export", str(files.model)]),
+    )
     user = str(one[0]["user_id"])
     try:
         paths = export.export(weights.load(files.model), files.model, precision="fp32")
@@ -220,7 +272,7 @@ def _export(files: Files, one: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _what_next(files: Files, one: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
     user = str(one[0]["user_id"])
-    step(5, "The files, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
+    step(6, "The files, and what to try next", f"ls {shlex.quote(str(files.output.parent))}")
     pairs(
         [
             (str(files.output), f"the recommendations: {figure(summary['rows'])} rows"),

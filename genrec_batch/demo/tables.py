@@ -53,6 +53,14 @@ def beside(user: object, history: Sequence[Row], ranked: Sequence[Row], categori
     stdout.print(both)
 
 
+def quality(rows: Sequence[tuple[str, float, float]], titles: Sequence[str]) -> None:
+    """Print the metrics of each list, the model's own first."""
+    table = _table("", ("list",), titles)
+    for name, *values in rows:
+        table.add_row(name, *(f"{value:.3f}" for value in values))
+    stdout.print(table)
+
+
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False

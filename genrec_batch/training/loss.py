@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from genrec_batch.core.arrays import I64
-from genrec_batch.training.device import can_compile, compiled
 
 LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}  # that stay in a CPU's shared cache; a GPU wants large products
 
@@ -58,8 +57,6 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_PD: Tensor, items_CD: Tensor, bias_C: Tensor, wanted: Wanted, dtype: torch.dtype
     ) -> Tensor:
         rows = max(1, LOGITS_AT_ONCE[hidden_PD.device.type] // len(items_CD))
-        in_one = hidden_PD.device.type == "cuda" and can_compile()
-        gradient_of = compiled(softmax_gradient) if in_one else softmax_gradient_in_place
         narrow_PD, narrow_CD = hidden_PD.to(dtype), items_CD.to(dtype)
         hidden_gradient_PD = torch.empty_like(narrow_PD)
         items_gradient_CD = torch.zeros_like(items_CD)
@@ -73,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
             if wanted.masked_P1[stop] > wanted.masked_P1[start]:
                 logits_PC.index_put_(masked_pairs(wanted, start, stop), logits_PC.new_tensor(-torch.inf))
                 logits_PC.scatter_(1, target_P1, of_target_P1)
-            loss, narrow_PC, bias_gradient = gradient_of(logits_PC, bias_C, target_P1, wanted.weight_P[start:stop])
+            loss, narrow_PC, bias_gradient = softmax_gradient(logits_PC, bias_C, target_P1, wanted.weight_P[start:stop])
             total += loss
             bias_gradient_C += bias_gradient
             hidden_gradient_PD[start:stop] = torch.mm(narrow_PC, narrow_CD)
@@ -90,23 +87,7 @@ class _CrossEntropy(torch.autograd.Function):
 def softmax_gradient(
     logits_PC: Tensor, bias_C: Tensor, target_P1: Tensor, weight_P: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the weighted sum of cross-entropies, the gradient of the logits in their type, and that of the bias.
-
-    Written to be compiled: nothing of its size is kept.
-    """
-    wide_PC = logits_PC.float() + bias_C
-    log_sum_P1 = torch.logsumexp(wide_PC, 1, keepdim=True)
-    loss = ((log_sum_P1 - wide_PC.gather(1, target_P1))[:, 0] * weight_P).sum()
-    share_PC = torch.exp(wide_PC - log_sum_P1)
-    hit_PC = torch.arange(share_PC.shape[1], device=share_PC.device) == target_P1
-    gradient_PC = (share_PC - hit_PC.float()) * weight_P[:, None]
-    return loss, gradient_PC.to(logits_PC.dtype), gradient_PC.sum(0)
-
-
-def softmax_gradient_in_place(
-    logits_PC: Tensor, bias_C: Tensor, target_P1: Tensor, weight_P: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same as `softmax_gradient`, step by step in one array."""
+    """Return the weighted sum of cross-entropies, the gradient of the logits in their type, and that of the bias."""
     wide_PC = logits_PC.float().add_(bias_C)
     of_target_P1 = wide_PC.gather(1, target_P1)
     log_sum_P1 = torch.logsumexp(wide_PC, 1, keepdim=True)

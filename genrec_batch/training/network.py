@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from torch.nn import functional
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.model.weights import EPSILON, ModelConfig, parameter_shapes
-from genrec_batch.training.device import compiled
 from genrec_batch.training.rows import generator
 
 Parameters = Mapping[str, Tensor]
@@ -124,7 +122,6 @@ def hidden(weights: Parameters, config: ModelConfig, read: Read, dtype: torch.dt
     items = functional.embedding(read.tokens_BS, weights[TOKENS]) + weights["position_embedding.weight"][1:count]
     x = torch.cat([_prefix(weights, read, dtype)[:, None], items], 1)
     x = noise(x).reshape(rows * count, config.width)
-    on_gpu = x.device.type == "cuda"
     causal = torch.full((count, count), -torch.inf, dtype=dtype, device=x.device).triu_(1)
     for i in range(config.layers):
         layer = f"encoder.layers.{i}."
@@ -135,10 +132,7 @@ def hidden(weights: Parameters, config: ModelConfig, read: Read, dtype: torch.dt
         if i == config.layers - 1:
             x, mixed = x.index_select(0, read.wanted_W), mixed.index_select(0, read.wanted_W)
         ends = [weights[layer + name] for name in LAYER_END]
-        if on_gpu:
-            x = compiled(_layer_end_on_gpu)(x, mixed, dtype, noise.share, *ends)
-        else:
-            x = layer_end(x, mixed, dtype, noise, *ends)
+        x = layer_end(x, mixed, dtype, noise, *ends)
     return x
 
 
@@ -177,10 +171,6 @@ def layer_end(x: Tensor, mixed: Tensor, dtype: torch.dtype, drop: Drop, *weights
     return functional.layer_norm(
         x + drop(_linear(inner, down, down_bias, dtype)), x.shape[-1:], norm2, norm2_bias, EPSILON
     )
-
-
-def _layer_end_on_gpu(x: Tensor, mixed: Tensor, dtype: torch.dtype, share: float, *weights: Tensor) -> Tensor:
-    return layer_end(x, mixed, dtype, partial(functional.dropout, p=share), *weights)
 
 
 def head_logits(weights: Parameters, hidden_WD: Tensor) -> Tensor:

@@ -36,6 +36,26 @@ def test_demo_scores_the_sample_log_and_shows_rows(run):
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_shipped_model_recommends_better_than_popularity(run):
+    done = run("demo")
+    assert done.code == 0, done.err
+    assert "untrained" not in done.out + done.err
+    found = done.summary["quality"]
+    assert found["candidates"] > 0.2
+    assert found["candidates"] > 2 * found["popularity"]
+    assert "last-item transitions" in done.out
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_the_shipped_model_the_demo_says_that_it_is_untrained(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "TRAINED", tmp_path / "absent")
+    done = run("demo")
+    assert (done.code, done.summary["quality"]) == (0, None), done.err
+    assert "The model is untrained" in done.out
+    assert "Left out: the model is untrained." in done.out
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("columns", [80, 160])
 def test_demo_shows_history_beside_recommendations_at_any_width(run, monkeypatch, columns):
     for console in (stdout, stderr):
@@ -62,8 +82,9 @@ def test_demo_does_each_thing_once_and_says_where_files_are(run):
     done = run("demo")
     assert done.code == 0, done.err
     commands = [line for line in done.out.splitlines() if line.startswith("$ genrec-batch")]
-    assert [next(w for w in ("--user ", "--if-exists", "profile", "model export") if w in c) for c in commands] == [
-        "--user ", "--if-exists", "profile", "model export"
+    words = ("--user ", "--if-exists", "evaluate", "profile", "model export")
+    assert [next(word for word in words if word in command) for command in commands] == [
+        "--user ", "--if-exists", "evaluate", "profile", "model export"
     ]  # fmt: skip
     assert done.summary["command"] == "demo"
     assert {row["engine"] for row in done.summary["performance"]} >= {"onnxruntime"}

@@ -138,12 +138,3 @@ def test_weights_carried_over_begin_where_the_other_model_ended():
     for ours, theirs in ((2, 5), (3, 2), (5, 11), (0, 0), (1, 1)):
         torch.testing.assert_close(begun[network.TOKENS][ours], parameters[network.TOKENS][theirs])
     assert torch.equal(begun[network.TOKENS][4], fresh[network.TOKENS][4])
-
-
-def test_the_gradient_in_one_go_is_that_step_by_step():
-    random = np.random.default_rng(4)
-    logits = torch.from_numpy(random.normal(0, 3, (7, 20)).astype(np.float32))
-    logits[2, 5:9] = -torch.inf
-    given = (torch.randn(20), torch.from_numpy(random.integers(10, 20, (7, 1))), torch.rand(7))
-    for a, b in zip(loss.softmax_gradient(logits, *given), loss.softmax_gradient_in_place(logits, *given), strict=True):
-        torch.testing.assert_close(a, b)

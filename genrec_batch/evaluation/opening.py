@@ -15,10 +15,10 @@ from genrec_batch.core.arrays import FIRST_ITEM, I64
 from genrec_batch.core.errors import ConfigError, ModelError
 from genrec_batch.engines.choose import Selection, sample_rows, select
 from genrec_batch.engines.feed import Feed
-from genrec_batch.evaluation import rows as test_rows
+from genrec_batch.evaluation import tested_rows
 from genrec_batch.evaluation.model_lists import Inputs
 from genrec_batch.evaluation.options import EvaluateConfig
-from genrec_batch.evaluation.rows import Rows
+from genrec_batch.evaluation.tested_rows import Rows
 from genrec_batch.events import splits
 from genrec_batch.events.dataset import catalog_for, open_model, warnings_about
 from genrec_batch.events.splits import Cuts
@@ -70,7 +70,7 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
         max_rejects=config.max_rejects, positive=config.positive,
     )  # fmt: skip
     model = model.with_catalog(len(log.catalog))
-    rows = test_rows.rows_of(
+    rows = tested_rows.rows_of(
         log.events, _cuts(config, log, source),
         tokens=model.tokens, max_events=config.max_events, seen_limit=config.seen_limit,
         include_seen=config.include_seen,

@@ -19,12 +19,12 @@ import pyarrow as pa
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.core.options import moment_us
-from genrec_batch.evaluation import rows as test_rows
+from genrec_batch.evaluation import tested_rows
 from genrec_batch.evaluation.lists import Judged, Lists
 from genrec_batch.evaluation.options import EvaluateConfig
-from genrec_batch.evaluation.rows import Rows
 from genrec_batch.evaluation.targets import row_keys
-from genrec_batch.events.histories import rows_of as rows_in
+from genrec_batch.evaluation.tested_rows import Rows
+from genrec_batch.events.histories import rows_of
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
 from genrec_batch.io import published
@@ -109,23 +109,23 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
         users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=config.as_score().as_of_us(),
         max_rejects=config.max_rejects, positive=config.positive,
     )  # fmt: skip
-    cuts = test_rows.at_moment(log.events, first_us, flag, f"EVENTS {source}")
+    cuts = tested_rows.at_moment(log.events, first_us, flag, f"EVENTS {source}")
     ids = log.ids.gather(cuts.user_N)
     users = output.rows["user_id"].unique(maintain_order=True)
     users = _same_type(users, "user_id", ids.dtype, output.where, source)
-    output_row_M = rows_in(ids, users)
+    output_row_M = rows_of(ids, users)
     there = np.flatnonzero(output_row_M >= 0)
     if config.limit is not None:
         there = there[: config.limit]
     if not len(there):
         raise InputError(
-            f"{output.where}: none of its {len(users):,} users has an event after {test_rows.moment_text(first_us)} "
+            f"{output.where}: none of its {len(users):,} users has an event after {tested_rows.moment_text(first_us)} "
             f"in EVENTS {source}: another log, other ids, or a --test-from that is too late"
         )
     if len(there) < len(cuts):
         LOG.warning("%s users who came back are not in the output and not judged", f"{len(cuts) - len(there):,}")
     include_seen = bool(output.config.get("include_seen", config.include_seen))
-    rows = test_rows.rows_of(
+    rows = tested_rows.rows_of(
         log.events, cuts.take(there),
         tokens=len(log.catalog) + FIRST_ITEM, max_events=config.max_events, seen_limit=config.seen_limit,
         include_seen=include_seen,
@@ -133,7 +133,7 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
     lists, heads = _lists(output, log, users, output_row_M[there])
     facts: dict[str, Any] = {
         "recs": config.recs,
-        "as_of": test_rows.moment_text(first_us - 1),
+        "as_of": tested_rows.moment_text(first_us - 1),
         "users_of_the_output": len(users),
         "run_id": output.metadata.get("genrec.run_id"),
         "fingerprint": output.metadata.get("genrec.model", "")[:16] or None,
@@ -186,7 +186,7 @@ def _lists(output: Output, log: WholeLog, users: pl.Series, user_M: I32) -> tupl
     """Return the lists of some of the output's users, and the heads of each place, [M, K, H]."""
     row_U = np.full(len(users), -1, np.int64)
     row_U[user_M] = np.arange(len(user_M))
-    row_R = row_U[rows_in(output.rows["user_id"].cast(users.dtype), users)]
+    row_R = row_U[rows_of(output.rows["user_id"].cast(users.dtype), users)]
     mine_R = np.flatnonzero(row_R >= 0)
     place_R = output.rows["rank"].to_numpy()[mine_R] - 1
     tokens_MK = np.zeros((len(user_M), int(place_R.max()) + 1), np.int32)

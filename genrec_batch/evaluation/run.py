@@ -15,12 +15,11 @@ from genrec_batch import __version__
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.feed import Feed
-from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, opening, recs
-from genrec_batch.evaluation import rows as test_rows
+from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, opening, recs, tested_rows
 from genrec_batch.evaluation.lists import Judged, Lists
 from genrec_batch.evaluation.metrics import Videos
 from genrec_batch.evaluation.options import EvaluateConfig
-from genrec_batch.evaluation.rows import Rows
+from genrec_batch.evaluation.tested_rows import Rows
 from genrec_batch.events import labels
 from genrec_batch.events.whole import WholeLog
 from genrec_batch.model.weights import Model
@@ -73,7 +72,7 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "main": judged.main,
         "lists": list(judged.lists),
         "baselines": list(simple),
-        "counts": test_rows.counts(rows),
+        "counts": tested_rows.counts(rows),
         "groups": {name: int(rows_M.sum()) for name, rows_M in groups.items()},
         "rankings": rankings,
         "heads": of_heads,
@@ -137,8 +136,8 @@ def _split(config: EvaluateConfig, rows: Rows) -> dict[str, Any]:
     return {
         "test_from": config.test_from,
         "leave_out": config.leave_out if config.test_from is None and config.recs is None else None,
-        "first_as_of": test_rows.moment_text(int(moments_us.min())),
-        "last_as_of": test_rows.moment_text(int(moments_us.max())),
+        "first_as_of": tested_rows.moment_text(int(moments_us.min())),
+        "last_as_of": tested_rows.moment_text(int(moments_us.max())),
     }
 
 

@@ -1,6 +1,6 @@
 """The command `evaluate`: a model or an earlier output on a log, its report, gates, and what it refuses.
 
-Also tests `judge`, `opening`, `options`, `recs`, `rows`, `run`, `lists`, `cli.evaluate` and
+Also tests `judge`, `opening`, `options`, `recs`, `tested_rows`, `run`, `lists`, `cli.evaluate` and
 `reports.evaluation_page`.
 """
 

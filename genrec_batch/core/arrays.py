@@ -109,7 +109,8 @@ class SideTable:
     `hashed_R200` are the 200 floats that enter the feature layout (the table's own list, else its hashed columns), and
     `has_hashed_R` tells which rows have them (a null list has none). `dense_RD` are the floats that enter the model's
     own projection (256 for users, 512 for videos), None where the table has none; `has_dense_R` as above.
-    `creator_R` and `category_R` are dense codes from 0, -1 for null (both empty for users).
+    `creator_R` and `category_R` are dense codes from 0, -1 for null (both empty for users). `extra_RX` are the users'
+    further features, None where there are none.
     """
 
     hashed_R200: F32
@@ -118,6 +119,7 @@ class SideTable:
     has_dense_R: U8 | None
     creator_R: I32
     category_R: I32
+    extra_RX: F32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

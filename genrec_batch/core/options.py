@@ -60,6 +60,11 @@ class HistoryConfig(LogConfig):
     videos: str | None = option(
         "Parquet table of videos: video_id and any further columns.", panel="Input", identity="content"
     )
+    extra_features: str | None = option(
+        "Parquet table of user_id and a list of further features, for a model that was trained with one.",
+        panel="Input",
+        identity="content",
+    )
     schema: str | None = option(
         "Names of the log's columns: `kuairand`, or a TOML file of Polars SQL expressions.",
         panel="Input",
@@ -304,13 +309,11 @@ def moment_us(text: str, flag: str) -> int:
     Raises:
         ConfigError: not an ISO 8601 date or moment.
     """
-    iso = text.strip()
+    iso, such_as = text.strip(), "2026-04-30 or 2026-04-30T23:59:59Z"
     try:
         moment = dt.datetime.fromisoformat(iso[:-1] + "+00:00" if iso.endswith(("Z", "z")) else iso)
     except ValueError:
-        raise ConfigError(
-            f"{flag} {text!r}: not a moment in ISO 8601, such as 2026-04-30 or 2026-04-30T23:59:59Z"
-        ) from None
+        raise ConfigError(f"{flag} {text!r}: not a moment in ISO 8601, such as {such_as}") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
     if not 1970 < moment.year < 2262:
         raise ConfigError(f"{flag} {text!r}: a moment from 1971 to 2261")

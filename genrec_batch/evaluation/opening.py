@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
+from genrec_batch.core import layout
 from genrec_batch.core.arrays import FIRST_ITEM, I64
 from genrec_batch.core.errors import ConfigError, ModelError
 from genrec_batch.engines.choose import Selection, sample_rows, select
@@ -66,7 +67,9 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
 
     log = read_whole(
         source, catalog_of, stages,
-        users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=score.as_of_us(),
+        users=config.users, extra_features=config.extra_features,
+        extra_wanted=model.config.features - layout.FEATURES, videos=config.videos,
+        schema_name=config.schema, as_of_us=score.as_of_us(),
         max_rejects=config.max_rejects, positive=config.positive,
     )  # fmt: skip
     model = model.with_catalog(len(log.catalog))

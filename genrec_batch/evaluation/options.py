@@ -40,6 +40,7 @@ class EvaluateConfig(LogConfig):
     )
     users: str | None = _as_score("users")
     videos: str | None = _as_score("videos")
+    extra_features: str | None = _as_score("extra_features")
     schema: str | None = _as_score("schema")
     positive: str | None = option(
         "Column of the log that is the label of the recommendation head, such as long_view. Default: complete, or "

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
+from genrec_batch.core import layout
 from genrec_batch.core.arrays import Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
@@ -103,7 +104,7 @@ class Dataset:
             loaded = loaded.with_catalog(len(catalog))
         if ahead is not None:
             ahead.know(loaded)
-        beside = _Beside.read(config, found, inputs, stages)
+        beside = _Beside.read(config, found, loaded, inputs, stages)
         scored = _users(found, beside, config, name)
         _check_not_empty(scored, catalog, config, name)
         given = _candidates(beside.given, scored.ids, catalog, config, warnings)
@@ -215,6 +216,7 @@ class _Beside:
     """The tables beside the log as they were read, with ids of the log's own types."""
 
     users: pl.DataFrame | None
+    listed: pl.Series | None  # the ids of `--users`, who are scored
     videos: SideTable | None
     video_ids: pl.Series | None
     given: pl.DataFrame | None
@@ -224,16 +226,20 @@ class _Beside:
         return None if self.users is None else self.users["user_id"]
 
     @staticmethod
-    def read(config: HistoryConfig, found: Survey, inputs: dict[str, read.Source], stages: Stages) -> _Beside:
-        """Read `--users`, `--videos` and `--candidates`, and add them to the inputs."""
+    def read(
+        config: HistoryConfig, found: Survey, model: Model, inputs: dict[str, read.Source], stages: Stages
+    ) -> _Beside:
+        """Read `--users`, `--videos`, `--candidates` and `--extra-features`, and add them to the inputs."""
         types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
         with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
             users = side_tables.read_users(config.users, config.schema, types["user_id"], inputs)
             videos = side_tables.read_videos(config.videos, config.schema, types["video_id"], inputs)
             given = config.candidates if isinstance(config, ScoreConfig) else None
             candidates = side_tables.read_candidates(given, types, inputs)
+            extra = model.config.features - layout.FEATURES
             return _Beside(
-                users=users,
+                users=side_tables.with_extra_features(users, config.extra_features, extra, types["user_id"], inputs),
+                listed=None if users is None else users["user_id"],
                 videos=None if videos is None else side_tables.videos_table(videos, f"--videos {config.videos}"),
                 video_ids=None if videos is None else videos["video_id"],
                 given=candidates,
@@ -250,10 +256,10 @@ def _users(found: Survey, beside: _Beside, config: HistoryConfig, name: str) -> 
     given = None if beside.given is None else beside.given["user_id"]
     wanted = given if chosen is None else chosen
     counts_N = found.users["count"].to_numpy().astype(np.int64)
-    if beside.users is None and wanted is None:  # the survey has them as they are wanted
+    if beside.listed is None and wanted is None:  # the survey has them as they are wanted
         ids = found.users["user_id"] if config.limit is None else found.users["user_id"].head(config.limit)
         return Users(ids=ids, events_N=counts_N[: len(ids)])
-    ids = histories.all_ids(found.users["user_id"], beside.user_ids, given)
+    ids = histories.all_ids(found.users["user_id"], beside.listed, given)
     if wanted is not None:
         ids = ids.filter(ids.is_in(wanted.implode()))
     ids = ids if config.limit is None else ids.head(config.limit)

@@ -8,7 +8,7 @@ id, `arrays.SideTable` in the same row order, and `Tables`, all that a run knows
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,7 @@ from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
+EXTRA = "extra_features"  # of the users, beside their own columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +158,51 @@ def check_users(frame: pl.DataFrame, source: str) -> None:
 
 
 def users_table(frame: pl.DataFrame) -> SideTable:
-    """Return checked rows of `--users` as arrays: `profile` (200) or hashed columns, and `profile_vector` (256)."""
+    """Return checked rows of `--users` as arrays: `profile` (200) or hashed columns, and `profile_vector` (256).
+
+    `with_extra_features` may have added a column to them.
+    """
     none: I32 = np.zeros(0, np.int32)
-    return _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
+    table = _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
+    if EXTRA not in frame.columns:
+        return table
+    return replace(table, extra_RX=_matrix(frame[EXTRA], frame.schema[EXTRA].size)[0])  # type: ignore[attr-defined]
+
+
+def with_extra_features(
+    users: pl.DataFrame | None, path: str | None, wanted: int, id_type: pl.DataType, inputs: dict[str, read.Source]
+) -> pl.DataFrame | None:
+    """Return the users with the list of `--extra-features` as a further column; users of that table alone are added.
+
+    `wanted` is the number of further features that the model reads, -1 for any.
+
+    Raises:
+        ConfigError: the model was trained with a table and none is given, or the other way round.
+        InputError: not readable, no list of numbers, or another number of them than the model reads.
+    """
+    if path is None:
+        if wanted > 0:
+            raise ConfigError(
+                f"--extra-features is missing: the model was trained with {wanted} further features of each user; give "
+                "the table of user_id and a list of as many"
+            )
+        return users
+    if not wanted:
+        raise ConfigError(
+            f"--extra-features {path}: the model was trained without further features; leave the option out"
+        )
+    flag = f"--extra-features {path}"
+    frame = _read(path, "--extra-features", "user_id", {}, id_type, inputs)
+    lists = [name for name, kind in frame.schema.items() if isinstance(kind, (pl.List, pl.Array))]
+    name = "features" if "features" in lists else lists[0] if len(lists) == 1 else None
+    if name is None:
+        raise InputError(f"{flag}: no column 'features' with a list of numbers for each user")
+    lengths = frame[name].cast(pl.List(frame.schema[name].inner)).list.len().drop_nulls()  # type: ignore[attr-defined]
+    width = wanted if wanted > 0 else int(lengths[0]) if len(lengths) else 0
+    _check_lists(frame, flag, {name: width})
+    numbers = pl.col(name).cast(pl.List(pl.Float32)).list.to_array(width).alias(EXTRA)
+    extra = frame.select("user_id", numbers)
+    return extra if users is None else users.join(extra, on="user_id", how="full", coalesce=True)
 
 
 def videos_table(frame: pl.DataFrame, source: str = "--videos") -> SideTable:

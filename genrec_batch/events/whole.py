@@ -49,6 +49,8 @@ def read_whole(
     *,
     flag: str = "EVENTS",
     users: str | None = None,
+    extra_features: str | None = None,
+    extra_wanted: int = -1,
     videos: str | None = None,
     schema_name: str | None = None,
     as_of_us: int | None = None,
@@ -63,6 +65,8 @@ def read_whole(
         stages: the run's clock.
         flag: names the log in errors.
         users: `--users`, as for `score`.
+        extra_features: `--extra-features`.
+        extra_wanted: further features that the model reads, -1 for as many as the table has.
         videos: `--videos`.
         schema_name: `--schema`.
         as_of_us: `--as-of`.
@@ -90,6 +94,9 @@ def read_whole(
     with stages.time("tables"):
         users_table = side_tables.read_users(users, schema_name, types["user_id"], inputs)
         videos_table = side_tables.read_videos(videos, schema_name, types["video_id"], inputs)
+        users_table = side_tables.with_extra_features(
+            users_table, extra_features, extra_wanted, types["user_id"], inputs
+        )
         users_side = None if users_table is None else side_tables.users_table(users_table)
         videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
     ids, video_ids = found.users["user_id"], found.videos["video_id"]

@@ -56,7 +56,9 @@ def compute(
     max_events: int,
     kernel: Kernel = "numpy",
 ) -> F32:
-    """Return the 1024 features of N users, float32 [N, 1024].
+    """Return the 1024 features of N users, float32 [N, 1024], with the X further ones of the users table behind them.
+
+    A user without further features has zeros there.
 
     Args:
         histories: kept events of N users, at most `max_events` each; some may have none.
@@ -68,6 +70,18 @@ def compute(
     Raises:
         ModuleNotFoundError: `kernel` is `numba`, which is not installed.
     """
+    dense_NF = _of_layout(histories, users, videos, max_events, kernel)
+    if users is None or users.extra_RX is None:
+        return dense_NF
+    extra_NX = np.zeros((len(histories), users.extra_RX.shape[1]), np.float32)
+    there_N = histories.user_row_N >= 0
+    extra_NX[there_N] = users.extra_RX[histories.user_row_N[there_N]]
+    return np.concatenate([dense_NF, extra_NX], axis=1)
+
+
+def _of_layout(
+    histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int, kernel: Kernel
+) -> F32:
     dense_NF = _rows(len(histories))
     if kernel == "numba":
         from genrec_batch.features.numba import fill

@@ -29,7 +29,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """
     users, vectorizer = dataset.users, Vectorizer.of(dataset)
     views = np.zeros(FIRST_ITEM + len(dataset.catalog), np.int64)  # kept events of each token
-    users_F = np.zeros(layout.FEATURES, np.int64)  # with a value that is not 0
+    users_F = np.zeros(dataset.model.config.features, np.int64)  # with a value that is not 0
     cold = 0
     with console.progress("the data", len(users), "users") as advance:
         for shard in users.shards():

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genrec_batch.core import layout
 from genrec_batch.core.arrays import I64, Batch
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Opening, Selection, decoding_of, prepare
@@ -133,7 +132,7 @@ class Scoring:
         users, stages = self.dataset.users, self.feed.stages
 
         def made(shard: Shard) -> ShardRun:
-            with stages.time("features", rows=len(shard), bytes=4 * layout.FEATURES * len(shard)):
+            with stages.time("features", rows=len(shard), bytes=4 * self.dataset.model.config.features * len(shard)):
                 inputs = self.vectorizer.inputs(shard.histories, shard.start)
             with stages.time("batch", rows=len(shard)):
                 ids, rows_S = users.ids.slice(shard.start, len(shard)), None

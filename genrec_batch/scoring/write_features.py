@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core import layout
 from genrec_batch.core.arrays import F32, Histories
 from genrec_batch.core.options import HistoryConfig
 from genrec_batch.events.user_histories import Shard
@@ -58,7 +57,7 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
 
 
 def _table(ids: pl.Series, dense_NF: F32, histories: Histories) -> pa.Table:
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), layout.FEATURES)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(dense_NF.reshape(-1)), dense_NF.shape[1])
     offsets = pa.array(histories.offsets_N1.astype(np.int32))
     columns = {
         "user_id": ids.to_arrow(compat_level=pl.CompatLevel.oldest()),

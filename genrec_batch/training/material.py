@@ -96,6 +96,8 @@ def read(options: TrainConfig, path: str, stages: Stages) -> Material:
         lambda found, _: _catalog(found, config, path),
         stages,
         users=options.users,
+        extra_features=options.extra_features,
+        extra_wanted=-1 if base is None else base.config.features - layout.FEATURES,
         videos=options.videos,
         schema_name=options.schema,
         as_of_us=options.as_of_us(),
@@ -110,9 +112,10 @@ def read(options: TrainConfig, path: str, stages: Stages) -> Material:
         LOG.warning("no two labels for %s: what these heads predict will mean nothing", ", ".join(missing))
         labels_EH[:, [HEADS.index(head) for head in missing]] = np.nan
     cuts, split = _held_out(options, log)
+    extra_RX = None if log.users is None else log.users.extra_RX
     return Material(
         log=log,
-        config=config,
+        config=replace(config, features=layout.FEATURES + (0 if extra_RX is None else extra_RX.shape[1])),
         labels_EH=labels_EH,
         heads=tuple(heads),
         cuts=cuts,
@@ -135,6 +138,7 @@ def sizes(options: TrainConfig, base: Model | None) -> ModelConfig:
         return options.sizes()
     asked = options.sizes()
     same = replace(base.config, vocabulary=options.vocab_size or base.config.vocabulary)
+    asked = replace(asked, features=same.features)
     if options.has_sizes() and replace(asked, vocabulary=same.vocabulary) != same:
         raise ConfigError(f"--init-from {options.init_from}: its sizes are {same}, so no others can be asked for")
     options.check_positions(same)

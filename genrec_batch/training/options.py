@@ -47,6 +47,12 @@ class TrainConfig(LogConfig):
     videos: str | None = option(
         "Parquet table of videos: video_id and any further columns.", panel="Input", identity="content"
     )
+    extra_features: str | None = option(
+        "Parquet table of user_id and a list of further features: the model reads them beside the 1024, and scoring "
+        "with it needs such a table.",
+        panel="Input",
+        identity="content",
+    )
     schema: str | None = option(
         "Names of the log's columns: `kuairand`, or a TOML file of Polars SQL expressions.",
         panel="Input",

@@ -7,13 +7,13 @@ fields. Must not know: Typer, or what an option does. A field `top_k` is the fla
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from dataclasses import dataclass
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.declare import check_at_least, check_choices, check_types, option
 from genrec_batch.core.errors import ConfigError, nearest
+from genrec_batch.core.option_values import check_batch_size, check_device, check_positions, moment_us
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
@@ -301,50 +301,3 @@ class VerifyConfig(ScoreConfig):
         for name in ("test_from", "max_quality_loss"):
             if getattr(self, name) is not None and not self.evaluate:
                 raise ConfigError(f"--{name.replace('_', '-')} goes with --evaluate")
-
-
-def moment_us(text: str, flag: str) -> int:
-    """Return the moment that `flag` names, in ISO 8601 and UTC unless it says otherwise, as epoch microseconds.
-
-    Raises:
-        ConfigError: not an ISO 8601 date or moment.
-    """
-    iso, such_as = text.strip(), "2026-04-30 or 2026-04-30T23:59:59Z"
-    try:
-        moment = dt.datetime.fromisoformat(iso[:-1] + "+00:00" if iso.endswith(("Z", "z")) else iso)
-    except ValueError:
-        raise ConfigError(f"{flag} {text!r}: not a moment in ISO 8601, such as {such_as}") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
-    if not 1970 < moment.year < 2262:
-        raise ConfigError(f"{flag} {text!r}: a moment from 1971 to 2261")
-    return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)) / dt.timedelta(microseconds=1))
-
-
-def check_batch_size(text: str) -> None:
-    """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
-    if text != "auto" and not (text.isdigit() and int(text) > 0):
-        raise ConfigError(f"--batch-size {text!r}: auto or a whole number above 0")
-
-
-def check_device(text: str) -> None:
-    """Raise ConfigError unless `--device` names a device."""
-    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
-        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
-
-
-def check_positions(have: int, *, events: int, items: int) -> None:
-    """Raise ConfigError, naming the largest that fit, unless a model's positions hold a history and what follows it.
-
-    Args:
-        have: positions of the model; the first is for the features.
-        events: of the longest history.
-        items: read one after the other behind it; candidates are read side by side and count as one.
-    """
-    need = 1 + events + items
-    if need > have:
-        most = {"max-events": have - 1 - items, "top-k": have - 1 - events if items > 1 else 0}
-        ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
-        raise ConfigError(
-            f"--max-events {events}{f' with --top-k {items}' if items > 1 else ''} needs {need} positions, "
-            f"the model has {have}: at most {ways or f'{have - 1} of both together'}"
-        )

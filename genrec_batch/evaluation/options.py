@@ -11,7 +11,8 @@ from typing import Any
 
 from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError, nearest
-from genrec_batch.core.options import LogConfig, ScoreConfig, moment_us
+from genrec_batch.core.option_values import moment_us
+from genrec_batch.core.options import LogConfig, ScoreConfig
 from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.evaluation import metrics

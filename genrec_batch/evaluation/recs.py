@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32
 from genrec_batch.core.errors import ConfigError, InputError, nearest
-from genrec_batch.core.options import moment_us
+from genrec_batch.core.option_values import moment_us
 from genrec_batch.evaluation import tested_rows
 from genrec_batch.evaluation.lists import Judged, Lists
 from genrec_batch.evaluation.options import EvaluateConfig

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 
 from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError, ModelError
-from genrec_batch.core.options import LogConfig, check_device, moment_us
+from genrec_batch.core.option_values import check_device, moment_us
+from genrec_batch.core.options import LogConfig
 from genrec_batch.model.weights import PRESETS, ModelConfig
 
 HORIZON = 25  # events after a cut that are predicted one by one, as a slate is decoded

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.core.options import check_positions
+from genrec_batch.core.option_values import check_positions
 
 
 def grid(count: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
-from genrec_batch.core.options import check_positions
+from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported
 from genrec_batch.engines.onnx.sessions import Array, OnnxSessions, Value, imported

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.core.options import PRECISIONS, LogConfig, check_batch_size, check_device
+from genrec_batch.core.option_values import check_batch_size, check_device
+from genrec_batch.core.options import PRECISIONS, LogConfig
 
 
 @dataclass(frozen=True, kw_only=True)

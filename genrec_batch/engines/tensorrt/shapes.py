@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from genrec_batch.core.arrays import Batch
-from genrec_batch.core.options import check_positions
+from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines.tensorrt.network import Shape
 from genrec_batch.model.weights import ModelConfig
 

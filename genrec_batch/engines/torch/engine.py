@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
-from genrec_batch.core.options import check_positions
+from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.torch.choice import log_probs
 from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory

@@ -1,0 +1,78 @@
+"""How the text of an option becomes a value, and checks that options of several commands share.
+
+Owns: moments, spans of time, and the forms of `--batch-size` and `--device`. Must not know: which options there are.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from genrec_batch.core.errors import ConfigError
+
+UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def moment_us(text: str, flag: str) -> int:
+    """Return the moment that `flag` names, in ISO 8601 and UTC unless it says otherwise, as epoch microseconds.
+
+    Raises:
+        ConfigError: not an ISO 8601 date or moment.
+    """
+    iso, such_as = text.strip(), "2026-04-30 or 2026-04-30T23:59:59Z"
+    try:
+        moment = dt.datetime.fromisoformat(iso[:-1] + "+00:00" if iso.endswith(("Z", "z")) else iso)
+    except ValueError:
+        raise ConfigError(f"{flag} {text!r}: not a moment in ISO 8601, such as {such_as}") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.timezone.utc)
+    if not 1970 < moment.year < 2262:
+        raise ConfigError(f"{flag} {text!r}: a moment from 1971 to 2261")
+    return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)) / dt.timedelta(microseconds=1))
+
+
+def span_us(text: str, flag: str) -> int:
+    """Return the span of time that `flag` names, such as 12h, 7d or 2w, in microseconds.
+
+    Raises:
+        ConfigError: not a number above 0 with its unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*", text)
+    span = int(float(match[1]) * UNITS_S[match[2]] * 1_000_000) if match else 0
+    if not 0 < span < 2**62:
+        raise ConfigError(f"{flag} {text!r}: a span of time in m, h, d or w, such as 12h or 7d")
+    return span
+
+
+def is_span(text: str) -> bool:
+    """Return whether an option's text is a span of time, not a moment."""
+    return text.strip().endswith(tuple(UNITS_S))
+
+
+def check_batch_size(text: str) -> None:
+    """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
+    if text != "auto" and not (text.isdigit() and int(text) > 0):
+        raise ConfigError(f"--batch-size {text!r}: auto or a whole number above 0")
+
+
+def check_device(text: str) -> None:
+    """Raise ConfigError unless `--device` names a device."""
+    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
+        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
+
+
+def check_positions(have: int, *, events: int, items: int) -> None:
+    """Raise ConfigError, naming the largest that fit, unless a model's positions hold a history and what follows it.
+
+    Args:
+        have: positions of the model; the first is for the features.
+        events: of the longest history.
+        items: read one after the other behind it; candidates are read side by side and count as one.
+    """
+    need = 1 + events + items
+    if need > have:
+        most = {"max-events": have - 1 - items, "top-k": have - 1 - events if items > 1 else 0}
+        ways = " or ".join(f"--{name} {value}" for name, value in most.items() if value > 0)
+        raise ConfigError(
+            f"--max-events {events}{f' with --top-k {items}' if items > 1 else ''} needs {need} positions, "
+            f"the model has {have}: at most {ways or f'{have - 1} of both together'}"
+        )

@@ -51,9 +51,14 @@ class Standard:
             varies_F=furthest_F > LEAST_FURTHEST,
         )
 
+    @property
+    def factor_F(self) -> F32:
+        """What the distance from the mean is multiplied by; 0 where nothing varies."""
+        return (self.varies_F / self.scale_F).astype(np.float32)
+
     def apply(self, dense_NF: F32) -> F32:
         """Return vectors standardised."""
-        standard_NF = (dense_NF - self.mean_F.astype(np.float32)) * (self.varies_F / self.scale_F).astype(np.float32)
+        standard_NF = (dense_NF - self.mean_F.astype(np.float32)) * self.factor_F
         return standard_NF.astype(np.float32)
 
 

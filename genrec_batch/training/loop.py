@@ -16,16 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrec_batch.core.arrays import F32, FIRST_ITEM, U8
+from genrec_batch.core.arrays import F32, FIRST_ITEM, I64, U8
 from genrec_batch.model.weights import ModelConfig
 from genrec_batch.training.device import Place
 from genrec_batch.training.inputs import Standard, TrainingBatch
-from genrec_batch.training.loss import Wanted, cross_entropy, head_loss
-from genrec_batch.training.network import OUTPUT_BIAS, TOKENS, Noise, Read, head_logits, hidden
+from genrec_batch.training.loss import Wanted, compiled_gradient, cross_entropy, head_loss, softmax_gradient
+from genrec_batch.training.network import OUTPUT_BIAS, TOKENS, Noise, Read, compiled_layer, head_logits, hidden
 from genrec_batch.training.sampled import Sample
 
 BETAS, DECAY, CLIP, HEADS_WEIGHT = (0.9, 0.98), 0.01, 1.0, 0.3
 WARM_UP_STEPS, WARM_UP_SHARE, LAST_SHARE = 1000, 0.3, 0.05  # of the peak rate: how long it rises, where it ends
+COMPILED_STEPS = 1000  # of a training on a GPU from which compiling, half a minute, pays
 AVERAGE_DECAY = 0.998  # of the weights' moving average, about the last 500 steps
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -89,8 +90,12 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.peak, betas=BETAS, fused=True)
         self.average = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-        self._items, self._seen_M, self._standard = items, seen_M.to(self._device), standard
+        self._items, self._seen_M = items, seen_M.to(self._device)
+        self._mean_F, self._factor_F = self._put(standard.mean_F.astype(np.float32)), self._put(standard.factor_F)
         self._dropout, self._seed = dropout, seed
+        compiles = place.device.type == "cuda" and schedule.steps >= COMPILED_STEPS
+        self._layer = compiled_layer(dropout) if compiles else None
+        self._gradient = compiled_gradient() if compiles else softmax_gradient
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that the next steps depend on, by name."""
@@ -129,18 +134,17 @@ class Trainer:
 
     def _move_average(self) -> None:
         decay = min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step))  # the first steps soon count little
-        for name, tensor in self.weights.items():
-            self.average[name].lerp_(tensor.detach(), 1 - decay)
+        now = [tensor.detach() for tensor in self.weights.values()]
+        torch._foreach_lerp_(list(self.average.values()), now, 1 - decay)
 
     def losses(self, batch: TrainingBatch, noise: Noise) -> Losses:
         """Return the losses of a batch."""
         put = self._put
-        wanted_W, place = np.unique(np.concatenate([batch.place_P, batch.place_Q]), return_inverse=True)
-        place_P, place_Q = np.split(place, [len(batch.place_P)])
+        wanted_W, place_P, place_Q = _numbered(batch)
         read = Read(
             tokens_BS=put(batch.tokens_BS.astype(np.int64)),
             rows_K=put(batch.rows_K),
-            dense_KF=put(self._standard.apply(batch.vectors.dense_KF)),
+            dense_KF=(put(batch.vectors.dense_KF) - self._mean_F) * self._factor_F,
             profile=self._pair(batch.vectors.profile),
             video=self._pair(batch.vectors.video),
             wanted_W=put(wanted_W),
@@ -156,13 +160,14 @@ class Trainer:
             masked_P1=np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.seen_count_P)]),
             column_C=column_C,
         )
-        hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise)
+        hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise, self._layer)
         items = cross_entropy(
             hidden_WD.index_select(0, put(place_P)),
             self.weights[TOKENS][rows],
             self.weights[OUTPUT_BIAS][rows] - log_q,
             wanted,
             self._dtype,
+            self._gradient,
         )
         logits_QH = head_logits(self.weights, hidden_WD.index_select(0, put(place_Q)))
         return Losses(
@@ -186,3 +191,11 @@ class Trainer:
 
     def _pair(self, vectors: tuple[F32, U8] | None) -> tuple[Tensor, Tensor] | None:
         return None if vectors is None else (self._put(vectors[0]), self._put(vectors[1]))
+
+
+def _numbered(batch: TrainingBatch) -> tuple[I64, I64, I64]:
+    """Return the wanted positions, [W], and the places among them of `place_P` and of `place_Q`."""
+    wanted_N = np.zeros(batch.tokens_BS.shape[0] * (batch.tokens_BS.shape[1] + 1), np.bool_)
+    wanted_N[batch.place_P] = wanted_N[batch.place_Q] = True
+    number_N = np.cumsum(wanted_N) - 1
+    return np.flatnonzero(wanted_N), number_N[batch.place_P], number_N[batch.place_Q]

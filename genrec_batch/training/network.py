@@ -27,10 +27,14 @@ Parameters = Mapping[str, Tensor]
 Drop = Callable[[Tensor], Tensor]
 
 TOKENS, OUTPUT_BIAS, OUTPUT = "token_embedding.weight", "output_projection.bias", "output_projection.weight"
-LAYER_END = tuple(
-    f"{name}.{part}"
-    for name in ("self_attn.out_proj", "norm1", "linear1", "linear2", "norm2")
-    for part in ("weight", "bias")
+LAYER = (
+    "self_attn.in_proj_weight",
+    "self_attn.in_proj_bias",
+    *(
+        f"{name}.{part}"
+        for name in ("self_attn.out_proj", "norm1", "linear1", "linear2", "norm2")
+        for part in ("weight", "bias")
+    ),
 )
 EMBEDDING_DEVIATION = 0.02
 NOISE = 3  # stream of random numbers
@@ -115,8 +119,16 @@ class Read:
     wanted_W: Tensor  # positions whose hidden states are wanted
 
 
-def hidden(weights: Parameters, config: ModelConfig, read: Read, dtype: torch.dtype, noise: Noise) -> Tensor:
-    """Return the hidden states of the wanted positions, [W, D], fp32."""
+def hidden(
+    weights: Parameters,
+    config: ModelConfig,
+    read: Read,
+    dtype: torch.dtype,
+    noise: Noise,
+    layer: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Return the hidden states of the wanted positions, [W, D], fp32; `layer` is a compiled one for a GPU."""
+    layer = layer or encoder_layer
     rows, count = read.tokens_BS.shape[0], read.tokens_BS.shape[1] + 1
     noise.start(read.tokens_BS.device)
     items = functional.embedding(read.tokens_BS, weights[TOKENS]) + weights["position_embedding.weight"][1:count]
@@ -124,15 +136,8 @@ def hidden(weights: Parameters, config: ModelConfig, read: Read, dtype: torch.dt
     x = noise(x).reshape(rows * count, config.width)
     causal = torch.full((count, count), -torch.inf, dtype=dtype, device=x.device).triu_(1)
     for i in range(config.layers):
-        layer = f"encoder.layers.{i}."
-        product = _linear(
-            x, weights[f"{layer}self_attn.in_proj_weight"], weights[f"{layer}self_attn.in_proj_bias"], dtype
-        )
-        mixed = _attend(product, config, rows, causal)
-        if i == config.layers - 1:
-            x, mixed = x.index_select(0, read.wanted_W), mixed.index_select(0, read.wanted_W)
-        ends = [weights[layer + name] for name in LAYER_END]
-        x = layer_end(x, mixed, dtype, noise, *ends)
+        own = [weights[f"encoder.layers.{i}.{name}"] for name in LAYER]
+        x = layer(x, causal, rows, config.heads, dtype, noise, read.wanted_W if i == config.layers - 1 else None, *own)
     return x
 
 
@@ -151,26 +156,58 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tens
     return functional.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
-def _attend(product: Tensor, config: ModelConfig, rows: int, causal: Tensor) -> Tensor:
+def _attend(product: Tensor, rows: int, heads: int, causal: Tensor) -> Tensor:
     """[N, 3 D] -> [N, D]. On a CPU two batched products beat the fused kernel at these lengths."""
-    count = len(causal)
-    query, key, value = product.view(rows, count, 3, config.heads, config.head_size).permute(2, 0, 3, 1, 4)
+    count, width = len(causal), product.shape[1] // 3
+    query, key, value = product.view(rows, count, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     if product.device.type != "cpu":
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     else:
-        looks = torch.matmul(query * config.head_size**-0.5, key.transpose(2, 3)) + causal
+        looks = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(2, 3)) + causal
         mixed = torch.matmul(torch.softmax(looks, -1), value)
-    return mixed.transpose(1, 2).reshape(rows * count, config.width)
+    return mixed.transpose(1, 2).reshape(rows * count, width)
 
 
-def layer_end(x: Tensor, mixed: Tensor, dtype: torch.dtype, drop: Drop, *weights: Tensor) -> Tensor:
-    """Return a layer's output from its input and what its attention mixed; `weights` are those of LAYER_END."""
-    out, out_bias, norm1, norm1_bias, up, up_bias, down, down_bias, norm2, norm2_bias = weights
+def encoder_layer(
+    x: Tensor,
+    causal: Tensor,
+    rows: int,
+    heads: int,
+    dtype: torch.dtype,
+    drop: Drop,
+    wanted_W: Tensor | None,
+    *weights: Tensor,
+) -> Tensor:
+    """Return a layer's output for all positions, or the wanted ones; `weights` are those of LAYER."""
+    project, project_bias, out, out_bias, norm1, norm1_bias, up, up_bias, down, down_bias, norm2, norm2_bias = weights
+    mixed = _attend(_linear(x, project, project_bias, dtype), rows, heads, causal)
+    if wanted_W is not None:
+        x, mixed = x.index_select(0, wanted_W), mixed.index_select(0, wanted_W)
     x = functional.layer_norm(x + drop(_linear(mixed, out, out_bias, dtype)), x.shape[-1:], norm1, norm1_bias, EPSILON)
     inner = torch.relu(_linear(x, up, up_bias, dtype))
     return functional.layer_norm(
         x + drop(_linear(inner, down, down_bias, dtype)), x.shape[-1:], norm2, norm2_bias, EPSILON
     )
+
+
+def compiled_layer(share: float) -> Callable[..., Tensor]:
+    """Return `encoder_layer` compiled for a GPU, with dropout of a share in place of its `drop`."""
+
+    def dropped(x: Tensor) -> Tensor:
+        return functional.dropout(x, share)
+
+    def run(
+        x: Tensor, causal: Tensor, rows: int, heads: int, dtype: torch.dtype, wanted_W: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        return encoder_layer(x, causal, rows, heads, dtype, dropped, wanted_W, *weights)
+
+    compiled = torch.compile(run)
+
+    def layer(x: Tensor, causal: Tensor, rows: int, heads: int, dtype: torch.dtype, _: Drop, *rest: Any) -> Tensor:
+        made: Tensor = compiled(x, causal, rows, heads, dtype, *rest)
+        return made
+
+    return layer
 
 
 def head_logits(weights: Parameters, hidden_WD: Tensor) -> Tensor:

@@ -6,17 +6,12 @@ those in a table such as `[sample]` or `[model.init]` for that command.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from genrec_batch.core import toml
 from genrec_batch.core.errors import ConfigError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, Any]:
@@ -46,12 +41,12 @@ def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, A
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return toml.parsed(path.read_bytes(), path, str(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ConfigError as error:
         hint = "; beside tables [model.init] and the like, `model` goes under [score]" if "Cannot" in str(error) else ""
-        raise ConfigError(f"{path}: not valid TOML ({error}){hint}") from error
+        raise ConfigError(f"{error}{hint}") from error
 
 
 def _underscored(entries: dict[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,10 @@ class NothingToScoreError(GenrecError):
 
 
 def nearest(name: str, names: list[str], count: int = 3) -> str:
-    """Return " Did you mean 'a' or 'b'?" for the names most similar to `name`, or "" where none is similar."""
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    """Return " Did you mean 'a' or 'b'?" for the names most similar to `name`, or "" where none is similar.
+
+    A name that differs only in case is the most similar.
+    """
+    same = [each for each in names if each.casefold() == name.casefold()]
+    close = same[:count] or difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -7,7 +7,6 @@ with columns of its own. Out: a lazy frame with contract columns of fixed types,
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,13 +14,10 @@ from pathlib import Path
 
 import polars as pl
 
+from genrec_batch.core import toml
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, Kind, check_columns
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from genrec_batch.events.expressions import Types, entry
 
 FOLDER = resources.files("genrec_batch.events").joinpath("schemas")
 BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
@@ -68,21 +64,19 @@ def column_names(name: str | None) -> ColumnNames:
     if name is None:
         return ColumnNames()
     if name in BUILT_IN:
-        return _parse(FOLDER.joinpath(f"{name}.toml").read_text(), name)
+        return _parse(FOLDER.joinpath(f"{name}.toml").read_bytes(), name)
     if not Path(name).is_file():
         hint = nearest(name, BUILT_IN)
         raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(BUILT_IN)}).{hint}")
     try:
-        return _parse(Path(name).read_text(), name)
+        content = Path(name).read_bytes()
     except OSError as error:
         raise ConfigError(f"--schema {name}: cannot be read ({error.strerror})") from error
+    return _parse(content, name)
 
 
-def _parse(text: str, name: str) -> ColumnNames:
-    try:
-        entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--schema {name}: not valid TOML ({error})") from error
+def _parse(content: bytes, name: str) -> ColumnNames:
+    entries = toml.parsed(content, name, f"--schema {name}")
     tables = {key: entries.pop(key) for key in ("events", "users", "videos") if isinstance(entries.get(key), dict)}
     tables["events"] = {**entries, **tables.get("events", {})}
     faults = [
@@ -104,35 +98,25 @@ def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> 
     """Add each contract column computed by its SQL expression over the frame's own columns.
 
     Raises:
-        ConfigError: an expression does not parse.
-        InputError: it reads a column that `source` does not have.
+        ConfigError, InputError: see `expressions.entry`.
     """
-    parsed = {}
-    for column, sql in expressions.items():
-        try:
-            parsed[column] = pl.sql_expr(sql).alias(column)
-        except (pl.exceptions.PolarsError, ValueError) as error:
-            raise ConfigError(f"--schema: {column} = {sql!r} is not a Polars SQL expression ({error})") from error
-    if not parsed:
+    if not expressions:
         return frame
-    have = frame.collect_schema().names()
-    for column, expression in parsed.items():
-        missing = [name for name in expression.meta.root_names() if name not in have]
-        if missing:
-            raise InputError(
-                f"--schema: {column} = {expressions[column]!r} reads {', '.join(map(repr, missing))}, "
-                f"which {source} does not have.{nearest(missing[0], have)}"
-            )
-    return frame.with_columns(**parsed)
+    types = dict(frame.collect_schema())
+    entries = {column: entry(column, sql, types, source) for column, sql in expressions.items()}
+    return frame.with_columns(**{column: each.value for column, each in entries.items()})
 
 
-def _reads(expressions: Mapping[str, str]) -> set[str]:
-    return {name for sql in expressions.values() for name in pl.sql_expr(sql).meta.root_names()}
+def _reads(expressions: Mapping[str, str], types: Types, source: str) -> set[str]:
+    return {name for column, sql in expressions.items() for name in entry(column, sql, types, source).reads}
 
 
 def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = False) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type."""
-    readers = {name: _reads(column_names(name).events) for name in BUILT_IN}
+    readers = {
+        name: {column for sql in column_names(name).events.values() for column in pl.sql_expr(sql).meta.root_names()}
+        for name in BUILT_IN
+    }
     check_columns(columns, source, readers=readers, kinds=KINDS if labels else SCORED)
 
 
@@ -169,11 +153,11 @@ def read_contract(
         InputError: a required column is missing, a type is wrong, or epoch timestamps are implausible.
         ConfigError: an expression of the mapping does not fit the frame.
     """
-    before = frame.collect_schema().names()
+    before = dict(frame.collect_schema())
     if not labels:
         expressions = {name: sql for name, sql in expressions.items() if name not in LABELS}
     renamed = rename(frame, expressions, source)
-    used = _reads(expressions)
+    used = _reads(expressions, before, source)
     types = dict(renamed.collect_schema())
     check(types, source, labels=labels)
     columns = tuple(name for name in (KINDS if labels else SCORED) if name in types)

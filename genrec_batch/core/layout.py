@@ -72,6 +72,13 @@ SEQUENCE_NAMES = (
     "mean_duration_newest_5_minus_all",
 )
 
+LIMITS: dict[str, tuple[float, float]] = {  # of what a column can mean; a value beyond counts as the nearest limit
+    "watch_duration": (-1e6, 1e6),  # seconds, eleven days; 0..1000 in the slots of single events
+    "time_of_day": (0.0, 24.0),
+    "day_of_week": (0.0, 7.0),
+}
+VECTOR_LIMIT = 1e6  # of a number in a vector that somebody else computed
+
 LIKE_RATE_ALL = FLAGS.start + WINDOWS.index(None)
 MEAN_PERCENTAGE_ALL = PERCENTAGE_STATISTICS.start + STATISTIC_WINDOWS.index(None) * len(MOMENTS)
 DISTINCT_SHARE = SEQUENCE.start + 2

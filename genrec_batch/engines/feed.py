@@ -1,6 +1,7 @@
 """Feeding an engine: batches in, rankings out, and the device never waits between one batch and the next.
 
-Owns: which rows make a batch, how many users it has, what happens when the device is full, and the share of padding.
+Owns: which rows make a batch, how many users it has, what happens when the device is full, that what comes back are
+numbers (`numbers.py`), and the share of padding.
 Must not know: shards, events, files. In: batches, each with a key of the caller. Out: the key, the rows of its batch,
 and what the engine recommends to them.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from genrec_batch.core.arrays import I64, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
+from genrec_batch.engines import numbers
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.runtime.clock import Stages
@@ -57,6 +59,7 @@ class Feed:
     decoding: Decoding
     stages: Stages
     batch_users: int  # of a batch, at most; halved when the device is full
+    tokens: int | None = None  # of the model, `Model.tokens`; None: short lists are not checked
     fed_users: int = 0
     real_positions: int = 0
     computed_positions: int = 0
@@ -77,6 +80,7 @@ class Feed:
 
         Raises:
             DeviceMemoryError: one user alone does not fit.
+            NotNumbersError: what came back for a user is not finite.
         """
         waiting = self._waiting(batches)
         pending: deque[Fed[K]] = deque()
@@ -91,6 +95,7 @@ class Feed:
                     fed = pending.popleft()
                     self._count(fed.batch.lengths_B.astype(np.int64))
                     key, rows = fed.key, fed.rows
+                    numbers.check(fed.batch, ranked, tokens=self.tokens, key=key, first=rows.start)
                     del fed  # the batch is not held while the next ones are computed
                     yield key, rows, ranked
             except DeviceMemoryError as error:

@@ -17,7 +17,7 @@ import xxhash
 
 from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.core.layout import HASHED
+from genrec_batch.core.layout import HASHED, VECTOR_LIMIT
 from genrec_batch.events import schema
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
@@ -267,7 +267,8 @@ def _matrix(column: pl.Series, width: int) -> tuple[F32, U8]:
     lists = column.cast(pl.List(pl.Float32))
     has_R = lists.is_not_null().to_numpy()
     floats_RD = np.zeros((len(lists), width), np.float32)
-    floats_RD[has_R] = lists.drop_nulls().explode().to_numpy().reshape(-1, width)
+    given_RD = lists.drop_nulls().explode().to_numpy().reshape(-1, width)
+    floats_RD[has_R] = np.clip(given_RD, -VECTOR_LIMIT, VECTOR_LIMIT)  # squares and sums still fit a float
     return floats_RD, has_R
 
 

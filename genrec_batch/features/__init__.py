@@ -9,6 +9,7 @@ enough to be worth its start. Must not know: files, Polars, the model. No result
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
@@ -82,7 +83,7 @@ def compute(
 def _of_layout(
     histories: Histories, users: SideTable | None, videos: SideTable | None, max_events: int, kernel: Kernel
 ) -> F32:
-    dense_NF = _rows(len(histories))
+    dense_NF, histories = _rows(len(histories)), _within_limits(histories)
     if kernel == "numba":
         from genrec_batch.features.numba import fill
 
@@ -95,6 +96,18 @@ def _of_layout(
         _fill(rows_NF, histories.slice(start, stop), users, videos, max_events)
         rows_NF += np.float32(0)  # no zero has a sign
     return dense_NF
+
+
+def _within_limits(histories: Histories) -> Histories:
+    """Return histories whose numbers are within the layout's limits: the model reads products of them in float32."""
+    numbers = dict(histories.numbers)
+    for name, (low, high) in layout.LIMITS.items():
+        values_E = numbers.get(name)
+        if values_E is None or not len(values_E):
+            continue
+        if np.fmin.reduce(values_E) < low or np.fmax.reduce(values_E) > high:  # seldom, and looking costs less
+            numbers[name] = np.clip(values_E, low, high)
+    return replace(histories, numbers=numbers)
 
 
 def _rows(users: int) -> F32:

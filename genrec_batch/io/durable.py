@@ -17,10 +17,10 @@ from genrec_batch.core.errors import ConfigError, refused
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's value, None where it is missing or incomplete."""
+    """Return a JSON file's value, None where it is missing, incomplete or not JSON."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 

@@ -129,7 +129,7 @@ class Output:
 
     def _publish(self, parts: list[parquet.PartFacts], metadata: dict[str, str]) -> dict[str, int]:
         files = [{"file": p.file.name, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
-        write_json(self.staging / MANIFEST, {"metadata": metadata, "files": files})
+        write_json(self.staging / MANIFEST, published.sealed({"metadata": metadata, "files": files}))
         (self.staging / SUCCESS).touch()
         for file in self.staging.glob("part-*.fingerprints"):
             file.unlink()
@@ -198,6 +198,8 @@ def open_output(path: Path, identity: Identity, if_exists: str | None) -> Output
 
 def _difference(path: Path, identity: Identity) -> str:
     """Return in words how a run differs from the one that wrote an output."""
+    if path.is_dir() and (path / MANIFEST).exists() and published.manifest_of(path) is None:
+        return f"its {MANIFEST} is damaged"
     if published.finished_id(path) is None:
         return "it has no _SUCCESS, so it may be incomplete"
     _, stored = published.files_of(path)

@@ -6,10 +6,12 @@ not know: how an output is written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from genrec_batch.io.durable import disk_errors, missing_folder, read_json, sha2
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
 FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
+PART = re.compile(r"part-\d{5,}\.parquet")
+LINEAGE = ("run_id", "version", "model", "catalog", "layout", "engine", "device", "precision", "users")
 LONGEST_NAME = 200  # bytes; leaves room for the names beside it
 ROWS = "genrec.rows"  # of the file itself; in the manifest, of all parts
 COUNTS = "genrec.counts"  # of a part: numbers that the run's summary adds up
@@ -42,15 +46,87 @@ def finished_id(path: Path) -> str | None:
 
 
 def manifest_of(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of a directory of parts, None where it is missing or damaged."""
+    """Return the manifest of a directory of parts, None where it is missing or not one.
+
+    Its files are names of parts in this directory, never a path that leads elsewhere.
+    """
     found = read_json(path / MANIFEST)
     if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
+        return None
+    if not all(isinstance(value, str) for value in found["metadata"].values()):
         return None
     entries = found.get("files")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return None
     named = all(isinstance(entry.get(name), str) for entry in entries for name in ("file", "sha256"))
-    return found if named else None
+    return found if named and all(PART.fullmatch(entry["file"]) for entry in entries) else None
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the sha256 of itself: of its JSON with sorted names, without that entry."""
+    return {**manifest, "sha256": _seal(manifest)}
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_faults(path: Path, manifest: Mapping[str, Any], *, beside: Collection[str] = ()) -> Iterator[str]:
+    """Yield in what a manifest is not what its run wrote: its own hash, and the footers of the parts that are there.
+
+    Manifests of earlier versions have no hash. The parts' bytes are for `altered`; those named by `beside` are known to
+    be damaged.
+    """
+    entries, metadata = manifest["files"], manifest["metadata"]
+    parts = {path / entry["file"]: entry for entry in entries}
+    yield from (f"{part.name} is a link" for part in parts if part.is_symlink())
+    facts = {part: found for part in parts if part.name not in beside and (found := _facts(part)) is not None}
+    if len(facts) == len(entries):
+        rows, counts = sum(found.rows for found in facts.values()), json.dumps(parquet.sums(facts.values()))
+        if str(rows) != metadata.get(ROWS):
+            yield f"it has {rows:,} rows and its metadata says {metadata.get(ROWS)}"
+        if json.loads(counts) != _value(metadata.get(COUNTS, "{}")):
+            yield f"its parts count {counts} and its metadata says {metadata.get(COUNTS)}"
+    for part, found in facts.items():
+        yield from _differs(part, found, parts[part], metadata)
+    wanted = [f"part-{number:05d}.parquet" for number in range(len(entries))]
+    if [entry["file"] for entry in entries] != wanted:
+        yield f"{MANIFEST} does not name all parts from {wanted[0] if wanted else 'the first'} on, each once"
+    if "sha256" in manifest and manifest["sha256"] != _seal(manifest):
+        yield f"{MANIFEST} was changed since it was written (its sha256 is another)"
+
+
+def _facts(part: Path) -> parquet.PartFacts | None:
+    """Return what the footer of a part says, None where it is missing, a link or damaged, which `altered` finds."""
+    if part.is_symlink() or not part.is_file():
+        return None
+    try:
+        found = parquet.facts(part, COUNTS, hashed=False)
+    except (*parquet.UNREADABLE, ValueError, RecursionError):
+        return None
+    counts = found.counts.values() if isinstance(found.counts, dict) else [None]
+    return found if all(isinstance(count, int) for count in counts) else None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _differs(part: Path, facts: parquet.PartFacts, entry: Mapping[str, Any], metadata: Mapping[str, str]) -> list[str]:
+    """Return where an entry and the lineage are not what the footer of its part says."""
+    stored = pq.read_schema(part).metadata or {}
+    said = {name: metadata.get(f"genrec.{name}") for name in LINEAGE}
+    found = {name: stored.get(f"genrec.{name}".encode(), b"").decode(errors="replace") or None for name in LINEAGE}
+    faults = [
+        f"{name} {said[name]}, and {part.name} has {found[name]}" for name in LINEAGE if said[name] != found[name]
+    ]
+    if entry.get("rows") != facts.rows:
+        faults.append(f"{entry.get('rows')} rows of {part.name}, which has {facts.rows}")
+    return [f"{MANIFEST} says {fault}" for fault in faults]
 
 
 def check(path: Path, if_exists: str | None) -> None:
@@ -101,11 +177,17 @@ def staging(path: Path) -> Path:
 
 
 def ours(path: Path) -> bool:
-    """Return whether a run wrote everything there: a file with its metadata, a folder with its manifest."""
+    """Return whether a run wrote everything there: a file with its metadata, a folder with its manifest.
+
+    A folder whose manifest is damaged has only files of names that a run writes, and a part says that one wrote it.
+    """
     if path.is_file():
         return _finished_id(path) is not None
     manifest = manifest_of(path)
-    return manifest is not None and not strangers(path, manifest["files"])
+    if manifest is not None:
+        return not strangers(path, manifest["files"])
+    parts = [file for file in path.iterdir() if PART.fullmatch(file.name)]
+    return not strangers(path, [{"file": file.name} for file in parts]) and any(map(_finished_id, parts))
 
 
 def _foreign(path: Path) -> str:
@@ -123,10 +205,10 @@ def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield each file that is missing or does not match the manifest."""
+    """Yield each file that is missing, a link, or does not match the manifest."""
     for entry in entries:
         part = path / entry["file"]
-        if not part.is_file() or sha256(part) != entry["sha256"]:
+        if part.is_symlink() or not part.is_file() or sha256(part) != entry["sha256"]:
             yield entry["file"]
 
 
@@ -151,9 +233,14 @@ def check_whole(path: Path) -> None:
         if ROWS.encode() not in (pq.read_metadata(path).metadata or {}):
             raise ConfigError(f"OUTPUT {path} was changed by another program; --if-exists overwrite writes it again")
         return
+    manifest = manifest_of(path)
+    if manifest is None:
+        raise ConfigError(f"OUTPUT {path}: its {MANIFEST} is damaged; --if-exists overwrite writes the output again")
     if not ours(path):
         raise ConfigError(f"OUTPUT {path} holds files that its manifest does not name; remove them, or name another")
-    for name in altered(path, read_json(path / MANIFEST)["files"]):
+    for fault in manifest_faults(path, manifest):
+        raise ConfigError(f"OUTPUT {path}: {fault}; --if-exists overwrite writes the output again")
+    for name in altered(path, manifest["files"]):
         raise ConfigError(
             f"OUTPUT {path}: {name} is missing or does not match the manifest; --if-exists overwrite writes the output "
             "again"

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch.core.arrays import FIRST_ITEM
 from genrec_batch.core.errors import InputError, ModelError, refused
+
+COLUMNS = ("token", "video_id", "count")
+AGAIN = "copy the whole model directory again, or make it again with `genrec-batch train` or `model init`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +61,20 @@ class Catalog:
         Raises:
             ModelError: not a catalog, ids repeat or are null, tokens are not 2, 3, ..., or exceed the vocabulary.
         """
-        try:
-            frame = pl.from_arrow(pq.read_table(path))
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise ModelError(f"{path}: not a whole Parquet file ({error})") from error
-        assert isinstance(frame, pl.DataFrame)
-        missing = [name for name in ("token", "video_id", "count") if name not in frame.columns]
-        if missing:
-            raise ModelError(f"{path}: column {', '.join(missing)} is missing; a catalog has token, video_id and count")
+        frame = _table(path)
+        if not len(frame):
+            raise ModelError(f"{path}: the catalog has no rows, so the model can recommend nothing; {AGAIN}")
         if frame["video_id"].null_count() or frame["video_id"].n_unique() != len(frame):
             raise ModelError(f"{path}: column 'video_id' holds nulls or the same id twice; one row per video")
         frame = frame.sort("token")
-        if (
-            not frame["token"]
-            .cast(pl.Int64)
-            .equals(pl.Series(range(FIRST_ITEM, FIRST_ITEM + len(frame)), dtype=pl.Int64))
-        ):
+        if not frame["token"].equals(pl.Series(range(FIRST_ITEM, FIRST_ITEM + len(frame)), dtype=pl.Int64)):
             raise ModelError(f"{path}: column 'token' must hold 2, 3, ... without gaps (0 is padding, 1 unknown)")
         if len(frame) + FIRST_ITEM > vocabulary:
             raise ModelError(
                 f"{path}: {len(frame)} videos do not fit the model's vocabulary of {vocabulary}; keep the most viewed "
                 f"{vocabulary - FIRST_ITEM}"
             )
-        return Catalog(items=frame.select("video_id", pl.col("count").cast(pl.UInt64)))
+        return Catalog(items=frame.select("video_id", "count"))
 
     def write(self, path: Path) -> None:
         """Write `catalog.parquet`: whole or not at all.
@@ -125,6 +120,36 @@ class Catalog:
     def ids(self, tokens: pl.Series) -> pl.Series:
         """Return the id of each token from 2 on, null for 0 and 1."""
         return self.items["video_id"].gather((tokens.cast(pl.Int64) - FIRST_ITEM).set(tokens < FIRST_ITEM, None))
+
+
+def _table(path: Path) -> pl.DataFrame:
+    """Return the three columns of a `catalog.parquet`, token as Int64 and count as UInt64.
+
+    Raises:
+        ModelError: not a whole Parquet file, or not these columns.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as opened:
+            kinds = {field.name: field.type for field in opened.schema_arrow}
+            missing = [name for name in COLUMNS if name not in kinds]
+            if missing:
+                raise ModelError(
+                    f"{path}: column {', '.join(missing)} is missing; a catalog has token, video_id and count"
+                )
+            table = opened.read(columns=list(COLUMNS), use_threads=False)
+        whole = {name: pa.types.is_integer(kinds[name]) for name in COLUMNS}
+        texts = kinds["video_id"] in (pa.string(), pa.large_string(), pa.string_view())
+        wrong = [name for name in COLUMNS if not whole[name] and not (name == "video_id" and texts)]
+        if wrong:
+            raise ModelError(
+                f"{path}: column {wrong[0]!r} is {kinds[wrong[0]]}; token and count are whole numbers, video_id is a "
+                "whole number or a string"
+            )
+        table.validate(full=True)  # a damaged file can hold text that is not UTF-8
+        frame = pl.DataFrame(pl.from_arrow(table))
+        return frame.with_columns(pl.col("token").cast(pl.Int64), pl.col("count").cast(pl.UInt64))
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not a whole Parquet file ({error}); {AGAIN}") from error
 
 
 def _common(ids: pl.Series, known: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:

@@ -25,9 +25,11 @@ import numpy as np
 import pyarrow as pa
 
 from genrec_batch.core.arrays import I64, Batch
+from genrec_batch.core.errors import EngineError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Opening, Selection, decoding_of, prepare
 from genrec_batch.engines.feed import Feed
+from genrec_batch.engines.numbers import NotNumbersError
 from genrec_batch.events.dataset import Dataset
 from genrec_batch.events.user_histories import Shard
 from genrec_batch.features.batches import Vectorizer, workers
@@ -121,7 +123,13 @@ class Scoring:
             selection = open_engine(config, dataset, vectorizer, stages, ahead)
         elif not config.candidates:
             prepare(selection.engine, decoding, longest=config.max_events, mean=dataset.users.mean_events)
-        feed = Feed(engine=selection.engine, decoding=decoding, stages=stages, batch_users=selection.batch_users)
+        feed = Feed(
+            engine=selection.engine,
+            decoding=decoding,
+            stages=stages,
+            batch_users=selection.batch_users,
+            tokens=dataset.model.tokens,
+        )
         return Scoring(config=config, dataset=dataset, vectorizer=vectorizer, selection=selection, feed=feed)
 
     def shards(self, skip: Collection[int] = (), previous: Previous | None = None) -> Iterator[ShardRun]:
@@ -168,14 +176,27 @@ class Scoring:
                     rows_B, batch = shard.batches.popleft()
                     yield (shard, rows_B), batch
 
-        for (shard, rows_B), rows, ranked in self.feed.recommend(batches()):
-            shard.put(rows_B[rows], ranked)
-            advance(len(ranked))
-            if not shard.left:
-                yield shard
-            while unscored:
-                yield unscored.popleft()
+        try:
+            for (shard, rows_B), rows, ranked in self.feed.recommend(batches()):
+                shard.put(rows_B[rows], ranked)
+                advance(len(ranked))
+                if not shard.left:
+                    yield shard
+                while unscored:
+                    yield unscored.popleft()
+        except NotNumbersError as error:
+            raise self._named(error) from error
         yield from unscored
+
+    def _named(self, error: NotNumbersError) -> EngineError:
+        """Return the error of an engine that did not return numbers, with the ids of the users."""
+        shard, rows_B = error.key
+        ids = shard.scored_ids.gather(rows_B[error.rows_R]).sort()
+        engine, some = self.feed.engine, ", ".join(map(str, ids.head(3)))
+        return EngineError(
+            f"the {engine.name} engine in {engine.precision} returned no finite scores for {len(ids)} users of a batch "
+            f"(user_id {some}{', ...' if len(ids) > 3 else ''}); {error}"
+        )
 
     def results(self, previous: Previous | None = None) -> Results:
         """Return what turns ranked shards into rows."""

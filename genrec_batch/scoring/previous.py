@@ -177,9 +177,13 @@ def _checked_files(path: str, place: Path) -> str | None:
         if published.ROWS not in published.files_of(place)[1]:
             raise _damaged(path, f"{place.name} was rewritten by another program")
         return run_id
-    entries = (published.manifest_of(place) or {})["files"]
+    manifest = published.manifest_of(place)
+    assert manifest is not None, "it names the run"
+    entries = manifest["files"]
     for name in published.strangers(place, entries):
         raise _damaged(path, f"{name} is in the folder and not in its {published.MANIFEST}")
+    for fault in _read(path, lambda: list(published.manifest_faults(place, manifest))):
+        raise _damaged(path, fault)
     for name in _read(path, lambda: list(published.altered(place, entries))):
         raise _damaged(path, f"{name} is missing or not what its {published.MANIFEST} says")
     return run_id

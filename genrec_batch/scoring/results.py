@@ -27,6 +27,7 @@ class OutputPart:
 
     number: int
     users: int
+    items: int  # recommendations in the table, in the long and in the nested form
     table: pa.Table
     counts: dict[str, int]
     fingerprints: pa.Table | None = None
@@ -45,7 +46,7 @@ class Results:
     def part(self, shard: ShardRun) -> OutputPart:
         """Return a shard's part of the output: the rows just ranked, and those kept from the earlier output."""
         with self.stages.time("rows", rows=len(shard)):
-            table, short = self._ranked(shard)
+            table, items, short = self._ranked(shard)
         counts = {**shard.counts, "short_users": short}
         if self.previous is not None:
             kept = shard.kept_rows
@@ -53,29 +54,30 @@ class Results:
             if len(kept):
                 rows, items_N = self.previous.rows_of(shard.ids.gather(kept))
                 table = merged(table, rows)
+                items += int(items_N.sum())
                 counts["short_users"] += int((items_N < shard.wanted_N[kept]).sum())
         return OutputPart(
             number=shard.number,
             users=len(shard.ids),
+            items=items,
             table=table,
             counts=counts,
             fingerprints=fingerprints.as_table(shard.ids, shard.prints_NW),
         )
 
-    def _ranked(self, shard: ShardRun) -> tuple[pa.Table, int]:
-        """Return the rows of the scored users in id order, and how many users get fewer items than they could."""
+    def _ranked(self, shard: ShardRun) -> tuple[pa.Table, int, int]:
+        """Return the rows of the scored users in id order, their items, and how many users get too few."""
         ranking, weights = Ranking.empty(len(shard), self.config.top_k), self.config.blend()
         for rows_B, ranked in shard.answers:
             ranking.put(rows_B, ranked, blend(ranked, weights))
-        ids, wanted_S = shard.ids, shard.wanted_N
-        if shard.rows_S is not None:
-            ids, wanted_S = ids.gather(shard.rows_S), wanted_S[shard.rows_S]
+        wanted_S = shard.wanted_N if shard.rows_S is None else shard.wanted_N[shard.rows_S]
         table = recommendations(
-            ids,
+            shard.scored_ids,
             ranking,
             shard.users,
             catalog=self.catalog,
             video_type=self.video_type,
             nested=self.config.layout == "nested",
         )
-        return table, int(((ranking.tokens_NK > 0).sum(axis=1) < wanted_S).sum())
+        items_S = (ranking.tokens_NK > 0).sum(axis=1)
+        return table, int(items_S.sum()), int((items_S < wanted_S).sum())

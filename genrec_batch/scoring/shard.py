@@ -66,6 +66,11 @@ class ShardRun:
         return len(self.users)
 
     @property
+    def scored_ids(self) -> pl.Series:
+        """Ids of the S users."""
+        return self.ids if self.rows_S is None else self.ids.gather(self.rows_S)
+
+    @property
     def kept_rows(self) -> I64:
         """Places of the users who are not scored among all N."""
         rows_N = np.arange(len(self.ids))

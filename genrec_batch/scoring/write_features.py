@@ -42,6 +42,7 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
             return OutputPart(
                 number=shard.number,
                 users=len(shard),
+                items=len(shard),
                 table=_table(ids, dense_NF, shard.histories),
                 counts={"cold_start_users": cold},
             )

@@ -6,13 +6,16 @@ run and a stream of work that ends in parts. Out: the output on disk, and the ru
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from genrec_batch.core.errors import ConfigError
+import polars as pl
+
+from genrec_batch.core.errors import ConfigError, GateError
 from genrec_batch.core.options import HistoryConfig
 from genrec_batch.events import by_user
 from genrec_batch.events.dataset import Dataset, HeadStart
@@ -64,6 +67,7 @@ def write(
         scope: what the fingerprints were made for, None where there are none.
 
     Raises:
+        GateError: no user gets a row.
         GenrecError: see its subclasses.
     """
     out = output.open_output(target, run.identity, run.config.if_exists)
@@ -75,6 +79,9 @@ def write(
     resumed, users, size = len(out.parts_done), len(run.dataset.users), run.config.shard_users
     if resumed:
         LOG.info("resuming after %d of %d parts of an identical run", resumed, len(by_user.shards(users, size)))
+    filled = threading.Event()  # a part has a recommendation in it
+    if resumed and _has_items(out):
+        filled.set()
     with ExitStack() as stack:
         stack.callback(out.close)
         stages = run.stages
@@ -87,8 +94,10 @@ def write(
         stream = parts(set(out.parts_done), advance)
         stack.callback(stream.close)
         for work in stream:
-            behind.submit(partial(_write, out, work, stages))
+            behind.submit(partial(_write, out, work, stages, filled))
         behind.wait()
+        if not filled.is_set():
+            _refuse_empty(target, users)
         console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)
@@ -99,12 +108,30 @@ def write(
     return run.summary(report()) | written
 
 
-def _write(out: output.Output, work: Callable[[], OutputPart], stages: Stages) -> None:
+def _has_items(out: output.Output) -> bool:
+    """Return whether parts of an earlier run have a recommendation, or what else their rows are."""
+    parts = pl.scan_parquet([out.part(number) for number in sorted(out.parts_done)], glob=False)
+    kind = parts.collect_schema().get("video_id", pl.Int64())
+    items = pl.col("video_id").list.len().sum() if kind.is_nested() else pl.len()
+    return bool(parts.select(items).collect(engine="streaming").item())
+
+
+def _write(out: output.Output, work: Callable[[], OutputPart], stages: Stages, filled: threading.Event) -> None:
     part = work()
+    if part.items:
+        filled.set()
     with stages.time("write", rows=len(part.table), bytes=part.table.nbytes):
         out.write(part.number, part.table, part.counts, part.fingerprints)
     if threads.cores() < MANY_CORES:  # freed memory between the engine's buffers would pile up
         malloc.give_back_freed_memory()
+
+
+def _refuse_empty(target: Path, users: int) -> NoReturn:
+    """Raise GateError: nobody would get a recommendation, and such an output must not replace one with rows."""
+    raise GateError(
+        f"OUTPUT {target} is not published: none of the {users:,} users would get a row, since each has seen every "
+        "video of the catalog, or every given candidate; use --include-seen, or a model with more videos"
+    )
 
 
 def _check_not_an_input(target: str, dataset: Dataset) -> None:

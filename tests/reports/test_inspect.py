@@ -1,6 +1,6 @@
 """`inspect`: what an output says of itself, held against the rows; damage, strangers and unfinished runs.
 
-Also tests `inspect_text` and `terminal`.
+Also tests `checks`, `finished`, `inspect_text` and `terminal`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.core.errors import GateError, InputError
+from genrec_batch.io import published
 from genrec_batch.reports import inspect
 
 
@@ -89,6 +90,21 @@ def test_an_output_is_told_as_its_rows_are(outputs, name, model_dir):
         ("no null", lambda rows: rows.with_columns(video_id=pl.when(pl.col("rank") == 2).then(pl.col("video_id")))),
         ("no video twice for a user", lambda rows: rows.with_columns(video_id=pl.lit(1001))),
         ("as many rows as the metadata says", lambda rows: rows.head(50)),
+        *(
+            ("every score is a finite number, every head within 0..1", change)
+            for change in (
+                lambda rows: rows.with_columns(log_prob=pl.lit(float("nan"), pl.Float32)),
+                lambda rows: rows.with_columns(score=pl.lit(float("-inf"), pl.Float32)),
+                lambda rows: rows.with_columns(retention=pl.lit(1.5, pl.Float32)),
+                lambda rows: rows.with_columns(
+                    feature_scores=pl.struct(
+                        engagement=pl.lit(float("nan"), pl.Float32),
+                        retention=pl.lit(0.0, pl.Float32),
+                        diversity=pl.lit(0.0, pl.Float32),
+                    )
+                ),
+            )
+        ),
     ],
 )
 def test_each_broken_promise_is_found(outputs, run, check, change):
@@ -98,6 +114,52 @@ def test_each_broken_promise_is_found(outputs, run, check, change):
     with pytest.raises(GateError, match=check.replace(".", r"\.")):
         inspect.check(facts)
     assert run("inspect", outputs / "one.parquet").code == 6
+
+
+def test_a_manifest_that_was_changed_is_found_by_inspect_resume_and_previous(outputs, run, log_file, model_dir):
+    def hide(manifest, folder):
+        manifest["files"].pop(1)
+        (folder / "part-00001.parquet").unlink()
+
+    def lead_outside(manifest, folder):
+        shutil.copy(folder / "part-00001.parquet", outputs / "elsewhere.parquet")
+        manifest["files"][1]["file"] = "../elsewhere.parquet"
+
+    def link(_manifest, folder):
+        part = folder / "part-00001.parquet"
+        part.replace(outputs / "elsewhere.parquet")
+        part.symlink_to(outputs / "elsewhere.parquet")
+
+    changes = {
+        "hidden part": hide,
+        "outside": lead_outside,
+        "link": link,
+        "lineage": lambda manifest, _: manifest["metadata"].update({"genrec.model": "0" * 64}),
+        "counts": lambda manifest, _: manifest["metadata"].update({"genrec.counts": "nope"}),
+        "rows": lambda manifest, _: manifest["files"][0].update(rows=5),
+        "total": lambda manifest, _: manifest["metadata"].update({"genrec.rows": "7"}),
+        "empty": lambda manifest, _: manifest.clear(),
+    }
+    command = ("score", log_file, "changed", "--model", model_dir, "--quiet", "--top-k", 6, "--engine", "onnxruntime")
+    command = (*command, "--shard-users", 7)
+    for name, change in changes.items():
+        for sealed in (False, True):
+            shutil.rmtree("changed", ignore_errors=True)
+            shutil.copytree(outputs / "parts", "changed")
+            folder = outputs / "changed"
+            manifest = json.loads((folder / "_manifest.json").read_text())
+            change(manifest, folder)
+            text = json.dumps(published.sealed(manifest) if sealed and manifest else manifest)
+            (folder / "_manifest.json").write_text(text)
+            looked = run("inspect", "changed")
+            assert looked.code in (3, 6), (name, sealed, looked.out)
+            resumed = run(*command, "--if-exists", "resume")
+            assert resumed.code == 2, (name, sealed, resumed.err)
+            assert "--if-exists overwrite" in resumed.err, (name, sealed, resumed.err)
+            other = ["again.parquet" if word == "changed" else word for word in command]
+            assert run(*other, "--previous", "changed").code == 3, (name, sealed)
+    assert run(*command, "--if-exists", "overwrite").code == 0, "a folder that only a run can have written"
+    assert run("inspect", "changed").code == 0
 
 
 def test_a_changed_part_and_a_strange_file_are_found(outputs):

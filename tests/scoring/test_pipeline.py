@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -94,3 +95,67 @@ def test_include_seen_warns_of_a_model_that_was_trained_without_seen_videos(run,
     warned = run("score", log_file, tmp_path / "b.parquet", "--model", tmp_path / "m", "--include-seen")
     assert warned.code == 0
     assert "ranks seen videos badly" in warned.err
+
+
+ENGINES = (("torch", "fp32"), ("torch", "bf16"), ("torch", "int8"), ("onnxruntime", "fp32"))
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+def test_values_that_nothing_can_mean_still_give_numbers_to_everybody(run, log, model_dir, engine, precision):
+    user = log["user_id"][0]
+    mine = pl.col("user_id") == user
+    strange = {"watch_duration": 1e25, "time_of_day": 1e29, "day_of_week": -1e29, "recommendation_position": 1e30}
+    log.with_columns(
+        pl.when(mine).then(pl.lit(value)).otherwise(pl.lit(1.0)).alias(name) for name, value in strange.items()
+    ).write_parquet("strange.parquet")
+    vectors = pl.DataFrame({"user_id": [user], "profile": [[1e20] * 200], "profile_vector": [[-1e20] * 256]})
+    vectors.write_parquet("users.parquet")
+    videos = {"video_id": log["video_id"].unique().sort()}
+    embeddings = pl.DataFrame({**videos, "embedding": [[1e20] * 200] * len(videos["video_id"])})
+    embeddings.write_parquet("videos.parquet")
+    tables = ("--users", "users.parquet", "--videos", "videos.parquet", "--limit", 5)
+    chosen = ("--model", model_dir, "--engine", engine, "--precision", precision, *tables)
+    done = run("score", "strange.parquet", "recs.parquet", *chosen)
+    assert done.code == 0, done.err
+    assert len(pl.read_parquet("recs.parquet")) == 50
+    assert run("inspect", "recs.parquet").code == 0
+
+
+@pytest.mark.parametrize("decode", ["slate", "candidates"])
+@pytest.mark.parametrize(("engine", "precision"), [ENGINES[0], ENGINES[1], ENGINES[3]])
+def test_weights_that_overflow_are_an_error_that_names_users(run, log_file, tmp_path, engine, precision, decode):
+    config = weights.PRESETS["tiny"]
+    huge = weights.initial_weights(config, 3)
+    huge["encoder.layers.0.self_attn.in_proj_weight"] *= np.float32(1e38)
+    weights.save(tmp_path / "huge", config, huge, trained=True, card="for tests\n")
+    chosen = ("--model", "huge", "--engine", engine, "--precision", precision, "--decode", decode, "--limit", 5)
+    done = run("score", log_file, "recs.parquet", *chosen)
+    assert done.code == 5, (done.code, done.err)
+    assert "returned no finite scores for" in done.err
+    assert "(user_id 10" in done.err
+    assert not (tmp_path / "recs.parquet").exists()
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_an_output_without_a_row_is_not_published(run, log, tmp_path, layout):
+    few = log.filter(pl.col("video_id") < log["video_id"].min() + 2).unique(["user_id", "video_id"])
+    few = few.filter(pl.len().over("user_id") == 2)
+    few.write_parquet("few.parquet")
+    config = weights.PRESETS["tiny"]
+    weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="for tests\n")
+    chosen = ("--model", "m", "--engine", "onnxruntime", "--layout", layout)
+    done = run("score", "few.parquet", "recs.parquet", *chosen)
+    assert done.code == 6, (done.code, done.err)
+    assert "none of the" in done.err
+    assert not (tmp_path / "recs.parquet").exists()
+    again = run("score", "few.parquet", "recs.parquet", *chosen)
+    assert again.code == 6, "its parts are there, and still without a row"
+    assert run("score", "few.parquet", "recs.parquet", *chosen, "--include-seen").code in (0, 2)
+    assert run("score", "few.parquet", "all.parquet", *chosen, "--include-seen").code == 0, "what the error says"
+
+
+def test_a_catalog_without_rows_is_a_fault_of_the_model(run, log_file, model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "m")
+    pl.read_parquet("m/catalog.parquet").head(0).write_parquet("m/catalog.parquet")
+    done = run("score", log_file, "recs.parquet", "--model", "m")
+    assert (done.code, "catalog.parquet: the catalog has no rows" in done.err) == (4, True), done.err

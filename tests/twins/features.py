@@ -84,7 +84,12 @@ def histories(
 def number(event: Row, column: str, columns: AbstractSet[str]) -> Value:
     """Return a column as a float; None where the log lacks it, or it is null, NaN or infinite."""
     value = event.get(column) if column in columns else None
-    return None if value is None or not math.isfinite(value) else float(value)
+    if value is None or not math.isfinite(value):
+        return None
+    low, high = {"watch_duration": (-1e6, 1e6), "time_of_day": (0, 24), "day_of_week": (0, 7)}.get(
+        column, (-math.inf, math.inf)
+    )
+    return min(max(float(value), low), high)
 
 
 def percentage(event: Row, columns: AbstractSet[str]) -> Value:

@@ -1,0 +1,121 @@
+"""The checks of `inspect`: whether a finished output is what its manifest, its metadata and its format promise.
+
+Owns: each check, its name and what it found. Must not know: how an output is opened or shown. In: a `Finished`. Out: a
+list of plain dictionaries. One row group is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from genrec_batch.core.arrays import HEADS
+from genrec_batch.io import published
+from genrec_batch.reports.finished import Finished
+from genrec_batch.runtime import console
+
+
+def checks(found: Finished, advance: console.Advance) -> list[dict[str, Any]]:
+    """Return the checks of an output: name, whether it holds, what was found; `advance` takes rows as stored."""
+    done: list[dict[str, Any]] = []
+
+    def add(check: str, *, ok: bool, found: str) -> None:
+        done.append({"check": check, "ok": ok, "found": found})
+
+    if found.manifest:
+        unread = {file.name for file in found.damaged}
+        bad = [
+            f"{name} (damaged: what cannot be read is left out)" if name in unread else name for name in found.altered
+        ]
+        add(
+            "every part is what the manifest says (sha256)",
+            ok=not bad,
+            found=", ".join(bad) or f"{len(found.files)} parts",
+        )
+        manifest = published.manifest_of(found.path)
+        faults = (
+            ["it is damaged"]
+            if manifest is None
+            else list(published.manifest_faults(found.path, manifest, beside=found.altered))
+        )
+        add("the manifest is what was written, and what the parts say", ok=not faults, found="; ".join(faults) or "all")
+        extra = published.strangers(found.path, found.manifest)
+        add("no file that the manifest does not name", ok=not extra, found=", ".join(extra[:5]) or "none")
+    else:
+        lost = [group for whole in found.damaged.values() for group, fine in enumerate(whole) if not fine]
+        said = f"row groups {', '.join(map(str, lost))} are damaged and left out" if lost else "all row groups"
+        add("every page is what its checksum says", ok=not lost, found=said)
+    rows = sum(rows for _, _, rows in found.groups())
+    expected = int(found.metadata.get("rows", -1))
+    add("as many rows as the metadata says", ok=rows == expected, found=f"{rows:,} of {expected:,}")
+    for check, count in _order(found, advance).items():
+        add(check, ok=not count, found=f"{count:,} rows do not" if count else "all rows")
+    return done
+
+
+def _order(found: Finished, advance: console.Advance) -> dict[str, int]:
+    """Return how many rows break each promise of an output's order, reading one row group at a time."""
+    names = (
+        "users rise",
+        "ranks are 1, 2, 3, ...",
+        "score never rises with rank",
+        "no null",
+        "no video twice for a user",
+        "every score is a finite number, every head within 0..1",
+    )
+    faults = dict.fromkeys(names, 0)
+    last: pl.DataFrame | None = None
+    for stored, frame in _row_groups(found):
+        advance(stored)
+        if not len(frame):
+            continue
+        joined = frame if last is None else pl.concat([last, frame])
+        skip = 0 if last is None else 1
+        before = joined.shift(1)
+        first = before["user_id"].is_null()
+        same = (joined["user_id"] == before["user_id"]).fill_null(value=False)
+        rises = (joined["user_id"] > before["user_id"]).fill_null(value=False) | first
+        wanted = pl.select(pl.when(same).then(before["rank"] + 1).otherwise(1)).to_series()
+        falls = (joined["score"] <= before["score"]).fill_null(value=False) | ~same
+        for name, fine in zip(names[:3], (same | rises, joined["rank"] == wanted, falls), strict=True):
+            faults[name] += int((~fine.fill_null(value=False))[skip:].sum())
+        faults["no null"] += sum(frame.null_count().row(0))
+        faults[names[5]] += len(frame) - int(frame.select(_are_numbers(frame.schema).sum()).item())
+        faults["no video twice for a user"] += len(frame) - frame.select("user_id", "video_id").n_unique()
+        last = frame.tail(1)
+    return faults
+
+
+def _are_numbers(schema: pl.Schema) -> pl.Expr:
+    """Return whether all numbers of a row are what they can be; nulls are another check's."""
+    fine = [pl.col(name).is_between(0, 1) for name in HEADS if name in schema]
+    for name, kind in schema.items():
+        numbers = [pl.col(name)] if name not in HEADS else []
+        if isinstance(kind, pl.Struct):
+            numbers = [pl.col(name).struct.field(field.name) for field in kind.fields]
+            fine += [number.is_finite() for number in numbers]
+        elif kind.is_float():
+            fine += [number.is_finite() for number in numbers]
+    return pl.all_horizontal(each.fill_null(value=True) for each in fine)
+
+
+def _row_groups(found: Finished) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Yield each row group: its rows as stored, and a row per recommendation."""
+    names = ["user_id", "rank", "video_id", "score"]
+    numbers = ["log_prob", *HEADS, "feature_scores"]
+    for file in found.files:
+        if not any(found.damaged.get(file, [True])):
+            continue
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            whole = found.damaged.get(file, [True] * opened.num_row_groups)
+            for group in range(opened.num_row_groups):
+                if not whole[group]:
+                    continue
+                frame = pl.DataFrame(pl.from_arrow(opened.read_row_group(group, columns=[*names, *numbers])))
+                stored = len(frame)
+                if found.nested:
+                    frame = frame.explode(*names[1:], *numbers[:-1]).filter(pl.col("rank").is_not_null())
+                yield stored, frame

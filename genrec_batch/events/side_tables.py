@@ -1,8 +1,8 @@
 """The side tables: `--users`, `--videos` and `--candidates`, read with the log's own types of ids, and as arrays.
 
-Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), the widths of vectors,
-candidates as tokens. Must not know: events, slots, engines. In: paths and the log's types. Out: frames with one row per
-id, `arrays.SideTable` in the same row order, and `Tables`, all that a run knows of users besides the log.
+Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), candidates as tokens.
+Must not know: events, slots, engines. In: paths and the log's types. Out: frames with one row per id,
+`arrays.SideTable` in the same row order, and `Tables`, all that a run knows of users besides the log.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from functools import partial
 
 import numpy as np
 import polars as pl
-import xxhash
 
 from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.core.layout import HASHED, VECTOR_LIMIT
-from genrec_batch.events import schema
+from genrec_batch.core.layout import HASHED
+from genrec_batch.events import schema, vectors
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
+USER_VECTORS: vectors.Widths = {"profile": None, "profile_vector": PROFILE_VECTOR}
+VIDEO_VECTORS: vectors.Widths = {"embedding": None, "video_vector": VIDEO_VECTOR}
 EXTRA = "extra_features"  # of the users, beside their own columns
 
 
@@ -154,11 +155,11 @@ def chosen_users(users: tuple[str, ...], kind: pl.DataType, flag: str = "--user"
 
 def check_users(frame: pl.DataFrame, source: str) -> None:
     """Raise InputError where a list of `source` has another width or type; it names column, row and what it expects."""
-    _check_lists(frame, source, {"profile": HASHED, "profile_vector": PROFILE_VECTOR})
+    vectors.check_lists(frame, source, USER_VECTORS)
 
 
 def users_table(frame: pl.DataFrame) -> SideTable:
-    """Return checked rows of `--users` as arrays: `profile` (200) or hashed columns, and `profile_vector` (256).
+    """Return checked rows of `--users` as arrays: `profile` or hashed columns, 200 each, and `profile_vector` (256).
 
     `with_extra_features` may have added a column to them.
     """
@@ -166,7 +167,7 @@ def users_table(frame: pl.DataFrame) -> SideTable:
     table = _side_table(*_floats(frame, "profile", "profile_vector", PROFILE_VECTOR), none, none)
     if EXTRA not in frame.columns:
         return table
-    return replace(table, extra_RX=_matrix(frame[EXTRA], frame.schema[EXTRA].size)[0])  # type: ignore[attr-defined]
+    return replace(table, extra_RX=vectors.matrix(frame[EXTRA], frame.schema[EXTRA].size)[0])  # type: ignore[attr-defined]
 
 
 def with_extra_features(
@@ -199,21 +200,21 @@ def with_extra_features(
         raise InputError(f"{flag}: no column 'features' with a list of numbers for each user")
     lengths = frame[name].cast(pl.List(frame.schema[name].inner)).list.len().drop_nulls()  # type: ignore[attr-defined]
     width = wanted if wanted > 0 else int(lengths[0]) if len(lengths) else 0
-    _check_lists(frame, flag, {name: width})
+    vectors.check_lists(frame, flag, {name: width})
     numbers = pl.col(name).cast(pl.List(pl.Float32)).list.to_array(width).alias(EXTRA)
     extra = frame.select("user_id", numbers)
     return extra if users is None else users.join(extra, on="user_id", how="full", coalesce=True)
 
 
 def videos_table(frame: pl.DataFrame, source: str = "--videos") -> SideTable:
-    """Return `--videos` as arrays: `embedding` (200 floats) or hashed columns, `video_vector` (512), creator, category.
+    """Return `--videos` as arrays: `embedding` (any width) or hashed columns, `video_vector` (512), creator, category.
 
     The creator is `creator_id`, else `author_id`; `source` names the table in errors.
 
     Raises:
         InputError: a list has another width or type, or a creator or category is a list.
     """
-    _check_lists(frame, source, {"embedding": HASHED, "video_vector": VIDEO_VECTOR})
+    vectors.check_lists(frame, source, VIDEO_VECTORS)
     floats = _floats(frame, "embedding", "video_vector", VIDEO_VECTOR)
     creator = "creator_id" if "creator_id" in frame.columns else "author_id"
     return _side_table(*floats, _codes(frame, creator, source), _codes(frame, "category", source))
@@ -230,46 +231,15 @@ def _side_table(hashed: tuple[F32, U8], dense: tuple[F32, U8] | None, creator_R:
     )
 
 
-def _check_lists(frame: pl.DataFrame, source: str, wanted: Mapping[str, int]) -> None:
-    faults = [
-        fault for name, size in wanted.items() if name in frame.columns for fault in _list_faults(frame[name], size)
-    ]
-    if faults:
-        raise InputError(f"{source}: its lists do not fit the model:\n  " + "\n  ".join(faults))
-
-
 def _floats(
     frame: pl.DataFrame, features: str, vector: str, width: int
 ) -> tuple[tuple[F32, U8], tuple[F32, U8] | None]:
-    all_rows = np.ones(len(frame), np.bool_)
-    own = _matrix(frame[features], HASHED) if features in frame.columns else (hash_columns(frame), all_rows)
-    return own, _matrix(frame[vector], width) if vector in frame.columns else None
-
-
-def _list_faults(column: pl.Series, width: int) -> list[str]:
-    kind = column.dtype
-    if not isinstance(kind, (pl.List, pl.Array)) or not kind.inner.is_numeric():
-        return [f"column {column.name!r} is {kind}, expected a list of {width} floats"]
-    lists = column.cast(pl.List(pl.Float32))
-    lengths = lists.list.len()
-    odd = (lists.is_not_null() & (lengths != width)).arg_true()
-    if len(odd):
-        row = int(odd[0])
-        return [f"column {column.name!r} has {lengths[row]} floats in row {row}, expected {width}"]
-    flat = lists.explode().drop_nulls()
-    if lists.list.eval(pl.element().is_null().any()).explode().any() or not flat.is_finite().all():
-        return [f"column {column.name!r} holds null, NaN or infinity inside a list"]
-    return []
-
-
-def _matrix(column: pl.Series, width: int) -> tuple[F32, U8]:
-    """Return the lists as [R, width] with zeros for null rows, and which rows are not null."""
-    lists = column.cast(pl.List(pl.Float32))
-    has_R = lists.is_not_null().to_numpy()
-    floats_RD = np.zeros((len(lists), width), np.float32)
-    given_RD = lists.drop_nulls().explode().to_numpy().reshape(-1, width)
-    floats_RD[has_R] = np.clip(given_RD, -VECTOR_LIMIT, VECTOR_LIMIT)  # squares and sums still fit a float
-    return floats_RD, has_R
+    if features in frame.columns:
+        floats_RD, has_R = vectors.matrix(frame[features], None)
+        own = vectors.projected(floats_RD), has_R
+    else:
+        own = hash_columns(frame), np.ones(len(frame), np.bool_)
+    return own, vectors.matrix(frame[vector], width) if vector in frame.columns else None
 
 
 def _codes(frame: pl.DataFrame, name: str, source: str) -> I32:
@@ -296,12 +266,12 @@ def hash_columns(frame: pl.DataFrame) -> F32:
         if kind.is_numeric():
             x = column.cast(pl.Float64).to_numpy()
             x = np.where(np.isfinite(x), x, 0.0)
-            slot, sign = _slot(name)
+            slot, sign = vectors.slot(name)
             total_R200[:, slot] += sign * np.sign(x) * np.log1p(np.abs(x))
             continue
         text = _text(column)
         distinct = text.drop_nulls().unique(maintain_order=True)
-        places = [_slot(f"{name}={value}") for value in distinct]
+        places = [vectors.slot(f"{name}={value}") for value in distinct]
         coded = pl.DataFrame({"value": distinct, "code": np.arange(len(distinct))})
         code = text.alias("value").to_frame().join(coded, on="value", how="left", maintain_order="left")["code"]
         there = code.is_not_null().to_numpy()
@@ -318,8 +288,3 @@ def _text(column: pl.Series) -> pl.Series:
     if column.dtype == pl.Datetime:
         return column.dt.to_string("iso:strict")
     return column.cast(pl.String)
-
-
-def _slot(text: str) -> tuple[int, float]:
-    h = xxhash.xxh64_intdigest(text.encode(), seed=0)
-    return h % HASHED, -1.0 if h >> 63 else 1.0

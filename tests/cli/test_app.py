@@ -260,13 +260,15 @@ def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
     bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "ann", says="so a whole number")
 
 
-@pytest.mark.parametrize(("flag", "column", "width"), [("--users", "profile", 199), ("--videos", "embedding", 3)])
+@pytest.mark.parametrize(
+    ("flag", "column", "width"), [("--users", "profile_vector", 199), ("--videos", "video_vector", 3)]
+)
 def test_a_list_of_another_width_names_its_file(run, log_file, model_dir, flag, column, width):
     key = flag[2:-1] + "_id"
     pl.DataFrame({key: [101], column: [[0.5] * width]}).write_parquet("side.parquet")
     says = [
         f"{flag} side.parquet: its lists do not fit",
-        f"column '{column}' has {width} floats in row 0, expected 200",
+        f"column '{column}' has {width} floats in row 0, expected {256 if key == 'user_id' else 512}",
     ]
     bad(run, 3, log_file, "recs.parquet", "--model", model_dir, flag, "side.parquet", says=says)
 

@@ -187,7 +187,10 @@ class Trainer:
         return rows_U + FIRST_ITEM, column_C, self._put(sample.log_q_U)
 
     def _put(self, array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)  # else it waits for all steps before
 
     def _pair(self, vectors: tuple[F32, U8] | None) -> tuple[Tensor, Tensor] | None:
         return None if vectors is None else (self._put(vectors[0]), self._put(vectors[1]))

@@ -17,6 +17,7 @@ from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Selection
 from genrec_batch.events.dataset import Dataset, open_model
 from genrec_batch.model.weights import Model
+from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
 from genrec_batch.scoring.pipeline import Scoring
@@ -30,6 +31,7 @@ def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, An
     Raises:
         GenrecError: see its subclasses; each carries the exit code of its kind.
     """
+    console.forget_warnings()
     return pipeline.score(ScoreConfig(**options), os.fspath(input), os.fspath(output))
 
 

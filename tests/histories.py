@@ -9,7 +9,7 @@ import polars as pl
 
 from genrec_batch.core.arrays import Histories
 from genrec_batch.events import histories, schema
-from genrec_batch.events.histories import all_ids, rows_of, video_rows
+from genrec_batch.events.histories import VideoRows, all_ids, rows_of
 from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.records import RecordType
 from genrec_batch.events.sorter import NUMPY
@@ -46,7 +46,10 @@ def build(
         record,
         start=0,
         total_N=np.bincount(user_R, minlength=len(ids)).astype(np.int64),
-        videos=video_rows(seen_ids, catalog, videos["video_id"] if videos is not None else None),
+        videos=VideoRows(
+            token_V=catalog.tokens(seen_ids).to_numpy(),
+            row_V=rows_of(seen_ids, videos["video_id"] if videos is not None else None),
+        ),
         user_row_N=rows_of(ids, users["user_id"] if users is not None else None),
         as_of_us=as_of_us,
         max_events=max_events,

@@ -276,6 +276,7 @@ def layout(
 
 def main() -> None:
     """Run the command line."""
+    console.accept_any_text()
     keep_freed_memory()
     take_short_turns()
     signals.own_process()

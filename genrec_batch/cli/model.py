@@ -135,7 +135,13 @@ def init(
 @model_app.command("import")
 @options(LogConfig)
 def import_(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A PyTorch state_dict in safetensors.")],
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS",
+            help="A PyTorch state_dict in safetensors: a file, the index of several, or their folder.",
+        ),
+    ],
     directory: DIRECTORY,
     *,
     rename: Annotated[
@@ -151,11 +157,13 @@ def import_(
 
     Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
     """
-    from genrec_batch.model import catalog, import_torch, places
-    from genrec_batch.model.weights import parameters, read_weights, save
+    from genrec_batch.model import catalog, import_torch, places, weight_files
+    from genrec_batch.model.weights import parameters, save
 
     pairs = dict(_pair(text) for text in rename or [])
-    config, converted = import_torch.convert(read_weights(weights), pairs, heads=heads)
+    config, converted = import_torch.convert(weight_files.read(weights), pairs, heads=heads)
+    if import_torch.is_tied(converted):
+        console.LOG.info("tied: %s and %s are one tensor of the weights", *import_torch.TIED)
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
     card = _card(config, f"Imported from `{weights.name}`.")
     places.check_free(directory)

@@ -67,6 +67,12 @@ def check_at_least(config: Any, **bounds: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least {least}")
 
 
+def check_share(config: Any, name: str) -> None:
+    """Raise ConfigError for a field that is not a share from 0 to 1."""
+    if not 0 <= getattr(config, name) <= 1:
+        raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: a share from 0 to 1")
+
+
 def values(config: Any, *identities: Identity) -> dict[str, Any]:
     """Return the options of some identities by name, JSON-able."""
     chosen = {

@@ -11,13 +11,14 @@ import re
 from dataclasses import dataclass
 
 from genrec_batch.core.arrays import HEADS
-from genrec_batch.core.declare import check_at_least, check_choices, check_types, option
+from genrec_batch.core.declare import check_at_least, check_choices, check_share, check_types, option
 from genrec_batch.core.errors import ConfigError, nearest
 from genrec_batch.core.option_values import check_batch_size, check_device, check_positions, moment_us
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
 BLENDABLE = (*HEADS, "log_prob")
+NEXT_TO_NONE = 0.01  # share of ids in common below which two inputs do not belong together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,13 @@ class HistoryConfig(LogConfig):
         panel="Input",
         identity="bytes",
     )
+    min_match: float = option(
+        "Smallest share of ids that the model's catalog and each table must have in common with the log, of the side "
+        "with fewer ids; less is exit code 6, and next to none (0.01) exit code 3 or 4. 0 for no limit.",
+        NEXT_TO_NONE,
+        panel="Input",
+        identity="none",
+    )
     limit: int | None = option("Score only the first N users by id.", panel="Input", identity="bytes")
     user: tuple[str, ...] = option(
         "Score only this user and print the result; may be repeated.", (), panel="Input", identity="bytes"
@@ -132,6 +140,7 @@ class HistoryConfig(LogConfig):
             raise ConfigError(f"--limit {self.limit}: at least 1")
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
+        check_share(self, "min_match")
         self.as_of_us()
 
     def memory_bytes(self) -> int:

@@ -21,7 +21,7 @@ from genrec_batch.evaluation.model_lists import Inputs
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.tested_rows import Rows
 from genrec_batch.events import splits
-from genrec_batch.events.dataset import catalog_for, open_model, warnings_about
+from genrec_batch.events.dataset import catalog_for, open_model, warn_about
 from genrec_batch.events.splits import Cuts
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
@@ -39,7 +39,6 @@ class Opened:
     model: Model
     rows: Rows
     inputs: Inputs
-    warnings: list[str]
 
     def take(self, rows_B: I64) -> Opened:
         """Return the same with some of the rows."""
@@ -60,17 +59,17 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
     with stages.time("model"), console.busy("reading the model"):
         model = open_model(score)
     score.check_positions(model.config.positions)
-    warnings = warnings_about(model, score)
+    warn_about(model, score)
 
     def catalog_of(found: Survey, video_type: pl.DataType) -> Catalog:  # noqa: ARG001 (the survey has it, too)
-        return catalog_for(model, found, f"EVENTS {source}", warnings)
+        return catalog_for(model, found, f"EVENTS {source}")
 
     log = read_whole(
         source, catalog_of, stages,
         users=config.users, extra_features=config.extra_features,
         extra_wanted=model.config.features - layout.FEATURES, videos=config.videos,
         schema_name=config.schema, as_of_us=score.as_of_us(),
-        max_rejects=config.max_rejects, positive=config.positive,
+        max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
     )  # fmt: skip
     model = model.with_catalog(len(log.catalog))
     rows = tested_rows.rows_of(
@@ -87,7 +86,7 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
         histories=rows.histories, users=log.users, videos=log.videos,
         max_events=config.max_events, include_seen=config.include_seen,
     )  # fmt: skip
-    return Opened(log=log, model=model, rows=rows, inputs=inputs, warnings=warnings)
+    return Opened(log=log, model=model, rows=rows, inputs=inputs)
 
 
 def _cuts(config: EvaluateConfig, log: WholeLog, source: str) -> Cuts:

@@ -74,6 +74,7 @@ class EvaluateConfig(LogConfig):
     max_events: int = _as_score("max_events")
     seen_limit: int = _as_score("seen_limit")
     max_rejects: float = _as_score("max_rejects")
+    min_match: float = _as_score("min_match")
     limit: int | None = option("Test only the first N users by id.", panel="Input")
     decode: str = option(
         "Ways of making a list, with commas between: candidates ranks the whole catalog after the history; slate "

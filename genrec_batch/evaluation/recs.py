@@ -107,7 +107,7 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
     log = read_whole(
         source, catalog_of, stages,
         users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=config.as_score().as_of_us(),
-        max_rejects=config.max_rejects, positive=config.positive,
+        max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
     )  # fmt: skip
     cuts = tested_rows.at_moment(log.events, first_us, flag, f"EVENTS {source}")
     ids = log.ids.gather(cuts.user_N)
@@ -142,7 +142,6 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
         "decode": output.config.get("decode"),
         "catalog_videos": len(log.catalog),
         "seen": "included" if include_seen else "excluded",
-        "warnings": [],
     }
     return log, rows, _with_heads(rows, lists, heads, facts)
 

@@ -80,14 +80,14 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "seconds": round(stages.elapsed_s, 3),
         "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "peak_rss_mib": round(peak_rss_mib(), 1),
+        "matches": dict(log.matches),
+        "warnings": console.warned(),
     }
 
 
 def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLog, Rows, Judged]:
     opened = opening.open_test(config, source, stages)
     config = config.for_model(opened.model)
-    for warning in opened.warnings:
-        LOG.warning(warning)
     with stages.time("engine"):
         selection = opening.choose_engine(config, opened)
     LOG.info("engine: %s", selection.why)
@@ -115,7 +115,6 @@ def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[Whol
         "precision": engine.precision,
         "engine_why": selection.why,
         "catalog_videos": len(opened.log.catalog),
-        "warnings": opened.warnings,
     }
     row_E = np.repeat(np.arange(len(exposures)), exposures.lengths_N)
     judged = Judged(

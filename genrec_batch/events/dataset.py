@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import polars as pl
 
-from genrec_batch.core import layout
-from genrec_batch.core.arrays import Ragged, SideTable
-from genrec_batch.core.errors import ConfigError, NothingToScoreError
+from genrec_batch.core.errors import NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
-from genrec_batch.events import by_user, histories, side_tables, sorter_choice
+from genrec_batch.events import by_user, histories, sorter_choice
+from genrec_batch.events.beside import Beside, given_candidates, users_to_score
 from genrec_batch.events.by_user import EventStore, RecordReader, Users
+from genrec_batch.events.histories import VideoRows
+from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, in_words, survey
@@ -63,7 +63,6 @@ class Dataset:
     model: Model
     video_type: pl.DataType  # of the log's own ids
     facts: dict[str, object]  # counts, for the summary
-    warnings: list[str]
 
     @staticmethod
     def open(
@@ -97,21 +96,24 @@ class Dataset:
         spill_to = by_user.spill_folder(config.spill_dir, spill_beside) if isinstance(source, str) else None
         loaded = _model(config, model, stages)
         found = _survey(log, config, inputs, stages)
-        warnings = warnings_about(loaded, config)
+        warn_about(loaded, config)
         name = f"INPUT {source if isinstance(source, str) else 'table'}"
         with stages.time("catalog"):
-            catalog = catalog_for(loaded, found, name, warnings)
+            catalog = catalog_for(loaded, found, name)
+            token_V = catalog.tokens(found.videos["video_id"]).to_numpy()
             loaded = loaded.with_catalog(len(catalog))
         if ahead is not None:
             ahead.know(loaded)
-        beside = _Beside.read(config, found, loaded, inputs, stages)
-        scored = _users(found, beside, config, name)
+        joins = Joins.of(found, name, config.min_match, block=isinstance(source, pl.DataFrame))
+        joins.catalog(catalog, token_V, found.videos["count"], f"--model {config.model}")
+        beside = Beside.read(config, joins, catalog, loaded, inputs, stages)
+        scored = users_to_score(found, beside, config, name)
         _check_not_empty(scored, catalog, config, name)
-        given = _candidates(beside.given, scored.ids, catalog, config, warnings)
+        given = given_candidates(beside.given, scored.ids, catalog, config)
         users = UserHistories(
             users=scored,
             store=_arranged(log, scored, found, config, spill_to, stages),
-            videos=histories.video_rows(found.videos["video_id"], catalog, beside.video_ids),
+            videos=VideoRows(token_V=token_V, row_V=histories.rows_of(found.videos["video_id"], beside.video_ids)),
             table_row_N=histories.rows_of(scored.ids, beside.user_ids),
             as_of_us=found.as_of_us,
             max_events=config.max_events,
@@ -119,9 +121,7 @@ class Dataset:
             shard_users=config.shard_users,
             stages=stages,
         )
-        warnings += _empty_columns(users.store)
-        for warning in warnings:
-            LOG.warning(warning)
+        _warn_of_empty_columns(users.store)
         return Dataset(
             log=log,
             inputs=inputs,
@@ -130,17 +130,17 @@ class Dataset:
             catalog=catalog,
             model=loaded,
             video_type=found.videos.schema["video_id"],
-            facts=_facts(log, found, users, catalog),
-            warnings=warnings,
+            facts={**_facts(log, found, users, catalog), "matches": joins.found},
         )
 
 
-def warnings_about(model: Model, config: HistoryConfig) -> list[str]:
-    """Return the warnings about a model before it ranks."""
+def warn_about(model: Model, config: HistoryConfig) -> None:
+    """Warn of a model before it ranks."""
     if not isinstance(config, ScoreConfig):
-        return []
+        return
     masked = config.include_seen and model.training is not None and model.training.seen_masked
-    return [] if model.trained and not masked else [MASKED if masked else UNTRAINED]
+    if masked or not model.trained:
+        LOG.warning(MASKED if masked else UNTRAINED)
 
 
 def open_model(config: HistoryConfig) -> Model:
@@ -192,7 +192,7 @@ def _survey(log: EventLog, config: HistoryConfig, inputs: Mapping[str, read.Sour
     return found
 
 
-def catalog_for(loaded: Model, found: Survey, name: str, warnings: list[str]) -> Catalog:
+def catalog_for(loaded: Model, found: Survey, name: str) -> Catalog:
     """Return the catalog of the model directory, else that of the log, whose `name` errors use.
 
     Raises:
@@ -207,88 +207,15 @@ def catalog_for(loaded: Model, found: Survey, name: str, warnings: list[str]) ->
             loaded.training.check_catalog(catalog.fingerprint(), file)
         return catalog
     if file is not None:
-        warnings.append(f"{file} is missing, so the catalog is taken from the input: the ranking means nothing")
+        LOG.warning("%s is missing, so the catalog is taken from the input: the ranking means nothing", file)
     return Catalog.from_counts(found.videos, vocabulary=vocabulary)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Beside:
-    """The tables beside the log as they were read, with ids of the log's own types."""
-
-    users: pl.DataFrame | None
-    listed: pl.Series | None  # the ids of `--users`, who are scored
-    videos: SideTable | None
-    video_ids: pl.Series | None
-    given: pl.DataFrame | None
-
-    @property
-    def user_ids(self) -> pl.Series | None:
-        return None if self.users is None else self.users["user_id"]
-
-    @staticmethod
-    def read(
-        config: HistoryConfig, found: Survey, model: Model, inputs: dict[str, read.Source], stages: Stages
-    ) -> _Beside:
-        """Read `--users`, `--videos`, `--candidates` and `--extra-features`, and add them to the inputs."""
-        types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
-        with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
-            users = side_tables.read_users(config.users, config.schema, types["user_id"], inputs)
-            videos = side_tables.read_videos(config.videos, config.schema, types["video_id"], inputs)
-            given = config.candidates if isinstance(config, ScoreConfig) else None
-            candidates = side_tables.read_candidates(given, types, inputs)
-            extra = model.config.features - layout.FEATURES
-            return _Beside(
-                users=side_tables.with_extra_features(users, config.extra_features, extra, types["user_id"], inputs),
-                listed=None if users is None else users["user_id"],
-                videos=None if videos is None else side_tables.videos_table(videos, f"--videos {config.videos}"),
-                video_ids=None if videos is None else videos["video_id"],
-                given=candidates,
-            )
-
-
-def _users(found: Survey, beside: _Beside, config: HistoryConfig, name: str) -> Users:
-    """Return the users to score: all of the log and the tables, or those that were asked for, the first `--limit`.
-
-    Raises:
-        ConfigError: a user who was asked for by name is in no input.
-    """
-    chosen = side_tables.chosen_users(config.user, found.users.schema["user_id"], config.user_flag)
-    given = None if beside.given is None else beside.given["user_id"]
-    wanted = given if chosen is None else chosen
-    counts_N = found.users["count"].to_numpy().astype(np.int64)
-    if beside.listed is None and wanted is None:  # the survey has them as they are wanted
-        ids = found.users["user_id"] if config.limit is None else found.users["user_id"].head(config.limit)
-        return Users(ids=ids, events_N=counts_N[: len(ids)])
-    ids = histories.all_ids(found.users["user_id"], beside.listed, given)
-    if wanted is not None:
-        ids = ids.filter(ids.is_in(wanted.implode()))
-    ids = ids if config.limit is None else ids.head(config.limit)
-    absent = None if chosen is None else chosen.filter(~chosen.is_in(ids.implode()))
-    if absent is not None and len(absent):
-        raise ConfigError(f"{config.user_flag} {absent[0]}: neither in {name} nor in --users or --candidates")
-    row_N = histories.rows_of(ids, found.users["user_id"])
-    events_N = np.where(row_N >= 0, counts_N[row_N], 0) if len(counts_N) else np.zeros(len(ids), np.int64)
-    return Users(ids=ids, events_N=events_N)
 
 
 def _check_not_empty(users: Users, catalog: Catalog, config: HistoryConfig, name: str) -> None:
     if not len(users):
         raise NothingToScoreError(f"{name}: no event up to --as-of {config.as_of}, so nobody to score")
-    if not len(catalog):
+    if not len(catalog):  # of the log: one of a model has videos
         raise NothingToScoreError(f"{name}: the catalog is empty: no event up to --as-of {config.as_of}")
-
-
-def _candidates(
-    given: pl.DataFrame | None, ids: pl.Series, catalog: Catalog, config: HistoryConfig, warnings: list[str]
-) -> Ragged | None:
-    """Return given candidates as tokens, a row for each user, None where none are given."""
-    tokens, unknown = side_tables.candidate_tokens(given, ids, catalog)
-    if tokens is not None and not len(tokens.values):
-        path = config.candidates if isinstance(config, ScoreConfig) else None
-        raise NothingToScoreError(f"--candidates {path}: none of its videos is in the catalog")
-    if unknown:
-        warnings.append(f"{unknown:,} given candidates are not in the catalog and were left out")
-    return tokens
 
 
 def _arranged(
@@ -309,11 +236,11 @@ def _arranged(
         )
 
 
-def _empty_columns(store: EventStore) -> list[str]:
-    """Return a warning about columns without any value."""
+def _warn_of_empty_columns(store: EventStore) -> None:
+    """Warn of columns without any value."""
     empty = store.reader.empty_columns()
-    what = "no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
-    return [f"{', '.join(empty)}: {what}"] if empty else []
+    if empty:
+        LOG.warning("%s: no value in the whole log (null, not finite, or a flag that is not 0 or 1)", ", ".join(empty))
 
 
 def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog) -> dict[str, object]:

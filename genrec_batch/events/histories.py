@@ -20,7 +20,6 @@ from genrec_batch.events.columns import KINDS
 from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import NUMPY, Sorter
-from genrec_batch.model.catalog import Catalog
 
 NUMBERS = {"number", "label"}  # kinds that become Float64
 
@@ -143,12 +142,6 @@ def all_ids(in_log: pl.Series, *others: pl.Series | None) -> pl.Series:
     """Return the distinct ids of all series, rising."""
     ids = [in_log, *(other.cast(in_log.dtype) for other in others if other is not None)]
     return pl.concat([each.unique() for each in ids]).drop_nulls().unique().sort()
-
-
-def video_rows(ids: pl.Series, catalog: Catalog, table: pl.Series | None) -> VideoRows:
-    """Return the tokens of distinct video ids, and their rows of the videos table, whose ids are `table`."""
-    token_V = catalog.tokens(ids).to_numpy() if len(ids) else np.zeros(0, np.int32)
-    return VideoRows(token_V=token_V, row_V=rows_of(ids, table))
 
 
 def rows_of(ids: pl.Series, table: pl.Series | None) -> I32:

@@ -18,6 +18,7 @@ from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, U8, Ragged, Side
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.core.layout import HASHED
 from genrec_batch.events import schema, vectors
+from genrec_batch.events.joins import Joins, Side
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
@@ -45,40 +46,45 @@ class Tables:
 
 
 def read_users(
-    path: str | None, schema_name: str | None, id_type: pl.DataType, inputs: dict[str, read.Source]
+    path: str | None, schema_name: str | None, joins: Joins, inputs: dict[str, read.Source]
 ) -> pl.DataFrame | None:
     """Read `--users` with the log's own type of user_id and add it to the inputs; None where it is not given.
 
     Raises:
-        InputError: not readable, ids repeat or can never match the log's, or a list does not fit the model.
+        InputError: not readable, ids repeat or next to none is the log's, or a list does not fit the model.
+        GateError: too few of the ids are the log's.
     """
     if path is None:
         return None
-    users = _read(path, "--users", "user_id", schema.column_names(schema_name).users, id_type, inputs)
+    users = _read(path, "--users", "user_id", schema.column_names(schema_name).users, joins, inputs)
     check_users(users, f"--users {path}")
     return users
 
 
 def read_videos(
-    path: str | None, schema_name: str | None, id_type: pl.DataType, inputs: dict[str, read.Source]
+    path: str | None, schema_name: str | None, joins: Joins, inputs: dict[str, read.Source]
 ) -> pl.DataFrame | None:
     """Read `--videos` with the log's own type of video_id and add it to the inputs; None where it is not given.
 
     Raises:
-        InputError: not readable, or ids repeat or can never match the log's.
+        InputError: not readable, or ids repeat or next to none is the log's.
+        GateError: too few of the ids are the log's.
     """
     if path is None:
         return None
-    return _read(path, "--videos", "video_id", schema.column_names(schema_name).videos, id_type, inputs)
+    return _read(path, "--videos", "video_id", schema.column_names(schema_name).videos, joins, inputs)
 
 
 def _read(
-    path: str, flag: str, key: str, names: Mapping[str, str], id_type: pl.DataType, inputs: dict[str, read.Source]
+    path: str, flag: str, key: str, names: Mapping[str, str], joins: Joins, inputs: dict[str, read.Source]
 ) -> pl.DataFrame:
-    rename = partial(schema.rename, expressions=names, source=f"{flag} {path}")
-    frame, source = read.table(path, flag, key, rename)
-    inputs[flag.lstrip("-")] = source
-    return _same_type(frame, key, id_type, f"{flag} {path}")
+    where = f"{flag} {path}"
+    frame, source = read.table(path, flag, key, partial(schema.rename, expressions=names, source=where))
+    name = flag.lstrip("-")
+    inputs[name] = source
+    frame = _same_type(frame, key, joins.log(key).ids.dtype, where)
+    joins.table(name.replace("-", "_"), Side(name=where, ids=frame[key]), key)
+    return frame
 
 
 def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> pl.DataFrame:
@@ -97,12 +103,13 @@ def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> 
 
 
 def read_candidates(
-    path: str | None, ids: Mapping[str, pl.DataType], inputs: dict[str, read.Source]
+    path: str | None, joins: Joins, catalog: Catalog, inputs: dict[str, read.Source]
 ) -> pl.DataFrame | None:
-    """Read `--candidates` with the log's own types of user_id and video_id (`ids`); None where it is not given.
+    """Read `--candidates` with the log's own types of user_id and video_id; None where it is not given.
 
     Raises:
-        InputError: not readable, not a list per user, or ids that can never match the log's.
+        InputError: not readable, not a list per user, or next to none of the ids is the log's or the catalog's.
+        GateError: too few of the ids are.
     """
     if path is None:
         return None
@@ -113,8 +120,12 @@ def read_candidates(
     if not isinstance(kind, (pl.List, pl.Array)):
         raise InputError(f"{where}: column 'video_id' is {kind or 'missing'}, expected a list of video ids per user")
     frame = frame.with_columns(pl.col("video_id").cast(pl.List(kind.inner)))
-    _same_type(frame.select(pl.col("video_id").explode()).drop_nulls(), "video_id", ids["video_id"], where)
-    return _same_type(frame, "user_id", ids["user_id"], where)
+    videos = frame.select(pl.col("video_id").explode()).drop_nulls().unique(maintain_order=True)
+    videos = _same_type(videos, "video_id", joins.videos.dtype, where)
+    frame = _same_type(frame, "user_id", joins.users.dtype, where)
+    joins.table("candidate_users", Side(name=where, ids=frame["user_id"]), "user_id")
+    joins.candidates(Side(name=where, ids=videos["video_id"]), catalog)
+    return frame
 
 
 def candidate_tokens(given: pl.DataFrame | None, ids: pl.Series, catalog: Catalog) -> tuple[Ragged | None, int]:
@@ -171,7 +182,7 @@ def users_table(frame: pl.DataFrame) -> SideTable:
 
 
 def with_extra_features(
-    users: pl.DataFrame | None, path: str | None, wanted: int, id_type: pl.DataType, inputs: dict[str, read.Source]
+    users: pl.DataFrame | None, path: str | None, wanted: int, joins: Joins, inputs: dict[str, read.Source]
 ) -> pl.DataFrame | None:
     """Return the users with the list of `--extra-features` as a further column; users of that table alone are added.
 
@@ -179,7 +190,9 @@ def with_extra_features(
 
     Raises:
         ConfigError: the model was trained with a table and none is given, or the other way round.
-        InputError: not readable, no list of numbers, or another number of them than the model reads.
+        InputError: not readable, no list of numbers, another number of them than the model reads, or next to none of
+            the ids is the log's.
+        GateError: too few of the ids are the log's.
     """
     if path is None:
         if wanted > 0:
@@ -193,7 +206,7 @@ def with_extra_features(
             f"--extra-features {path}: the model was trained without further features; leave the option out"
         )
     flag = f"--extra-features {path}"
-    frame = _read(path, "--extra-features", "user_id", {}, id_type, inputs)
+    frame = _read(path, "--extra-features", "user_id", {}, joins, inputs)
     lists = [name for name, kind in frame.schema.items() if isinstance(kind, (pl.List, pl.Array))]
     name = "features" if "features" in lists else lists[0] if len(lists) == 1 else None
     if name is None:

@@ -6,15 +6,18 @@ splits, features, the model's weights. In: paths and names of columns. Out: `Who
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.core.errors import InputError
+from genrec_batch.core.options import NEXT_TO_NONE
 from genrec_batch.events import histories, side_tables, sorter_choice
 from genrec_batch.events.by_user import RecordReader
+from genrec_batch.events.histories import VideoRows
+from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.splits import ALL_EVENTS
 from genrec_batch.events.survey import Survey, check_rejects, survey
@@ -40,6 +43,7 @@ class WholeLog:
     video_type: pl.DataType
     found: Survey
     ignored: tuple[str, ...]  # columns that nothing reads
+    matches: Mapping[str, object]  # how far the catalog and each table met the log
 
 
 def read_whole(
@@ -55,6 +59,7 @@ def read_whole(
     schema_name: str | None = None,
     as_of_us: int | None = None,
     max_rejects: float = 0.5,
+    min_match: float = NEXT_TO_NONE,
     positive: str | None = None,
 ) -> WholeLog:
     """Read a log with its labels and side tables.
@@ -71,6 +76,7 @@ def read_whole(
         schema_name: `--schema`.
         as_of_us: `--as-of`.
         max_rejects: `--max-rejects`.
+        min_match: `--min-match`.
         positive: the log's own column that is the label of recommendation.
 
     Raises:
@@ -88,18 +94,18 @@ def read_whole(
     check_rejects(found, max_rejects, where)
     if not len(found.users):
         raise InputError(f"{where}: no event up to as-of, so nothing to learn from")
-    types = {"user_id": found.users.schema["user_id"], "video_id": found.videos.schema["video_id"]}
-    catalog = catalog_of(found, types["video_id"])
+    ids, video_ids = found.users["user_id"], found.videos["video_id"]
+    catalog = catalog_of(found, video_ids.dtype)
+    token_V = catalog.tokens(video_ids).to_numpy()
+    joins = Joins.of(found, where, min_match)
+    joins.catalog(catalog, token_V, found.videos["count"], "the catalog")
     inputs = {"events": source}
     with stages.time("tables"):
-        users_table = side_tables.read_users(users, schema_name, types["user_id"], inputs)
-        videos_table = side_tables.read_videos(videos, schema_name, types["video_id"], inputs)
-        users_table = side_tables.with_extra_features(
-            users_table, extra_features, extra_wanted, types["user_id"], inputs
-        )
+        users_table = side_tables.read_users(users, schema_name, joins, inputs)
+        videos_table = side_tables.read_videos(videos, schema_name, joins, inputs)
+        users_table = side_tables.with_extra_features(users_table, extra_features, extra_wanted, joins, inputs)
         users_side = None if users_table is None else side_tables.users_table(users_table)
         videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
-    ids, video_ids = found.users["user_id"], found.videos["video_id"]
     reader = RecordReader.of(log, found, ids, sorter)
     with stages.time("histories", rows=log.rows):
         chunks = list(
@@ -110,7 +116,10 @@ def read_whole(
             reader.record,
             start=0,
             total_N=found.users["count"].to_numpy().astype("int64"),
-            videos=histories.video_rows(video_ids, catalog, None if videos_table is None else videos_table["video_id"]),
+            videos=VideoRows(
+                token_V=token_V,
+                row_V=histories.rows_of(video_ids, None if videos_table is None else videos_table["video_id"]),
+            ),
             user_row_N=histories.rows_of(ids, None if users_table is None else users_table["user_id"]),
             as_of_us=found.as_of_us,
             max_events=ALL_EVENTS,
@@ -124,7 +133,8 @@ def read_whole(
         videos=videos_side,
         catalog=catalog,
         inputs=inputs,
-        video_type=types["video_id"],
+        video_type=video_ids.dtype,
         found=found,
+        matches=joins.found,
         ignored=log.contract.reading.ignored,
     )

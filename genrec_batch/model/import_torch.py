@@ -7,8 +7,9 @@ know: files, torch, Polars. Nothing is guessed: a tensor that does not match exa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import NoReturn
 
 import numpy as np
@@ -28,6 +29,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 } | {f"{head}_head": (f"heads.{head}", f"task_heads.{head}", f"heads.{head}_head") for head in HEADS}
 
 WRAPPER = re.compile(r"^(?:(?:module|model)\.)+")
+INSIDE = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch.compile's and FSDP's
+TIED = ("output_projection.weight", "token_embedding.weight")  # one tensor in models that are saved without one of them
 LAYER = re.compile(r"^(?P<prefix>.*?)layers\.(?P<number>\d+)\.(?P<part>.+)$")
 MARK = "self_attn.in_proj_weight"  # nn.MultiheadAttention's stacked matrix, which shows where the encoder is
 
@@ -48,7 +51,9 @@ def convert(
     """Return the sizes and the named weights of a PyTorch state_dict.
 
     The encoder has `nn.TransformerEncoder`'s names under any prefix; other tensors have our name or one of `ALIASES`,
-    all of them perhaps behind `module.` or `model.`. A position table may have a leading axis of 1.
+    perhaps behind a prefix that they share with the encoder or with all tensors, or behind `module.`, `model.` or
+    torch.compile's `_orig_mod.`. A position table may have a leading axis of 1. Where one of `TIED` is absent, the
+    other is both; a tied output without a bias has a bias of 0.
 
     Args:
         weights: tensors by their own names.
@@ -62,13 +67,15 @@ def convert(
     _check_renames(weights, renames or {})
     names, faults = _place(weights, renames or {})
     placed = {parameter: _as_parameter(parameter, weights[name]) for parameter, name in names.items()}
+    if not faults:
+        _tie(placed)
     sizes = _sizes(placed)
     layers = 1 + max(int(match["number"]) for name in placed if (match := LAYER.match(name)))
     filled = {name: getattr(PRESETS["reference"], name) for name in SIZES} | sizes
     config = ModelConfig(**filled, layers=layers, heads=heads)
     missing = [name for name in parameter_shapes(config) if name not in placed]
     if faults or missing:
-        _refuse(faults, [f"{name} {_shape_text(name, config, sizes)}" for name in missing])
+        _refuse(faults, {name: f"{name} {_shape_text(name, config, sizes)}" for name in missing})
     if config.features != layout.FEATURES:
         raise ModelError(
             f"the weights read {config.features} dense features, this version's layout has {layout.FEATURES}: "
@@ -76,6 +83,19 @@ def convert(
         )
     check_weights(placed, config, "the imported model")
     return config, {name: placed[name] for name in parameter_shapes(config)}
+
+
+def is_tied(converted: Weights) -> bool:
+    """Return whether `convert` took the output from the token embedding, or the other way round."""
+    output, embedding = (converted[name] for name in TIED)
+    return output is embedding
+
+
+def _tie(placed: dict[str, F32]) -> None:
+    for absent, there in (TIED, TIED[::-1]):
+        if absent not in placed and there in placed:
+            placed[absent] = placed[there]
+            placed.setdefault("output_projection.bias", np.zeros(len(placed[there]), np.float32))
 
 
 def _check_renames(weights: Weights, renames: Mapping[str, str]) -> None:
@@ -90,25 +110,35 @@ def _check_renames(weights: Weights, renames: Mapping[str, str]) -> None:
         raise ModelError("cannot rename:\n  " + "\n  ".join(faults))
 
 
-def _place(weights: Weights, renames: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return the name of each parameter's tensor, and the tensors that match no parameter or one that is taken."""
-    encoder = _encoder_prefix(weights)
+def _place(weights: Weights, renames: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the name of each parameter's tensor, and what is wrong with each tensor that has no place of its own."""
+    plain = {name: INSIDE.sub("", name) for name in weights}
+    encoder = _encoder_prefix(plain.values())
+    prefixes = _prefixes(plain.values(), encoder)
     claims: dict[str, list[str]] = {}
-    faults = []
+    faults: dict[str, str] = {}
     for name, array in weights.items():
-        parameter = renames.get(name) or _parameter(name, encoder)
+        parameter = renames.get(name) or _parameter(plain[name], encoder, prefixes)
         if parameter is None:
-            faults.append(f"{name} {array.shape}")
+            faults[name] = f"{name} {array.shape}"
         else:
             claims.setdefault(parameter, []).append(name)
     for parameter, names in claims.items():
         if len(names) > 1:
-            faults += [f"{n} {weights[n].shape} (one of {len(names)} for {parameter})" for n in names]
+            faults |= {n: f"{n} {weights[n].shape} (one of {len(names)} for {parameter})" for n in names}
     return {parameter: names[0] for parameter, names in claims.items()}, faults
 
 
-def _encoder_prefix(weights: Weights) -> str:
-    found = {m["prefix"] for name in weights if (m := LAYER.match(name)) and m["part"] == MARK}
+def _prefixes(names: Collection[str], encoder: str) -> list[str]:
+    """Return what may stand before our names: what all tensors share, and the modules that the encoder is in."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
+    paths = [common, encoder]
+    return ["", *(path[: place + 1] for path in paths for place, letter in enumerate(path) if letter == ".")]
+
+
+def _encoder_prefix(names: Collection[str]) -> str:
+    found = {m["prefix"] for name in names if (m := LAYER.match(name)) and m["part"] == MARK}
     if len(found) != 1:
         which = "no" if not found else "more than one"
         raise ModelError(
@@ -118,15 +148,16 @@ def _encoder_prefix(weights: Weights) -> str:
     return found.pop()
 
 
-def _parameter(name: str, encoder: str) -> str | None:
+def _parameter(name: str, encoder: str, prefixes: Sequence[str]) -> str | None:
     """Return the parameter that matches a tensor's name, None where no rule does."""
     if name.startswith(encoder) and (match := LAYER.match(name)) and match["prefix"] == encoder:
         return f"encoder.layers.{match['number']}.{match['part']}" if match["part"] in _layer_parts() else None
-    short = WRAPPER.sub("", name)
-    module, kind = short.rsplit(".", 1) if short.endswith((".weight", ".bias")) else (short, "weight")
-    for ours, theirs in ALIASES.items():
-        if module == ours or module in theirs:
-            return f"{ours}.{kind}"
+    for prefix in prefixes:
+        short = WRAPPER.sub("", name.removeprefix(prefix))
+        module, kind = short.rsplit(".", 1) if short.endswith((".weight", ".bias")) else (short, "weight")
+        for ours, theirs in ALIASES.items():
+            if module == ours or module in theirs:
+                return f"{ours}.{kind}"
     return None
 
 
@@ -154,13 +185,21 @@ def _shape_text(name: str, config: ModelConfig, sizes: Mapping[str, int]) -> str
     return f"({', '.join(map(str, shape))})"
 
 
-def _refuse(faults: list[str], missing: list[str]) -> NoReturn:
+def _refuse(faults: Mapping[str, str], missing: Mapping[str, str]) -> NoReturn:
     lines = []
     if faults:
-        lines += ["tensors that match no parameter of their own:", *(f"  {fault}" for fault in sorted(faults))]
+        lines.append("tensors that match no parameter of their own:")
+        lines += [f"  {faults[name]}{_near(name, missing)}" for name in sorted(faults)]
     if missing:
-        lines += ["parameters without a tensor:", *(f"  {name}" for name in missing)]
+        lines.append("parameters without a tensor:")
+        lines += [f"  {missing[name]}{_near(name, faults)}" for name in missing]
     raise ModelError("the weights cannot be imported as they are; map tensors with --rename\n" + "\n".join(lines))
+
+
+def _near(name: str, others: Collection[str]) -> str:
+    """Return the names of the other side that are most like a name, as the end of its line."""
+    near = nearest(name, [*others])
+    return f" -{near}" if near else ""
 
 
 def _as_parameter(name: str, array: F32) -> F32:

@@ -54,6 +54,7 @@ def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
     )
     LOG.info("engine: %s", chosen.why)
     total, kept = int(histories.total_events_N[0]), int(histories.lengths_N[0])
+    events = _events(dataset)
     return {
         "status": "ok",
         "command": "score --explain",
@@ -64,25 +65,29 @@ def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
         "in_users_table": bool(histories.user_row_N[0] >= 0),
         "cold_start": bool(histories.cold_start_N()[0]),
         "events": {"in_all": total, "kept": kept, "older_left_out": total - kept, "max_events": config.max_events},
-        **_history(dataset, histories),
-        "seen": _seen(dataset, histories, config),
+        **_history(dataset, histories, events),
+        "seen": _seen(dataset, events, config),
         "features": _blocks(inputs.dense_NF[0]),
         "steps": _steps(chosen.engine, batch, decoding, dataset, histories),
         "recommended": _recommended(chosen.engine, batch, decoding, dataset, config, inputs),
-        "warnings": dataset.warnings,
+        "warnings": console.warned(),
     }
 
 
-def _history(dataset: Dataset, histories: Histories) -> dict[str, Any]:
-    """Return the kept events, newest first, and which of their videos are not in the catalog."""
+def _events(dataset: Dataset) -> pl.DataFrame:
+    """Return all events of the user up to as-of, newest first."""
     ours = (pl.col("user_id") == dataset.users.ids[0]) & (pl.col("timestamp").dt.epoch("us") <= dataset.users.as_of_us)
     found = []
     with console.progress("reading the history", dataset.log.rows, "rows") as advance:
         for number, group in enumerate(dataset.log.row_groups):
             found.append(dataset.log.usable(number).filter(ours))
             advance(group.rows)
-    mine = pl.concat(found)
-    mine = mine.sort("timestamp", maintain_order=True).tail(dataset.users.max_events).reverse()
+    return pl.concat(found).sort("timestamp", maintain_order=True).reverse()
+
+
+def _history(dataset: Dataset, histories: Histories, events: pl.DataFrame) -> dict[str, Any]:
+    """Return the kept events, newest first, and which of their videos are not in the catalog."""
+    mine = events.head(dataset.users.max_events)
     tokens = dataset.catalog.tokens(mine["video_id"])
     assert (tokens.to_numpy() == histories.tokens_E[::-1]).all(), "not the history that the model reads"
     known = (tokens >= FIRST_ITEM).to_list()
@@ -95,10 +100,10 @@ def _history(dataset: Dataset, histories: Histories) -> dict[str, Any]:
     }
 
 
-def _seen(dataset: Dataset, histories: Histories, config: ScoreConfig) -> dict[str, Any]:
-    """Return the seen videos of the catalog, and how many others there are, which cannot be recommended anyway."""
-    ids = dataset.catalog.ids(pl.Series(histories.seen.values)).to_list()
-    known = [video for video in ids if video is not None]
+def _seen(dataset: Dataset, events: pl.DataFrame, config: ScoreConfig) -> dict[str, Any]:
+    """Return the seen videos of the catalog, newest first, and how many others there are, never recommended anyway."""
+    ids = events["video_id"].unique(maintain_order=True).head(config.seen_limit)
+    known = ids.filter(dataset.catalog.tokens(ids) >= FIRST_ITEM).to_list()
     return {
         "removed": not config.include_seen,
         "seen_limit": config.seen_limit,

@@ -6,6 +6,7 @@ Owns: the two streams, colours, the log format. Must not know: what is reported.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ WIDE = 72  # columns of a terminal from which progress has a bar and counts
 PADDING = re.compile(r" +(?=\n)")
 _SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: at most one
 _LATER: list[str] = []  # warnings to log once logs are set up
+_WARNED: list[str] = []  # all warnings since the command began
 
 
 def stdout_refused(error: OSError) -> GenrecError:
@@ -120,6 +122,13 @@ def _console(*, err: bool) -> Console:
 stderr, stdout = _console(err=True), _console(err=False)
 
 
+def accept_any_text() -> None:
+    """Write what the encoding of stdout or stderr lacks (ASCII under LANG=C) as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC, ISO 8601), level, message."""
 
@@ -142,6 +151,7 @@ def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
         handler = RichHandler(console=stderr, show_path=False, markup=False, log_time_format="%H:%M:%S")
     LOG.handlers = [handler]
     LOG.propagate = False
+    forget_warnings()
     LOG.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     while _LATER:
         LOG.warning("%s", _LATER.pop(0))
@@ -150,6 +160,26 @@ def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
 def later(warnings: Iterable[str]) -> None:
     """Log these warnings once logs are set up, instead of any earlier ones."""
     _LATER[:] = warnings
+
+
+def warned() -> list[str]:
+    """Return every distinct warning since the command began, in order."""
+    return list(dict.fromkeys(_WARNED))
+
+
+def forget_warnings() -> None:
+    """Begin a command, or a call of the Python API, of which no warning is known yet."""
+    _WARNED.clear()
+
+
+def _collect(record: logging.LogRecord) -> bool:
+    """Keep a warning for the summary, whoever shows it."""
+    if record.levelno == logging.WARNING:
+        _WARNED.append(record.getMessage())
+    return True
+
+
+LOG.addFilter(_collect)  # a handler would silence the warnings that Python prints where logs are not set up
 
 
 class Advance(Protocol):

@@ -20,6 +20,7 @@ from genrec_batch.engines.protocol import Engine
 from genrec_batch.events import schema
 from genrec_batch.events.dataset import Dataset
 from genrec_batch.io import output
+from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages, peak_rss_mib
 
 
@@ -78,7 +79,7 @@ class Run:
             "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,
             "stages_s": {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()},
             "peak_rss_mib": round(peak_rss_mib(), 1),
-            "warnings": self.dataset.warnings,
+            "warnings": console.warned(),
         }
 
 

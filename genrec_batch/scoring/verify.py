@@ -14,6 +14,7 @@ from genrec_batch.engines.parity import Parity
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events.dataset import Dataset
 from genrec_batch.features.batches import Vectorizer
+from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring.engine import agreement, selected
 
@@ -44,6 +45,7 @@ def verified(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]
         "against": _described(reference),
         **found.as_dict(),
         "seconds": round(stages.elapsed_s, 3),
+        "warnings": console.warned(),
     }
     return report, found
 

@@ -102,6 +102,7 @@ def read(options: TrainConfig, path: str, stages: Stages) -> Material:
         schema_name=options.schema,
         as_of_us=options.as_of_us(),
         max_rejects=options.max_rejects,
+        min_match=options.min_match,
         positive=options.positive,
     )
     _check(log, path)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 
-from genrec_batch.core.declare import check_at_least, option
+from genrec_batch.core.declare import check_at_least, check_share, option
 from genrec_batch.core.errors import ConfigError, ModelError
 from genrec_batch.core.option_values import check_device, moment_us
-from genrec_batch.core.options import LogConfig
+from genrec_batch.core.options import NEXT_TO_NONE, LogConfig
 from genrec_batch.model.weights import PRESETS, ModelConfig
 
 HORIZON = 25  # events after a cut that are predicted one by one, as a slate is decoded
@@ -67,6 +67,13 @@ class TrainConfig(LogConfig):
         "Share of rows that may lack user_id, video_id or timestamp before the run fails with exit code 6.",
         0.5,
         panel="Input",
+    )
+    min_match: float = option(
+        "Smallest share of ids that each table must have in common with the log, of the side with fewer ids; less is "
+        "exit code 6, and next to none (0.01) exit code 3. 0 for no limit.",
+        NEXT_TO_NONE,
+        panel="Input",
+        identity="none",
     )
     positive: str | None = option(
         "Column of the log that the recommendation head predicts, such as long_view. Default: complete, or watched for "
@@ -138,6 +145,7 @@ class TrainConfig(LogConfig):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: at least 1")
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
+        check_share(self, "min_match")
         if self.lr is not None and not 0 < self.lr < 1:
             raise ConfigError(f"--lr {self.lr}: above 0 and below 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:

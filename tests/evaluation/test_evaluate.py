@@ -275,6 +275,10 @@ def test_labels_of_one_value_have_no_auc(evaluated, log):
 def test_a_model_of_another_log_is_refused(run, log, model_dir):
     log.with_columns(pl.col("video_id") + 10_000).write_parquet("other.parquet")
     done = run("evaluate", "other.parquet", "--model", model_dir)
+    assert (done.code, "the catalog: 0 of its 94 video_id are among the 94 of EVENTS" in done.err) == (4, True), (
+        done.err
+    )
+    done = run("evaluate", "other.parquet", "--model", model_dir, "--min-match", "0")
     assert (done.code, "is in its catalog; give the model that belongs to this log" in done.err) == (4, True), done.err
     log.with_columns(pl.col("video_id").cast(pl.String)).write_parquet("other.parquet")
     done = run("evaluate", "other.parquet", "--model", model_dir)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import ConfigError, InputError, NothingToScoreError
-from genrec_batch.core.options import HistoryConfig, ScoreConfig
+from genrec_batch.core.options import HistoryConfig
 from genrec_batch.events.dataset import Dataset
 
 
@@ -97,13 +97,10 @@ def test_users_of_the_tables_are_in_it_and_those_asked_for_alone(log_file, model
         Dataset.open(str(log_file), HistoryConfig(**options, user=("7",)))
 
 
-def test_nobody_to_score_is_an_error_of_its_own(log, log_file, config, model_dir):
+def test_nobody_to_score_is_an_error_of_its_own(log, log_file, config):
     with pytest.raises(NothingToScoreError, match="no rows"):
         Dataset.open(log.clear(), config)
     with pytest.raises(NothingToScoreError, match="--as-of 2001-01-01"):
         Dataset.open(str(log_file), HistoryConfig(model=config.model, as_of="2001-01-01"))
-    pl.DataFrame({"user_id": [100], "video_id": [[5]]}).write_parquet("given.parquet")
-    with pytest.raises(NothingToScoreError, match=r"--candidates given\.parquet: none of its videos"):
-        Dataset.open(str(log_file), ScoreConfig(model=str(model_dir), candidates="given.parquet"))
     with pytest.raises(InputError, match=r"missing\.parquet"):
         Dataset.open(str(Path("missing.parquet")), config)

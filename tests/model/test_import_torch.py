@@ -49,12 +49,55 @@ def test_our_own_names_and_the_sizes_read_off_the_shapes(weights):
         {"recommendation_head": "heads.recommendation", "retention_head": "task_heads.retention"},
     ],
 )
-@pytest.mark.parametrize("wrapper", ["", "module.", "model.", "module.model."])
+@pytest.mark.parametrize(
+    "wrapper",
+    ["", "module.", "model.", "module.model.", "_orig_mod.", "module._orig_mod.", "model._orig_mod.", "net.", "a.b.c."],
+)
 def test_usual_names_find_their_place(weights, changes, wrapper):
     theirs = {wrapper + name: weight for name, weight in renamed(weights, changes).items()}
     config, converted = import_torch.convert(theirs, heads=4)
     assert config == CONFIG
     assert_all_there(converted, weights)
+
+
+def test_parts_may_be_compiled_or_wrapped_alone(weights):
+    wrappers = {"encoder.layers.0.": "_orig_mod.", "encoder.layers.1.": "_checkpoint_wrapped_module.", "token_": ""}
+    theirs = renamed(weights, {old: f"net.{old}{wrapper}" for old, wrapper in wrappers.items()})
+    theirs = renamed(theirs, {"feature_projection.": "net.feature_projection._orig_mod."})
+    assert_all_there(import_torch.convert(theirs, heads=4)[1], weights)
+
+
+def test_a_prefix_of_the_encoder_is_that_of_the_others_whatever_else_there_is(weights):
+    theirs = {f"net.{name}": weight for name, weight in weights.items()}
+    theirs["criterion.weight"] = np.ones(4, np.float32)
+    with pytest.raises(ModelError, match=r"cannot be imported[^:]*\n[^:]*:\n  criterion\.weight \(4,\)$"):
+        import_torch.convert(theirs, heads=4)
+
+
+@pytest.mark.parametrize("absent", import_torch.TIED)
+@pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "net."])
+def test_tied_weights_are_saved_once(weights, absent, wrapper):
+    tied = dict(weights) | {import_torch.TIED[0]: weights[import_torch.TIED[1]]}
+    theirs = {wrapper + name: weight for name, weight in tied.items() if name != absent}
+    converted = import_torch.convert(theirs, heads=4)[1]
+    assert_all_there(converted, tied)
+    assert import_torch.is_tied(converted)
+    assert not import_torch.is_tied(import_torch.convert(weights, heads=4)[1])
+
+
+def test_a_tied_output_without_a_bias_adds_nothing(weights):
+    theirs = {name: weight for name, weight in weights.items() if not name.startswith("output_projection")}
+    converted = import_torch.convert(theirs, heads=4)[1]
+    assert not converted["output_projection.bias"].any()
+
+
+def test_an_output_under_a_name_of_its_own_is_not_taken_for_tied(weights):
+    theirs = renamed(weights, {"output_projection.weight": "output_proyection.weight"})
+    with pytest.raises(ModelError) as caught:
+        import_torch.convert(theirs, heads=4)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert "output_proyection.weight (50, 32) - Did you mean 'output_projection.weight'?" in lines
+    assert "output_projection.weight (50, 32) - Did you mean 'output_proyection.weight'?" in lines
 
 
 def test_a_position_table_may_be_a_bare_parameter_with_a_leading_axis(weights):

@@ -46,6 +46,15 @@ def test_the_history_is_the_newest_first_and_counts_what_is_left_out(explained, 
     assert set(explained["seen"]["videos"]) == set(mine["video_id"])
 
 
+def test_each_seen_video_is_named_once(model_dir, log):
+    again = log.filter(pl.col("user_id") == USER).with_columns(pl.col("timestamp") + pl.duration(days=1))
+    unknown = again.head(1).with_columns(video_id=pl.lit(999_999, pl.Int64))
+    pl.concat([log, again, again, unknown, unknown]).write_parquet("twice.parquet")
+    seen = explain.explained(options(model_dir), "twice.parquet", str(USER))["seen"]
+    assert sorted(seen["videos"]) == sorted(again["video_id"].unique())
+    assert seen["not_in_catalog"] == 1
+
+
 def test_a_removed_candidate_was_seen_and_stood_above(explained):
     seen = set(explained["seen"]["videos"])
     chosen = [s["chosen"] for s in explained["steps"]]
@@ -115,7 +124,7 @@ def test_a_user_that_is_not_there_is_named_by_the_option_that_was_typed(run, log
         ("bob", "--explain bob: the log's user_id is"),
     ):
         done = run("score", log_file, "--model", model_dir, "--explain", user)
-        assert (done.code, done.err.startswith(f"error: {said}")) == (2, True), done.err
+        assert (done.code, f"\nerror: {said}" in done.err) == (2, True), done.err
     done = run("score", log_file, "--model", model_dir, "--user", "999999")
     assert "--user 999999: neither" in done.err
 

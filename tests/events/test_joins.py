@@ -1,0 +1,148 @@
+"""Match rates: how far the model's catalog and each table meet the log, and what is too little (`beside.py`)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from genrec_batch import Scorer
+from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.weights import PRESETS
+
+
+@pytest.fixture
+def score(run, log_file, model_dir):
+    def call(*flags, command="score", model=model_dir):
+        target = [] if command == "verify" else ["o.parquet"]
+        return run(command, log_file, *target, "--model", model, "--if-exists", "overwrite", *flags)
+
+    return call
+
+
+def ids(*numbers, key="user_id"):
+    return pl.DataFrame({key: numbers, "age": range(len(numbers))})
+
+
+def given(users, *videos):
+    return pl.DataFrame({"user_id": users, "video_id": [list(videos)] * len(users)})
+
+
+def with_catalog(model_dir, rows):
+    shutil.copytree(model_dir, "other")
+    Catalog.from_events(rows, vocabulary=PRESETS["tiny"].vocabulary).write(Path("other/catalog.parquet"))
+    return "other"
+
+
+def test_the_summary_tells_how_much_of_each_side_met(score, log):
+    ids(*range(100, 120), 7, 8, 9).write_parquet("users.parquet")
+    ids(1000, 1001, 5, key="video_id").write_parquet("videos.parquet")
+    given([100, 101], 1000, 1001, 5).write_parquet("given.parquet")
+    tables = ["--users", "users.parquet", "--videos", "videos.parquet", "--candidates", "given.parquet"]
+    done = score(*tables, "--include-seen")
+    assert done.code == 0, done.err
+    found, videos = done.summary["matches"], log["video_id"].n_unique()
+    everything = {"ids": videos, "against": "log", "against_ids": videos, "met": videos, "share": 1.0}
+    assert found["catalog"] == {**everything, "share_of_events": 1.0}
+    assert found["users"] == {"ids": 23, "against": "log", "against_ids": 40, "met": 20, "share": 0.8696}
+    assert found["videos"]["met"] == 2
+    assert found["candidate_users"] == {"ids": 2, "against": "log", "against_ids": 40, "met": 2, "share": 1.0}
+    assert (found["candidate_videos"]["against"], found["candidate_videos"]["met"]) == ("catalog", 2)
+    assert "--users users.parquet: 20 of its 23 user_id are among the 40 of INPUT" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "table"),
+    [
+        ("--users", ids(*range(35))),
+        ("--users", ids(1, 2, 3)),
+        ("--videos", ids(*range(35), key="video_id")),
+        ("--candidates", given(range(30), 1000)),
+        ("--candidates", given(range(100, 130), 1, 2, 3)),
+        ("--candidates", given([100], 5)),
+    ],
+)
+def test_a_table_of_other_ids_is_an_error_that_shows_some_of_each(score, flag, table):
+    table.write_parquet("table.parquet")
+    done = score(flag, "table.parquet")
+    assert done.code == 3, done.err
+    assert f"{flag} table.parquet: 0 of its" in done.err
+    assert "there: 10" in done.err, "ids of the log"
+    assert "--min-match 0" in done.err
+    assert not Path("o.parquet").exists()
+
+
+@pytest.mark.parametrize("flag", ["--users", "--videos"])
+def test_the_advice_of_the_error_scores_everybody(score, flag):
+    ids(*range(35), key=f"{flag[2:-1]}_id").write_parquet("table.parquet")
+    done = score(flag, "table.parquet", "--min-match", "0")
+    assert done.code == 0, done.err
+    assert "under half" in " ".join(done.summary["warnings"])
+
+
+def test_few_ids_may_have_none_in_common(score):
+    ids(7, 8).write_parquet("users.parquet")
+    done = score("--users", "users.parquet")
+    assert (done.code, done.summary["users"]) == (0, 42)
+    assert "0 of its 2 user_id" in " ".join(done.summary["warnings"])
+
+
+def test_under_half_is_a_warning_and_min_match_a_gate(score):
+    ids(*range(130, 170)).write_parquet("users.parquet")
+    done = score("--users", "users.parquet")
+    assert (done.code, done.summary["users"]) == (0, 70)
+    assert "10 of its 40 user_id" in done.summary["warnings"][0]
+    assert score("--users", "users.parquet", "--min-match", "0.25").code == 0
+    gated = score("--users", "users.parquet", "--min-match", "0.3")
+    assert gated.code == 6
+    assert "a share of 0.250 of the smaller side, less than --min-match 0.3" in gated.err
+
+
+@pytest.mark.parametrize("command", ["score", "features", "verify"])
+def test_a_catalog_of_other_ids_is_an_error(score, log, model_dir, command):
+    other = with_catalog(model_dir, log.with_columns(pl.col("video_id") - 1000))
+    done = score(command=command, model=other)
+    assert done.code == 4, done.err
+    assert "--model other: 0 of its" in done.err
+    assert "there: 1000, 1001, 1002" in done.err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_train_and_evaluate_join_as_score_does(run, log, log_file, model_dir, command):
+    ids(*range(35)).write_parquet("users.parquet")
+    where = ["--model", model_dir] if command == "evaluate" else ["--out", "trained"]
+    done = run(command, log_file, *where, "--users", "users.parquet")
+    assert done.code == 3, done.err
+    assert "--users users.parquet: 0 of its 35 user_id are among the 40 of EVENTS" in done.err
+    if command == "evaluate":
+        other = with_catalog(model_dir, log.with_columns(pl.col("video_id") - 1000))
+        assert run("evaluate", log_file, "--model", other).code == 4
+
+
+def test_a_model_that_knows_few_of_the_events_is_said(score, log, model_dir):
+    counts = log["video_id"].value_counts(sort=True)
+    rare = counts.filter(pl.col("count") <= 2)["video_id"]
+    done = score(model=with_catalog(model_dir, log.filter(pl.col("video_id").is_in(rare.implode()))))
+    assert done.code == 0, done.err
+    assert done.summary["matches"]["catalog"]["share"] == 1.0
+    assert done.summary["matches"]["catalog"]["share_of_events"] < 0.5
+    assert "of the log's events are of videos that the model knows" in " ".join(done.summary["warnings"])
+
+
+def test_tables_without_rows_are_errors(score, log, model_dir):
+    ids(1).clear().write_parquet("users.parquet")
+    done = score("--users", "users.parquet")
+    assert (done.code, "--users users.parquet: no rows" in done.err) == (3, True)
+    for table, said in ((given([100], 5).clear(), "no rows"), (given([100], 5).with_columns(video_id=[]), "no video")):
+        table.cast({"video_id": pl.List(pl.Int64)}).write_parquet("given.parquet")
+        done = score("--candidates", "given.parquet")
+        assert (done.code, f"--candidates given.parquet: {said}" in done.err) == (3, True), done.err
+    done = score(model=with_catalog(model_dir, log.clear()))
+    assert (done.code, "catalog.parquet: the catalog has no rows" in done.err) == (4, True), done.err
+
+
+def test_a_block_of_a_log_may_have_new_videos_alone(log, model_dir):
+    new = log.head(30).with_columns(pl.col("video_id") - 1000)
+    assert Scorer(model=str(model_dir))(new.to_arrow())["cold_start"].to_pylist()[0]

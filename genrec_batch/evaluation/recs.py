@@ -28,7 +28,7 @@ from genrec_batch.events.histories import rows_of
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
 from genrec_batch.io import published
-from genrec_batch.io.read import reading
+from genrec_batch.io.attempt import reading
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG

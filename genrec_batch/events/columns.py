@@ -6,7 +6,7 @@ know: other names for the columns (`schema`), how they are converted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import polars as pl
@@ -78,9 +78,9 @@ KNOWN = (  # part of the contract, read by nothing here: neither used nor report
 
 WANTED: dict[Kind, str] = {
     "id": "an integer or a string",
-    "time": "a datetime, or an integer of epoch seconds, ms, us or ns",
+    "time": "a datetime, or a number of epoch seconds, ms, us or ns",
     "number": "a number",
-    "flag": "a Boolean, or an integer that is 0 or 1",
+    "flag": "a Boolean, or a number that is 0 or 1",
     "category": "a string",
     "label": "a Boolean, or a number from 0 to 1",
 }
@@ -92,14 +92,16 @@ def check_columns(
     *,
     readers: Mapping[str, set[str]],
     kinds: Mapping[str, Kind] = SCORED,
+    alone: Sequence[str] = (),
 ) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
     Its first line has the first fault and the way out. `readers` are the columns that each built-in schema reads,
-    `kinds` the columns to check.
+    `kinds` the columns to check, `alone` the columns that other files of the log do not have.
     """
     names = list(columns)
-    missing = [f"column {name!r} is missing.{nearest(name, names)}" for name in REQUIRED if name not in columns]
+    only = f" Other files do not have {', '.join(map(repr, alone[:3]))}." if alone else ""
+    missing = [f"column {name!r} is missing.{nearest(name, names) or only}" for name in REQUIRED if name not in columns]
     wrong = [
         f"column {name!r} is {columns[name]}, expected {WANTED[kind]}."
         for name, kind in kinds.items()
@@ -119,15 +121,24 @@ def check_columns(
 def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
     if kind_of == pl.Null:
         return True
-    string = kind_of in (pl.String, pl.Categorical, pl.Enum)
     if kind == "id":
-        return (kind_of.is_integer() and kind_of not in (pl.Int128, pl.UInt128)) or string
+        return is_text(kind_of) or is_whole(kind_of)
     if kind == "time":
-        return kind_of.is_integer() or kind_of in (pl.Datetime, pl.Date)
+        return kind_of.is_numeric() or kind_of in (pl.Datetime, pl.Date)
     if kind == "number":
         return kind_of.is_numeric()
-    if kind == "flag":
-        return kind_of == pl.Boolean or kind_of.is_integer()
-    if kind == "label":
+    if kind in ("flag", "label"):
         return kind_of == pl.Boolean or kind_of.is_numeric()
-    return string
+    return is_text(kind_of)
+
+
+def is_text(kind_of: pl.DataType) -> bool:
+    """Return whether values of this type are read as text; binary values must be UTF-8."""
+    return kind_of in (pl.String, pl.Categorical, pl.Enum, pl.Binary)
+
+
+def is_whole(kind_of: pl.DataType) -> bool:
+    """Return whether values of this type can be integers of at most 64 bits: a double may be one beside a null."""
+    if isinstance(kind_of, pl.Decimal):
+        return kind_of.scale == 0
+    return kind_of.is_numeric() and kind_of not in (pl.Int128, pl.UInt128)

@@ -158,7 +158,7 @@ def catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
     """
     flag = "--catalog-from"
     source = read.scan(path, flag)
-    log = EventLog.of(source.frame, source.row_groups, schema_name, f"{flag} {path}")
+    log = EventLog.of(source, schema_name, f"{flag} {path}")
     return Catalog.from_counts(survey(log, None, threads.cores()).videos, vocabulary=vocabulary)
 
 
@@ -168,12 +168,11 @@ def _log(source: str | pl.DataFrame, config: HistoryConfig, stages: Stages) -> t
         if isinstance(source, pl.DataFrame):
             if not len(source):
                 raise NothingToScoreError("the table has no rows, so nobody to score")
-            rows = source.lazy()
-            return EventLog.of(rows, [read.RowGroup(frame=rows, rows=len(source))], config.schema, "the table"), {}
+            return EventLog.of(read.Source.of(source.lazy(), len(source)), config.schema, "the table"), {}
         opened = read.scan(source, "INPUT")
         if opened.rows == 0:
             raise NothingToScoreError(f"INPUT {source}: no rows, so nobody to score")
-        return EventLog.of(opened.frame, opened.row_groups, config.schema, f"INPUT {source}"), {"events": opened}
+        return EventLog.of(opened, config.schema, f"INPUT {source}"), {"events": opened}
 
 
 def _model(config: HistoryConfig, given: Model | None, stages: Stages) -> Model:

@@ -6,14 +6,16 @@ to the model, where the events go. In: a log's row groups and its contract. Out:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from genrec_batch.events import schema
 from genrec_batch.events.columns import REQUIRED
-from genrec_batch.io.read import RowGroup, reading
+from genrec_batch.io.attempt import unchanged
+from genrec_batch.io.read import Source
+from genrec_batch.io.row_groups import RowGroup
 
 KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
 
@@ -30,8 +32,7 @@ class EventLog:
 
     @staticmethod
     def of(
-        frame: pl.LazyFrame,
-        row_groups: Sequence[RowGroup],
+        source: Source,
         schema_name: str | None,
         where: str,
         *,
@@ -48,8 +49,13 @@ class EventLog:
         expressions = schema.column_names(schema_name).events
         if positive is not None:
             expressions = {**expressions, "recommendation_label": f'"{positive}"'}
-        contract = reading(lambda: schema.read_contract(frame, expressions, where, labels=labels), where)
-        return EventLog(row_groups=tuple(row_groups), contract=contract, where=where)
+        contract = unchanged(
+            lambda: schema.read_contract(source.columns, expressions, where, labels=labels),
+            source.first_look,
+            source.files,
+            where,
+        )
+        return EventLog(row_groups=source.row_groups, contract=contract, where=where)
 
     @property
     def rows(self) -> int:
@@ -61,7 +67,7 @@ class EventLog:
 
         Raises:
             InputError: a page is damaged.
-            RetryError: a connection was lost.
+            RetryError: a connection was lost, or a file has changed since it was first seen.
         """
         if number not in self._kept:
             frame = self._read(number, REQUIRED)
@@ -85,4 +91,7 @@ class EventLog:
         return frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame
 
     def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
-        return reading(self.contract.events(self.row_groups[number].frame, columns).collect, self.where)
+        wanted = tuple(columns)
+        return self.row_groups[number].collect(
+            lambda frame, kind: self.contract.events(frame, wanted, kind), self.where
+        )

@@ -17,11 +17,11 @@ import polars as pl
 
 from genrec_batch.core import layout
 from genrec_batch.events.columns import KINDS
+from genrec_batch.events.convert import EXACT_IN_FLOAT32
 
 Records = npt.NDArray[Any]  # structured: user, video, time_us, then the log's columns
 AT_ONCE = 4096  # records that are filled or read field by field: they stay in a core's own cache
 CODED = {"flag", "category"}  # int8: -1 for null
-EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def read_whole(
         source = read.scan(path, flag)
         if not source.rows:
             raise InputError(f"{where}: no rows, so nothing to learn from")
-        log = EventLog.of(source.frame, source.row_groups, schema_name, where, positive=positive, labels=True)
+        log = EventLog.of(source, schema_name, where, positive=positive, labels=True)
     sorter = sorter_choice.for_log(log.rows)
     with stages.time("scan", rows=log.rows):
         found = survey(log, as_of_us, threads.cores(), sorter)

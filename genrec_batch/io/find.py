@@ -107,26 +107,30 @@ def base(path: str) -> Path:
     return fixed.parent if not glob.has_magic(place.parts[0]) else Path()
 
 
-def metadata(file: str, flag: str) -> pq.FileMetaData:
-    """Return the metadata in the footer of a Parquet file.
+def metadata(file: str, flag: str) -> pq.FileMetaData | None:
+    """Return the metadata in the footer of a Parquet file, None where Arrow does not know the type of a column.
 
     Raises:
         InputError: it may not be read, is empty, truncated, damaged or not Parquet; the message says what to do.
     """
     try:
         return pq.read_metadata(file)
+    except pa.ArrowNotImplementedError:
+        return None
     except PermissionError as error:
         raise InputError(f"{flag} {file}: may not be read by this user ({error.strerror})") from error
     except (pa.ArrowInvalid, OSError) as error:
-        with Path(file).open("rb") as opened:
-            begins = opened.read(4)
-        if begins == b"PAR1":
-            raise InputError(
-                f"{flag} {file}: truncated or damaged: it begins as Parquet and has no footer; copy it again"
-            ) from error
-        if not begins:
-            raise InputError(f"{flag} {file}: empty (0 bytes), so not a Parquet file; copy it again") from error
-        raise InputError(f"{flag} {file}: not a Parquet file; convert it, such as with {_converts(file)}") from error
+        raise _not_parquet(file, flag) from error
+
+
+def _not_parquet(file: str, flag: str) -> InputError:
+    with Path(file).open("rb") as opened:
+        begins = opened.read(4)
+    if begins == b"PAR1":
+        return InputError(f"{flag} {file}: truncated or damaged: it begins as Parquet and has no footer; copy it again")
+    if not begins:
+        return InputError(f"{flag} {file}: empty (0 bytes), so not a Parquet file; copy it again")
+    return InputError(f"{flag} {file}: not a Parquet file; convert it, such as with {_converts(file)}")
 
 
 def _converts(file: str) -> str:

@@ -1,56 +1,52 @@
-"""Files in: a file, a glob, a directory or a URI becomes one lazy frame, with a snapshot of the input.
+"""Files in: a file, a glob, a directory or a URI becomes row groups, with a snapshot of the input.
 
-Owns: row groups, one schema over all files, a fingerprint, tables with one row per id. Must not know: the events
-contract, what a row means, which files there are (`find`), output (`output`).
+Owns: row groups, a fingerprint, tables with one row per id. Must not know: the events contract, what a row means, which
+files there are (`find`), the types of columns (`forms`), output (`output`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import InputError, RetryError, nearest
-from genrec_batch.io import find
-from genrec_batch.runtime import signals
-
-T = TypeVar("T")
-
-GROUP_ROWS = 1 << 20  # of a log that are read at once
-HASHED_AT_ONCE = 1 << 18  # bytes: they stay in a core's own cache
-
-LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowGroup:
-    """Neighbouring rows of a log that are read together: whole row groups of its files where small, else some rows."""
-
-    frame: pl.LazyFrame
-    rows: int
+from genrec_batch.core.snapshot import Snapshot
+from genrec_batch.io import find, fingerprint, forms
+from genrec_batch.io.attempt import reading, unchanged
+from genrec_batch.io.forms import Form
+from genrec_batch.io.row_groups import Columns, Piece, RowGroup, columns, cut, row_groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A log or table on disk: its lazy frame, and a snapshot of its state when the run began."""
+    """A log or table on disk: its rows, and a snapshot of its state when the run began."""
 
     path: str  # as the user gave it
-    frame: pl.LazyFrame
-    row_groups: tuple[RowGroup, ...]  # the same rows, in order
+    columns: tuple[Columns, ...]  # of its files: those that have the same ones together
+    row_groups: tuple[RowGroup, ...]  # all rows, in order
     files: tuple[str, ...]  # sorted
     rows: int
     bytes: int | None  # None for a URI
     contents: Future[str] | None  # the fingerprint, computed on another thread
+    first_look: Snapshot | None = None  # of the files
+
+    @staticmethod
+    def of(frame: pl.LazyFrame, rows: int, path: str = "the table") -> Source:
+        """Return rows in memory as a source; they are no input of the lineage."""
+        return Source(
+            path=path,
+            columns=(Columns(frame=frame),),
+            row_groups=(RowGroup(pieces=(Piece(frame=frame),), rows=rows),),
+            files=(),
+            rows=rows,
+            bytes=None,
+            contents=None,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +64,17 @@ class Source:
             "sha256": self.fingerprint,
         }
 
+    def frame(self, rename: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda frame: frame) -> pl.LazyFrame:
+        """Return all rows, in order, after `rename`, with one type for each column.
+
+        Raises:
+            InputError: two files have types of one column that have no type in common.
+        """
+        renamed = [(columns.file, rename(columns.frame).collect_schema()) for columns in self.columns]
+        types = forms.common_types(renamed, self.path)
+        pieces = [piece for group in self.row_groups for piece in group.pieces]
+        return pl.concat([forms.in_types(rename(piece.frame), types) for piece in pieces] or [self.columns[0].frame])
+
 
 def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     """Open Parquet input; `flag` ("INPUT", "--users") names it in errors.
@@ -75,198 +82,80 @@ def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
     A separate thread hashes the content, unless `hashed` is False because the fingerprint is not needed.
 
     Raises:
-        InputError: nothing there, a file is not Parquet or is truncated, or files disagree about a column's type.
+        InputError: nothing there, a file is not Parquet or is truncated, or a partition column is in the files too.
+        RetryError: a file has changed meanwhile.
     """
     if "://" in path:
         return _scan_uri(path, flag)
     files = find.files(path, flag)
     base = find.base(path)
-    counts = [_group_rows(find.metadata(file, flag)) for file in files]
+    where = f"{flag} {path}"
+    snapshot = _look(files, where)
     names = [str(Path(file).relative_to(base)) for file in files]
-    contents = _begin(lambda: _fingerprint(files, names, flag)) if hashed else None
-    schema = _one_schema(files, flag)
-    hive = _hive(names)
-    both = sorted(hive.keys() & schema.keys())
-    if both and len(both) < len(hive):
-        raise InputError(
-            f"{flag} {path}: {', '.join(both)} is in the files and in the names of folders; drop one of them"
-        )
-    hive = {} if both else hive  # the files have these columns
-    scanned = partial(
-        pl.scan_parquet,
-        schema=schema,
-        missing_columns="insert",
-        extra_columns="ignore",
-        hive_partitioning=bool(hive),
-        hive_schema=hive or None,
-        cast_options=pl.ScanCastOptions(
-            integer_cast="upcast",
-            float_cast="upcast",
-            datetime_cast=["nanosecond-downcast", "millisecond-upcast", "convert-timezone"],
-        ),
-        glob=False,
-    )
+
+    def opened() -> tuple[list[list[int]], list[Form]]:
+        each = [_opened(file, flag) for file in files]
+        return [rows for rows, _ in each], [form for _, form in each]
+
+    counts, of_files = unchanged(opened, snapshot, files, where)
+    contents = fingerprint.begin(lambda: fingerprint.of_files(files, names, snapshot)) if hashed else None
+    of_files = _partitioned(of_files, names, where)
+    kinds: dict[object, int] = {}
+    numbers = [kinds.setdefault(form.key, len(kinds)) for form in of_files]
     return Source(
         path=path,
-        frame=scanned(files),
-        row_groups=tuple(_row_groups(scanned, files, counts)),
+        columns=tuple(columns(files, of_files, numbers)),
+        row_groups=tuple(row_groups(files, of_files, numbers, counts, snapshot)),
         files=tuple(files),
         rows=sum(map(sum, counts)),
         bytes=sum(Path(file).stat().st_size for file in files),
         contents=contents,
+        first_look=snapshot,
     )
+
+
+def _look(files: list[str], where: str) -> Snapshot:
+    try:
+        return Snapshot.of(files, where)
+    except FileNotFoundError as error:
+        raise RetryError(
+            f"{where}: {error.filename} was removed while it was opened; run the same command again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{where}: {error.filename} cannot be read by this user ({error.strerror})") from error
+
+
+def _opened(file: str, flag: str) -> tuple[list[int], Form]:
+    """Return the rows of each row group of a file, and its columns."""
+    metadata = find.metadata(file, flag)
+    return reading(lambda: (forms.group_rows(file, metadata), forms.form_of(file, metadata)), f"{flag} {file}")
+
+
+def _partitioned(of_files: list[Form], names: list[str], where: str) -> list[Form]:
+    """Add the hive partition columns, unless the files have them."""
+    hive = forms.hive_types(names)
+    both = sorted(hive.keys() & {name for form in of_files for name in form.columns})
+    if both and len(both) < len(hive):
+        raise InputError(f"{where}: {', '.join(both)} is in the files and in the names of folders; drop one of them")
+    return of_files if both or not hive else [replace(form, hive=hive) for form in of_files]
 
 
 def _scan_uri(path: str, flag: str) -> Source:
     frame = pl.scan_parquet(path)
     rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
     unlike_any = f"unverified-{uuid.uuid4().hex}"  # an object store's content may change: never resume such a run
-    groups = tuple(RowGroup(frame=frame.slice(start, count), rows=count) for start, count in cut([rows]))
+    pieces = [(Piece(frame=frame.slice(start, count)), count) for start, count in cut([rows])]
     contents: Future[str] = Future()
     contents.set_result(unlike_any)
-    return Source(path=path, frame=frame, row_groups=groups, files=(path,), rows=rows, bytes=None, contents=contents)
-
-
-def _row_groups(
-    scanned: Callable[[list[str]], pl.LazyFrame], files: list[str], counts: list[list[int]]
-) -> Iterator[RowGroup]:
-    """Yield the row groups of a log: neighbouring small files together, a large file by its own row groups."""
-    small: list[str] = []
-    held = 0
-    for file, of_groups in zip(files, counts, strict=True):
-        rows = sum(of_groups)
-        if small and held + rows > GROUP_ROWS:
-            yield RowGroup(frame=scanned(small), rows=held)
-            small, held = [], 0
-        if rows <= GROUP_ROWS:
-            small, held = [*small, file], held + rows
-        else:
-            whole = scanned([file])
-            yield from (RowGroup(frame=whole.slice(start, count), rows=count) for start, count in cut(of_groups))
-    if small:
-        yield RowGroup(frame=scanned(small), rows=held)
-
-
-def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first row, rows) of at most GROUP_ROWS rows: neighbouring row groups, or slices of a large one."""
-    start = held = 0
-    for rows in groups:
-        if held and held + rows > GROUP_ROWS:
-            yield start, held
-            start, held = start + held, 0
-        held += rows
-        while held > GROUP_ROWS:
-            yield start, GROUP_ROWS
-            start, held = start + GROUP_ROWS, held - GROUP_ROWS
-    if held:
-        yield start, held
-
-
-def _group_rows(metadata: pq.FileMetaData) -> list[int]:
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-
-def _begin(work: Callable[[], T]) -> Future[T]:
-    """Begin work on a separate thread."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
-    begun = pool.submit(work)
-    pool.shutdown(wait=False)
-    return begun
-
-
-def _fingerprint(files: list[str], names: list[str], flag: str) -> str:
-    with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(lambda file: reading(lambda: _sha256(file), f"{flag} {file}"), files))
-    return hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest()
-
-
-def _sha256(file: str) -> str:
-    digest, room = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
-    with Path(file).open("rb", buffering=0) as opened:
-        while count := opened.readinto(room):
-            if signals.is_over():
-                raise InterruptedError(f"{file}: its fingerprint is no longer needed")
-            digest.update(room[:count])
-    return digest.hexdigest()
-
-
-def _hive(names: list[str]) -> dict[str, pl.DataType]:
-    """Return the type of each hive partition column: integer, date, or else (also for 007) string."""
-    values: dict[str, list[str]] = {}
-    for name in names:
-        for part in Path(name).parts[:-1]:
-            key, equals, value = part.partition("=")
-            if equals:
-                values.setdefault(key, []).append(value)
-    return {
-        key: pl.Int64()
-        if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", value) for value in texts)
-        else pl.Date()
-        if all(re.fullmatch(r"\d{4}-\d\d-\d\d", value) for value in texts)
-        else pl.String()
-        for key, texts in values.items()
-    }
-
-
-def _schema_of(file: str) -> pl.Schema:
-    with Path(file).open("rb") as opened:  # Polars would take some file names for globs
-        return pl.Schema(pl.read_parquet_schema(opened))
-
-
-def _one_schema(files: list[str], flag: str) -> dict[str, pl.DataType]:
-    """Return every column of any file with one type: integers and floats widen, times are in us, others must agree."""
-    schema: dict[str, pl.DataType] = {}
-    first_seen: dict[str, str] = {}
-    faults = []
-    for file in files:
-        for name, kind in reading(partial(_schema_of, file), f"{flag} {file}").items():
-            have = schema.setdefault(name, kind)
-            first_seen.setdefault(name, file)
-            if have == kind:
-                continue
-            wide = _wider(have, kind)
-            if wide is None:
-                faults.append(f"column {name!r} is {have} in {first_seen[name]} and {kind} in {file}")
-            else:
-                schema[name] = wide
-    if faults:
-        raise InputError(f"{flag}: its files disagree:\n  " + "\n  ".join(faults[:20]))
-    return schema
-
-
-def _wider(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
-    if pl.Null in (a, b):  # a file without any value has no type
-        return b if a == pl.Null else a
-    if a.is_integer() and b.is_integer() and a.is_signed_integer() == b.is_signed_integer():
-        return max(a, b, key=lambda kind: int(str(kind).lstrip("UInt")))
-    if a.is_float() and b.is_float():
-        return pl.Float64()
-    if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime) and a.time_zone == b.time_zone:
-        return pl.Datetime("us", a.time_zone)  # the unit in which logs are read
-    return None
-
-
-def reading(read: Callable[[], T], source: str) -> T:
-    """Call `read`, and map failures of a file to one error that names it.
-
-    Raises:
-        InputError: a page is damaged, or a type does not fit.
-        RetryError: a connection was lost.
-    """
-    try:
-        return read()
-    except (ConnectionError, TimeoutError) as error:
-        raise RetryError(f"{source}: connection lost while reading ({error}); run the same command again") from error
-    except (
-        pl.exceptions.PolarsError,
-        OSError,
-        pa.ArrowInvalid,
-        pa.ArrowNotImplementedError,
-        UnicodeDecodeError,
-    ) as error:
-        if "://" in source and LOST.search(str(error)):
-            raise RetryError(f"{source}: connection lost ({error}); run the same command again") from error
-        raise InputError(f"{source}: cannot be read: {error}") from error
+    return Source(
+        path=path,
+        columns=(Columns(frame=frame),),
+        row_groups=tuple(RowGroup(pieces=(piece,), rows=count) for piece, count in pieces),
+        files=(path,),
+        rows=rows,
+        bytes=None,
+        contents=contents,
+    )
 
 
 def table(
@@ -277,19 +166,15 @@ def table(
     Raises:
         InputError: the key column is missing, null, neither integer nor string, or an id repeats.
     """
-    source = scan(path, flag)
-    names = source.frame.collect_schema().names()
-    frame = rename(source.frame)
-    if key not in frame.collect_schema().names():
+    source, where = scan(path, flag), f"{flag} {path}"
+    frame = source.frame(rename)
+    names = frame.collect_schema().names()
+    if key not in names:
         raise InputError(
-            f"{flag} {path}: column {key!r} is missing.{nearest(key, names)} Its columns: {', '.join(names[:40])}"
+            f"{where}: column {key!r} is missing.{nearest(key, names)} Its columns: {', '.join(names[:40])}"
         )
-    read = reading(frame.collect, f"{flag} {path}")
-    kind = read.schema[key]
-    if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
-        raise InputError(f"{flag} {path}: column {key!r} is {kind}, expected an integer or a string")
-    if not kind.is_integer():
-        read = read.with_columns(pl.col(key).cast(pl.String))
+    read = unchanged(frame.collect, source.first_look, source.files, where)
+    read = read.with_columns(_ids(read[key], where))
     ids = read[key]
     if ids.null_count():
         row = ids.is_null().arg_true()[0]
@@ -298,3 +183,17 @@ def table(
         row = int(ids.is_first_distinct().not_().arg_true()[0])
         raise InputError(f"{flag} {path}: {key} {ids[row]!r} repeats in row {row}; one row per id")
     return read, source
+
+
+def _ids(column: pl.Series, where: str) -> pl.Series:
+    """Return ids as integers or as text; whole floats, which pandas makes of integers beside a null, are integers."""
+    kind = column.dtype
+    if kind.is_integer():
+        return column
+    if kind in (pl.String, pl.Categorical, pl.Enum, pl.Binary):
+        return reading(lambda: column.cast(pl.String), f"{where}: column {column.name!r}")
+    if kind.is_numeric():
+        whole = column.cast(pl.Int64, strict=False)
+        if (whole.cast(kind) == column).all():
+            return whole
+    raise InputError(f"{where}: column {column.name!r} is {kind}, expected an integer or a string")

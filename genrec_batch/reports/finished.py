@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.errors import InputError, nearest
 from genrec_batch.io import parquet, published
+from genrec_batch.io.attempt import reading
 from genrec_batch.io.published import MANIFEST, SUCCESS
-from genrec_batch.io.read import reading
 from genrec_batch.runtime import console
 
 LISTED = ("rank", "video_id", "score", *HEADS)  # columns that are lists in the nested form

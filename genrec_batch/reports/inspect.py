@@ -16,7 +16,7 @@ import polars as pl
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.errors import GateError
-from genrec_batch.io.read import reading
+from genrec_batch.io.attempt import reading
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.reports.checks import checks
 from genrec_batch.reports.finished import Finished, opened

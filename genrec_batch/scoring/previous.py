@@ -21,7 +21,7 @@ from genrec_batch.core.arrays import I64, U8, U64
 from genrec_batch.core.declare import differences
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.io import parquet, published
-from genrec_batch.io.read import reading
+from genrec_batch.io.attempt import reading
 from genrec_batch.scoring.fingerprints import WORD_NAMES
 
 T = TypeVar("T")

@@ -54,7 +54,7 @@ def ours(path, memory="64GiB", way="memory"):
     from genrec_batch.runtime import threads
 
     source = read.scan(path, "INPUT", hashed=False)
-    log = EventLog.of(source.frame, source.row_groups, None, "INPUT")
+    log = EventLog.of(source, None, "INPUT")
     found = survey(log, None, threads.cores(), fastest())
     users = by_user.Users(ids=found.users["user_id"], events_N=found.users["count"].to_numpy().astype(np.int64))
     catalog = Catalog.from_counts(found.videos, vocabulary=10_000)

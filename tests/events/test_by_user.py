@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from genrec_batch.events import by_user, sorter_choice, sorter_numba
-from genrec_batch.io import read
+from genrec_batch.io import row_groups
 from tests.conftest import small_log
 
 SAMPLE = Path(__file__).parents[2] / "sample_data" / "events.parquet"
@@ -19,7 +19,7 @@ SMALL = ["--memory-limit", "1MiB", "--shard-users", "60"]
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch):
     """Let a few hundred rows be what a million are in a real log."""
-    monkeypatch.setattr(read, "GROUP_ROWS", 700)
+    monkeypatch.setattr(row_groups, "GROUP_ROWS", 700)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from genrec_batch.events import schema
 from genrec_batch.events.columns import LABELS
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.survey import survey
-from genrec_batch.io.read import RowGroup
+from genrec_batch.io.read import Source
 from tests.histories import normalize
 
 MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
@@ -57,19 +57,19 @@ def test_implausible_timestamps_are_refused_with_their_range(bad):
 def test_a_datetime_of_the_year_2500_is_implausible():
     frame = log(timestamp=[dt.datetime(2500, 1, 1)]).lazy()  # noqa: DTZ001
     with pytest.raises(InputError, match="after 2262, which is implausible"):
-        survey(EventLog.of(frame, [RowGroup(frame=frame, rows=1)], None, "log"), None, 1)
+        survey(EventLog.of(Source.of(frame, 1), None, "log"), None, 1)
 
 
 def test_all_faults_come_in_one_error_with_near_names():
-    frame = pl.DataFrame({"userid": [1], "video_id": [1.5], "timestamp": ["x"], "is_liked": [0.5], "device_type": [1]})
+    frame = pl.DataFrame({"userid": [1], "video_id": [True], "timestamp": ["x"], "is_liked": ["x"], "device_type": [1]})
     with pytest.raises(InputError) as caught:
         normalize(frame)
     said = str(caught.value)
     assert "'user_id' is missing. Did you mean 'userid'?" in said
     for column, kind in (
-        ("video_id", "Float64"),
+        ("video_id", "Boolean"),
         ("timestamp", "String"),
-        ("is_liked", "Float64"),
+        ("is_liked", "String"),
         ("device_type", "Int64"),
     ):
         assert f"{column!r} is {kind}" in said

@@ -101,13 +101,13 @@ def test_a_refused_run_does_not_read_its_log_to_the_end(log):
     log.write_parquet("big.parquet")
     code = """if True:
         import sys, time
-        from genrec_batch.io import read
+        from genrec_batch.io import fingerprint
         from genrec_batch.__main__ import main
         class Slow:
             def update(self, data): time.sleep(0.5)
             def hexdigest(self): return ""
-        read.hashlib.sha256 = Slow
-        read.HASHED_AT_ONCE = 1
+        fingerprint.hashlib.sha256 = Slow
+        fingerprint.HASHED_AT_ONCE = 1
         main()"""
     began = time.monotonic()
     arguments = ["score", "big.parquet", "recs.parquet", "--model", "nowhere"]

@@ -1,4 +1,4 @@
-"""Reading files: every shape of input, every way a file can be bad."""
+"""Reading files with `read`, `attempt` and `fingerprint`: every shape of input, every way a file can be bad."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import InputError
-from genrec_batch.io.read import _sha256, reading, scan, table
+from genrec_batch.io.attempt import reading
+from genrec_batch.io.fingerprint import sha256
+from genrec_batch.io.read import scan, table
 
 ROWS = pl.DataFrame({"user_id": [1, 2, 3], "x": [1.0, 2.0, 3.0]})
 
@@ -28,7 +30,7 @@ def test_file_glob_and_directory_read_the_same_rows(tmp_path):
         write(tmp_path / "log" / f"{part}.parquet", ROWS[part : part + 1])
     for path in (tmp_path / "log", tmp_path / "log" / "*.parquet", tmp_path / "*" / "?.parquet"):
         source = scan(str(path), "INPUT")
-        assert source.frame.collect().equals(ROWS)
+        assert source.frame().collect().equals(ROWS)
         assert (len(source.files), source.rows) == (3, 3)
 
 
@@ -36,7 +38,7 @@ def test_hive_partitions_become_columns(tmp_path):
     write(tmp_path / "log" / "day=1" / "a.parquet", ROWS[:1])
     write(tmp_path / "log" / "day=2" / "a.parquet", ROWS[1:])
     for path in (tmp_path / "log", tmp_path / "log" / "*" / "*.parquet"):
-        assert scan(str(path), "INPUT").frame.collect()["day"].to_list() == [1, 2, 2]
+        assert scan(str(path), "INPUT").frame().collect()["day"].to_list() == [1, 2, 2]
 
 
 def test_hidden_files_and_markers_are_left_alone(tmp_path):
@@ -49,7 +51,7 @@ def test_hidden_files_and_markers_are_left_alone(tmp_path):
 def test_columns_of_later_files_are_read_and_types_widen(tmp_path):
     write(tmp_path / "log" / "a.parquet", ROWS.select(pl.col("user_id").cast(pl.Int32)))
     write(tmp_path / "log" / "b.parquet", ROWS)
-    frame = scan(str(tmp_path / "log"), "INPUT").frame.collect()
+    frame = scan(str(tmp_path / "log"), "INPUT").frame().collect()
     assert frame.schema["user_id"] == pl.Int64
     assert frame["x"].to_list() == [None, None, None, 1.0, 2.0, 3.0]
 
@@ -58,7 +60,7 @@ def test_files_that_disagree_are_named(tmp_path):
     write(tmp_path / "log" / "a.parquet")
     write(tmp_path / "log" / "b.parquet", ROWS.with_columns(pl.col("x").cast(pl.String)))
     with pytest.raises(InputError, match=r"'x' is Float64 in .*a.parquet and String in .*b.parquet"):
-        scan(str(tmp_path / "log"), "INPUT")
+        scan(str(tmp_path / "log"), "INPUT").frame()
 
 
 def test_fingerprint_follows_content_and_not_the_clock(tmp_path):
@@ -71,7 +73,7 @@ def test_fingerprint_follows_content_and_not_the_clock(tmp_path):
 def test_a_file_is_hashed_to_its_last_byte(tmp_path):
     content = bytes(range(256)) * 3000 + b"end"
     (tmp_path / "x").write_bytes(content)
-    assert _sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
+    assert sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
 
 
 def test_missing_file_shows_near_names(tmp_path):
@@ -112,7 +114,7 @@ def test_the_command_from_text_to_parquet_is_in_the_error_and_works(tmp_path, mo
     command = message[message.index("python -c") :].replace("python", sys.executable, 1)
     subprocess.run(["/bin/sh", "-c", command], check=True)
     (made,) = (path for path in tmp_path.iterdir() if path.name != name)
-    frame = scan(made.name, "INPUT").frame.collect()
+    frame = scan(made.name, "INPUT").frame().collect()
     assert frame["user_id"].to_list() == [1]
     assert frame["moment"].dtype == (pl.String if "ndjson" in name else pl.Datetime("us"))
 
@@ -124,7 +126,7 @@ def test_a_damaged_page_is_an_input_error_that_names_the_file(tmp_path):
     path.write_bytes(bytes(data))
     source = scan(str(path), "INPUT")
     with pytest.raises(InputError, match=r"events\.parquet: cannot be read"):
-        reading(source.frame.collect, f"INPUT {path}")
+        reading(source.frame().collect, f"INPUT {path}")
 
 
 def test_empty_directory_and_pattern_without_match(tmp_path):
@@ -152,7 +154,7 @@ def test_tables_need_one_row_per_id(tmp_path, frame, message):
 def test_a_column_without_values_takes_the_type_of_other_files(tmp_path):
     write(tmp_path / "log" / "a.parquet")
     write(tmp_path / "log" / "b.parquet", ROWS.with_columns(x=pl.lit(None)))
-    assert scan(str(tmp_path / "log"), "INPUT").frame.collect()["x"].to_list() == [
+    assert scan(str(tmp_path / "log"), "INPUT").frame().collect()["x"].to_list() == [
         1.0,
         2.0,
         3.0,
@@ -165,7 +167,7 @@ def test_a_column_without_values_takes_the_type_of_other_files(tmp_path):
 def test_partition_ids_with_leading_zeros_stay_as_they_are(tmp_path):
     for value in ("001", "01"):
         write(tmp_path / "log" / f"user_id={value}" / "a.parquet", ROWS.select("x"))
-    assert scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].unique().sort().to_list() == [
+    assert scan(str(tmp_path / "log"), "INPUT").frame().collect()["user_id"].unique().sort().to_list() == [
         "001",
         "01",
     ]
@@ -173,7 +175,7 @@ def test_partition_ids_with_leading_zeros_stay_as_they_are(tmp_path):
 
 def test_names_with_glob_characters_are_read(tmp_path):
     path = write(tmp_path / "we[1]rd.parquet")
-    assert scan(str(path), "INPUT").frame.collect().equals(ROWS)
+    assert scan(str(path), "INPUT").frame().collect().equals(ROWS)
 
 
 def test_an_empty_name_is_refused():
@@ -204,7 +206,7 @@ def test_a_uri_is_never_taken_for_unchanged(tmp_path):
 
 def test_a_partition_column_that_the_files_have_too_is_read_from_the_files(tmp_path):
     write(tmp_path / "log" / "user_id=7" / "a.parquet")
-    assert scan(str(tmp_path / "log"), "INPUT").frame.collect()["user_id"].to_list() == [1, 2, 3]
+    assert scan(str(tmp_path / "log"), "INPUT").frame().collect()["user_id"].to_list() == [1, 2, 3]
 
 
 def test_files_whose_moments_have_other_units_are_one_log(tmp_path):
@@ -213,7 +215,12 @@ def test_files_whose_moments_have_other_units_are_one_log(tmp_path):
         frame = pl.DataFrame({"user_id": [1, 2], "timestamp": moments.dt.cast_time_unit(unit)})
         frame.write_parquet(tmp_path / f"{unit}.parquet")
     source = scan(str(tmp_path), "INPUT")
-    read = source.frame.collect()
+    read = source.frame().collect()
     assert read["timestamp"].to_list() == moments.to_list() * 3
-    joined = pl.concat([group.frame.collect() for group in source.row_groups])
+    joined = pl.concat(
+        [
+            group.collect(lambda frame, _: frame.cast({"timestamp": pl.Datetime("us", "UTC")}), "log")
+            for group in source.row_groups
+        ]
+    )
     assert joined.equals(read)

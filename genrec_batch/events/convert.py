@@ -1,0 +1,84 @@
+"""Columns of any type as the contract's fixed types, so that files of different types become one log.
+
+Owns: in which type the files of a log meet, and the conversion to it. Must not know: names of columns, files. In: a
+column's kind and its types in several files. Out: its one type, and an expression for each of its own types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from genrec_batch.events.columns import Kind, is_text
+
+TIME = pl.Datetime("us", "UTC")
+LARGEST = 1e30  # of a plausible number: its square and sums still fit a float
+EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
+UNITS = {"epoch s": 10**6, "epoch ms": 10**3, "epoch us": 1, "epoch ns": 10**-3}  # microseconds
+
+
+def meeting_type(kind: Kind, types: Sequence[pl.DataType]) -> pl.DataType | None:
+    """Return the type in which columns of these types meet; None for ids that are integers here and texts there."""
+    known = [type_ for type_ in types if type_ != pl.Null]
+    if kind == "id":
+        return _id_type(known)
+    if kind in ("number", "label"):
+        exact = known and kind == "number" and all(type_ in EXACT_IN_FLOAT32 for type_ in known)
+        return pl.Float32() if exact else pl.Float64()
+    return {"time": TIME, "flag": pl.Boolean()}.get(kind, pl.String())
+
+
+def _id_type(types: Sequence[pl.DataType]) -> pl.DataType | None:
+    texts = [is_text(type_) for type_ in types]
+    if any(texts):
+        return pl.String() if all(texts) else None
+    whole = [type_ if type_.is_integer() else pl.Int64() for type_ in types]  # doubles beside a null, decimals
+    if len({type_.is_signed_integer() for type_ in whole}) == 1:
+        return max(whole, key=lambda type_: int(str(type_).lstrip("UInt")))
+    return pl.Int64()
+
+
+def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit: str) -> pl.Expr:
+    """Return the expression that converts a column of type `own` to the type in which its files meet.
+
+    Numbers that are NaN, infinite or beyond 1e30, flags other than 0 and 1, labels that are not from 0 to 1, and ids
+    that are fractions become null. A cast of an id that does not fit is an error when it is computed.
+
+    Args:
+        name: the column.
+        kind: what it is in the contract.
+        own: its type in these files.
+        wanted: see `meeting_type`.
+        unit: of times: "datetime", or "epoch s", "epoch ms", "epoch us", "epoch ns".
+    """
+    column = pl.col(name)
+    if own == pl.Null:
+        return column.cast(wanted)
+    if kind == "time":
+        return _time(column, own, unit)
+    if kind == "number":
+        number = column.cast(pl.Float64)
+        return pl.when(number.abs() <= LARGEST).then(number).alias(name)
+    if kind == "label":
+        label = column.cast(pl.Float64)
+        return pl.when(label.is_between(0, 1)).then(label).alias(name)
+    if kind == "flag" and own != pl.Boolean:
+        return pl.when((column == 0) | (column == 1)).then(column == 1).alias(name)
+    if own.is_float():
+        exact = 2**24 if own == pl.Float32 else 2**53  # beyond, neighbouring ids are one number
+        whole = pl.when((column.abs() < exact) & (column.floor() == column)).then(column)
+        return whole.cast(wanted).alias(name)
+    return column if own == wanted else column.cast(wanted)
+
+
+def _time(column: pl.Expr, own: pl.DataType, unit: str) -> pl.Expr:
+    if unit in UNITS and own.is_integer():
+        if unit == "epoch s":
+            return (column.cast(pl.Int64) * 10**6).cast(TIME)
+        return column.cast(pl.Int64).cast(pl.Datetime(unit.removeprefix("epoch "), "UTC")).cast(TIME)  # type: ignore[arg-type]
+    if unit in UNITS:
+        return (column.cast(pl.Float64) * UNITS[unit]).round().cast(pl.Int64, strict=False).cast(TIME)
+    if isinstance(own, pl.Datetime) and own.time_zone:
+        return column.dt.convert_time_zone("UTC").cast(TIME)
+    return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")

@@ -1,0 +1,54 @@
+"""Fingerprints of inputs: a sha256 over the names and contents of files, computed beside other work.
+
+Owns: the hash and its threads. Must not know: what is in the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from genrec_batch.core.snapshot import Snapshot
+from genrec_batch.io.attempt import unchanged
+from genrec_batch.runtime import signals
+
+T = TypeVar("T")
+
+HASHED_AT_ONCE = 1 << 18  # bytes: they stay in a core's own cache
+
+
+def begin(work: Callable[[], T]) -> Future[T]:
+    """Begin work on a separate thread."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+    begun = pool.submit(work)
+    pool.shutdown(wait=False)
+    return begun
+
+
+def of_files(files: list[str], names: list[str], snapshot: Snapshot) -> str:
+    """Return the sha256 over the names and contents of files.
+
+    Raises:
+        InputError, RetryError: one cannot be read, or has changed since the snapshot.
+    """
+
+    def one(file: str) -> str:
+        return unchanged(lambda: sha256(file), snapshot, [file], snapshot.where)
+
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(one, files))
+    return hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest()
+
+
+def sha256(file: str) -> str:
+    """Return the sha256 of a file's content; OSError where it cannot be read."""
+    digest, room = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with Path(file).open("rb", buffering=0) as opened:
+        while count := opened.readinto(room):
+            if signals.is_over():
+                raise InterruptedError(f"{file}: its fingerprint is no longer needed")
+            digest.update(room[:count])
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""Row groups: the rows of a log that are read together, over files of several kinds of columns.
+
+Owns: how files are joined and cut, and the reading of a group while its files stay as they are. Must not know: what a
+column means, which files there are. In: files with their forms and rows. Out: `Columns` and `RowGroup`s, in order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+
+import polars as pl
+
+from genrec_batch.core.snapshot import Snapshot
+from genrec_batch.io.attempt import unchanged
+from genrec_batch.io.forms import Form
+
+GROUP_ROWS = 1 << 20  # of a log that are read at once
+
+NOT_UTF8 = re.compile(r"utf-?8", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns that some files of a source have in common, with their rows."""
+
+    frame: pl.LazyFrame
+    file: str = ""  # the first of the files, which names them in errors
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # columns that no library knows, with their type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Neighbouring rows of files that have the same columns."""
+
+    frame: pl.LazyFrame
+    columns: int = 0  # which of the source's columns
+    by_arrow: Callable[[], pl.LazyFrame] | None = None  # the same rows, where a text that is no UTF-8 is null
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """Neighbouring rows of a log that are read together: whole row groups of its files where small, else some rows."""
+
+    pieces: tuple[Piece, ...]
+    rows: int
+    snapshot: Snapshot | None = None  # of the files
+
+    def collect(self, rows_of: Callable[[pl.LazyFrame, int], pl.LazyFrame], where: str) -> pl.DataFrame:
+        """Read what `rows_of` makes of each piece's frame and number of columns; `where` names the log in errors.
+
+        Raises:
+            InputError, RetryError: see `reading`; RetryError also where a file has changed since it was first seen.
+        """
+        files = [file for piece in self.pieces for file in piece.files]
+        return unchanged(
+            lambda: pl.concat([_piece(piece, rows_of) for piece in self.pieces]), self.snapshot, files, where
+        )
+
+
+def _piece(piece: Piece, rows_of: Callable[[pl.LazyFrame, int], pl.LazyFrame]) -> pl.DataFrame:
+    try:
+        return rows_of(piece.frame, piece.columns).collect()
+    except pl.exceptions.ComputeError as error:
+        if piece.by_arrow is None or not NOT_UTF8.search(str(error)):
+            raise
+        return rows_of(piece.by_arrow(), piece.columns).collect()
+
+
+def columns(files: list[str], of_files: list[Form], numbers: list[int]) -> Iterator[Columns]:
+    """Yield the kinds of columns of files, of which `numbers` says which file has which."""
+    for number in range(max(numbers, default=-1) + 1):
+        alike = [file for file, of_file in zip(files, numbers, strict=True) if of_file == number]
+        form = of_files[numbers.index(number)]
+        yield Columns(frame=form.scan(alike), file=alike[0], unreadable=form.unreadable)
+
+
+def row_groups(
+    files: list[str], of_files: list[Form], numbers: list[int], counts: list[list[int]], snapshot: Snapshot
+) -> Iterator[RowGroup]:
+    """Yield the row groups of a log: neighbouring small files together, a large file by its own row groups."""
+    small: list[int] = []
+    held = 0
+
+    def together() -> RowGroup:
+        pieces = []
+        for number, alike in groupby(small, key=numbers.__getitem__):
+            at = list(alike)
+            pieces.append(_piece_of([files[i] for i in at], of_files[at[0]], number))
+        return RowGroup(pieces=tuple(pieces), rows=held, snapshot=snapshot)
+
+    for at, of_groups in enumerate(counts):
+        rows = sum(of_groups)
+        if small and held + rows > GROUP_ROWS:
+            yield together()
+            small, held = [], 0
+        if rows <= GROUP_ROWS:
+            small, held = [*small, at], held + rows
+            continue
+        for start, count in cut(of_groups):
+            piece = _piece_of([files[at]], of_files[at], numbers[at], start, count)
+            yield RowGroup(pieces=(piece,), rows=count, snapshot=snapshot)
+    if small:
+        yield together()
+
+
+def _piece_of(files: list[str], form: Form, number: int, start: int = 0, rows: int | None = None) -> Piece:
+    return Piece(
+        frame=form.scan(files, start, rows),
+        columns=number,
+        by_arrow=partial(form.scan_by_arrow, files, start, rows),
+        files=tuple(files),
+    )
+
+
+def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first row, rows) of at most GROUP_ROWS rows: neighbouring row groups, or slices of a large one."""
+    start = held = 0
+    for rows in groups:
+        if held and held + rows > GROUP_ROWS:
+            yield start, held
+            start, held = start + held, 0
+        held += rows
+        while held > GROUP_ROWS:
+            yield start, GROUP_ROWS
+            start, held = start + GROUP_ROWS, held - GROUP_ROWS
+    if held:
+        yield start, held

@@ -15,9 +15,24 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from genrec_batch.core.errors import ConfigError, GenrecError, RetryError, is_full, is_unreachable, refused
-from genrec_batch.runtime import console, signals
+from genrec_batch.core.errors import (
+    ConfigError,
+    EngineError,
+    GenrecError,
+    InputError,
+    RetryError,
+    is_exhausted,
+    is_full,
+    is_panic,
+    is_unreachable,
+    refused,
+)
+from genrec_batch.runtime import console, room, signals
 
+ROOM = (
+    "free some memory, raise the limit (ulimit -v, ulimit -u, the container's memory and pids), or use a smaller "
+    "--batch-size, --beam-width, --num-candidates or --memory-limit; then run the same command again"
+)
 RESUME = "run the same command again to resume"
 
 
@@ -35,8 +50,10 @@ def done(what: str) -> Iterator[None]:
 
 
 def fail(error: GenrecError) -> NoReturn:
-    """Print a user's error and exit with its code."""
-    print_error("error:", str(error))
+    """Print a user's error and exit with its code; a job reads from the end of exit 5's what must be looked at."""
+    if not isinstance(error, RetryError) and is_exhausted(error):
+        error = RetryError(f"{error}; {ROOM}")
+    print_error("error:", f"{error} (exit 5: {error.about})" if isinstance(error, EngineError) else str(error))
     raise typer.Exit(error.exit_code)
 
 
@@ -52,6 +69,7 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
     """Run a command's work; every failure becomes one message and one exit code."""
     signals.begin_command()
     try:
+        room.check()
         work()
     except GenrecError as error:
         fail(error)
@@ -64,10 +82,13 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         raise typer.Exit(stopped.exit_code) from None
     except (typer.Exit, BrokenPipeError):
         raise
-    except MemoryError as error:
-        ways = "free some memory, or use a smaller --batch-size, --beam-width, --num-candidates or --memory-limit"
-        fail(RetryError(f"out of memory ({error}); {ways}"))
-    except Exception as error:  # the only broad one: a fault of ours, reported as one
+    except BaseException as error:  # the only broad one: a fault of ours, reported as one
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        if is_exhausted(error):
+            fail(RetryError(f"out of memory or threads ({type(error).__name__}: {error}); {ROOM}"))
+        if is_panic(error):
+            fail(InputError(f"a library panicked on an input ({error}); write the file again, or leave out the column"))
         if isinstance(error, OSError) and is_full(error):
             fail(refused(error, error.filename or "a temporary file", RetryError))
         if isinstance(error, OSError) and error.filename and is_unreachable(error):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from typing import ClassVar
 
 
@@ -36,9 +37,16 @@ class ModelError(GenrecError):
 
 
 class EngineError(GenrecError):
-    """A requested engine, device or precision is not available (exit 5)."""
+    """A requested engine, device or precision is not available (exit 5); `about` says what a person must look at."""
 
     exit_code = 5
+    about: ClassVar[str] = "installation"  # the same on every machine with these packages
+
+
+class DeviceError(EngineError):
+    """This machine's device is missing, too old or broken (exit 5); another machine may do."""
+
+    about = "device"
 
 
 class GateError(GenrecError):
@@ -61,6 +69,36 @@ class TerminalGoneError(GenrecError):
     """The terminal of stdout is closed, and its SIGHUP is ignored, as under `nohup` (exit 129)."""
 
     exit_code = 129
+
+
+EXHAUSTED = re.compile(  # what libraries say where the system refuses a thread or memory
+    r"can't start new thread|failed to spawn thread|spawn (worker )?thread|ThreadPoolBuildError|thread creation failed"
+    r"|failed to map segment|cannot allocate memory|can't allocate memory|not enough memory|bad_alloc|out of memory"
+    r"|memory allocation of \d+ bytes failed|cannot apply additional memory protection"
+    r"|Resource temporarily unavailable|pthread_create|out of heap memory",
+    re.IGNORECASE,
+)
+LOADING = (ImportError, OSError, RuntimeError, SystemError)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Return whether an error, or one that led to it, is that the system has no thread, process or memory left."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        if isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN)
+        ):
+            return True
+        if (isinstance(error, LOADING) or is_panic(error)) and EXHAUSTED.search(str(error)):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return False
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust panicked, which Python sees as a BaseException of pyo3's own."""
+    return type(error).__name__ == "PanicException"
 
 
 def is_full(error: OSError) -> bool:

@@ -191,6 +191,7 @@ def preload(name: str, device: str) -> None:
     """
     place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
+    entry(chosen).check_room()
     if module := entry(chosen).module():
         importlib.import_module(module)
     if place.startswith("cuda"):

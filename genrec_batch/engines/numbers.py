@@ -20,6 +20,8 @@ EXTREME = 1e3  # of an input's size, from which it may be the cause
 class NotNumbersError(EngineError):
     """An engine returned NaN or infinity, or lost items to it; `key` and `rows_R` are the batch and rows at fault."""
 
+    about = "scores"
+
     def __init__(self, text: str, *, key: Any = None, rows_R: I64) -> None:
         """Keep the caller's batch and the rows in it, beside the text."""
         super().__init__(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 from genrec_batch.core.errors import ConfigError, EngineError, nearest
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
+from genrec_batch.runtime import room
 from genrec_batch.runtime.console import LOG, doing
 
 
@@ -36,6 +38,7 @@ class Entry:
     extra: str  # of genrec-batch, which installs it
     precisions: Mapping[str, tuple[str, ...]]  # by kind of device, "cpu" or "cuda"; a kind left out is not supported
     open: Opener
+    address_mib: int = 0  # of its package beyond that of a run, where a limit is checked before it is imported
     wake: Callable[[str], None] = lambda _device: None  # initializes a GPU, while no model is known yet
 
     @property
@@ -46,6 +49,11 @@ class Entry:
     def module(self) -> str | None:
         """Return the first of `modules` that is installed, None without any."""
         return next((module for module in self.modules if importlib.util.find_spec(module)), None)
+
+    def check_room(self) -> None:
+        """Raise RetryError where the address space is too small for the engine's package, if that is not there yet."""
+        if self.address_mib and self.modules[0] not in sys.modules:
+            room.check_address_space(self.address_mib, f"the {self.name} engine")
 
     def check(self, device: str, precision: str) -> None:
         """Raise EngineError unless the engine is installed and has this precision on this device."""
@@ -102,6 +110,7 @@ ENTRIES = (  # `--engine auto` takes the first that is installed: measured faste
         extra="torch",
         precisions={"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "bf16", "fp16")},
         open=_open_torch,
+        address_mib=room.TORCH_MIB,
         wake=_wake_torch,
     ),
     Entry(
@@ -141,5 +150,6 @@ def open_engine(model: Model, *, name: str, device: str, precision: str) -> Engi
     """
     found = entry(name)
     found.check(device, precision)
+    found.check_room()
     doing(f"{name} in {precision} on {device}")
     return found.open(model, device=device, precision=precision)

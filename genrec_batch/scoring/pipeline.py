@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 
 from genrec_batch.core.arrays import I64, Batch
-from genrec_batch.core.errors import EngineError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Opening, Selection, decoding_of, prepare
 from genrec_batch.engines.feed import Feed
@@ -188,15 +187,16 @@ class Scoring:
             raise self._named(error) from error
         yield from unscored
 
-    def _named(self, error: NotNumbersError) -> EngineError:
+    def _named(self, error: NotNumbersError) -> NotNumbersError:
         """Return the error of an engine that did not return numbers, with the ids of the users."""
         shard, rows_B = error.key
         ids = shard.scored_ids.gather(rows_B[error.rows_R]).sort()
         engine, some = self.feed.engine, ", ".join(map(str, ids.head(3)))
-        return EngineError(
+        text = (
             f"the {engine.name} engine in {engine.precision} returned no finite scores for {len(ids)} users of a batch "
             f"(user_id {some}{', ...' if len(ids) > 3 else ''}); {error}"
         )
+        return NotNumbersError(text, key=error.key, rows_R=error.rows_R)
 
     def results(self, previous: Previous | None = None) -> Results:
         """Return what turns ranked shards into rows."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
+from genrec_batch.core.errors import RetryError
 from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.torch.choice import log_probs
@@ -36,6 +37,8 @@ GROUP_ROWS = 32  # rows that share a KV cache on a CPU
 CONTEXT_POSITIONS = 816  # positions of one pass on a CPU: the activations of 16 rows of 51 stay in its caches
 ASIDE_POSITIONS = 2048  # items of one pass on a CPU that reads each of them alone
 WHOLE = 1 << 30  # a GPU takes all of them in one pass
+
+ROOM = "raise the limit of threads (ulimit -u, a container's pids limit), or give the process fewer cores"
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
@@ -234,16 +237,29 @@ def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phase
 
 
 def _lane_threads(count: int) -> ThreadPoolExecutor:
-    """Return threads that each compute on one core; elsewhere PyTorch keeps its number of threads."""
+    """Return threads that each compute on one core; elsewhere PyTorch keeps its number of threads.
+
+    Raises:
+        RetryError: one of them cannot be started.
+    """
     all_there = Barrier(count)
 
     def alone() -> None:
         torch.get_num_threads()  # the first call in a thread takes the number of the process, so call it first
         torch.set_num_threads(1)
-        all_there.wait()
+
+    def arrived() -> int:
+        all_there.wait()  # so that no thread takes the task of another
+        return torch.get_num_threads()
 
     pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=alone)
-    assert [future.result() for future in [pool.submit(torch.get_num_threads) for _ in range(count)]] == [1] * count
+    try:
+        started = [pool.submit(arrived) for _ in range(count)]
+    except RuntimeError as error:  # the system refuses a thread; those that wait would wait for ever
+        all_there.abort()
+        pool.shutdown(cancel_futures=True)
+        raise RetryError(f"one of {count} threads for the torch engine cannot be started ({error}); {ROOM}") from error
+    assert [future.result() for future in started] == [1] * count
     torch.set_num_threads(count)  # each thread has a number of its own, but later threads start with the process's
     return pool
 

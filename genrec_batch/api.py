@@ -16,6 +16,7 @@ import pyarrow as pa
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Selection
 from genrec_batch.events.dataset import Dataset, open_model
+from genrec_batch.io import forked
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
@@ -58,6 +59,7 @@ class Scorer:
         """
         if not isinstance(events, pa.Table):
             raise TypeError(f"a Scorer takes a pyarrow.Table of events, not {type(events).__name__}")
+        forked.check()
         loaded, tokens, selection = self._opened or (open_model(self.config), 0, None)
         stages = Stages()
         dataset = Dataset.open(pl.DataFrame(events), self.config, stages, model=loaded)

@@ -20,7 +20,7 @@ counted anyway, which balances ranges as well as a hash would.
 from __future__ import annotations
 
 import os
-import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -37,6 +37,7 @@ from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
+from genrec_batch.events.spill import SpillFolder, remove_abandoned
 from genrec_batch.events.survey import Survey
 from genrec_batch.io.durable import disk_errors
 from genrec_batch.runtime import console, threads
@@ -172,7 +173,7 @@ class EventStore:
     way: str  # "memory", "spill" or "direct"
     row_groups: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
     held: dict[int, list[Records]] = field(default_factory=dict)  # memory: of each bucket
-    folder: Path | None = None  # spill: a file for each bucket
+    folder: SpillFolder | None = None  # spill: a file for each bucket
     spilled: dict[int, list[int]] = field(default_factory=dict)  # spill: rows of each chunk in a bucket's file
     spilled_bytes: int = 0
 
@@ -182,7 +183,7 @@ class EventStore:
             return self.held.get(bucket.number, [])
         if self.way == "spill":
             assert self.folder is not None
-            records = np.fromfile(_file(self.folder, bucket), self.reader.record.kind)
+            records = np.fromfile(_file(self.folder.path, bucket), self.reader.record.kind)
             return np.split(records, np.cumsum(self.spilled.get(bucket.number, []))[:-1])
         found = []
         for group in self.row_groups[bucket.number]:
@@ -197,12 +198,12 @@ class EventStore:
             self.held.pop(bucket.number, None)
         elif self.way == "spill":
             assert self.folder is not None
-            _file(self.folder, bucket).unlink(missing_ok=True)
+            _file(self.folder.path, bucket).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove what was spilled."""
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.close()
 
 
 def _file(folder: Path, bucket: Bucket) -> Path:
@@ -234,6 +235,8 @@ def store(
         InputError: a page is damaged.
         RetryError: the disk is full.
     """
+    if memory_bytes < sys.maxsize:
+        remove_abandoned(spill_to)
     size = reader.record.kind.itemsize
     total = int(users.events_N.sum())
     in_flight = loaders(threads.cores()) + 2
@@ -249,11 +252,11 @@ def store(
             out.held.setdefault(number, []).append(records)
         return out
     with disk_errors(spill_to):
-        folder = Path(tempfile.mkdtemp(prefix=".genrec-spill-", dir=spill_to))
+        folder = SpillFolder.make(spill_to)
     out = EventStore(reader=reader, buckets=made, way="spill", folder=folder)
     with ExitStack() as stack:
         stack.callback(out.close)  # removes the files, however this pass ends
-        out.spilled_bytes = _spill(out, users, folder, workers)
+        out.spilled_bytes = _spill(out, users, folder.path, workers)
         stack.pop_all()
     return out
 

@@ -32,7 +32,7 @@ from genrec_batch.engines.numbers import NotNumbersError
 from genrec_batch.events.dataset import Dataset
 from genrec_batch.events.user_histories import Shard
 from genrec_batch.features.batches import Vectorizer, workers
-from genrec_batch.io import published
+from genrec_batch.io import forked, published
 from genrec_batch.runtime import console, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
@@ -51,6 +51,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
     Raises:
         GenrecError: see its subclasses; each carries the exit code of its kind.
     """
+    forked.check()
     stages = stages or Stages()
     with ExitStack() as stack:
         previous = _previous(config, target, stages)

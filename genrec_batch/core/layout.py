@@ -82,6 +82,7 @@ VECTOR_LIMIT = 1e6  # of a number in a vector that somebody else computed
 LIKE_RATE_ALL = FLAGS.start + WINDOWS.index(None)
 MEAN_PERCENTAGE_ALL = PERCENTAGE_STATISTICS.start + STATISTIC_WINDOWS.index(None) * len(MOMENTS)
 DISTINCT_SHARE = SEQUENCE.start + 2
+RECENCY = SEQUENCE.start + SEQUENCE_NAMES.index("log1p_hours_newest_to_as_of")  # moves with as-of, for every user
 
 
 def names() -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.declare import check_at_least, check_choices, check_share, check_types, option
 from genrec_batch.core.errors import ConfigError, nearest
-from genrec_batch.core.option_values import check_batch_size, check_device, check_positions, moment_us
+from genrec_batch.core.option_values import check_batch_size, check_device, check_positions, moment_us, span_us
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
@@ -218,6 +218,11 @@ class ScoreConfig(HistoryConfig):
         panel="Input",
         identity="none",
     )
+    carry_for: str | None = option(
+        "With --previous: users without new events keep their rows although as-of moved, up to this age, such as 7d.",
+        panel="Input",
+        identity="bytes",
+    )
     layout: str = option(
         "long: one row per user and rank; nested: one row per user with lists.",
         "long",
@@ -234,6 +239,9 @@ class ScoreConfig(HistoryConfig):
             raise ConfigError("--beam-width goes with --decode slate, not with --decode candidates")
         if self.decode == "candidates" and not self.candidates and self.num_candidates < self.top_k:
             raise ConfigError(f"--num-candidates {self.num_candidates} is less than --top-k {self.top_k}")
+        if self.carry_for is not None and self.previous is None:
+            raise ConfigError("--carry-for goes with --previous, which names the output whose rows are kept")
+        self.carry_us()
         check_batch_size(self.batch_size)
         check_device(self.device)
         if self.verify_sample < 0:
@@ -246,6 +254,14 @@ class ScoreConfig(HistoryConfig):
         """Raise ConfigError unless a history and the items read after it fit a model's positions."""
         slate = self.decode != "candidates" and not self.candidates
         check_positions(have, events=self.max_events, items=self.top_k if slate else 1)
+
+    def carry_us(self) -> int:
+        """Return `--carry-for` in microseconds, 0 where it is not given.
+
+        Raises:
+            ConfigError: not a span of time.
+        """
+        return 0 if self.carry_for is None else span_us(self.carry_for, "--carry-for")
 
     def blend(self) -> dict[str, float] | None:
         """Return `--weights` by name, None for ranking by log_prob.

@@ -1,8 +1,10 @@
 """Fingerprints: all that a user's rows depend on, in 128 bits, so that a later run knows whether they are still right.
 
 Owns: what enters a fingerprint, what all users share instead, and the table that keeps fingerprints beside an output.
-Must not know: files, how rows are computed. In: what the model reads of users (`batches.ModelInputs`). Out: two words
-for each user.
+Must not know: files, how rows are computed. In: what the model reads of users (`batches.ModelInputs`). Out: `Prints`.
+
+Beside it lie the feature that moves with as-of for everybody, and the moment that the rows were computed as of: with
+them a later run knows whose input is the same but for as-of, and how old rows are.
 
 A fingerprint covers the 1024 features (so the kept history, the profile, the videos, and as-of), the tokens, the seen
 videos, given candidates and vectors; a `scope` covers what all users share: version, model, catalog, layout, engine,
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +23,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core.arrays import F32, U8, U64, Ragged
+from genrec_batch.core import layout
+from genrec_batch.core.arrays import F32, I64, U8, U64, Ragged
 from genrec_batch.core.declare import values
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.events.sorter import NUMPY, Sorter
@@ -28,7 +32,72 @@ from genrec_batch.features.batches import ModelInputs
 
 WORDS = 2  # of 64 bits in a fingerprint
 WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
+RECENCY, AS_OF = "recency", "as_of"
+COLUMNS = ["user_id", *WORD_NAMES, RECENCY, AS_OF]
 SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prints:
+    """What N users' rows were computed from, and when."""
+
+    words_NW: U64
+    recency_N: F32  # slot 1008, which moves with as-of
+    as_of_us_N: I64  # the moment that the rows were computed as of
+
+    @staticmethod
+    def of(inputs: ModelInputs, as_of_us: int, sorter: Sorter = NUMPY) -> Prints:
+        """Return the prints of users whose rows are computed as of this moment."""
+        return Prints(
+            words_NW=fingerprints(inputs, sorter),
+            recency_N=inputs.dense_NF[:, layout.RECENCY].copy(),
+            as_of_us_N=np.full(len(inputs.histories), as_of_us, np.int64),
+        )
+
+    @staticmethod
+    def read(frame: pl.DataFrame) -> Prints:
+        """Return what `table` wrote."""
+        return Prints(
+            words_NW=frame.select(WORD_NAMES).to_numpy().astype(np.uint64),
+            recency_N=frame[RECENCY].to_numpy().astype(np.float32),
+            as_of_us_N=frame[AS_OF].dt.epoch("us").to_numpy().astype(np.int64),
+        )
+
+    def table(self, ids: pl.Series) -> pa.Table:
+        """Return users and their prints as a table."""
+        words = {name: self.words_NW[:, word] for word, name in enumerate(WORD_NAMES)}
+        as_of = pl.Series(self.as_of_us_N).cast(pl.Datetime("us", "UTC"))
+        frame = pl.DataFrame({"user_id": ids, **words, RECENCY: self.recency_N, AS_OF: as_of})
+        return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def take(self, rows_N: I64) -> Prints:
+        """Return the prints of some users."""
+        return Prints(
+            words_NW=self.words_NW[rows_N], recency_N=self.recency_N[rows_N], as_of_us_N=self.as_of_us_N[rows_N]
+        )
+
+    def where(self, chosen_N: U8, others: Prints) -> Prints:
+        """Return those of `others` where chosen, else these."""
+        return Prints(
+            words_NW=np.where(chosen_N[:, None], others.words_NW, self.words_NW),
+            recency_N=np.where(chosen_N, others.recency_N, self.recency_N),
+            as_of_us_N=np.where(chosen_N, others.as_of_us_N, self.as_of_us_N),
+        )
+
+    def same(self, others: Prints) -> U8:
+        """Return whose input is the same, [N]."""
+        result: U8 = (self.words_NW == others.words_NW).all(axis=1)
+        return result
+
+    def same_but_for_as_of(self, others: Prints) -> U8:
+        """Return whose input is the same but perhaps for the feature that moves with as-of, [N]."""
+        result: U8 = (self._without_recency() == others._without_recency()).all(axis=1)
+        return result
+
+    def _without_recency(self) -> U64:
+        bits_N = np.ascontiguousarray(self.recency_N).view(np.uint32).astype(np.uint64)
+        rest_NW: U64 = self.words_NW - bits_N[:, None] * _multipliers(layout.RECENCY + 1)[layout.RECENCY]
+        return rest_NW
 
 
 def scope(identity: Mapping[str, Any], config: ScoreConfig) -> dict[str, Any]:
@@ -80,9 +149,3 @@ def _of_ragged(rows: Ragged) -> U64:
 
 def _of_vectors(values_ND: F32, has_N: U8) -> U64:
     return _of_rows(np.concatenate([values_ND, has_N.astype(np.float32)[:, None]], axis=1))
-
-
-def as_table(ids: pl.Series, prints_NW: U64) -> pa.Table:
-    """Return users and their fingerprints as a table."""
-    columns = {name: prints_NW[:, word] for word, name in enumerate(WORD_NAMES)}
-    return pl.DataFrame({"user_id": ids, **columns}).to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -35,8 +35,18 @@ class Run:
     identity: dict[str, Any]  # what decides the bytes of the output: no clock, machine or path
 
     @staticmethod
-    def of(command: str, config: HistoryConfig, dataset: Dataset, stages: Stages, engine: Engine | None) -> Run:
-        """Return a run with its identity: version, fingerprints, engine, options, inputs."""
+    def of(
+        command: str,
+        config: HistoryConfig,
+        dataset: Dataset,
+        stages: Stages,
+        engine: Engine | None,
+        previous: str | None = None,
+    ) -> Run:
+        """Return a run with its identity: version, fingerprints, engine, options, inputs.
+
+        `previous` is the run of the earlier output, which decides bytes where its rows may be of an earlier as-of.
+        """
         identity = {
             "version": __version__,
             "model": dataset.model.fingerprint,
@@ -50,6 +60,8 @@ class Run:
             "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
             "input": {name: {**source.snapshot(), "path": ""} for name, source in dataset.inputs.items()},
         }
+        if isinstance(config, ScoreConfig) and config.carry_for is not None:
+            identity["previous"] = previous or "none"
         return Run(command=command, config=config, dataset=dataset, stages=stages, identity=identity)
 
     def metadata(self) -> dict[str, str]:

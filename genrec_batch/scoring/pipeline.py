@@ -14,7 +14,7 @@ Short queues between them bound the memory; an error in any thread ends the run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -37,9 +37,9 @@ from genrec_batch.runtime import console, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring.engine import open_engine
-from genrec_batch.scoring.fingerprints import fingerprints, scope
+from genrec_batch.scoring.fingerprints import Prints, scope
 from genrec_batch.scoring.lineage import Run
-from genrec_batch.scoring.previous import Previous
+from genrec_batch.scoring.previous import DamagedError, Previous
 from genrec_batch.scoring.results import OutputPart, Results
 from genrec_batch.scoring.shard import ShardRun
 from genrec_batch.scoring.writing import opened, write
@@ -59,7 +59,7 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
         stack.callback(ahead.close)
         dataset = stack.enter_context(opened(config, source, target, stages, ahead))
         scoring = Scoring.of(config, dataset, stages, ahead=ahead)
-        run = Run.of("score", config, dataset, stages, scoring.feed.engine)
+        run = Run.of("score", config, dataset, stages, scoring.feed.engine, previous.run_id if previous else None)
         if target is None:
             return _in_memory(run, scoring)
         shared = scope(run.identity, config)
@@ -68,13 +68,14 @@ def score(config: ScoreConfig, source: str, target: str | None, stages: Stages |
             if previous.why_not:
                 said = f"--previous {config.previous}: all users are scored again, since it differs in"
                 LOG.warning("%s %s", said, previous.why_not)
+                previous = None
         results = scoring.results(previous)
 
         def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], OutputPart], None, None]:
             for shard in scoring.ranked(scoring.shards(skip, previous), advance):
                 yield partial(results.part, shard)
 
-        return write(run, Path(target), parts, report=scoring.report, scope=shared)
+        return write(run, Path(target), parts, report=scoring.report, scope=shared, compared=previous is not None)
 
 
 def _previous(config: ScoreConfig, target: str | None, stages: Stages) -> Previous | None:
@@ -82,7 +83,11 @@ def _previous(config: ScoreConfig, target: str | None, stages: Stages) -> Previo
         return None
     published.check(Path(target), config.if_exists)  # before a long check of the earlier output
     with stages.time("previous"), console.busy(f"checking {config.previous}"):
-        return Previous.open(config.previous)
+        try:
+            return Previous.open(config.previous)
+        except DamagedError as error:
+            LOG.warning("%s", error)
+            return None
 
 
 def _in_memory(run: Run, scoring: Scoring) -> dict[str, Any]:
@@ -144,16 +149,19 @@ class Scoring:
                 inputs = self.vectorizer.inputs(shard.histories, shard.start)
             with stages.time("batch", rows=len(shard)):
                 ids, rows_S = users.ids.slice(shard.start, len(shard)), None
-                prints_NW = fingerprints(inputs, users.store.reader.sorter)
+                prints = Prints.of(inputs, users.as_of_us, users.store.reader.sorter)
+                counts: Mapping[str, int] = {}
                 if previous is not None:
-                    unchanged_N = previous.unchanged(ids, prints_NW)
-                    rows_S = np.flatnonzero(~unchanged_N) if unchanged_N.any() else None
+                    kept = previous.kept(ids, prints, self.config.carry_us())
+                    prints, counts = kept.prints, kept.counts
+                    rows_S = np.flatnonzero(~kept.unchanged_N) if kept.unchanged_N.any() else None
                 return ShardRun.of(
                     shard.number,
                     ids,
                     inputs,
                     rows_S=rows_S,
-                    prints_NW=prints_NW,
+                    prints=prints,
+                    kept_counts=counts,
                     batch_rows=self.feed.batch_rows,
                     top_k=self.config.top_k,
                 )

@@ -1,7 +1,8 @@
 """Incremental scoring: an earlier output of `score`, whose rows are kept for users whose input has not changed.
 
-Owns: the checks of an earlier output, and reading its rows. Must not know: how fingerprints or rows are computed. In:
-the path of an earlier output, and fingerprints of this run's users. Out: which users are unchanged, and their rows.
+Owns: the checks of an earlier output, who keeps rows of it and how old these may be, and reading them. Must not know:
+how fingerprints or rows are computed. In: the path of an earlier output, and fingerprints of this run's users. Out:
+which users are unchanged, and their rows.
 """
 
 from __future__ import annotations
@@ -17,15 +18,30 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.core.arrays import I64, U8, U64
+from genrec_batch.core.arrays import I64, U8
 from genrec_batch.core.declare import differences
-from genrec_batch.core.errors import ConfigError, InputError
+from genrec_batch.core.errors import ConfigError, InputError, RetryError
 from genrec_batch.io import parquet, published
 from genrec_batch.io.attempt import reading
-from genrec_batch.scoring.fingerprints import WORD_NAMES
+from genrec_batch.scoring.fingerprints import COLUMNS, Prints
 
 T = TypeVar("T")
 SCOPE = b"genrec.scope"
+OF_EARLIER_AS_OF = "carried_of_earlier_as_of"  # users who keep rows although as-of moved
+AS_OF_ONLY = "changed_only_by_as_of"  # users whose input differs from the earlier output's by nothing else
+
+
+class DamagedError(InputError):
+    """An earlier output is not as its run left it, so that none of its rows can be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Which of N users keep their rows of an earlier output, and what is known of the rows that each will have."""
+
+    unchanged_N: U8
+    prints: Prints
+    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +50,10 @@ class Previous:
 
     path: str
     ids: pl.Series  # rising
-    prints_NW: U64
+    prints: Prints
     stored_N: I64  # rows of each
     rows: pl.LazyFrame
+    run_id: str
     scope: Mapping[str, Any]
     why_not: str = ""  # why no row of it can be kept, "" if rows can
 
@@ -45,8 +62,8 @@ class Previous:
         """Open the output of an earlier run, and check all of it against its metadata.
 
         Raises:
-            InputError: not a finished output of `score`, one without fingerprints, or changed since; the message names
-                the file.
+            DamagedError: changed since, or written only in part; the message names the file.
+            InputError: not an output of `score`.
         """
         try:
             return Previous._open(path)
@@ -65,15 +82,20 @@ class Previous:
         place = Path(path)
         kept = published.fingerprint_file(place)
         run_id = _checked_files(path, place)
+        if not kept.is_file() and run_id is None:
+            raise InputError(
+                f"--previous {path}: not an output of genrec-batch score with its fingerprints ({kept.name}); name "
+                "one, or omit the option to score all users"
+            )
         if not kept.is_file() or run_id is None:
-            raise _not_one(path, kept)
+            raise _damaged(path, f"{kept.name} is missing" if run_id else "it is not a finished output")
         if not parquet.is_whole(kept):
             raise _damaged(path, f"{kept.name} is damaged")
         about = pq.read_metadata(kept).metadata or {}
         if about.get(b"genrec.run_id") != run_id.encode() or SCOPE not in about:
-            raise _not_one(path, kept)
+            raise _damaged(path, f"{kept.name} is that of another run")
         table = pq.read_table(kept).replace_schema_metadata(None)
-        frame = pl.DataFrame(table) if table.column_names == ["user_id", *WORD_NAMES] else pl.DataFrame()
+        frame = pl.DataFrame(table) if table.column_names == COLUMNS else pl.DataFrame()
         if not frame.width or not frame["user_id"].is_sorted():
             raise _damaged(path, f"{kept.name} is damaged")
         files, metadata = published.files_of(place)
@@ -88,9 +110,10 @@ class Previous:
         return Previous(
             path=path,
             ids=frame["user_id"],
-            prints_NW=frame.select(WORD_NAMES).to_numpy().astype(np.uint64),
+            prints=Prints.read(frame),
             stored_N=_stored(path, rows, frame["user_id"]),
             rows=rows,
+            run_id=run_id,
             scope=json.loads(about[SCOPE]),
         )
 
@@ -104,14 +127,23 @@ class Previous:
                 differing.append(f"{name} ({before}, now {now})")
         return replace(self, why_not=", ".join(differing))
 
-    def unchanged(self, ids: pl.Series, prints_NW: U64) -> U8:
-        """Return which of N users (rising ids) have the same fingerprint here, [N]."""
+    def kept(self, ids: pl.Series, prints: Prints, carry_us: int = 0) -> Kept:
+        """Return which of N users (rising ids) keep their rows.
+
+        Those whose input is the same, and up to an age of `carry_us` also those whose input differs only by as-of:
+        their rows stay what they were, and as old as they were, so that the next run knows it.
+        """
         if self.why_not or not len(self.ids) or not len(ids):
-            return np.zeros(len(ids), np.bool_)
+            return Kept(unchanged_N=np.zeros(len(ids), np.bool_), prints=prints, counts={})
         place_N = self._places(ids)
-        same = (self.ids.gather(place_N) == ids).to_numpy()
-        result: U8 = same & (self.prints_NW[place_N] == prints_NW).all(axis=1)
-        return result
+        there_N = (self.ids.gather(place_N) == ids).to_numpy()
+        before = self.prints.take(place_N)
+        same_N = there_N & prints.same(before)
+        aged_N = there_N & ~same_N & prints.same_but_for_as_of(before)
+        age_us_N = prints.as_of_us_N - before.as_of_us_N
+        young_N = aged_N & (age_us_N >= 0) & (age_us_N <= carry_us)
+        counts = {OF_EARLIER_AS_OF: int(young_N.sum())} if carry_us else {AS_OF_ONLY: int(aged_N.sum())}
+        return Kept(unchanged_N=same_N | young_N, prints=prints.where(young_N, before), counts=counts)
 
     def _places(self, ids: pl.Series) -> I64:
         place_N: I64 = self.ids.search_sorted(ids, "left").to_numpy().astype(np.int64)
@@ -121,34 +153,33 @@ class Previous:
         """Return the rows of N of its users (rising ids), in order, and the number of items of each, [N].
 
         Raises:
-            InputError: the files have changed since they were opened.
+            RetryError: the files have changed since they were opened.
         """
         low, high = ids[0], ids[-1]
         near = self.rows.filter(pl.col("user_id").is_between(pl.lit(low, ids.dtype), pl.lit(high, ids.dtype)))
         wanted = near.filter(pl.col("user_id").is_in(ids.implode()))
-        found = _read(self.path, wanted.collect)
+        try:
+            found = _read(self.path, wanted.collect)
+        except DamagedError as error:
+            raise _changed(self.path, str(error.__cause__)) from error
         place_R = ids.search_sorted(found["user_id"], "left").to_numpy()
         rows_N = np.bincount(place_R, minlength=len(ids))
         lost_N = rows_N != self.stored_N[self._places(ids)]
         if lost_N.any():
             user = ids[int(lost_N.argmax())]
-            raise _damaged(self.path, f"it has changed while it was read (rows of user {user} are missing)")
+            raise _changed(self.path, f"rows of user {user} are missing")
         lists = found.schema["video_id"].is_nested()
         items_N = found["video_id"].list.len().to_numpy().astype(np.int64) if lists else rows_N.astype(np.int64)
         return found.to_arrow(compat_level=pl.CompatLevel.oldest()), items_N
 
 
-def _not_one(path: str, kept: Path) -> InputError:
-    return InputError(
-        f"--previous {path}: not a finished output of genrec-batch score with its fingerprints ({kept.name}); "
-        "name one, or omit the option to score all users"
-    )
+def _damaged(path: str, what: str) -> DamagedError:
+    return DamagedError(f"--previous {path}: {what}, so no row is carried over and all users are scored")
 
 
-def _damaged(path: str, what: str) -> InputError:
-    return InputError(
-        f"--previous {path}: {what}, so its rows are not carried over; name an intact output, or omit the option "
-        "to score all users"
+def _changed(path: str, what: str) -> RetryError:
+    return RetryError(
+        f"--previous {path}: it has changed while it was read ({what}); run the same command again, which continues"
     )
 
 

@@ -15,7 +15,6 @@ from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.decode import blend
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
-from genrec_batch.scoring import fingerprints
 from genrec_batch.scoring.previous import Previous, merged
 from genrec_batch.scoring.rows import Ranking, recommendations
 from genrec_batch.scoring.shard import ShardRun
@@ -48,10 +47,10 @@ class Results:
         with self.stages.time("rows", rows=len(shard)):
             table, items, short = self._ranked(shard)
         counts = {**shard.counts, "short_users": short}
-        if self.previous is not None:
+        if self.config.previous is not None:
             kept = shard.kept_rows
             counts["carried_users"] = len(kept)
-            if len(kept):
+            if self.previous is not None and len(kept):
                 rows, items_N = self.previous.rows_of(shard.ids.gather(kept))
                 table = merged(table, rows)
                 items += int(items_N.sum())
@@ -62,7 +61,7 @@ class Results:
             items=items,
             table=table,
             counts=counts,
-            fingerprints=fingerprints.as_table(shard.ids, shard.prints_NW),
+            fingerprints=shard.prints.table(shard.ids),
         )
 
     def _ranked(self, shard: ShardRun) -> tuple[pa.Table, int, int]:

@@ -7,14 +7,15 @@ users of a shard with all that the model reads of them. Out: their batches, and 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
-from genrec_batch.core.arrays import FIRST_ITEM, I64, U64, Batch, Ranked
+from genrec_batch.core.arrays import FIRST_ITEM, I64, Batch, Ranked
 from genrec_batch.features.batches import ModelInputs
+from genrec_batch.scoring.fingerprints import Prints
 from genrec_batch.scoring.rows import UserColumns
 
 
@@ -25,7 +26,7 @@ class ShardRun:
     number: int
     ids: pl.Series  # of all N users
     rows_S: I64 | None
-    prints_NW: U64
+    prints: Prints  # of the rows that all N users will have
     batches: deque[tuple[I64, Batch]]  # places among the S users, with what the engine reads of these
     users: UserColumns  # of the S users
     wanted_N: I64  # items that each user could get at most
@@ -40,7 +41,8 @@ class ShardRun:
         inputs: ModelInputs,
         *,
         rows_S: I64 | None,
-        prints_NW: U64,
+        prints: Prints,
+        kept_counts: Mapping[str, int],
         batch_rows: Callable[[I64], list[I64]],
         top_k: int,
     ) -> ShardRun:
@@ -50,13 +52,14 @@ class ShardRun:
             number=number,
             ids=ids,
             rows_S=rows_S,
-            prints_NW=prints_NW,
+            prints=prints,
             batches=deque((rows_B, mine.batch(rows_B)) for rows_B in batch_rows(mine.histories.lengths_N)),
             users=UserColumns.of(mine),
             wanted_N=inputs.wanted_N(top_k),
             counts={
                 "cold_start_users": int(inputs.histories.cold_start_N().sum()),
                 "unknown_events": int((inputs.histories.tokens_E < FIRST_ITEM).sum()),
+                **kept_counts,
                 **({} if inputs.candidates is None else {"seen_candidates": inputs.seen_candidates()}),
             },
             left=len(mine.histories),

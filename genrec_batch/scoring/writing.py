@@ -24,10 +24,15 @@ from genrec_batch.runtime import console, malloc, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring.lineage import Run
+from genrec_batch.scoring.previous import AS_OF_ONLY
 from genrec_batch.scoring.results import OutputPart
 
 MANY_CORES = 8  # from which on a shard is so fast that its memory is better kept for the next one
 SEEN = "given candidates were left out, as their users have seen them; --include-seen keeps them"
+MOVED = (
+    "users without any change were scored again: as-of moved, and with it slot 1008, the time since the newest event; "
+    "--carry-for 7d lets such users keep rows of up to that age, and the same --as-of in both runs all of them"
+)
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 Parts = Callable[[set[int], console.Advance], Generator[Callable[[], OutputPart], None, None]]
@@ -55,7 +60,13 @@ def opened(
 
 
 def write(
-    run: Run, target: Path, parts: Parts, *, report: Callable[[], Mapping[str, Any]], scope: Mapping[str, Any] | None
+    run: Run,
+    target: Path,
+    parts: Parts,
+    *,
+    report: Callable[[], Mapping[str, Any]],
+    scope: Mapping[str, Any] | None,
+    compared: bool = False,
 ) -> dict[str, Any]:
     """Write the parts that are not there yet, put the output in place, and return the run's summary.
 
@@ -65,6 +76,7 @@ def write(
         parts: computes the parts.
         report: returns what the summary says of the engine.
         scope: what the fingerprints were made for, None where there are none.
+        compared: whether users can keep rows of an earlier output.
 
     Raises:
         GateError: no user gets a row.
@@ -101,9 +113,11 @@ def write(
         console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)
-    for count, what in ((done.get("short_users"), SHORT), (done.get("seen_candidates"), SEEN)):
-        if count:
-            LOG.warning("%s %s", f"{count:,}", what)
+    for name, what in (("short_users", SHORT), ("seen_candidates", SEEN), (AS_OF_ONLY, MOVED)):
+        if done.get(name):
+            LOG.warning("%s %s", f"{done[name]:,}", what)
+    if compared and not done["carried_users"] and not done.get(AS_OF_ONLY):
+        LOG.warning("--previous: nobody keeps rows, since what the model reads of every user has changed")
     written = {"output": str(target), "resumed_parts": resumed, **done}
     return run.summary(report()) | written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from genrec_batch.core.errors import InputError
+from genrec_batch.core.errors import RetryError
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import PRESETS, initial_weights, save
 from genrec_batch.scoring.previous import Previous
@@ -107,6 +108,88 @@ def test_another_moment_changes_what_the_model_reads_of_everybody(nights):
     assert nights(1, "b", "--previous", "a", "--as-of", "2026-06-02").summary["scored_users"] == 40
 
 
+@pytest.fixture
+def by_day(log, model_dir, run):
+    """Scores the log as it is after some days, with its last timestamp as as-of: each day one more user watches."""
+
+    def call(days, target, *flags, code=0):
+        end = log["timestamp"].max()
+        new = pl.DataFrame(
+            {"user_id": range(100, 101 + days), "timestamp": [end + dt.timedelta(days=d) for d in range(days + 1)]}
+        )
+        watched = log.head(len(new)).with_columns(
+            user_id=new["user_id"], timestamp=new["timestamp"].cast(log.schema["timestamp"])
+        )
+        pl.concat([log, watched]).write_parquet(f"day{days}.parquet")
+        done = run("score", f"day{days}.parquet", target, "--model", model_dir, *AS_OF[2:], *flags)
+        assert done.code == code, done.err
+        return done
+
+    return call
+
+
+def test_carry_for_keeps_users_without_new_events_until_their_rows_are_too_old(by_day):
+    def counts(days):
+        done = by_day(days, f"n{days}", "--previous", f"n{days - 1}", "--carry-for", "2d")
+        return [done.summary[name] for name in ("scored_users", "carried_users", "carried_of_earlier_as_of")]
+
+    by_day(0, "n0")
+    assert counts(1) == [1, 39, 39]
+    assert counts(2) == [1, 39, 39], "the rows of two days ago are carried once more"
+    assert counts(3) == [38, 2, 2], "rows are as old as their as-of, however often they were carried"
+    assert counts(4) == [2, 38, 38], "whose rows are of day 1 is scored again, the rows of day 3 are young"
+
+
+def test_rows_that_were_carried_are_those_of_the_earlier_night(by_day):
+    by_day(0, "n0.parquet")
+    by_day(1, "n1.parquet", "--previous", "n0.parquet", "--carry-for", "36h")
+    rows = [pl.read_parquet(f"n{night}.parquet").filter(pl.col("user_id") > 101) for night in (0, 1)]
+    assert rows[0].equals(rows[1])
+    by_day(1, "full.parquet")
+    done = by_day(1, "again.parquet", "--previous", "n1.parquet")
+    assert done.summary["carried_users"] == 1, "a run that carries nothing old scores them again"
+    again, full = pl.read_parquet("again.parquet"), pl.read_parquet("full.parquet")
+    assert again.select("user_id", "rank", "video_id").equals(full.select("user_id", "rank", "video_id"))
+    assert not rows[1]["log_prob"].equals(full.filter(pl.col("user_id") > 101)["log_prob"])
+
+
+def test_without_carry_for_a_run_that_carries_nobody_says_why_and_the_advice_works(by_day):
+    by_day(0, "n0")
+    done = by_day(1, "n1", "--previous", "n0")
+    assert (done.summary["carried_users"], done.summary["changed_only_by_as_of"]) == (0, 39)
+    said = done.summary["warnings"][-1]
+    assert said.startswith("39 users without any change were scored again: as-of moved, and with it slot 1008")
+    advice = said[said.index("--carry-for") :].split()[:2]
+    assert by_day(1, "n1b", "--previous", "n0", *advice).summary["carried_users"] == 39
+
+
+def test_nobody_in_common_is_said(nights, log):
+    nights(1, "a")
+    log.with_columns(pl.col("user_id") + 1000).write_parquet("night2.parquet")
+    assert "nobody keeps rows" in nights(2, "b", "--previous", "a").summary["warnings"][-1]
+
+
+def test_a_run_that_carries_old_rows_is_not_resumed_with_others(by_day):
+    by_day(0, "n0")
+    by_day(1, "n1")
+    by_day(2, "n2", "--previous", "n1", "--carry-for", "2d")
+    again = ["--carry-for", "2d", "--if-exists", "resume"]
+    assert by_day(2, "n2", "--previous", "n1", *again).summary["already_complete"]
+    assert "previous" in by_day(2, "n2", "--previous", "n0", *again, code=2).err
+
+
+def test_a_later_as_of_is_no_age(by_day):
+    by_day(1, "n1")
+    assert by_day(0, "n0", "--previous", "n1", "--carry-for", "9d").summary["carried_of_earlier_as_of"] == 0
+
+
+def test_carry_for_goes_with_previous(run, log_file):
+    done = run("score", log_file, "o", "--carry-for", "7d")
+    assert (done.code, "--carry-for goes with --previous" in done.err) == (2, True)
+    done = run("score", log_file, "o", "--previous", "n", "--carry-for", "a week")
+    assert (done.code, "--carry-for 'a week': a span of time" in done.err) == (2, True)
+
+
 def test_a_changed_profile_scores_that_user_again(nights, log):
     ids = log["user_id"].unique().sort()
     profiles = pl.DataFrame({"user_id": ids, "age": range(len(ids))})
@@ -123,10 +206,11 @@ def test_what_is_no_output_of_ours_is_refused(run, log_file, model_dir, nights):
     nights(2, "b.parquet")
     for path in ("nowhere", str(log_file)):
         done = run("score", log_file, "c.parquet", "--model", model_dir, "--previous", path)
-        assert (done.code, f"--previous {path}" in done.err) == (3, True)
+        assert (done.code, f"--previous {path}: not an output of genrec-batch score" in done.err) == (3, True)
     Path("b.parquet.fingerprints").replace("a.parquet.fingerprints")
     done = run("score", log_file, "c.parquet", "--model", model_dir, "--previous", "a.parquet")
-    assert done.code == 3, "fingerprints of another output say nothing of this one"
+    assert (done.code, done.summary["carried_users"]) == (0, 0), "fingerprints of another output say nothing of this"
+    assert "a.parquet.fingerprints is that of another run" in done.err
 
 
 PART = "part-00001.parquet"
@@ -180,36 +264,39 @@ def without(folder, name):
         ),
         (lambda folder: flip(folder / PART), f"{PART} is missing or not what"),
         (lambda folder: truncate(folder / PART), f"{PART} is missing or not what"),
-        (lambda folder: flip(folder / "_fingerprints"), "_fingerprints is damaged"),
+        (lambda folder: flip(folder / "_fingerprints", 0.1), "_fingerprints is damaged"),
         (lambda folder: truncate(folder / "_fingerprints"), "_fingerprints is damaged"),
         (
             lambda folder: reword(folder / "_fingerprints", b'{"arithmetic"', b'x"arithmetic"'),
             "it is damaged (Expecting value",
         ),
-        (lambda folder: (folder / "_manifest.json").write_text("{}"), "not a finished output"),
+        (lambda folder: (folder / "_manifest.json").write_text("{}"), "it is not a finished output"),
+        (lambda folder: (folder / "_fingerprints").unlink(), "_fingerprints is missing"),
         (lambda folder: without(folder, PART), "rows and its metadata says"),
     ],
 )
-def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_scored(
-    nights, run, model_dir, spoil, named
-):
+def test_a_folder_that_is_not_as_its_run_left_it_scores_everybody_with_a_warning(nights, spoil, named):
     nights(1, "a")
     spoil(Path("a"))
-    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a")
-    assert done.code == 3, (done.code, done.err)
-    assert "--previous a: " in done.err
-    assert named in done.err
-    assert "omit the option to score all users" in done.err
-    assert not Path("b").exists()
-    assert not Path(".b.unfinished").exists()
+    assert_scored_in_full(nights, "a", named)
+
+
+def assert_scored_in_full(nights, earlier, named):
+    done = nights(2, "b.parquet", "--previous", earlier)
+    warnings = [warning for warning in done.summary["warnings"] if f"--previous {earlier}: " in warning]
+    assert named in warnings[0]
+    assert warnings[0].endswith("so no row is carried over and all users are scored")
+    assert (done.summary["scored_users"], done.summary["carried_users"]) == (41, 0)
+    nights(2, "full.parquet")
+    assert pl.read_parquet("b.parquet").equals(pl.read_parquet("full.parquet"))
 
 
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
         (lambda: flip(Path("a.parquet")), "a.parquet is damaged"),
-        (lambda: truncate(Path("a.parquet")), "not a finished output"),
-        (lambda: flip(Path("a.parquet.fingerprints")), "a.parquet.fingerprints is damaged"),
+        (lambda: truncate(Path("a.parquet")), "it is not a finished output"),
+        (lambda: flip(Path("a.parquet.fingerprints"), 0.1), "a.parquet.fingerprints is damaged"),
         (lambda: only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows and its metadata says"),
         (
             lambda: only("a.parquet", lambda rows: rows, metadata=False),
@@ -225,29 +312,28 @@ def test_a_folder_that_is_not_as_its_run_left_it_is_refused_before_anything_is_s
         ),
     ],
 )
-def test_a_file_that_is_not_as_its_run_left_it_is_refused(nights, run, model_dir, spoil, named):
+def test_a_file_that_is_not_as_its_run_left_it_scores_everybody_with_a_warning(nights, spoil, named):
     nights(1, "a.parquet")
     spoil()
-    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
-    assert done.code == 3, (done.code, done.err)
-    assert "--previous a.parquet: " in done.err
-    assert named in done.err
-    assert not Path(".b.unfinished").exists()
+    assert_scored_in_full(nights, "a.parquet", named)
 
 
-def test_rows_that_go_while_they_are_read_end_the_run(nights, run, model_dir, monkeypatch):
+def test_rows_that_go_while_they_are_read_are_scored_by_the_same_command_again(nights, run, model_dir, monkeypatch):
     nights(1, "a.parquet")
     compared = Previous.compared
+    command = ["score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet"]
 
     def later(previous, *arguments):
         only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105))
         return compared(previous, *arguments)
 
-    monkeypatch.setattr(Previous, "compared", later)
-    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a.parquet")
-    assert done.code == 3, (done.code, done.err)
-    assert "--previous a.parquet: it " in done.err
-    assert "omit the option" in done.err
+    with monkeypatch.context() as patch:
+        patch.setattr(Previous, "compared", later)
+        done = run(*command)
+    assert done.code == 75, (done.code, done.err)
+    assert "--previous a.parquet: it has changed while it was read" in done.err
+    done = run(*command)
+    assert (done.code, done.summary["users"]) == (0, 41), done.err
 
 
 @pytest.mark.parametrize("layout", ["long", "nested"])
@@ -258,7 +344,7 @@ def test_rows_that_did_not_come_back_are_noticed(nights, layout):
     assert table["user_id"].unique().to_pylist() == previous.ids[3:9].to_list()
     assert items_N.tolist() == [10] * 6
     without_one = replace(previous, rows=previous.rows.filter(pl.col("user_id") != 105))
-    with pytest.raises(InputError, match="rows of user 105 are missing"):
+    with pytest.raises(RetryError, match="rows of user 105 are missing"):
         without_one.rows_of(previous.ids[3:9])
 
 
@@ -304,5 +390,6 @@ def test_counts_are_those_of_a_full_run(nights, log, flags):
     assert {name: done.summary[name] for name in names} == {name: full[name] for name in names}
     assert done.summary["scored_users"] == 1
     counts = json.loads(json.loads(Path("b/_manifest.json").read_text())["metadata"]["genrec.counts"])
+    assert counts.pop("changed_only_by_as_of") == 0
     assert counts == {**{name: full[name] for name in names if name in counts}, "carried_users": full["users"] - 1}
     assert any(line.split() == ["carried", "over", str(full["users"] - 1)] for line in done.err.splitlines())

@@ -117,7 +117,7 @@ def write(
         if done.get(name):
             LOG.warning("%s %s", f"{done[name]:,}", what)
     if compared and not done["carried_users"] and not done.get(AS_OF_ONLY):
-        LOG.warning("--previous: nobody keeps rows, since what the model reads of every user has changed")
+        LOG.info("--previous: nobody keeps rows, since what the model reads of every user has changed")
     written = {"output": str(target), "resumed_parts": resumed, **done}
     return run.summary(report()) | written
 

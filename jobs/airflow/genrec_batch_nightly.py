@@ -34,6 +34,7 @@ ROOT = Path(os.environ.get("GENREC_JOB_ROOT", "/data/genrec"))
 PROGRAM = os.environ.get("GENREC_JOB_PROGRAM", "genrec-batch")
 POOL = os.environ.get("GENREC_JOB_POOL", "genrec_gpu")  # one slot for each GPU
 MARKER = "_SUCCESS"  # file that marks a day's log as complete
+CARRY_FOR = os.environ.get("GENREC_JOB_CARRY_FOR", "7d")  # age up to which users without new events keep their rows
 MIN_ROWS_SHARE = 0.5  # of the rows that are published now; an output with fewer is not published
 TRY_AGAIN = (75, 129, 130, 137, 143)  # exit codes after which the same command continues where it stopped
 NOTHING_TO_SCORE = 99
@@ -46,11 +47,12 @@ class GenrecBatch(BaseOperator):
     last line that the command prints.
     """
 
-    template_fields = ("arguments",)
+    template_fields = ("arguments", "day")
 
-    def __init__(self, *, arguments: list[str], **kwargs: Any) -> None:
+    def __init__(self, *, arguments: list[str], day: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.arguments = arguments
+        self.day = day
         self._hook: SubprocessHook | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class GenrecBatch(BaseOperator):
         del context
         (ROOT / "recs").mkdir(exist_ok=True)
         self._hook = SubprocessHook()
-        done = self._hook.run_command([PROGRAM, *self.arguments], cwd=str(ROOT))
+        done = self._hook.run_command([PROGRAM, *self.arguments, *carried(self.day)], cwd=str(ROOT))
         if done.exit_code == NOTHING_TO_SCORE:
             raise AirflowSkipException("nothing to score: the log holds no rows")
         if done.exit_code in TRY_AGAIN or done.exit_code < 0:  # below 0: killed by that signal
@@ -72,6 +74,23 @@ class GenrecBatch(BaseOperator):
         """Stop the command; the parts that it has written stay for the next try."""
         if self._hook is not None:
             self._hook.send_sigterm()
+
+
+def carried(day: str) -> list[str]:
+    """Return the options that keep rows of the newest earlier output.
+
+    A file keeps the choice, so that each try of a day makes the same run.
+    """
+    pin = ROOT / "recs" / f".ds={day}.previous"
+    if not CARRY_FOR:
+        return []
+    if not pin.exists():
+        outputs = sorted(path for path in (ROOT / "recs").glob("ds=*") if (path / "_SUCCESS").exists())
+        earlier = [path.name for path in outputs if path.name < f"ds={day}"]
+        pin.write_text("".join(f"recs/{name}" for name in earlier[-1:]))
+    previous = pin.read_text()
+    there = previous and (ROOT / previous).exists()
+    return ["--previous", previous, "--carry-for", CARRY_FOR] if there else []
 
 
 def read_manifest(output: Path) -> dict[str, Any]:
@@ -112,6 +131,7 @@ with DAG(
     score = GenrecBatch(
         task_id="score",
         arguments=["score", "events/ds={{ ds }}", "recs/ds={{ ds }}", "--if-exists", "resume"],
+        day="{{ ds }}",
         pool=POOL,
         retries=3,
         retry_exponential_backoff=True,

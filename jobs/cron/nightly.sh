@@ -14,6 +14,8 @@
 #   GENREC_JOB_RETRY_DELAY   seconds between them; default 300
 #   GENREC_JOB_KEEP_OUTPUTS  newest outputs kept; default 14
 #   GENREC_JOB_KEEP_LOGS     newest logs kept, all but this night's compressed; default 60
+#   GENREC_JOB_CARRY_FOR     age up to which users without new events keep their rows of the newest earlier output, which
+#                            saves scoring them; default 7d; empty: all users are scored every night
 #   GENREC_JOB_ON_FAILURE    program called with CODE DATE LOG when the night failed
 #   GENREC_JOB_EXIT_WHEN_EMPTY  exit code when there is nothing to score; default 99 (0 for Kubernetes)
 # GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself, such as the model.
@@ -68,6 +70,7 @@ read_settings() {
     delay_s=${GENREC_JOB_RETRY_DELAY:-300}
     keep_outputs=${GENREC_JOB_KEEP_OUTPUTS:-14}
     keep_logs=${GENREC_JOB_KEEP_LOGS:-60}
+    carry_for=${GENREC_JOB_CARRY_FOR-7d}
     on_failure=${GENREC_JOB_ON_FAILURE:-}
     exit_when_empty=${GENREC_JOB_EXIT_WHEN_EMPTY:-99}
     whole_number GENREC_JOB_TIMEOUT "$timeout_s"
@@ -113,10 +116,31 @@ log_is_there() {
     fi
 }
 
+# Sets $previous to the newest output of an earlier day. A file keeps the choice, so that each attempt at this day makes the
+# same run, also where an earlier day is finished in the meantime.
+choose_previous() {
+    previous=
+    [ -n "$carry_for" ] || return 0
+    pin=logs/score-$day.previous
+    if [ ! -e "$pin" ]; then
+        for each in recs/ds=[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]; do
+            if [ -e "$each/_SUCCESS" ] && expr "${each##*ds=}" '<' "$day" >/dev/null; then
+                previous=$each
+            fi
+        done
+        printf '%s\n' "$previous" >"$pin.$$" && mv -f "$pin.$$" "$pin"
+    fi
+    previous=$(cat "$pin")
+    [ -d "$previous" ] || previous=
+}
+
 score_once() {
     if ! log_is_there; then
         say "the log is not there yet: $input${marker:+ with $marker}"
         return 75
+    fi
+    if [ -n "$previous" ]; then
+        set -- --previous "$previous" --carry-for "$carry_for" "$@"
     fi
     attend timeout -s TERM -k 60 "$((deadline - $(date +%s)))" \
         "$program" score "$input" "recs/ds=$day" --if-exists resume "$@" >"$summary.new"
@@ -179,7 +203,7 @@ rotate_logs() {
             gzip -c "$old" >>"$old.gz" && rm -f -- "$old" # a day that is scored again appends to its archive
         fi
     done
-    for kind in log.gz json; do
+    for kind in log.gz json previous; do
         set -- logs/score-[0-9]*."$kind"
         while [ $# -gt "$keep_logs" ]; do
             rm -f -- "$1"
@@ -192,6 +216,7 @@ rotate_logs() {
 night() {
     say "scoring $day: $input"
     code=0
+    choose_previous
     score "$@" || code=$?
     case $code in
     0)

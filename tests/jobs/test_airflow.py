@@ -201,7 +201,7 @@ def ends(code):
     program.chmod(0o755)
     d.PROGRAM = str(program)
     try:
-        d.GenrecBatch(task_id=f"ends_{code}", arguments=[]).execute({})
+        d.GenrecBatch(task_id=f"ends_{code}", arguments=[], day="2026-05-09").execute({})
     except Exception as error:
         return type(error).__name__
 for code in (75, 129, 130, 137, 143):
@@ -209,6 +209,15 @@ for code in (75, 129, 130, 137, 143):
 for code in (1, 2, 3, 4, 5, 6):
     assert ends(code) == "AirflowFailException", code
 assert ends(99) == "AirflowSkipException"
+
+carry = ["--previous", "recs/ds=2026-05-04", "--carry-for", "7d"]
+assert d.carried("2026-05-09") == carry
+output("2026-05-06", 100)
+assert d.carried("2026-05-09") == carry, "each try of a day makes the same run"
+assert d.carried("2026-05-10") == ["--previous", "recs/ds=2026-05-06", "--carry-for", "7d"]
+assert d.carried("2026-05-01") == []
+d.CARRY_FOR = ""
+assert d.carried("2026-05-10") == []
 """
 
 

@@ -163,6 +163,24 @@ def test_exit_75_runs_the_same_command_again(night):
     assert "again in 1 s (1 of 3)" in night.text(f"logs/score-{DAY}.log")
 
 
+def test_rows_of_the_newest_earlier_night_are_carried_over_by_each_attempt(night):
+    days = [f"2026-05-0{day}" for day in (1, 2, 3, 5)]
+    for day in days:
+        night.log_of(day)
+    night.stand_in(f"case $*-$(wc -l <calls) in *{days[3]}*-[45]) mkdir -p recs/ds=2026-05-04; exit 75 ;; esac")
+    (night.folder / "recs/ds=2026-05-02").mkdir(parents=True)  # not finished
+    for day in (days[0], days[2]):
+        assert night.run("--top-k", "3", GENREC_JOB_DATE=day) == (0, "")
+    assert night.run(GENREC_JOB_DATE=days[1], GENREC_JOB_CARRY_FOR="") == (0, "")
+    assert night.run(GENREC_JOB_DATE=days[3]) == (0, "")
+    (night.folder / "recs/ds=2026-05-04/_SUCCESS").touch()
+    assert night.run(GENREC_JOB_DATE=days[3]) == (0, "")
+    options = [call.partition("--if-exists resume")[2].split() for call in night.calls]
+    carried = ["--previous", f"recs/ds={days[0]}", "--carry-for", "7d"]
+    assert options[:3] == [["--top-k", "3"], [*carried, "--top-k", "3"], []]
+    assert options[3:] == [["--previous", f"recs/ds={days[2]}", "--carry-for", "7d"]] * 4
+
+
 def test_retries_end(night):
     night.log_of(DAY)
     night.stand_in("exit 75")

@@ -166,7 +166,7 @@ def test_without_carry_for_a_run_that_carries_nobody_says_why_and_the_advice_wor
 def test_nobody_in_common_is_said(nights, log):
     nights(1, "a")
     log.with_columns(pl.col("user_id") + 1000).write_parquet("night2.parquet")
-    assert "nobody keeps rows" in nights(2, "b", "--previous", "a").summary["warnings"][-1]
+    assert "nobody keeps rows, since what the model reads of every user" in nights(2, "b", "--previous", "a").err
 
 
 def test_a_run_that_carries_old_rows_is_not_resumed_with_others(by_day):

@@ -1,4 +1,4 @@
-"""The Python API: `score` as one call, and a picklable map over Arrow tables.
+"""The Python API: `score` as one call, and a picklable map over tables of events.
 
 Owns: `score` and `Scorer`. Must not know: how any step does its work. For Ray Data, Spark's `mapInArrow` or a notebook;
 the table given to a `Scorer` must hold all events of its users.
@@ -13,15 +13,18 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from genrec_batch.core.errors import InputError, NothingToScoreError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import Selection
 from genrec_batch.events.dataset import Dataset, open_model
+from genrec_batch.events.log import EventLog
 from genrec_batch.io import forked
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
 from genrec_batch.scoring.pipeline import Scoring
+from genrec_batch.scoring.rows import no_recommendations
 
 
 def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
@@ -37,10 +40,12 @@ def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, An
 
 
 class Scorer:
-    """Maps an Arrow table of events to an Arrow table of recommendations; picklable, opens its model on first use.
+    """Maps a table of events to an Arrow table of recommendations; picklable, opens its model on first use.
 
-    `Scorer(model="model/", top_k=20)(events)`. Options are those of `genrec-batch score`; without `--as-of`, each table
-    is scored as of its own last timestamp, and without a catalog in the model, with its own catalog.
+    `Scorer(model="model/", top_k=20)(events)`. A table is a pyarrow Table or RecordBatch, a Polars or pandas DataFrame,
+    or any other object that has the Arrow PyCapsule interface. Options are those of `genrec-batch score`; without
+    `--as-of`, each table is scored as of its own last timestamp, and without a catalog in the model, with its own
+    catalog.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -50,21 +55,45 @@ class Scorer:
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "_opened": None}
 
-    def __call__(self, events: pa.Table) -> pa.Table:
-        """Return the recommendations of every user of `events`, sorted by user_id and rank.
+    def __call__(self, events: Any) -> pa.Table:
+        """Return the recommendations of every user of `events`, sorted by user_id and rank; no rows for no user.
 
         Raises:
-            InputError, GateError, NothingToScoreError: the table does not fit the contract, too many of its rows are
-                unusable, or it has no users.
+            InputError, GateError: the table does not fit the contract, or too many of its rows are unusable.
+            TypeError: no table.
         """
-        if not isinstance(events, pa.Table):
-            raise TypeError(f"a Scorer takes a pyarrow.Table of events, not {type(events).__name__}")
         forked.check()
+        frame = _frame(events)
+        if frame.is_empty():
+            return self._no_rows(frame)
         loaded, tokens, selection = self._opened or (open_model(self.config), 0, None)
         stages = Stages()
-        dataset = Dataset.open(pl.DataFrame(events), self.config, stages, model=loaded)
+        try:
+            dataset = Dataset.open(frame, self.config, stages, model=loaded)
+        except NothingToScoreError:  # no event up to as-of, in a block of a larger log
+            return self._no_rows(frame)
         same_catalog = tokens == dataset.model.tokens  # an engine never chooses a token beyond its catalog
         scoring = Scoring.of(self.config, dataset, stages, selection if same_catalog else None)
         self._opened = (loaded, dataset.model.tokens, scoring.selection)
         results = scoring.results()
         return pa.concat_tables([results.part(shard).table for shard in scoring.ranked(scoring.shards())])
+
+    def _no_rows(self, frame: pl.DataFrame) -> pa.Table:
+        """Return an empty table with the columns and types that users of such events would get."""
+        types = EventLog.of(frame.lazy(), [], self.config.schema, "the table").contract.events(frame.lazy())
+        schema = types.collect_schema()
+        return no_recommendations(schema["user_id"], schema["video_id"], nested=self.config.layout == "nested")
+
+
+def _frame(events: Any) -> pl.DataFrame:
+    if isinstance(events, pl.LazyFrame):
+        events = events.collect()
+    if not any(hasattr(events, f"__arrow_c_{kind}__") for kind in ("stream", "array")):
+        raise TypeError(
+            "a Scorer takes a table of events: a pyarrow Table or RecordBatch, or a Polars or pandas DataFrame, not "
+            f"{type(events).__name__}"
+        )
+    try:
+        return pl.DataFrame(events)
+    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise InputError(f"the table cannot be read as Arrow: {error}") from error

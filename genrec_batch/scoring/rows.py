@@ -109,3 +109,21 @@ def recommendations(
     listed = [name for name in rows if name != "user_id"]
     filled = joined.with_columns(pl.col(listed).fill_null([])).select("user_id", *listed, *PER_USER)
     return filled.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def no_recommendations(user_type: pl.DataType, video_type: pl.DataType, *, nested: bool) -> pa.Table:
+    """Return the table of no user, with the columns and types of `recommendations`."""
+    none = np.zeros(0)
+    users = UserColumns(
+        feature_scores_N3=np.zeros((0, len(FEATURE_SCORES)), np.float32),
+        history_length_N=none.astype(np.int64),
+        cold_start_N=none.astype(np.bool_),
+    )
+    return recommendations(
+        pl.Series("user_id", [], user_type),
+        Ranking.empty(0, 1),
+        users,
+        catalog=Catalog(items=pl.DataFrame(schema={"video_id": video_type, "count": pl.UInt64})),
+        video_type=video_type,
+        nested=nested,
+    )

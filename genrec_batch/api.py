@@ -19,6 +19,7 @@ from genrec_batch.engines.choose import Selection
 from genrec_batch.events.dataset import Dataset, open_model
 from genrec_batch.events.log import EventLog
 from genrec_batch.io import forked
+from genrec_batch.io.read import Source
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
@@ -80,9 +81,9 @@ class Scorer:
 
     def _no_rows(self, frame: pl.DataFrame) -> pa.Table:
         """Return an empty table with the columns and types that users of such events would get."""
-        types = EventLog.of(frame.lazy(), [], self.config.schema, "the table").contract.events(frame.lazy())
-        schema = types.collect_schema()
-        return no_recommendations(schema["user_id"], schema["video_id"], nested=self.config.layout == "nested")
+        none = frame.clear()
+        types = EventLog.of(Source.of(none.lazy(), 0), self.config.schema, "the table").required(0).schema
+        return no_recommendations(types["user_id"], types["video_id"], nested=self.config.layout == "nested")
 
 
 def _frame(events: Any) -> pl.DataFrame:

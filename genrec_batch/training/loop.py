@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import F32, FIRST_ITEM, I64, U8
 from genrec_batch.model.weights import ModelConfig
+from genrec_batch.runtime import threads
 from genrec_batch.training.device import Place
 from genrec_batch.training.inputs import Standard, TrainingBatch
 from genrec_batch.training.loss import Wanted, compiled_gradient, cross_entropy, head_loss, softmax_gradient
@@ -60,6 +61,21 @@ class Losses:
     def total(self) -> Tensor:
         """What a step makes smaller."""
         return self.items / max(1.0, self.positions) + HEADS_WEIGHT * self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A batch on the device: see `inputs.TrainingBatch`."""
+
+    read: Read
+    wanted: Wanted
+    softmax_rows: slice | Tensor  # of the embedding
+    log_q: Tensor | float
+    place_P: Tensor  # among the wanted positions
+    place_Q: Tensor
+    labels_QH: Tensor
+    positions: float
+    rows: int
 
 
 class Trainer:
@@ -120,7 +136,10 @@ class Trainer:
 
     def train(self, batches: Iterable[TrainingBatch], *, epoch: int, start: int) -> Iterator[Losses]:
         """Take a step for each batch of an epoch, the first of which has the number `start`."""
-        for number, batch in enumerate(batches, start):
+        placed: Iterator[Placed] = map(self.placed, batches)
+        if self._device.type == "cuda":
+            placed = threads.background(placed, ahead=2, name="copies")
+        for number, batch in enumerate(placed, start):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
             losses = self.losses(batch, Noise(self._dropout, self._seed, epoch, number))
@@ -137,44 +156,56 @@ class Trainer:
         now = [tensor.detach() for tensor in self.weights.values()]
         torch._foreach_lerp_(list(self.average.values()), now, 1 - decay)
 
-    def losses(self, batch: TrainingBatch, noise: Noise) -> Losses:
-        """Return the losses of a batch."""
+    def placed(self, batch: TrainingBatch) -> Placed:
+        """Return a batch as tensors on the device."""
         put = self._put
         wanted_W, place_P, place_Q = _numbered(batch)
-        read = Read(
-            tokens_BS=put(batch.tokens_BS.astype(np.int64)),
-            rows_K=put(batch.rows_K),
-            dense_KF=(put(batch.vectors.dense_KF) - self._mean_F) * self._factor_F,
-            profile=self._pair(batch.vectors.profile),
-            video=self._pair(batch.vectors.video),
-            wanted_W=put(wanted_W),
-        )
         rows, column_C, log_q = self._softmax(batch.sample)
         target_P = put(batch.target_P)
-        wanted = Wanted(
-            target_P=target_P if column_C is None else column_C[target_P],
-            weight_P=put(batch.weight_P),
-            seen_M=self._seen_M,
-            seen_start_P=put(batch.seen_start_P),
-            seen_count_P=put(batch.seen_count_P),
-            masked_P1=np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.seen_count_P)]),
-            column_C=column_C,
+        return Placed(
+            read=Read(
+                tokens_BS=put(batch.tokens_BS.astype(np.int64)),
+                rows_K=put(batch.rows_K),
+                dense_KF=(put(batch.vectors.dense_KF) - self._mean_F) * self._factor_F,
+                profile=self._pair(batch.vectors.profile),
+                video=self._pair(batch.vectors.video),
+                wanted_W=put(wanted_W),
+            ),
+            wanted=Wanted(
+                target_P=target_P if column_C is None else column_C[target_P],
+                weight_P=put(batch.weight_P),
+                seen_M=self._seen_M,
+                seen_start_P=put(batch.seen_start_P),
+                seen_count_P=put(batch.seen_count_P),
+                masked_P1=np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.seen_count_P)]),
+                column_C=column_C,
+            ),
+            softmax_rows=rows,
+            log_q=log_q,
+            place_P=put(place_P),
+            place_Q=put(place_Q),
+            labels_QH=put(batch.labels_QH),
+            positions=float(batch.weight_P.sum()),
+            rows=len(batch.lengths_B),
         )
-        hidden_WD = hidden(self.weights, self.config, read, self._dtype, noise, self._layer)
+
+    def losses(self, placed: Placed, noise: Noise) -> Losses:
+        """Return the losses of a batch."""
+        hidden_WD = hidden(self.weights, self.config, placed.read, self._dtype, noise, self._layer)
         items = cross_entropy(
-            hidden_WD.index_select(0, put(place_P)),
-            self.weights[TOKENS][rows],
-            self.weights[OUTPUT_BIAS][rows] - log_q,
-            wanted,
+            hidden_WD.index_select(0, placed.place_P),
+            self.weights[TOKENS][placed.softmax_rows],
+            self.weights[OUTPUT_BIAS][placed.softmax_rows] - placed.log_q,
+            placed.wanted,
             self._dtype,
             self._gradient,
         )
-        logits_QH = head_logits(self.weights, hidden_WD.index_select(0, put(place_Q)))
+        logits_QH = head_logits(self.weights, hidden_WD.index_select(0, placed.place_Q))
         return Losses(
             items=items,
-            heads=head_loss(logits_QH, put(batch.labels_QH)),
-            positions=float(batch.weight_P.sum()),
-            rows=len(batch.lengths_B),
+            heads=head_loss(logits_QH, placed.labels_QH),
+            positions=placed.positions,
+            rows=placed.rows,
         )
 
     def _softmax(self, sample: Sample | None) -> tuple[slice | Tensor, Tensor | None, Tensor | float]:

@@ -21,6 +21,7 @@ from genrec_batch.core.arrays import I64
 
 Gradient = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
+ALIGNED = 64  # columns of a GPU's product
 LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}  # that stay in a CPU's shared cache; a GPU wants large products
 
 
@@ -131,6 +132,10 @@ def cross_entropy(
     gradient: Gradient = softmax_gradient,
 ) -> Tensor:
     """Return the sum over positions of weight x cross-entropy, masked videos left out of the softmax."""
+    missing = -len(items_CD) % ALIGNED if items_CD.device.type == "cuda" else 0
+    if missing:  # rows that end within 16 bytes take products at a third of the speed
+        items_CD = functional.pad(items_CD, (0, 0, 0, missing))
+        bias_C = functional.pad(bias_C, (0, missing), value=-torch.inf)
     total: Tensor = _CrossEntropy.apply(hidden_PD, items_CD, bias_C, wanted, dtype, gradient)  # type: ignore[no-untyped-call]
     return total
 

@@ -64,7 +64,11 @@ def plain_step(config, dropout, place, lr, *, compiled):
     run = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
-    def step(batch):
+    def step(batch, count):
+        for _ in range(count):
+            once(batch)
+
+    def once(batch):
         with torch.autocast(place.device.type, torch.bfloat16, enabled=place.precision == "bf16"):
             loss = run(*batch)
         optimizer.zero_grad(set_to_none=True)
@@ -94,8 +98,8 @@ def our_step(config, dropout, place, lr):
         seed=1,
     )
 
-    def step(batch):
-        for _ in trainer.train([batch], epoch=0, start=0):
+    def step(batch, count):
+        for _ in trainer.train([batch] * count, epoch=0, start=0):
             pass
 
     return step
@@ -153,8 +157,7 @@ def measured(steps, batches, place, count, clock):
         for name, step in steps.items():
             place.wait()
             began = clock()
-            for _ in range(together):
-                step(batches[name])
+            step(batches[name], together)
             place.wait()
             if turn >= WARM_UP:
                 times[name].append((clock() - began) / together)

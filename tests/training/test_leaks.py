@@ -107,7 +107,7 @@ def losses_of_strangers(kind):
         for epoch in range(4):
             rows, order = strangers.epoch(9, epoch, BATCH)
             for batch in strangers.batches(rows, order, seed=9, epoch=epoch, start=0, unknown=0.0):
-                found = trainer.losses(batch, Noise(0))
+                found = trainer.losses(trainer.placed(batch), Noise(0))
                 items, positions = items + float(found.items), positions + found.positions
                 heads, labels = heads + float(found.heads) * len(batch.labels_QH), labels + len(batch.labels_QH)
     return items / positions, heads / labels
@@ -156,4 +156,6 @@ def test_masked_videos_leave_chance_among_the_others():
             seen_P = zip(batch.seen_start_P, batch.seen_count_P, strict=True)
             distinct_P = np.array([len(set(honest.known_M[start : start + count])) for start, count in seen_P])
             expected = (np.log(VIDEOS - distinct_P) * batch.weight_P).sum()
-            np.testing.assert_allclose(float(trainer.losses(batch, Noise(0)).items), expected, rtol=1e-5)
+            np.testing.assert_allclose(
+                float(trainer.losses(trainer.placed(batch), Noise(0)).items), expected, rtol=1e-5
+            )

@@ -50,7 +50,7 @@ def test_a_sample_of_the_whole_catalog_is_the_full_softmax(monkeypatch):
         )
         made = learned.batches(rows, order, seed=1, epoch=0, start=0, unknown=0.0)
         with torch.no_grad():
-            return [float(trainer.losses(batch, Noise(0)).items) for batch in made]
+            return [float(trainer.losses(trainer.placed(batch), Noise(0)).items) for batch in made]
 
     monkeypatch.setattr(sampled, "DRAWS", 100_000)
     sampler = Sampler.of(learned.known_M, VIDEOS, sampled_from=1, draws=100_000)

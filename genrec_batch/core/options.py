@@ -82,8 +82,8 @@ class HistoryConfig(LogConfig):
         "Number of newest distinct videos of each user that count as seen.", 1000, panel="Input", identity="bytes"
     )
     max_rejects: float = option(
-        "Share of rows that may lack user_id, video_id or timestamp before the run fails with exit code 6.",
-        0.5,
+        "Share of rows that may be rejected, for whatever reason, before the run fails with exit code 6.",
+        0.05,
         panel="Input",
         identity="bytes",
     )
@@ -93,6 +93,9 @@ class HistoryConfig(LogConfig):
         NEXT_TO_NONE,
         panel="Input",
         identity="none",
+    )
+    rejects: str | None = option(
+        "Parquet file for rejected rows: input, reason, file, row and values.", panel="Input", identity="none"
     )
     limit: int | None = option("Score only the first N users by id.", panel="Input", identity="bytes")
     user: tuple[str, ...] = option(

@@ -78,7 +78,7 @@ KNOWN = (  # part of the contract, read by nothing here: neither used nor report
 
 WANTED: dict[Kind, str] = {
     "id": "an integer or a string",
-    "time": "a datetime, or a number of epoch seconds, ms, us or ns",
+    "time": "a datetime, ISO 8601 text, or a number of epoch seconds, ms, us or ns",
     "number": "a number",
     "flag": "a Boolean, or a number that is 0 or 1",
     "category": "a string",
@@ -103,7 +103,7 @@ def check_columns(
     only = f" Other files do not have {', '.join(map(repr, alone[:3]))}." if alone else ""
     missing = [f"column {name!r} is missing.{nearest(name, names) or only}" for name in REQUIRED if name not in columns]
     wrong = [
-        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}."
+        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}.{_lists(columns)}"
         for name, kind in kinds.items()
         if name in columns and not _fits(columns[name], kind)
     ]
@@ -118,13 +118,20 @@ def check_columns(
     raise InputError("\n  ".join([f"{source}: {first} {way_out}{count}", *others]))
 
 
+def _lists(columns: Mapping[str, pl.DataType]) -> str:
+    """Return the way out for a row per user with lists of its events."""
+    lists = [name for name, kind in columns.items() if isinstance(kind, (pl.List, pl.Array))]
+    names = ", ".join(f'"{name}"' for name in lists[:8])
+    return f" explode = [{names}] in the file of --schema makes an event of each element." if lists else ""
+
+
 def _fits(kind_of: pl.DataType, kind: Kind) -> bool:
     if kind_of == pl.Null:
         return True
     if kind == "id":
         return is_text(kind_of) or is_whole(kind_of)
     if kind == "time":
-        return kind_of.is_numeric() or kind_of in (pl.Datetime, pl.Date)
+        return kind_of.is_numeric() or kind_of in (pl.Datetime, pl.Date) or is_text(kind_of)
     if kind == "number":
         return kind_of.is_numeric()
     if kind in ("flag", "label"):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from genrec_batch.events.columns import Kind, is_text
+from genrec_batch.events.times import TimeUnit, iso_time
 
 TIME = pl.Datetime("us", "UTC")
 LARGEST = 1e30  # of a plausible number: its square and sums still fit a float
@@ -39,7 +40,7 @@ def _id_type(types: Sequence[pl.DataType]) -> pl.DataType | None:
     return pl.Int64()
 
 
-def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit: str) -> pl.Expr:
+def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit: TimeUnit) -> pl.Expr:
     """Return the expression that converts a column of type `own` to the type in which its files meet.
 
     Numbers that are NaN, infinite or beyond 1e30, flags other than 0 and 1, labels that are not from 0 to 1, and ids
@@ -50,7 +51,7 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
         kind: what it is in the contract.
         own: its type in these files.
         wanted: see `meeting_type`.
-        unit: of times: "datetime", or "epoch s", "epoch ms", "epoch us", "epoch ns".
+        unit: of times.
     """
     column = pl.col(name)
     if own == pl.Null:
@@ -72,13 +73,17 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
     return column if own == wanted else column.cast(wanted)
 
 
-def _time(column: pl.Expr, own: pl.DataType, unit: str) -> pl.Expr:
-    if unit in UNITS and own.is_integer():
-        if unit == "epoch s":
-            return (column.cast(pl.Int64) * 10**6).cast(TIME)
-        return column.cast(pl.Int64).cast(pl.Datetime(unit.removeprefix("epoch "), "UTC")).cast(TIME)  # type: ignore[arg-type]
-    if unit in UNITS:
-        return (column.cast(pl.Float64) * UNITS[unit]).round().cast(pl.Int64, strict=False).cast(TIME)
+def _time(column: pl.Expr, own: pl.DataType, unit: TimeUnit) -> pl.Expr:
+    if unit.name in UNITS and own.is_integer():
+        number = unit.sound(column).cast(pl.Int64)
+        if unit.name == "epoch s":
+            return (number * 10**6).cast(TIME)
+        return number.cast(pl.Datetime(unit.name.removeprefix("epoch "), "UTC")).cast(TIME)  # type: ignore[arg-type]
+    if unit.name in UNITS:
+        microseconds = unit.sound(column.cast(pl.Float64)) * UNITS[unit.name]
+        return microseconds.round().cast(pl.Int64, strict=False).cast(TIME)
+    if is_text(own):
+        return iso_time(column.cast(pl.String)).dt.replace_time_zone("UTC")
     if isinstance(own, pl.Datetime) and own.time_zone:
         return column.dt.convert_time_zone("UTC").cast(TIME)
     return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")

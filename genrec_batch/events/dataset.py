@@ -23,8 +23,9 @@ from genrec_batch.events.by_user import EventStore, RecordReader, Users
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
+from genrec_batch.events.rejects import in_words, reject_file
 from genrec_batch.events.side_tables import Tables
-from genrec_batch.events.survey import Survey, check_rejects, in_words, survey
+from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.events.user_histories import UserHistories
 from genrec_batch.io import read
 from genrec_batch.model import weights
@@ -185,8 +186,9 @@ def _model(config: HistoryConfig, given: Model | None, stages: Stages) -> Model:
 
 def _survey(log: EventLog, config: HistoryConfig, inputs: Mapping[str, read.Source], stages: Stages) -> Survey:
     opened = inputs.get("events")
-    with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
-        found = survey(log, config.as_of_us(), threads.cores(), sorter_choice.for_log(log.rows))
+    timed = stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0)
+    with timed, reject_file(config.rejects) as rejected:
+        found = survey(log, config.as_of_us(), threads.cores(), sorter_choice.for_log(log.rows), rejected)
     check_rejects(found, config.max_rejects, log.where)
     return found
 
@@ -245,15 +247,17 @@ def _warn_of_empty_columns(store: EventStore) -> None:
 def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog) -> dict[str, object]:
     """Return the counts of the summary, and warn of rejected rows."""
     store, events_N = users.store, users.users.events_N
-    rejected = found.rows - found.usable
+    rejected = sum(found.rejects.values())
+    filtered = found.rows - found.usable - rejected
     if rejected:
-        LOG.warning("%s of %s rows rejected: null %s", f"{rejected:,}", f"{found.rows:,}", in_words(found.nulls))
+        LOG.warning("%s of %s rows rejected: %s", f"{rejected:,}", f"{found.rows:,}", in_words(found.rejects))
     as_of = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=found.as_of_us)
     return {
         "input_rows": found.rows,
         "events": found.usable,
         "rejected_rows": rejected,
-        **({"rejected_because_null": found.nulls} if rejected else {}),
+        **({"rejected_because": found.rejects} if rejected else {}),
+        **({"filtered_rows": filtered} if filtered > 0 and not log.contract.explode else {}),
         "ignored_columns": list(log.contract.reading.ignored),
         "timestamps": log.contract.reading.time_unit,
         "time_ordered": found.by_time,

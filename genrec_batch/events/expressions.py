@@ -56,6 +56,15 @@ class Entry:
     value: pl.Expr
     fails: pl.Expr | None  # is true for rows on which it fails; None where it cannot
     reads: tuple[str, ...]  # columns of the file
+    plain: bool = False  # a column, or a field of a struct, as it is
+
+    @property
+    def chosen_null(self) -> pl.Expr:
+        """Return whether it is null though all that it reads is there, as `CASE WHEN is_click THEN video_id END` is."""
+        if self.plain or not self.reads:
+            return pl.lit(value=False)
+        chosen = self.value.is_null() & pl.all_horizontal(pl.col(name).is_not_null() for name in self.reads)
+        return chosen if self.fails is None else chosen & ~self.fails
 
 
 def entry(name: str, sql: str, types: Types, source: str) -> Entry:
@@ -67,7 +76,7 @@ def entry(name: str, sql: str, types: Types, source: str) -> Entry:
     """
     named = _named(sql, types)
     if named is not None:
-        return Entry(value=named, fails=None, reads=tuple(named.meta.root_names()))
+        return Entry(value=named, fails=None, reads=tuple(named.meta.root_names()), plain=True)
     said = f"--schema: {name} = {sql!r}"
     parsed = _parsed(name, sql, types)
     tree = json.loads(parsed.meta.serialize(format="json"))
@@ -79,7 +88,7 @@ def entry(name: str, sql: str, types: Types, source: str) -> Entry:
             f"{nearest(missing[0], list(types))}"
         )
     if set(tree) == {"Column"}:  # a name in double quotes or parentheses
-        return Entry(value=parsed, fails=None, reads=reads)
+        return Entry(value=parsed, fails=None, reads=reads, plain=True)
     used = {column: types[column] for column in reads}
     try:
         node, fails = _Rebuild(types=used, said=said).of(tree)

@@ -6,16 +6,19 @@ to the model, where the events go. In: a log's row groups and its contract. Out:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
 from genrec_batch.events import schema
 from genrec_batch.events.columns import REQUIRED
+from genrec_batch.events.rejects import faulty_rows
+from genrec_batch.events.times import DAY_US, FIRST_US
 from genrec_batch.io.attempt import unchanged
 from genrec_batch.io.read import Source
-from genrec_batch.io.row_groups import RowGroup
+from genrec_batch.io.row_groups import Piece, RowGroup
 
 KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
 
@@ -27,6 +30,7 @@ class EventLog:
     row_groups: tuple[RowGroup, ...]
     contract: schema.Contract
     where: str  # names the log in errors
+    last_us: int  # the last plausible time: a day after now, epoch us
     latest_us: dict[int, int] = field(default_factory=dict, repr=False)  # of each row group that the survey has read
     _kept: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # what `required` read
 
@@ -46,16 +50,20 @@ class EventLog:
         Raises:
             InputError, ConfigError: it does not fit the contract.
         """
-        expressions = schema.column_names(schema_name).events
+        names = schema.column_names(schema_name)
+        expressions, only = names.events, names.where.get("events")
         if positive is not None:
             expressions = {**expressions, "recommendation_label": f'"{positive}"'}
         contract = unchanged(
-            lambda: schema.read_contract(source.columns, expressions, where, labels=labels),
+            lambda: schema.read_contract(
+                source.columns, expressions, where, labels=labels, only=only, explode=names.explode
+            ),
             source.first_look,
             source.files,
             where,
         )
-        return EventLog(row_groups=source.row_groups, contract=contract, where=where)
+        last_us = time.time_ns() // 1000 + DAY_US
+        return EventLog(row_groups=source.row_groups, contract=contract, where=where, last_us=last_us)
 
     @property
     def rows(self) -> int:
@@ -90,8 +98,44 @@ class EventLog:
             frame = self._read(number, self.contract.reading.columns)
         return frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame
 
+    def faulty(self, number: int) -> pl.DataFrame:
+        """Return file, row (from 0), reason and values of the rows of a row group that cannot be used.
+
+        Raises:
+            InputError, RetryError: see `required`.
+        """
+        group, found = self.row_groups[number], []
+        for piece in group.pieces:
+            of_piece = replace(group, pieces=(piece,))
+            rows = of_piece.collect(
+                lambda frame, kind: faulty_rows(self.contract, frame, kind, self.last_us), self.where
+            )
+            found.append(_in_files(rows, piece))
+        return pl.concat(found)
+
     def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
         wanted = tuple(columns)
-        return self.row_groups[number].collect(
+        frame = self.row_groups[number].collect(
             lambda frame, kind: self.contract.events(frame, wanted, kind), self.where
         )
+        return self._checked(frame) if "timestamp" in wanted else frame
+
+    def _checked(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return events with nulls for implausible times and empty ids; most row groups have none."""
+        moment = pl.col("timestamp").cast(pl.Int64)
+        low, high = frame.select(low=moment.min(), high=moment.max()).row(0)
+        if low is not None and (low < FIRST_US or high > self.last_us):
+            frame = frame.with_columns(pl.when(moment.is_between(FIRST_US, self.last_us)).then(pl.col("timestamp")))
+        for name in ("user_id", "video_id"):
+            if frame.schema[name] == pl.String and (frame[name] == "").any():
+                frame = frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)))
+        return frame
+
+
+def _in_files(rows: pl.DataFrame, piece: Piece) -> pl.DataFrame:
+    """Return rows of a piece with their file and their row in it; rows in memory are in no file."""
+    if not piece.files:
+        return rows.with_columns(file=pl.lit(None, pl.String))
+    starts = pl.DataFrame({"file": piece.files, "start": piece.starts}, schema={"file": pl.String, "start": pl.Int64})
+    at = rows.sort("row", maintain_order=True).join_asof(starts, left_on="row", right_on="start")
+    return at.select(row=pl.col("row") - pl.col("start"), reason="reason", values="values", file="file")

@@ -18,19 +18,15 @@ from genrec_batch.core import toml
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns, is_text
 from genrec_batch.events.convert import converted, meeting_type
-from genrec_batch.events.expressions import Types, entry
+from genrec_batch.events.expressions import Entry, Types, entry
+from genrec_batch.events.times import TimeUnit, time_unit
 from genrec_batch.io.row_groups import Columns
 
 FOLDER = resources.files("genrec_batch.events").joinpath("schemas")
 BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
 
-EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first value beyond, units per second
-    ("s", 10**8, 10**10, 1),
-    ("ms", 10**11, 10**13, 10**3),
-    ("us", 10**14, 10**16, 10**6),
-    ("ns", 10**17, 2**63, 10**9),
-)
-FIRST_US, LAST_US = 10**14, 10**16  # 1973-03-03 to 2286-11-20: the plausible times of a log
+TABLES = ("events", "users", "videos")
+FAILED = "an entry fails"  # a column beside those of the contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +37,8 @@ class ColumnNames:
     events: Mapping[str, str] = field(default_factory=dict)
     users: Mapping[str, str] = field(default_factory=dict)
     videos: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)  # which rows are read, by table
+    explode: tuple[str, ...] = ()  # columns of lists with an element for each event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,8 @@ def column_names(name: str | None) -> ColumnNames:
     """Return the column names to read: None for the contract's own, a built-in name, or a TOML file.
 
     A TOML file has entries `contract_column = "Polars SQL expression"`, at the top for events, or under `[events]`,
-    `[users]` and `[videos]`.
+    `[users]` and `[videos]`; `where = "..."` there names the rows to read, and `explode = ["column", ...]` of events
+    the lists with an element for each event.
 
     Raises:
         ConfigError: no such built-in, unreadable TOML, or an entry for a column that the contract does not have.
@@ -77,38 +76,51 @@ def column_names(name: str | None) -> ColumnNames:
 
 def _parse(content: bytes, name: str) -> ColumnNames:
     entries = toml.parsed(content, name, f"--schema {name}")
-    tables = {key: entries.pop(key) for key in ("events", "users", "videos") if isinstance(entries.get(key), dict)}
+    tables = {key: dict(entries.pop(key)) for key in TABLES if isinstance(entries.get(key), dict)}
     tables["events"] = {**entries, **tables.get("events", {})}
-    faults = [
+    explode = tables["events"].pop("explode", [])
+    faults = []
+    if not (isinstance(explode, list) and all(isinstance(column, str) for column in explode)):
+        faults.append(f"explode = {explode!r}: a list of names of columns")
+    faults += [
         f"{column} = {sql!r}: an expression is a string"
         for table in tables.values()
         for column, sql in table.items()
         if not isinstance(sql, str)
     ]
+    where = {name: table.pop("where") for name, table in tables.items() if "where" in table}
     known = [*KINDS, *KNOWN]
     faults += [
-        f"{c}: not a column of the events contract.{nearest(c, known)}" for c in tables["events"] if c not in known
+        f"{c}: not a column of the events contract.{nearest(c, [*known, 'where', 'explode'])}"
+        for c in tables["events"]
+        if c not in known
     ]
     if faults:
         raise ConfigError(f"--schema {name}:\n  " + "\n  ".join(faults))
-    return ColumnNames(name=name, **tables)
+    return ColumnNames(name=name, where=where, explode=tuple(explode), **tables)
 
 
-def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str) -> pl.LazyFrame:
-    """Add each contract column computed by its SQL expression over the frame's own columns.
+def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, where: str | None = None) -> pl.LazyFrame:
+    """Add each contract column computed by its SQL expression over the frame's own columns, of the rows of `where`.
 
     Raises:
         ConfigError, InputError: see `expressions.entry`.
     """
-    if not expressions:
+    if not expressions and where is None:
         return frame
     types = dict(frame.collect_schema())
-    entries = {column: entry(column, sql, types, source) for column, sql in expressions.items()}
-    return frame.with_columns(**{column: each.value for column, each in entries.items()})
+    if where is not None:
+        frame = frame.filter(entry("where", where, types, source).value)
+    return frame.with_columns(**{name: each.value for name, each in entries_of(expressions, types, source).items()})
 
 
-def _reads(expressions: Mapping[str, str], types: Types, source: str) -> set[str]:
-    return {name for column, sql in expressions.items() for name in entry(column, sql, types, source).reads}
+def entries_of(expressions: Mapping[str, str], types: Types, source: str) -> dict[str, Entry]:
+    """Return the checked entries for columns of these types.
+
+    Raises:
+        ConfigError, InputError: see `expressions.entry`.
+    """
+    return {column: entry(column, sql, types, source) for column, sql in expressions.items()}
 
 
 def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = False, alone: Sequence[str] = ()) -> None:
@@ -127,30 +139,100 @@ def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = Fal
 class Contract:
     """How one log's own columns become contract columns, the same way in every row group."""
 
-    expressions: Mapping[str, str]
+    entries: tuple[Mapping[str, Entry], ...]  # of `--schema`, for each kind of files
+    where: tuple[Entry | None, ...]
+    explode: tuple[str, ...]
     own: tuple[Mapping[str, pl.DataType], ...]  # of the log's files, by kind: contract columns before conversion
-    units: tuple[str, ...]  # of the times of each kind of files
+    units: tuple[TimeUnit, ...]  # of the times of each kind of files
     types: Mapping[str, pl.DataType]  # in which all files meet
     reading: Reading
     source: str
 
     def events(self, frame: pl.LazyFrame, columns: Iterable[str] | None = None, files: int = 0) -> pl.LazyFrame:
-        """Return rows of the log in contract columns, all or some of those it has; rows are not filtered.
+        """Return the events of rows of the log in contract columns, all or some of those it has.
 
-        `files` is the number of the kind of files that the rows are from; a column that they do not have is null.
+        `files` is the number of the kind of files that the rows are from; a column that they do not have is null. Rows
+        that cannot be used are among them; an event on which an entry fails has no timestamp.
         """
-        wanted, own, unit = (
-            self.reading.columns if columns is None else tuple(columns),
-            self.own[files],
-            self.units[files],
-        )
-        frame = rename(frame, {n: sql for n, sql in self.expressions.items() if n in wanted}, self.source)
-        return frame.select(
-            converted(name, KINDS[name], own[name], self.types[name], unit)
+        wanted = self.reading.columns if columns is None else tuple(columns)
+        own, unit = self.own[files], self.units[files]
+        added = {name: each.value for name, each in self.entries[files].items() if name in wanted}
+        fails = self.failing(files) if "timestamp" in wanted else {}
+        if fails:
+            added[FAILED] = pl.any_horizontal(fails.values())
+        values = {
+            name: converted(name, KINDS[name], own[name], self.types[name], unit)
             if name in own
-            else pl.lit(None, self.types[name]).alias(name)
+            else pl.lit(None, self.types[name])
             for name in wanted
-        )
+        }
+        if fails:
+            values["timestamp"] = pl.when(~pl.col(FAILED)).then(values["timestamp"])
+        frame = self.rows(frame, files)
+        return (frame.with_columns(**added) if added else frame).select(**values)
+
+    def rows(self, frame: pl.LazyFrame, files: int) -> pl.LazyFrame:
+        """Return the events of a file's rows in its own columns: lists exploded, rows of `where`."""
+        if self.explode:
+            filled = pl.col(self.explode[0]).list.len() > 0
+            frame = self.listed(frame).filter(even(self.explode) & filled).explode(*self.explode)
+        where = self.where[files]
+        if where is None:
+            return frame
+        return frame.filter(where.value if where.fails is None else where.value | where.fails)
+
+    def listed(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return a file's rows with lists where they have arrays in the columns of `explode`."""
+        return _listed(frame, self.explode)
+
+    def has(self, name: str, files: int) -> bool:
+        """Return whether files of a kind have a contract column."""
+        return name in self.own[files]
+
+    def raw(self, name: str, files: int) -> pl.Expr:
+        """Return a contract column before it is converted."""
+        each = self.entries[files].get(name)
+        return pl.col(name) if each is None else each.value
+
+    def chosen_null(self, name: str, files: int) -> pl.Expr:
+        """Return whether an entry makes a contract column null on purpose: all that it reads is there."""
+        each = self.entries[files].get(name)
+        return pl.lit(value=False) if each is None else each.chosen_null
+
+    def failing(self, files: int) -> dict[str, pl.Expr]:
+        """Return where entries fail, of those that can."""
+        named = {**self.entries[files], "where": self.where[files]}
+        read = {*self.reading.columns, "where"}
+        return {
+            name: each.fails
+            for name, each in named.items()
+            if name in read and each is not None and each.fails is not None
+        }
+
+
+def _listed(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    types = frame.collect_schema()
+    arrays = [(name, kind) for name, kind in types.items() if name in columns and isinstance(kind, pl.Array)]
+    return frame.with_columns(pl.col(name).cast(pl.List(kind.inner)) for name, kind in arrays)
+
+
+def _exploded(frame: pl.LazyFrame, columns: Sequence[str], where: str) -> pl.LazyFrame:
+    """Return a file's rows with an event for each element of its lists, to learn the types of these."""
+    types = frame.collect_schema()
+    for name in columns:
+        if name not in types:
+            raise InputError(
+                f"--schema: explode names {name!r}, which {where} does not have.{nearest(name, list(types))}"
+            )
+        if not isinstance(types[name], (pl.List, pl.Array)):
+            raise InputError(f"--schema: explode names {name!r}, which is {types[name]} in {where} and not a list")
+    return _listed(frame, columns).filter(even(columns)).explode(*columns) if columns else frame
+
+
+def even(columns: Sequence[str]) -> pl.Expr:
+    """Return whether the lists of a row have as many elements; a null is a list without any."""
+    first, *others = (pl.col(name).list.len().fill_null(0) for name in columns)
+    return pl.all_horizontal(pl.lit(value=True), *(first == other for other in others))
 
 
 def read_contract(
@@ -159,12 +241,14 @@ def read_contract(
     source: str,
     *,
     labels: bool = False,
+    only: str | None = None,
+    explode: tuple[str, ...] = (),
 ) -> Contract:
     """Find out how a log is read: ids as they are, times in UTC, numbers Float64, flags Boolean.
 
     Each kind of files has types of its own, which meet in one; see `convert`. Labels, which scoring does not read, are
-    left out unless `labels` is set. The range of datetimes is left to `check_time_range`, for the caller reads them all
-    anyway.
+    left out unless `labels` is set. `only` and `explode` are `where` and `explode` of `--schema`. Which times are
+    plausible is left to the caller, who reads them all anyway.
 
     Raises:
         InputError: a file lacks a required column, a type is wrong, two files have types that cannot meet, or epoch
@@ -174,20 +258,26 @@ def read_contract(
     kinds = [Columns(frame=log)] if isinstance(log, pl.LazyFrame) else log
     if not labels:
         expressions = {name: sql for name, sql in expressions.items() if name not in LABELS}
-    before = [dict(kind.frame.collect_schema()) for kind in kinds]
-    own, units, used = [], [], set[str]()
+    exploded = [_exploded(kind.frame, explode, source if len(kinds) == 1 else kind.file) for kind in kinds]
+    before = [dict(frame.collect_schema()) for frame in exploded]
+    own, units, entries, wheres, used = [], [], [], [], set[str](explode)
     for number, kind in enumerate(kinds):
         where = source if len(kinds) == 1 else f"{source}: {kind.file}"
         unread = {**before[number], **dict.fromkeys(kind.unreadable, pl.Null())}
-        used |= _reads(expressions, unread, where)
+        compiled = entries_of(expressions, unread, where)
+        filtered = None if only is None else entry("where", only, unread, where)
+        used |= {name for each in [*compiled.values(), filtered] if each is not None for name in each.reads}
         _check_readable(kind, used, where)
-        renamed = rename(kind.frame, expressions, where)
+        rows = exploded[number] if filtered is None else exploded[number].filter(filtered.value)
+        renamed = rows.with_columns(**{name: each.value for name, each in compiled.items()})
         types = dict(renamed.collect_schema())
         others = {name for at, names in enumerate(before) if at != number for name in names}
         alone = [name for name in before[number] if name not in others] if others else []
         check(types, where, labels=labels, alone=alone)
         own.append({name: types[name] for name in (KINDS if labels else SCORED) if name in types})
-        units.append(_time_unit(renamed, types["timestamp"], where))
+        units.append(time_unit(renamed, types["timestamp"], where))
+        entries.append(compiled)
+        wheres.append(filtered)
     columns = tuple(name for name in KINDS if any(name in types for types in own))
     every = dict.fromkeys(name for names in before for name in names)
     unreadable = [name for kind in kinds for name in kind.unreadable]
@@ -198,10 +288,12 @@ def read_contract(
             for name in dict.fromkeys([*every, *unreadable])
             if name not in KINDS and name not in KNOWN and name not in used
         ),
-        time_unit=" and ".join(sorted(set(units))),
+        time_unit=" and ".join(sorted({unit.name for unit in units})),
     )
     return Contract(
-        expressions=expressions,
+        entries=tuple(entries),
+        where=tuple(wheres),
+        explode=explode,
         own=tuple(own),
         units=tuple(units),
         types={name: _meeting_type(name, own, kinds, source) for name in columns},
@@ -240,36 +332,3 @@ def _meeting_type(
 def usable() -> pl.Expr:
     """Return the filter of rows that can be scored: user_id, video_id and timestamp are not null."""
     return pl.all_horizontal(pl.col(REQUIRED).is_not_null())
-
-
-def _time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> str:
-    if not type_.is_numeric():
-        return "datetime"
-    time = pl.col("timestamp") if type_.is_integer() else pl.col("timestamp").cast(pl.Float64)
-    if not type_.is_integer():
-        time = time.filter(time.is_finite())
-    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64).collect(engine="streaming").row(0)
-    if low is None or high is None:
-        return "epoch us"
-    for unit, first, beyond, _ in EPOCHS:
-        if first <= high < beyond:
-            _check_range(low, high, first, beyond, source, f"epoch {unit}, as its largest value says")
-            return f"epoch {unit}"
-    raise InputError(
-        f"{source}: column 'timestamp' runs from {low} to {high}, which is not an epoch in s, ms, us or ns between "
-        '1973 and 2262; convert it with --schema FILE.toml, for example timestamp = "your_column * 1000"'
-    )
-
-
-def check_time_range(low_us: int, high_us: int, source: str) -> None:
-    """Raise InputError where datetimes from `low_us` to `high_us` (epoch us) are implausible."""
-    _check_range(low_us, high_us, FIRST_US, LAST_US, source, "datetime")
-
-
-def _check_range(low: int, high: int, first: int, beyond: int, source: str, unit: str) -> None:
-    if not first <= low <= high < beyond:
-        odd = low if low < first else high
-        raise InputError(
-            f"{source}: column 'timestamp' ({unit}) holds {odd}, before 1973 or after 2262, which is implausible "
-            f"(it runs from {low} to {high}); correct or filter those rows, or convert with --schema FILE.toml"
-        )

@@ -6,17 +6,22 @@ to the model. In: a log. Out: a `Survey`, whose size grows with users and videos
 
 from __future__ import annotations
 
+import re
+from collections import Counter as Counts
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import polars as pl
 
-from genrec_batch.core.errors import GateError, InputError
+from genrec_batch.core.errors import InputError
 from genrec_batch.events import schema
 from genrec_batch.events.columns import REQUIRED
 from genrec_batch.events.ids import Counted, Counter, IdRange, count
 from genrec_batch.events.log import EventLog
+from genrec_batch.events.rejects import RejectFile, check_share, in_words
 from genrec_batch.events.sorter import NUMPY, Sorter
+from genrec_batch.events.times import TEXT_WAYS, other_clocks
 from genrec_batch.runtime import console, threads
 
 
@@ -26,7 +31,7 @@ class Survey:
 
     rows: int
     usable: int
-    nulls: dict[str, int]  # of each required column
+    rejects: dict[str, int]  # rows that cannot be used, by reason
     as_of_us: int
     users: pl.DataFrame  # user_id and count, by rising id
     videos: pl.DataFrame  # video_id and count, by rising id
@@ -40,20 +45,24 @@ class _Seen:
 
     users: Counted
     videos: Counted
-    nulls: dict[str, int]
+    faulty: pl.DataFrame | None  # rows that cannot be used
     usable: int
     times: tuple[int, int, int, int, bool] | None  # epoch us: first and last row, least, largest; whether none falls
 
 
-def survey(log: EventLog, as_of_us: int | None, workers: int, sorter: Sorter = NUMPY) -> Survey:
+def survey(
+    log: EventLog, as_of_us: int | None, workers: int, sorter: Sorter = NUMPY, rejected: RejectFile | None = None
+) -> Survey:
     """Read user, video and time of every row once; `as_of_us` None means the log's last timestamp.
+
+    Rows that cannot be used go to `rejected`.
 
     Raises:
         InputError: not readable, or no row is usable.
     """
     users, videos = Counter("user_id"), Counter("video_id")
     user_ranges: list[IdRange | None] = []
-    nulls = dict.fromkeys(REQUIRED, 0)
+    rejects: Counts[str] = Counts()
     usable, last_us, by_time, before_us = 0, 0, True, 0
     look = partial(_look, log, as_of_us, sorter, users, videos)
     with console.progress("reading", log.rows, "rows") as advance:
@@ -62,20 +71,25 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, sorter: Sorter = N
             users.add(seen.users)
             videos.add(seen.videos)
             user_ranges.append(seen.users.range)
-            nulls = {name: count + seen.nulls[name] for name, count in nulls.items()}
+            if seen.faulty is not None:
+                rejects.update(seen.faulty["reason"].to_list())
+                if rejected is not None:
+                    rejected.add("events", seen.faulty)
             usable += seen.usable
             if seen.times is not None:
-                first_us, end_us, least_us, latest_us, rises = seen.times
-                schema.check_time_range(least_us, latest_us, log.where)
+                first_us, end_us, _, latest_us, rises = seen.times
                 by_time = by_time and rises and before_us <= first_us
                 before_us, last_us = end_us, max(last_us, latest_us)
             advance(group.rows)
     if not usable and log.rows:
-        raise InputError(f"{log.where}: no row can be scored: null {in_words(nulls)} of {log.rows:,} rows")
+        raise InputError(
+            f"{log.where}: no row can be scored, of {log.rows:,}: {in_words(rejects) or 'none is an event'}"
+            f"{_way_out(log, rejects)}"
+        )
     return Survey(
         rows=log.rows,
         usable=usable,
-        nulls=nulls,
+        rejects=dict(rejects),
         as_of_us=last_us if as_of_us is None else as_of_us,
         users=users.frame(),
         videos=videos.frame(),
@@ -86,8 +100,9 @@ def survey(log: EventLog, as_of_us: int | None, workers: int, sorter: Sorter = N
 
 def _look(log: EventLog, as_of_us: int | None, sorter: Sorter, users: Counter, videos: Counter, number: int) -> _Seen:
     frame = log.required(number)
-    nulls = {name: frame[name].null_count() for name in REQUIRED}
-    usable = frame.filter(schema.usable()) if any(nulls.values()) else frame
+    usable = frame.filter(schema.usable()) if any(frame[name].null_count() for name in REQUIRED) else frame
+    uneven = bool(log.contract.explode)  # rows whose lists differ in length are no events
+    faulty = log.faulty(number) if uneven or len(usable) < len(frame) else None
     counted = usable
     if as_of_us is not None and len(usable):
         counted = usable.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
@@ -99,22 +114,21 @@ def _look(log: EventLog, as_of_us: int | None, sorter: Sorter, users: Counter, v
     return _Seen(
         users=count(counted["user_id"], sorter, users.tallies),
         videos=count(counted["video_id"], sorter, videos.tallies),
-        nulls=nulls,
+        faulty=faulty,
         usable=len(usable),
         times=times,
     )
 
 
-def in_words(nulls: dict[str, int]) -> str:
-    """Return the nulls of required columns as words: "user_id in 13, video_id in 9"."""
-    return ", ".join(f"{name} in {count:,}" for name, count in nulls.items() if count)
+def _way_out(log: EventLog, rejects: Mapping[str, int]) -> str:
+    """Return what to do where no row has a usable time."""
+    if "timestamp cannot be read" in rejects:
+        return f"; {TEXT_WAYS}"
+    example = log.faulty(0).filter(pl.col("reason").str.starts_with("timestamp"))["values"]
+    number = re.search(r'"timestamp":"?(\d+)', example[0] or "") if len(example) else None
+    return "" if number is None else f"; {other_clocks(int(number[1]))}"
 
 
 def check_rejects(found: Survey, most: float, where: str) -> None:
     """Raise GateError where more than the share `most` of all rows cannot be used (`--max-rejects`)."""
-    rejected = found.rows - found.usable
-    if rejected > most * found.rows:
-        raise GateError(
-            f"{where}: {rejected:,} of {found.rows:,} rows are rejected (null {in_words(found.nulls)}), more than "
-            f"--max-rejects {most}; correct the log or raise the limit"
-        )
+    check_share(found.rejects, found.usable + sum(found.rejects.values()), most, where)

@@ -1,16 +1,105 @@
-"""Times as text: ISO 8601 in the forms that exports have, as one expression.
+"""The times of a log: their unit, text, which are plausible, and the way out where they are something else.
 
-Owns: which texts are times. Must not know: columns of the contract, epochs. Each text is read by itself, never by a
-format that is guessed from another row.
+Owns: epochs by magnitude, ISO 8601 text, the span of plausible times, advice about other clocks. Must not know: which
+rows a log has. Each text is read by itself, never by a format that is guessed from another row.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import polars as pl
 
-WAYS = (
-    'for seconds, ms, us or ns since 1970 as text: timestamp = "CAST(your_column AS BIGINT)"; for any other text: '
-    "timestamp = \"STRPTIME(your_column, '%d.%m.%Y %H:%M:%S')\" with the format of yours"
+from genrec_batch.core.errors import InputError
+
+EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first value beyond, units per second
+    ("s", 10**8, 10**10, 1),
+    ("ms", 10**11, 10**13, 10**3),
+    ("us", 10**14, 10**16, 10**6),
+    ("ns", 10**18, 2**63, 10**9),  # from 2001 on: below are other clocks, such as ticks of .NET
+)
+FIRST_US = 631_152_000 * 10**6  # 1990-01-01: before are clocks that were not set
+DAY_US = 86_400 * 10**6  # by how much a clock may be ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeUnit:
+    """What the values of a time column are."""
+
+    name: str  # "datetime", "text", or "epoch s", "epoch ms", "epoch us", "epoch ns"
+    odd: bool = False  # some values are of no epoch in this unit
+
+    def microseconds(self, value: pl.Expr) -> pl.Expr:
+        """Return numbers of this unit as floats of microseconds, to tell which are plausible."""
+        per_second = next(per for unit, _, _, per in EPOCHS if f"epoch {unit}" == self.name)
+        return value.cast(pl.Float64) * (10**6 / per_second)
+
+    def sound(self, value: pl.Expr) -> pl.Expr:
+        """Return the values that are numbers of this unit, which can be converted without overflow; null for others."""
+        if not self.odd:
+            return value
+        first, beyond = next((first, beyond) for unit, first, beyond, _ in EPOCHS if f"epoch {unit}" == self.name)
+        return pl.when((value >= first) & (value < beyond)).then(value)
+
+
+def time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> TimeUnit:
+    """Return the unit of column `timestamp`: of numbers, that in which most are plausible.
+
+    Raises:
+        InputError: none is, in any unit.
+    """
+    if not type_.is_numeric():
+        return TimeUnit(name="text" if type_ in (pl.String, pl.Categorical, pl.Enum, pl.Binary) else "datetime")
+    number = pl.col("timestamp").cast(pl.Float64)
+    time = pl.col("timestamp") if type_.is_integer() else number.filter(number.is_finite())
+    low, high = frame.select(low=time.min(), high=time.max()).cast(pl.Int64, strict=False).collect(
+        engine="streaming"
+    ).row(0)  # fmt: skip
+    if low is None or high is None:
+        return TimeUnit(name="epoch us")
+    for unit, first, beyond, _ in EPOCHS:
+        if first <= low <= high < beyond:
+            return TimeUnit(name=f"epoch {unit}")
+    inside = {unit: ((time >= first) & (time < beyond)).sum() for unit, first, beyond, _ in EPOCHS}
+    counts = frame.select(**inside).collect(engine="streaming").row(0, named=True)
+    best = max(counts, key=lambda unit: int(counts[unit]))
+    if not counts[best]:
+        raise InputError(
+            f"{source}: column 'timestamp' runs from {low} to {high}, which is no time in s, ms, us or ns since 1970; "
+            f"{other_clocks(high)}"
+        )
+    return TimeUnit(name=f"epoch {best}", odd=True)
+
+
+def other_clocks(value: int) -> str:
+    """Return the way out where numbers such as `value` are no epoch: an entry of `--schema FILE.toml`."""
+    digits = str(abs(value))
+    coded = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(digits))
+    if coded and digits[:2] in ("19", "20") and "01" <= digits[4:6] <= "12" and "01" <= digits[6:8] <= "31":
+        text = f"CAST(your_column AS VARCHAR){'' if len(digits) > 10 else _midnight(len(digits))}"
+        form = coded + {8: "%H%M", 10: "%M"}.get(len(digits), "")
+        return f"it is a date that is written as a number: timestamp = \"STRPTIME({text}, '{form}')\" reads it"
+    if 1.2e17 <= value < 1.5e17:
+        return 'it is a Windows FILETIME: timestamp = "your_column // 10 - 11644473600000000" reads it'
+    if 6.2e17 <= value < 6.6e17:
+        return 'it is in ticks of .NET: timestamp = "your_column // 10 - 62135596800000000" reads it'
+    if 1.2e16 <= value < 1.5e16:
+        return 'it is in us since 1601: timestamp = "your_column - 11644473600000000" reads it'
+    if 1.9e7 <= value * 60 < 1e10 and value >= 10**7:
+        return 'minutes since 1970 become seconds by timestamp = "your_column * 60"'
+    return (
+        "an entry of --schema FILE.toml converts it, such as "
+        'timestamp = "your_column * 60" for minutes since 1970 or timestamp = "your_column * 86400" for days'
+    )
+
+
+def _midnight(digits: int) -> str:
+    return " || '0000'" if digits == 8 else " || '00'"
+
+
+TEXT_WAYS = (
+    "timestamp = \"STRPTIME(your_column, '%d.%m.%Y %H:%M:%S')\" in --schema FILE.toml reads text in another form, and "
+    'timestamp = "CAST(your_column AS BIGINT)" reads numbers that are written as text'
 )
 
 

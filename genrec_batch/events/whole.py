@@ -58,7 +58,7 @@ def read_whole(
     videos: str | None = None,
     schema_name: str | None = None,
     as_of_us: int | None = None,
-    max_rejects: float = 0.5,
+    max_rejects: float = 0.05,
     min_match: float = NEXT_TO_NONE,
     positive: str | None = None,
 ) -> WholeLog:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import polars as pl
 
@@ -40,6 +40,7 @@ class Piece:
     columns: int = 0  # which of the source's columns
     by_arrow: Callable[[], pl.LazyFrame] | None = None  # the same rows, where a text that is no UTF-8 is null
     files: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()  # the place of each file's first row in its rows; below 0 where a file is cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,8 @@ def row_groups(
         pieces = []
         for number, alike in groupby(small, key=numbers.__getitem__):
             at = list(alike)
-            pieces.append(_piece_of([files[i] for i in at], of_files[at[0]], number))
+            starts = (0, *accumulate(sum(counts[i]) for i in at[:-1]))
+            pieces.append(_piece_of([files[i] for i in at], of_files[at[0]], number, starts))
         return RowGroup(pieces=tuple(pieces), rows=held, snapshot=snapshot)
 
     for at, of_groups in enumerate(counts):
@@ -102,18 +104,20 @@ def row_groups(
             small, held = [*small, at], held + rows
             continue
         for start, count in cut(of_groups):
-            piece = _piece_of([files[at]], of_files[at], numbers[at], start, count)
+            piece = _piece_of([files[at]], of_files[at], numbers[at], (-start,), count)
             yield RowGroup(pieces=(piece,), rows=count, snapshot=snapshot)
     if small:
         yield together()
 
 
-def _piece_of(files: list[str], form: Form, number: int, start: int = 0, rows: int | None = None) -> Piece:
+def _piece_of(files: list[str], form: Form, number: int, starts: tuple[int, ...], rows: int | None = None) -> Piece:
+    start = -starts[0]
     return Piece(
         frame=form.scan(files, start, rows),
         columns=number,
         by_arrow=partial(form.scan_by_arrow, files, start, rows),
         files=tuple(files),
+        starts=starts,
     )
 
 

@@ -64,8 +64,8 @@ class TrainConfig(LogConfig):
         panel="Input",
     )
     max_rejects: float = option(
-        "Share of rows that may lack user_id, video_id or timestamp before the run fails with exit code 6.",
-        0.5,
+        "Share of rows that may be rejected, for whatever reason, before the run fails with exit code 6.",
+        0.05,
         panel="Input",
     )
     min_match: float = option(

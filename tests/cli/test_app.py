@@ -254,7 +254,7 @@ def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
     bad(run, 3, "time.parquet", "recs.parquet", says="'timestamp' runs from 17 to 17")
     half = log.with_columns(user_id=pl.when(pl.int_range(pl.len()) % 5 > 0).then(None).otherwise("user_id"))
     half.write_parquet("half.parquet")
-    bad(run, 6, "half.parquet", "recs.parquet", "--model", model_dir, says="--max-rejects 0.5")
+    bad(run, 6, "half.parquet", "recs.parquet", "--model", model_dir, says="--max-rejects 0.05")
     bad(run, 99, log_file, "recs.parquet", "--model", model_dir, "--as-of", "1999-01-01", says="nobody to score")
     bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "5", says="--user 5: neither in INPUT")
     bad(run, 2, log_file, "recs.parquet", "--model", model_dir, "--user", "ann", says="so a whole number")

@@ -10,9 +10,6 @@ import pytest
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import schema
 from genrec_batch.events.columns import LABELS
-from genrec_batch.events.log import EventLog
-from genrec_batch.events.survey import survey
-from genrec_batch.io.read import Source
 from tests.histories import normalize
 
 MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
@@ -47,28 +44,24 @@ def test_datetimes_of_any_unit_and_zone_are_the_same_moment(values):
     assert normalize(log(timestamp=values))["timestamp"][0] == MOMENT
 
 
-@pytest.mark.parametrize("bad", [[5], [-1], [10**12, 10**9 * 5], [12345678901]])
+@pytest.mark.parametrize("bad", [[5], [-1], [12345678901]])
 def test_implausible_timestamps_are_refused_with_their_range(bad):
     frame = pl.DataFrame({"user_id": [1] * len(bad), "video_id": [1] * len(bad), "timestamp": bad})
     with pytest.raises(InputError, match=f"log.*'timestamp'.*{min(bad)}"):
         schema.read_contract(frame.lazy(), {}, "log")
 
 
-def test_a_datetime_of_the_year_2500_is_implausible():
-    frame = log(timestamp=[dt.datetime(2500, 1, 1)]).lazy()  # noqa: DTZ001
-    with pytest.raises(InputError, match="after 2262, which is implausible"):
-        survey(EventLog.of(Source.of(frame, 1), None, "log"), None, 1)
-
-
 def test_all_faults_come_in_one_error_with_near_names():
-    frame = pl.DataFrame({"userid": [1], "video_id": [True], "timestamp": ["x"], "is_liked": ["x"], "device_type": [1]})
+    frame = pl.DataFrame(
+        {"userid": [1], "video_id": [True], "timestamp": [True], "is_liked": ["x"], "device_type": [1]}
+    )
     with pytest.raises(InputError) as caught:
         normalize(frame)
     said = str(caught.value)
     assert "'user_id' is missing. Did you mean 'userid'?" in said
     for column, kind in (
         ("video_id", "Boolean"),
-        ("timestamp", "String"),
+        ("timestamp", "Boolean"),
         ("is_liked", "String"),
         ("device_type", "Int64"),
     ):

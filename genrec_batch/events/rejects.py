@@ -1,0 +1,115 @@
+"""Rows that cannot be scored, and why: one bad row costs one row.
+
+Owns: the reasons, `--rejects FILE`, and the gate `--max-rejects`. Must not know: what a column means to the model. In:
+rows of a log and its contract. Out: a frame with a row for each reject; counts by reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from genrec_batch.core.errors import ConfigError, GateError
+from genrec_batch.events.columns import KINDS, REQUIRED
+from genrec_batch.events.convert import converted
+from genrec_batch.events.schema import Contract, even
+from genrec_batch.events.times import FIRST_US
+
+ROW, VALUES = "row number of the file", "values at fault"
+SCHEMA = {"input": pl.String, "reason": pl.String, "file": pl.String, "row": pl.Int64, "values": pl.String}
+
+
+def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: int) -> pl.LazyFrame:
+    """Return row, reason and values (as JSON) of the rows of some files that cannot be scored.
+
+    A row whose id or time an entry of `--schema` makes null on purpose is no event, and no reject.
+
+    Args:
+        contract: of the log.
+        frame: rows of its files, as they are in them.
+        files: the number of their kind.
+        last_us: the last plausible time, epoch us.
+    """
+    numbered = frame.with_row_index(ROW)
+    raw = {name: contract.raw(name, files) for name in REQUIRED if contract.has(name, files)}
+    fails = contract.failing(files)
+    read = sorted({name for each in [*raw.values(), *fails.values()] for name in each.meta.root_names()})
+    values = pl.struct(read).struct.json_encode().alias(VALUES) if read else pl.lit("{}").alias(VALUES)
+    chosen = pl.any_horizontal(pl.lit(value=False), *(contract.chosen_null(name, files) for name in REQUIRED))
+    rows = contract.rows(numbered, files).filter(~chosen)
+    rows = rows.select(ROW, values, **raw, **{f"fails {name}": each for name, each in fails.items()})
+    conditions = {f"{name} cannot be computed": pl.col(f"fails {name}") for name in fails}
+    for name in REQUIRED:
+        conditions |= _conditions(contract, name, files, last_us)
+    reason = pl.coalesce(pl.when(each).then(pl.lit(said)) for said, each in conditions.items())
+    found = rows.select(ROW, VALUES, reason=reason).filter(pl.col("reason").is_not_null())
+    if contract.explode:
+        lengths = pl.struct(pl.col(name).list.len() for name in contract.explode).struct.json_encode().alias(VALUES)
+        uneven = contract.listed(numbered).filter(~even(contract.explode)).select(ROW, lengths)
+        found = pl.concat([found, uneven.with_columns(reason=pl.lit("lists of unequal length"))])
+    return found.select(pl.col(ROW).cast(pl.Int64).alias("row"), "reason", pl.col(VALUES).alias("values"))
+
+
+def _conditions(contract: Contract, name: str, files: int, last_us: int) -> dict[str, pl.Expr]:
+    """Return when a row is rejected for a required column, by reason."""
+    if not contract.has(name, files):
+        return {f"{name} is null": pl.lit(value=True)}
+    raw, unit = pl.col(name), contract.units[files]
+    value = converted(name, KINDS[name], contract.own[files][name], contract.types[name], unit)
+    faults = {f"{name} is null": raw.is_null()}
+    if name == "timestamp":
+        time_us = unit.microseconds(raw) if unit.name.startswith("epoch") else value.dt.epoch("us")
+        faults["timestamp before 1990"] = time_us < FIRST_US
+        faults["timestamp more than a day after now"] = time_us > last_us
+    elif contract.types[name] == pl.String:
+        faults[f"{name} is empty"] = value == ""
+    return {**faults, f"{name} cannot be read": value.is_null()}
+
+
+def in_words(reasons: Mapping[str, int]) -> str:
+    """Return counts by reason as words: "user_id is null: 13, timestamp before 1990: 2"."""
+    return ", ".join(f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda each: -each[1]))
+
+
+def check_share(reasons: Mapping[str, int], rows: int, most: float, where: str) -> None:
+    """Raise GateError where more than the share `most` of some rows are rejected (`--max-rejects`)."""
+    rejected = sum(reasons.values())
+    if rejected > most * rows:
+        raise GateError(
+            f"{where}: {rejected:,} of {rows:,} rows are rejected ({in_words(reasons)}), more than "
+            f"--max-rejects {most}; --rejects FILE.parquet writes them; correct them or raise the limit"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectFile:
+    """The file of `--rejects`: a row for each rejected row of any input, written as they are found."""
+
+    writer: pq.ParquetWriter | None
+
+    def add(self, name: str, rows: pl.DataFrame) -> None:
+        """Write rows with the columns reason, file, row and values of the input `name`."""
+        if self.writer is not None and len(rows):
+            self.writer.write_table(rows.select(pl.lit(name).alias("input"), *list(SCHEMA)[1:]).to_arrow())
+
+
+@contextmanager
+def reject_file(path: str | None) -> Iterator[RejectFile]:
+    """Open `--rejects` for the time of a reading; without a path, rejected rows are only counted.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if path is None:
+        yield RejectFile(writer=None)
+        return
+    try:
+        writer = pq.ParquetWriter(path, pl.DataFrame(schema=SCHEMA).to_arrow().schema, compression="zstd")
+    except OSError as error:
+        raise ConfigError(f"--rejects {path}: cannot be written ({error})") from error
+    with writer:
+        yield RejectFile(writer=writer)

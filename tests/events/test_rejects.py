@@ -1,0 +1,206 @@
+"""`rejects` and `times`: one bad row costs one row, each reason has its count and its row in the file, advice works."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+import time
+
+import polars as pl
+import pytest
+
+START = 1_775_000_000  # April 2026
+NOW = int(time.time())
+
+
+def events(rows=200, **columns):
+    log = pl.DataFrame(
+        {
+            "user_id": [f"u{i % 20}" for i in range(rows)],
+            "video_id": [1000 + i % 30 for i in range(rows)],
+            "timestamp": [START + 600 * i for i in range(rows)],
+            "watch_duration": [float(i % 40) for i in range(rows)],
+        }
+    )
+    return log.with_columns(**columns)
+
+
+def with_bad(column, value, row=3):
+    return pl.when(pl.int_range(pl.len()) == row).then(value).otherwise(column)
+
+
+@pytest.fixture
+def score(run, tmp_path):
+    def call(log, *flags, schema=None):
+        if log is not None:
+            log.write_parquet("in.parquet")
+        if schema is not None:
+            (tmp_path / "s.toml").write_text(schema)
+            flags = (*flags, "--schema", "s.toml")
+        run("model", "init", "m", "--preset", "tiny")
+        (tmp_path / "recs.parquet").unlink(missing_ok=True)
+        return run("score", "in.parquet", "recs.parquet", "--model", "m", "--top-k", "2", "--engine", "torch", *flags)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("user_id", None, "user_id is null"),
+        ("user_id", pl.lit(""), "user_id is empty"),
+        ("video_id", None, "video_id is null"),
+        ("timestamp", None, "timestamp is null"),
+        ("timestamp", 0, "timestamp before 1990"),
+        ("timestamp", -5, "timestamp before 1990"),
+        ("timestamp", 4_080_000_000, "timestamp more than a day after now"),
+        ("timestamp", 253_402_214_400_000, "timestamp more than a day after now"),
+    ],
+)
+def test_one_bad_row_is_one_reject_and_moves_nobody_else(score, column, value, reason):
+    good = score(events())
+    assert good.code == 0, good.err
+    bad = score(events(**{column: with_bad(column, value)}), "--rejects", "rejects.parquet")
+    assert bad.code == 0, bad.err
+    assert bad.summary["rejected_because"] == {reason: 1}
+    assert (bad.summary["rejected_rows"], bad.summary["as_of"]) == (1, good.summary["as_of"])
+    assert reason in bad.err
+    (row,) = pl.read_parquet("rejects.parquet").to_dicts()
+    assert (row["input"], row["reason"], row["row"]) == ("events", reason, 3)
+    assert row["file"].endswith("in.parquet")
+    said = json.loads(row["values"])[column]
+    assert said == ("" if reason == "user_id is empty" else value)
+
+
+def test_rejects_of_several_files_have_their_file_and_row(score, tmp_path):
+    folder = tmp_path / "in.parquet"
+    folder.mkdir()
+    log = events()
+    log[:90].write_parquet(folder / "a.parquet")
+    log[90:].with_columns(user_id=with_bad("user_id", None, row=7)).write_parquet(folder / "b.parquet")
+    ran = score(None, "--rejects", "rejects.parquet")
+    assert ran.code == 0, ran.err
+    (row,) = pl.read_parquet("rejects.parquet").to_dicts()
+    assert (row["file"].rsplit("/", 1)[1], row["row"]) == ("b.parquet", 7)
+
+
+def test_more_than_the_share_is_exit_6_and_the_file_is_there(score, tmp_path):
+    many = events(user_id=pl.when(pl.int_range(pl.len()) % 10 == 0).then(None).otherwise("user_id"))
+    ran = score(many, "--rejects", "rejects.parquet")
+    assert ran.code == 6
+    assert "20 of 200 rows are rejected (user_id is null: 20), more than --max-rejects 0.05" in ran.err
+    assert len(pl.read_parquet("rejects.parquet")) == 20
+    assert not (tmp_path / "recs.parquet").exists()
+    assert score(None, "--max-rejects", "0.2").code == 0
+
+
+def test_a_clock_may_be_a_day_ahead(score):
+    ahead = score(events(timestamp=with_bad("timestamp", NOW + 80_000)))
+    assert ahead.summary["rejected_rows"] == 0
+    assert score(events(timestamp=with_bad("timestamp", NOW + 90_000))).summary["rejected_rows"] == 1
+
+
+def test_datetimes_are_held_to_the_same_span(score):
+    moments = pl.from_epoch("timestamp").cast(pl.Datetime("us"))
+    log = events().with_columns(timestamp=moments)
+    log = log.with_columns(timestamp=with_bad("timestamp", dt.datetime(9999, 12, 31)))  # noqa: DTZ001
+    ran = score(log)
+    assert ran.summary["rejected_because"] == {"timestamp more than a day after now": 1}
+    assert ran.summary["as_of"].startswith("2026")
+
+
+def test_an_expression_that_fails_on_a_row_rejects_that_row(score):
+    log = events(seconds=with_bad(pl.col("watch_duration").cast(pl.String), pl.lit("n/a"))).drop("watch_duration")
+    ran = score(log, "--rejects", "rejects.parquet", schema='watch_duration = "CAST(seconds AS DOUBLE)"')
+    assert ran.code == 0, ran.err
+    assert ran.summary["rejected_because"] == {"watch_duration cannot be computed": 1}
+    (row,) = pl.read_parquet("rejects.parquet").to_dicts()
+    assert json.loads(row["values"])["seconds"] == "n/a"
+
+
+def test_where_leaves_rows_out_that_are_no_rejects(score):
+    log = events(is_click=pl.int_range(pl.len()) % 4 == 0)
+    ran = score(log, schema='where = "is_click"')
+    assert ran.code == 0, ran.err
+    assert (ran.summary["events"], ran.summary["rejected_rows"], ran.summary["input_rows"]) == (50, 0, 200)
+    same = score(log.filter("is_click"))
+    assert same.summary["users"] == ran.summary["users"]
+    assert ran.summary["filtered_rows"] == 150
+    nulled = score(log, schema='video_id = "CASE WHEN is_click THEN video_id END"')
+    assert (nulled.code, nulled.summary["events"], nulled.summary["rejected_rows"]) == (0, 50, 0), nulled.err
+    assert score(log, schema='where = "watch_duration"').code == 3
+
+
+def test_an_expression_over_a_null_is_a_null(score):
+    ran = score(events(n=with_bad(pl.int_range(pl.len()), None)), schema='user_id = "n % 20"')
+    assert ran.summary["rejected_because"] == {"user_id is null": 1}
+
+
+def test_lists_of_a_user_become_events(score):
+    wide = events().group_by("user_id", maintain_order=True).agg("video_id", "timestamp", "watch_duration")
+    plain = score(wide)
+    assert plain.code == 3
+    advice = re.search(r"explode = \[.*?\]", plain.err.replace("\n", " "))
+    ran = score(wide, schema=advice[0])
+    assert ran.code == 0, ran.err
+    assert (ran.summary["events"], ran.summary["rejected_rows"]) == (200, 0)
+    rows = pl.read_parquet("recs.parquet")
+    score(events().sort("user_id", maintain_order=True))
+    assert pl.read_parquet("recs.parquet").drop("history_length").equals(rows.drop("history_length"))
+
+
+def test_lists_of_unequal_length_and_empty_ones(score):
+    wide = events(rows=800).with_columns(user_id=pl.int_range(pl.len()) // 10).group_by("user_id", maintain_order=True)
+    wide = wide.agg("video_id", "timestamp")
+    wide = wide.with_columns(
+        video_id=pl.when(pl.col("user_id") == 5).then(pl.col("video_id").list.head(3)).otherwise("video_id"),
+    ).with_columns(
+        pl.when(pl.col("user_id") == 6).then(pl.lit([], pl.List(pl.Int64))).otherwise(n).alias(n)
+        for n in ("video_id", "timestamp")
+    )
+    ran = score(wide, "--rejects", "rejects.parquet", schema='explode = ["video_id", "timestamp"]')
+    assert ran.code == 0, ran.err
+    assert ran.summary["rejected_because"] == {"lists of unequal length": 1}
+    assert ran.summary["events"] == 780
+    assert pl.read_parquet("rejects.parquet")["row"].to_list() == [5]
+    assert score(wide, schema='explode = ["video"]').code == 3
+
+
+MOMENT = pl.from_epoch("timestamp")
+TICKS = 10_000_000
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        pytest.param(MOMENT.dt.strftime("%Y%m%d").cast(pl.Int64), id="coded date"),
+        pytest.param(MOMENT.dt.strftime("%Y%m%d%H%M").cast(pl.Int64), id="coded minute"),
+        pytest.param(MOMENT.dt.strftime("%Y%m%d%H%M%S").cast(pl.Int64), id="coded second"),
+        pytest.param((pl.col("timestamp") + 11_644_473_600) * TICKS, id="FILETIME"),
+        pytest.param((pl.col("timestamp") + 62_135_596_800) * TICKS, id=".NET ticks"),
+        pytest.param((pl.col("timestamp") + 11_644_473_600) * 10**6, id="us since 1601"),
+        pytest.param(pl.col("timestamp") // 60, id="minutes"),
+        pytest.param(MOMENT.dt.strftime("%d.%m.%Y %H:%M:%S"), id="text"),
+        pytest.param(pl.col("timestamp").cast(pl.String), id="number as text"),
+    ],
+)
+def test_the_advice_about_another_clock_ends_in_a_scored_log(score, clock):
+    log = events(timestamp=clock)
+    ran = score(log)
+    assert ran.code == 3, ran.err
+    advice = re.findall(r'timestamp = ".*?"(?=[ ,;]|$)', ran.err.replace("\n", " "))
+    assert advice, ran.err
+    for entry in advice:
+        ran = score(log, schema=entry.replace("your_column", "timestamp"))
+        if ran.code == 0:
+            break
+    assert ran.code == 0, ran.err
+    assert ran.summary["as_of"].startswith("2026-04")
+
+
+def test_text_in_iso_8601_is_read_and_one_that_is_none_is_a_reject(score):
+    text = MOMENT.dt.strftime("%Y-%m-%d %H:%M:%S%.3f")
+    ran = score(events(timestamp=text).with_columns(timestamp=with_bad("timestamp", pl.lit("not a date"))))
+    assert ran.code == 0, ran.err
+    assert (ran.summary["timestamps"], ran.summary["rejected_because"]) == ("text", {"timestamp cannot be read": 1})

@@ -247,7 +247,7 @@ def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
     log.with_columns(pl.col("is_liked").cast(pl.String)).write_parquet("type.parquet")
     bad(run, 3, "type.parquet", "recs.parquet", says="'is_liked' is String, expected a Boolean")
     log.with_columns(user_id=pl.lit(None, pl.Int64)).write_parquet("null.parquet")
-    bad(run, 3, "null.parquet", "recs.parquet", "--model", model_dir, says="no row can be scored: null user_id")
+    bad(run, 3, "null.parquet", "recs.parquet", "--model", model_dir, says="user_id is null")
     log.clear().write_parquet("none.parquet")
     bad(run, 99, "none.parquet", "recs.parquet", "--model", model_dir, says="no rows")
     log.with_columns(timestamp=pl.lit(17)).write_parquet("time.parquet")

@@ -101,6 +101,9 @@ class HistoryConfig(LogConfig):
     user: tuple[str, ...] = option(
         "Score only this user and print the result; may be repeated.", (), panel="Input", identity="bytes"
     )
+    users_only: str | None = option(
+        "Table with a column user_id: score only these of the users.", panel="Input", identity="content"
+    )
     if_exists: str | None = option(
         "What to do if the output exists. Default: resume an identical unfinished run, else fail.",
         panel="Output",
@@ -139,6 +142,8 @@ class HistoryConfig(LogConfig):
         super().__post_init__()
         check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)
         self.memory_bytes()
+        if self.users_only is not None and self.user:
+            raise ConfigError(f"{self.user_flag} goes without --users-only: both name the users to score")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: at least 1")
         if not 0 <= self.max_rejects <= 1:

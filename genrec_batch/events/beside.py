@@ -13,11 +13,11 @@ import polars as pl
 
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import Ragged, SideTable
-from genrec_batch.core.errors import ConfigError, InputError
+from genrec_batch.core.errors import ConfigError, InputError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import histories, side_tables
 from genrec_batch.events.by_user import Users
-from genrec_batch.events.joins import Joins
+from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.survey import Survey
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
@@ -33,6 +33,7 @@ class Beside:
 
     users: pl.DataFrame | None
     listed: pl.Series | None  # the ids of `--users`, who are scored
+    only: pl.Series | None  # the ids of `--users-only`
     videos: SideTable | None
     video_ids: pl.Series | None
     given: pl.DataFrame | None
@@ -51,7 +52,7 @@ class Beside:
         inputs: dict[str, read.Source],
         stages: Stages,
     ) -> Beside:
-        """Read `--users`, `--videos`, `--candidates` and `--extra-features`, and add them to the inputs."""
+        """Read the tables of users, videos, candidates and features, and add them to the inputs."""
         with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
             users = side_tables.read_users(config.users, config.schema, joins, inputs)
             videos = side_tables.read_videos(config.videos, config.schema, joins, inputs)
@@ -60,6 +61,7 @@ class Beside:
             extra = model.config.features - layout.FEATURES
             return Beside(
                 users=side_tables.with_extra_features(users, config.extra_features, extra, joins, inputs),
+                only=side_tables.read_users_only(config.users_only, joins, inputs),
                 listed=None if users is None else users["user_id"],
                 videos=None if videos is None else side_tables.videos_table(videos, f"--videos {config.videos}"),
                 video_ids=None if videos is None else videos["video_id"],
@@ -67,29 +69,43 @@ class Beside:
             )
 
 
-def users_to_score(found: Survey, beside: Beside, config: HistoryConfig, name: str) -> Users:
+def users_to_score(found: Survey, beside: Beside, config: HistoryConfig, joins: Joins) -> Users:
     """Return the users to score: all of the log and the tables, or those that were asked for, the first `--limit`.
 
     Raises:
         ConfigError: a user who was asked for by name is in no input.
+        InputError, GateError: none or too few of `--users-only` are in an input.
+        NothingToScoreError: `--users-only` names nobody.
     """
     chosen = side_tables.chosen_users(config.user, found.users.schema["user_id"], config.user_flag)
     given = None if beside.given is None else beside.given["user_id"]
     wanted = given if chosen is None else chosen
     counts_N = found.users["count"].to_numpy().astype(np.int64)
-    if beside.listed is None and wanted is None:  # the survey has them as they are wanted
+    if beside.listed is None and wanted is None and beside.only is None:  # the survey has them as they are wanted
         ids = found.users["user_id"] if config.limit is None else found.users["user_id"].head(config.limit)
         return Users(ids=ids, events_N=counts_N[: len(ids)])
     ids = histories.all_ids(found.users["user_id"], beside.listed, given)
     if wanted is not None:
         ids = ids.filter(ids.is_in(wanted.implode()))
+    if beside.only is not None:
+        ids = _only(ids, beside.only, joins, f"--users-only {config.users_only}")
     ids = ids if config.limit is None else ids.head(config.limit)
     absent = None if chosen is None else chosen.filter(~chosen.is_in(ids.implode()))
     if absent is not None and len(absent):
-        raise ConfigError(f"{config.user_flag} {absent[0]}: neither in {name} nor in --users or --candidates")
+        raise ConfigError(f"{config.user_flag} {absent[0]}: neither in {joins.where} nor in --users or --candidates")
     row_N = histories.rows_of(ids, found.users["user_id"])
     events_N = np.where(row_N >= 0, counts_N[row_N], 0) if len(counts_N) else np.zeros(len(ids), np.int64)
     return Users(ids=ids, events_N=events_N)
+
+
+def _only(ids: pl.Series, only: pl.Series, joins: Joins, name: str) -> pl.Series:
+    if not len(only):
+        raise NothingToScoreError(f"{name}: no rows, so nobody to score")
+    joins.users_only(Side(name=name, ids=only), ids)
+    chosen = ids.filter(ids.is_in(only.implode()))
+    if not len(chosen):
+        raise NothingToScoreError(f"{name}: none of its {len(only):,} users is in an input, so nobody to score")
+    return chosen
 
 
 def given_candidates(

@@ -108,7 +108,7 @@ class Dataset:
         joins = Joins.of(found, name, config.min_match, block=isinstance(source, pl.DataFrame))
         joins.catalog(catalog, token_V, found.videos["count"], f"--model {config.model}")
         beside = Beside.read(config, joins, catalog, loaded, inputs, stages)
-        scored = users_to_score(found, beside, config, name)
+        scored = users_to_score(found, beside, config, joins)
         _check_not_empty(scored, catalog, config, name)
         given = given_candidates(beside.given, scored.ids, catalog, config)
         users = UserHistories(

@@ -58,8 +58,8 @@ class Joins:
         """Return the log's side of a join on `user_id` or `video_id`."""
         return Side(name=self.where, ids=self.users if key == "user_id" else self.videos)
 
-    def table(self, name: str, table: Side, key: str, other: Side | None = None) -> None:
-        """Compare a table's ids with those of the log, or of `other`, of the same type.
+    def table(self, name: str, table: Side, key: str) -> None:
+        """Compare a table's ids with those of the log, of the same type.
 
         Raises:
             InputError: the table has no rows, or next to none of the ids meet.
@@ -67,9 +67,20 @@ class Joins:
         """
         if not len(table.ids):
             raise InputError(f"{table.name}: no rows, so nothing to join; give a table with rows, or omit the option")
-        other = other or self.log(key)
-        met = int(table.ids.is_in(other.ids.implode()).sum())
-        self._judge(name, table, other, met, key, InputError)
+        self._judge(name, table, self.log(key), _met(table, self.log(key)), key, InputError)
+
+    def users_only(self, listed: Side, ids: pl.Series) -> None:
+        """Compare the users to score with all that there are, in the log and in the tables.
+
+        Raises:
+            InputError: next to none of them is there.
+            GateError: fewer are than `--min-match` asks for.
+        """
+        there = Side(name=f"{self.where} and its tables", ids=ids)
+        met = _met(listed, there)
+        self._judge("users_only", listed, there, met, "user_id", InputError, few=1 if self.few == FEW else self.few)
+        if met < len(listed.ids):
+            LOG.warning("%s: %s of its users are in no input and not scored", listed.name, f"{len(listed.ids) - met:,}")
 
     def catalog(self, catalog: Catalog, token_V: I32, events_V: pl.Series, name: str) -> None:
         """Compare the model's catalog with the log, whose videos have these tokens and numbers of events.
@@ -131,3 +142,7 @@ class Joins:
         if share < self.least and self.least > NEXT_TO_NONE:
             raise GateError(f"{said}, a share of {share:.3f} of the smaller side, less than --min-match {self.least}")
         LOG.warning("%s, under half of the smaller side: %s", said, shown)
+
+
+def _met(one: Side, other: Side) -> int:
+    return int(one.ids.is_in(other.ids.implode()).sum())

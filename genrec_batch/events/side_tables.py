@@ -128,6 +128,23 @@ def read_candidates(
     return frame
 
 
+def read_users_only(path: str | None, joins: Joins, inputs: dict[str, read.Source]) -> pl.Series | None:
+    """Read the distinct ids of `--users-only` with the log's own type and add it to the inputs; None without it.
+
+    Raises:
+        InputError: not readable, or ids that can never match the log's.
+    """
+    if path is None:
+        return None
+
+    def ids(lazy: pl.LazyFrame) -> pl.LazyFrame:
+        return lazy.select("user_id").unique() if "user_id" in lazy.collect_schema() else lazy
+
+    frame, source = read.table(path, "--users-only", "user_id", ids)
+    inputs["users_only"] = source
+    return _same_type(frame, "user_id", joins.users.dtype, f"--users-only {path}")["user_id"].sort()
+
+
 def candidate_tokens(given: pl.DataFrame | None, ids: pl.Series, catalog: Catalog) -> tuple[Ragged | None, int]:
     """Return each user's distinct candidates as tokens, in order, and how many are not in the catalog."""
     if given is None:

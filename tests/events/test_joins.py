@@ -143,6 +143,51 @@ def test_tables_without_rows_are_errors(score, log, model_dir):
     assert (done.code, "catalog.parquet: the catalog has no rows" in done.err) == (4, True), done.err
 
 
+def listed(*users, name="only.parquet", kind=pl.Int64):
+    pl.DataFrame({"user_id": pl.Series(users, dtype=kind), "reason": ["test"] * len(users)}).write_parquet(name)
+    return ["--users-only", name]
+
+
+@pytest.mark.parametrize("command", ["score", "features"])
+def test_users_only_scores_just_these_as_a_full_run_does(score, command):
+    flags = ["--engine", "onnxruntime"] if command == "score" else []
+    assert score(*flags, command=command).code == 0
+    full = pl.read_parquet("o.parquet").filter(pl.col("user_id").is_in([103, 117]))
+    done = score(*flags, *listed(117, 103, 103, kind=pl.Int32), command=command)
+    assert (done.code, done.summary["users"]) == (0, 2), done.err
+    some = pl.read_parquet("o.parquet")
+    assert some["user_id"].unique().sort().to_list() == [103, 117]
+    assert some.drop(pl.col(pl.Float32)).equals(full.drop(pl.col(pl.Float32)))
+
+
+def test_users_only_goes_with_the_other_tables(score):
+    ids(100, 101, 7).write_parquet("users.parquet")
+    given([100, 102, 103], 1000, 1001).write_parquet("given.parquet")
+    done = score("--users", "users.parquet", *listed(7, 100, 103, 5))
+    assert (done.code, done.summary["users"], done.summary["users_without_events"]) == (0, 3, 1), done.err
+    assert "--users-only only.parquet: 1 of its users are in no input" in " ".join(done.summary["warnings"])
+    assert done.summary["matches"]["users_only"]["met"] == 3
+    done = score("--candidates", "given.parquet", "--include-seen", *listed(102, 103, 104))
+    assert (done.code, done.summary["users"]) == (0, 2), done.err
+
+
+def test_users_only_of_nobody(score):
+    done = score(*listed(1))
+    assert (done.code, "--users-only only.parquet: 0 of its 1 user_id" in done.err) == (3, True)
+    done = score(*listed())
+    assert (done.code, "--users-only only.parquet: no rows, so nobody to score" in done.err) == (99, True)
+    assert score(*listed(100), "--user", "101").code == 2
+    ids(1, key="uid").write_parquet("only.parquet")
+    done = score("--users-only", "only.parquet")
+    assert (done.code, "column 'user_id' is missing. Did you mean 'uid'" in done.err) == (3, True), done.err
+
+
+def test_another_list_is_another_run(score):
+    assert score(*listed(100, 101), "--shard-users", "1").code == 0
+    done = score(*listed(100, 102), "--shard-users", "1", "--if-exists", "resume")
+    assert (done.code, "users_only" in done.err) == (2, True), done.err
+
+
 def test_a_block_of_a_log_may_have_new_videos_alone(log, model_dir):
     new = log.head(30).with_columns(pl.col("video_id") - 1000)
     assert Scorer(model=str(model_dir))(new.to_arrow())["cold_start"].to_pylist()[0]

@@ -40,13 +40,14 @@ class EngineError(GenrecError):
     """A requested engine, device or precision is not available (exit 5); `about` says what a person must look at."""
 
     exit_code = 5
-    about: ClassVar[str] = "installation"  # the same on every machine with these packages
+    about: str = "installation"  # the same on every machine with these packages
 
-
-class DeviceError(EngineError):
-    """This machine's device is missing, too old or broken (exit 5); another machine may do."""
-
-    about = "device"
+    @classmethod
+    def of_device(cls, text: str) -> EngineError:
+        """Return the error that this machine's device is missing, too old or broken; another machine may do."""
+        error = cls(text)
+        error.about = "device"
+        return error
 
 
 class GateError(GenrecError):

@@ -87,6 +87,13 @@ class HistoryConfig(LogConfig):
         panel="Input",
         identity="bytes",
     )
+    verify_input: str | None = option(
+        "Check the inputs before anything is written: `pages` reads all Parquet files once more and compares the "
+        "checksums of their pages, where they have some; the path of an earlier output compares the contents with "
+        "those that it was made from. A difference is exit code 3.",
+        panel="Input",
+        identity="none",
+    )
     min_match: float = option(
         "Smallest share of ids that the model's catalog and each table must have in common with the log, of the side "
         "with fewer ids; less is exit code 6, and next to none (0.01) exit code 3 or 4. 0 for no limit.",

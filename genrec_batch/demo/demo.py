@@ -132,10 +132,9 @@ def _prepare(folder: Path, users: int) -> Files:
 def _untrained(directory: Path, log: Path) -> None:
     """Write seeded reference weights, with the log's videos as the catalog."""
     config = weights.PRESETS["reference"]
-    weights.save(
-        directory, config, weights.initial_weights(config, weights.DEMO_SEED), trained=False, card="A demo model.\n"
-    )
     catalog_of(str(log), None, config.vocabulary).write(directory / "catalog.parquet")
+    initial = weights.initial_weights(config, weights.DEMO_SEED)
+    weights.save(directory, config, initial, trained=False, card="A demo model.\n")
 
 
 def _near(path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.core.errors import DeviceError, DeviceMemoryError, EngineError
+from genrec_batch.core.errors import DeviceMemoryError, EngineError
 
 INSTALL = "pip install 'genrec-batch[gpu]'"
 ALIGNMENT = 256  # bytes; TensorRT requires its tensors to start on such a boundary
@@ -177,7 +177,7 @@ class Device:
             found = (
                 f"{int(count[1])} found" if count[0] == self.runtime.cudaError_t.cudaSuccess else self._text(count[0])
             )
-            raise DeviceError(
+            raise EngineError.of_device(
                 f"--device {name}: no such NVIDIA GPU ({found}); the tensorrt engine needs one with its driver, "
                 f"then {INSTALL}. On a machine without a GPU use --engine onnxruntime or torch"
             )
@@ -229,7 +229,7 @@ class Device:
         if code == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
             raise DeviceMemoryError(f"{self.name} is out of memory ({name}); try a smaller --batch-size")
         if code != self.runtime.cudaError_t.cudaSuccess:
-            raise DeviceError(f"{self.name}: {name} failed: {self._text(code)}")
+            raise EngineError.of_device(f"{self.name}: {name} failed: {self._text(code)}")
         return None if len(result) == 1 else result[1] if len(result) == 2 else result[1:]
 
     def _text(self, code: Any) -> str:

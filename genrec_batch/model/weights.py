@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import F32, FIRST_ITEM, HEADS
 from genrec_batch.core.errors import ConfigError, ModelError, RetryError, nearest
+from genrec_batch.model import sealed
 from genrec_batch.model.places import check_free, check_reached, directory_of
 from genrec_batch.model.trained import Trained
 
@@ -261,7 +262,7 @@ def load(directory: Path, named: str = "--model") -> Model:
 
     Raises:
         ModelError: the directory or a file is missing; the config is damaged, or of another layout or version; the
-            weights are truncated or do not fit the config.
+            weights are truncated or do not fit the config; weights or catalog are not those of `save`.
     """
     path = directory / "config.json"
     check_reached(path, f"{named} {directory}")
@@ -288,8 +289,9 @@ def load(directory: Path, named: str = "--model") -> Model:
     if not isinstance(sizes, dict) or set(sizes) != known:
         raise ModelError(f"{path}: the entry `model` must hold exactly {', '.join(sorted(known))}")
     config = ModelConfig(**sizes)
-    weights = read_weights(directory / "model.safetensors")
-    check_weights(weights, config, str(directory / "model.safetensors"))
+    with sealed.checked(directory, stored.get("sha256")):
+        weights = read_weights(directory / sealed.WEIGHTS)
+        check_weights(weights, config, str(directory / sealed.WEIGHTS))
     training = Trained.read(stored.get("training"), path)
     return _model(config, weights, directory, trained=trained, training=training)
 
@@ -298,6 +300,8 @@ def save(
     directory: Path, config: ModelConfig, weights: Weights, *, trained: bool, card: str, training: Trained | None = None
 ) -> None:
     """Write `config.json`, `model.safetensors` and the model card; each file appears whole or not at all.
+
+    `config.json` records the sha256 of the weights, and of a `catalog.parquet` that is there already.
 
     Raises:
         ModelError: the weights do not fit, or the directory holds a model already.
@@ -315,6 +319,7 @@ def save(
             )
             (Path(scratch) / "README.md").write_text(card)
             stored = {"model": asdict(config), "layout": layout.fingerprint(), "trained": trained, "format": 1}
+            stored["sha256"] = sealed.recorded(Path(scratch) / sealed.WEIGHTS, directory / sealed.CATALOG)
             stored |= {} if training is None else {"training": training.stored()}
             text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", _on_a_line, json.dumps(stored, indent=2))
             (Path(scratch) / "config.json").write_text(text + "\n")

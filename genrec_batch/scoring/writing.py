@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import polars as pl
 
 from genrec_batch.core.errors import ConfigError, GateError
-from genrec_batch.core.options import HistoryConfig
+from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user
 from genrec_batch.events.dataset import Dataset, HeadStart
-from genrec_batch.io import output, published
+from genrec_batch.io import output, published, verified
 from genrec_batch.runtime import console, malloc, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
@@ -50,13 +50,28 @@ def opened(
     """
     if target is not None:
         published.check(Path(target), config.if_exists)
+    if config.verify_input == verified.PAGES:
+        with stages.time("verify input"), console.busy("verifying the inputs"):
+            _check_pages(config, source)
     dataset = Dataset.open(source, config, stages, spill_beside=target, ahead=ahead)
     try:
         if target is not None:
             _check_not_an_input(target, dataset)
+        if config.verify_input not in (None, verified.PAGES):
+            snapshots = {name: each.snapshot() for name, each in dataset.inputs.items()}
+            verified.check_recorded(config.verify_input, snapshots)
         yield dataset
     finally:
         dataset.users.close()
+
+
+def _check_pages(config: HistoryConfig, source: str) -> None:
+    tables = {"--users": config.users, "--videos": config.videos, "--extra-features": config.extra_features}
+    if isinstance(config, ScoreConfig):
+        tables["--candidates"] = config.candidates
+    for flag, path in {"INPUT": source, **tables}.items():
+        if path is not None:
+            verified.check_pages(path, flag)
 
 
 def write(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from genrec_batch.core.errors import DeviceError
+from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.torch.device import resolve_device
 
 FAST_BF16 = ("amx_bf16", "avx512_bf16")  # instructions with which a CPU is faster in bf16 than in fp32
@@ -46,7 +46,9 @@ class Place:
         if precision == "auto":
             precision = "bf16" if found.type == "cuda" or _cpu_has(FAST_BF16) else "fp32"
         if found.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise DeviceError(f"--precision bf16: {torch.cuda.get_device_name(found)} does not have it; take fp32")
+            raise EngineError.of_device(
+                f"--precision bf16: {torch.cuda.get_device_name(found)} does not have it; take fp32"
+            )
         return Place(device=found, precision=precision)
 
 

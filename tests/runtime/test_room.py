@@ -134,5 +134,5 @@ def test_a_panic_of_a_library_is_a_fault_of_the_input(capsys):
 def test_exit_5_says_whether_the_installation_or_this_machine_is_at_fault(run, log_file, model_dir, capsys):
     done = run("score", log_file, "a.parquet", "--model", model_dir, "--engine", "torch", "--precision", "fp16")
     assert (done.code, "(exit 5: installation)" in done.err) == (5, True), done.err
-    assert ended(errors.DeviceError("cuda:0 is gone")) == 5
+    assert ended(errors.EngineError.of_device("cuda:0 is gone")) == 5
     assert "cuda:0 is gone (exit 5: device)" in capsys.readouterr().err

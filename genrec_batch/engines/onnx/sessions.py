@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.core.errors import DeviceError, DeviceMemoryError, EngineError
+from genrec_batch.core.errors import DeviceMemoryError, EngineError
 from genrec_batch.runtime.threads import cores
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -70,7 +70,7 @@ class OnnxSessions:
                     graph if isinstance(graph, bytes) else str(graph), options, providers=self._providers()
                 )
             if session.get_providers()[0] != PROVIDERS[self.kind]:
-                raise DeviceError(
+                raise EngineError.of_device(
                     f"--device {self.kind}: onnxruntime could not start {PROVIDERS[self.kind]}: is there an NVIDIA "
                     f"driver, and are the CUDA and cuDNN libraries of its version there? ({INSTALL[self.kind]})"
                 )
@@ -136,7 +136,7 @@ class OnnxSessions:
                 raise DeviceMemoryError(
                     f"{doing} on {self.kind}: memory ran out; use a smaller --batch-size or --beam-width"
                 ) from error
-            raise DeviceError(f"{doing} on {self.kind}: onnxruntime failed: {error}") from error
+            raise EngineError.of_device(f"{doing} on {self.kind}: onnxruntime failed: {error}") from error
 
 
 def imported(package: str, kind: str) -> ModuleType:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from genrec_batch.core.errors import DeviceError, EngineError
+from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.driver import INSTALL
 from genrec_batch.engines.onnx_graph import PINNED
 
@@ -166,7 +166,9 @@ def build(
     try:
         builder = library.api.Builder(keeper)
     except TypeError as error:  # pybind11 raises it where a factory returned nothing
-        raise DeviceError(f"{library.label} cannot start without a GPU and its driver: {library.log.last()}") from error
+        raise EngineError.of_device(
+            f"{library.label} cannot start without a GPU and its driver: {library.log.last()}"
+        ) from error
     network = builder.create_network(_network_flags(library))
     parser = library.api.OnnxParser(network, keeper)
     if not parser.parse(graph):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from genrec_batch.core.errors import DeviceError, DeviceMemoryError
+from genrec_batch.core.errors import DeviceMemoryError, EngineError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -26,13 +26,13 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise DeviceError(
+        raise EngineError.of_device(
             f"--device {name}: PyTorch {torch.__version__} sees no CUDA GPU here. With one and its driver in place, "
             "pip install --force-reinstall 'genrec-batch[torch]' takes a build with CUDA; --device cpu runs anywhere"
         )
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= torch.cuda.device_count():
-        raise DeviceError(f"--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+        raise EngineError.of_device(f"--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return torch.device("cuda", index)
 
 
@@ -48,7 +48,7 @@ def resolve_precision(name: str) -> torch.dtype:
         EngineError: int8, which this processor does not multiply.
     """
     if name == "int8" and not fast_int8():
-        raise DeviceError("--precision int8: this processor has no AVX-512 VNNI instructions; take fp32")
+        raise EngineError.of_device("--precision int8: this processor has no AVX-512 VNNI instructions; take fp32")
     return DTYPES[name]
 
 

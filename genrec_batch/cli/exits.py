@@ -27,6 +27,7 @@ from genrec_batch.core.errors import (
     is_unreachable,
     refused,
 )
+from genrec_batch.core.text import harmless
 from genrec_batch.runtime import console, room, signals
 
 ROOM = (
@@ -62,7 +63,8 @@ def print_error(title: str, text: str) -> None:
     if console.LOG.handlers and isinstance(console.LOG.handlers[0].formatter, console.JsonFormatter):
         console.LOG.error("%s %s", title, text)
     else:
-        console.stderr.print(f"[bold red]{title}[/] {escape(text)}", soft_wrap=True, highlight=False)
+        shown = escape(harmless(text, one_line=True))
+        console.stderr.print(f"[bold red]{title}[/] {shown}", soft_wrap=True, highlight=False)
 
 
 def guarded(work: Callable[[], None], *, verbose: bool) -> None:

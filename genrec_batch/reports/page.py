@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_markup
 from importlib import resources
 
+from genrec_batch.core.text import harmless
 from genrec_batch.reports.chapters import Report, sections
 from genrec_batch.reports.sections import Section, Table
 
 WIDE = 5  # columns beyond which a table takes the whole width of the page
 LIBRARY = "chart.umd.min.js"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def escape(text: str) -> str:
+    """Return a text for the page: neither markup nor control characters."""
+    return escape_markup(harmless(text, one_line=True))
 
 
 def _asset(name: str) -> str:

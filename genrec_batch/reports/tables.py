@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.text import harmless
 from genrec_batch.model import weights
 from genrec_batch.runtime.console import stderr, stdout
 
@@ -60,7 +61,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         rows["ignored columns"] = ", ".join(facts["ignored_columns"])
     for name, value in rows.items():
         if value is not None:
-            table.add_row(f"[dim]{name}[/]", Text(number(value)))
+            table.add_row(f"[dim]{name}[/]", Text(harmless(number(value), one_line=True)))
     stages = ", ".join(
         f"{name} {seconds:.2f}" for name, seconds in facts.get("stages_s", {}).items() if seconds >= 0.005
     )
@@ -86,7 +87,7 @@ def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
     for row in rows.slice(0, most).to_pylist():
         cells = [str(row["user_id"]), str(row["rank"]), str(row["video_id"]), f"{row['score']:.4f}"]
         cells += [] if narrow else [f"{row['log_prob']:.4f}", str(row["step"])]
-        table.add_row(*map(Text, cells), *(f"{row[head]:.4f}" for head in HEADS))
+        table.add_row(*(Text(harmless(cell, one_line=True)) for cell in cells), *(f"{row[head]:.4f}" for head in HEADS))
     stdout.print(table)
     if len(rows) > most:
         stdout.print(f"... and {len(rows) - most:,} more rows")

@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from genrec_batch.core.text import harmless
 from genrec_batch.reports.sections import Section, Table
 from genrec_batch.runtime.console import stdout
 
@@ -21,11 +22,15 @@ LEAST = 3  # columns that are shown on the narrowest terminal
 def show(sections: Iterable[Section]) -> None:
     """Print sections."""
     for section in sections:
-        stdout.rule(Text(section.title), align="left", style="dim")
+        stdout.rule(_text(section.title), align="left", style="dim")
         for sentence in section.lead:
-            stdout.print(Text(sentence))
+            stdout.print(_text(sentence))
         for table in section.tables:
             _print(table)
+
+
+def _text(text: str) -> Text:
+    return Text(harmless(text, one_line=True))
 
 
 def _print(table: Table) -> None:
@@ -41,7 +46,7 @@ def _print(table: Table) -> None:
 
 def _rich(table: Table, columns: int) -> RichTable:
     shown = RichTable(
-        title=Text(table.title),
+        title=_text(table.title),
         title_justify="left",
         title_style="bold",
         show_header=any(table.columns),
@@ -49,10 +54,10 @@ def _rich(table: Table, columns: int) -> RichTable:
     )
     for i, name in enumerate(table.columns[:columns]):
         if i < table.left:
-            shown.add_column(Text(name), overflow="fold")
+            shown.add_column(_text(name), overflow="fold")
         else:  # numbers are never broken
             widest = max((len(row[i]) for row in table.rows), default=0)
-            shown.add_column(Text(name), justify="right", overflow="fold", min_width=widest)
+            shown.add_column(_text(name), justify="right", overflow="fold", min_width=widest)
     for row in table.rows:
-        shown.add_row(*map(Text, row[:columns]))
+        shown.add_row(*(_text(cell) for cell in row[:columns]))
     return shown

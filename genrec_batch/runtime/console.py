@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Protocol, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -30,8 +30,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from genrec_batch.core.errors import ConfigError, GenrecError, TerminalGoneError, refused
+from genrec_batch.core.text import harmless
 
 LOG = logging.getLogger("genrec_batch")
 WIDE = 72  # columns of a terminal from which progress has a bar and counts
@@ -108,6 +110,11 @@ class _Stream(Console):
     def file(self, stream: IO[str]) -> None:
         self._file = stream
 
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render what is printed; text from data has no control characters of its own, Rich's styles are no text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to `cli.exits`, which knows the exit code; Rich would end the process with 1."""
         raise BrokenPipeError
@@ -129,6 +136,14 @@ def accept_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class TextFormatter(logging.Formatter):
+    """A line of text: time, level, message; control characters from data are escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line."""
+        return harmless(super().format(record), one_line=True)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC, ISO 8601), level, message."""
 
@@ -146,9 +161,10 @@ def set_up(*, quiet: bool, verbose: bool, log_format: str) -> None:
         handler.setFormatter(JsonFormatter())
     elif not stderr.is_terminal:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)-8s %(message)s", "%H:%M:%S"))
     else:
         handler = RichHandler(console=stderr, show_path=False, markup=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(TextFormatter("%(message)s"))
     LOG.handlers = [handler]
     LOG.propagate = False
     forget_warnings()
@@ -276,7 +292,7 @@ def line(text: str) -> None:
         TerminalGoneError: the terminal of stdout is closed.
         ConfigError: stdout refuses the write for another reason.
     """
-    stdout.file.write(text + "\n")
+    stdout.file.write(harmless(text) + "\n")
     stdout.file.flush()
 
 

@@ -48,6 +48,21 @@ def is_span(text: str) -> bool:
     return text.strip().endswith(tuple(UNITS_S))
 
 
+def since_us(text: str, as_of_us: int) -> int:
+    """Return the moment that `--since` names, itself or by a span before as-of, as epoch microseconds.
+
+    Raises:
+        ConfigError: neither a moment nor a span of time.
+    """
+    return as_of_us - span_us(text, "--since") if is_span(text) else moment_us(text, "--since")
+
+
+def check_since(text: str | None, as_of_us: int | None) -> None:
+    """Raise ConfigError unless `--since` is a moment or a span, and before `--as-of`."""
+    if text is not None and since_us(text, as_of_us or 0) >= (as_of_us or 2**63):
+        raise ConfigError(f"--since {text!r}: not before --as-of")
+
+
 def check_batch_size(text: str) -> None:
     """Raise ConfigError unless `--batch-size` is auto or a whole number above 0."""
     if text != "auto" and not (text.isdigit() and int(text) > 0):

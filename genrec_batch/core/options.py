@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.declare import check_at_least, check_choices, check_share, check_types, option
 from genrec_batch.core.errors import ConfigError, nearest
-from genrec_batch.core.option_values import check_batch_size, check_device, check_positions, moment_us, span_us
+from genrec_batch.core.option_values import (
+    check_batch_size,
+    check_device,
+    check_positions,
+    check_since,
+    moment_us,
+    span_us,
+)
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
@@ -74,6 +81,11 @@ class HistoryConfig(LogConfig):
     as_of: str | None = option(
         "Score as of this moment, in ISO 8601, UTC by default; later events are ignored. "
         "Default: the log's last timestamp.",
+        panel="Input",
+        identity="bytes",
+    )
+    since: str | None = option(
+        "Leave out events before this moment, or older than this span before as-of, such as 30d.",
         panel="Input",
         identity="bytes",
     )
@@ -156,7 +168,7 @@ class HistoryConfig(LogConfig):
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
         check_share(self, "min_match")
-        self.as_of_us()
+        check_since(self.since, self.as_of_us())
 
     def memory_bytes(self) -> int:
         """Return `--memory-limit` in bytes.

@@ -51,6 +51,7 @@ class EvaluateConfig(LogConfig):
     as_of: str | None = option(
         "End of the test: later events are ignored. Default: the log's last timestamp.", panel="Input"
     )
+    since: str | None = _as_score("since")
     test_from: str | None = option(
         "Test on the events from this moment on, ISO 8601, UTC unless it says otherwise; the events before it are the "
         "history. --as-of ends the test.",

@@ -90,6 +90,8 @@ class Dataset:
         """
         stages = stages or Stages()
         log, inputs = _log(source, config, stages)
+        with stages.time("scan"):
+            log = log.since(config.since, config.as_of_us())
         with console.busy("loading the kernels"):
             sorter_choice.for_log(log.rows)  # an import, which would hold up one that `ahead` makes
         if ahead is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
+from genrec_batch.core.option_values import is_span, since_us
 from genrec_batch.events import schema
 from genrec_batch.events.columns import REQUIRED
 from genrec_batch.events.rejects import faulty_rows
@@ -31,6 +32,7 @@ class EventLog:
     contract: schema.Contract
     where: str  # names the log in errors
     last_us: int  # the last plausible time: a day after now, epoch us
+    since_us: int | None = None  # events before it are left out, epoch us
     latest_us: dict[int, int] = field(default_factory=dict, repr=False)  # of each row group that the survey has read
     _kept: dict[int, pl.DataFrame] = field(default_factory=dict, repr=False)  # what `required` read
 
@@ -80,9 +82,9 @@ class EventLog:
         if number not in self._kept:
             frame = self._read(number, REQUIRED)
             if self.rows > KEPT_ROWS:
-                return frame
+                return self._recent(frame)
             self._kept[number] = frame
-        return self._kept[number]
+        return self._recent(self._kept[number])
 
     def usable(self, number: int) -> pl.DataFrame:
         """Return the usable events of a row group in contract columns.
@@ -96,7 +98,27 @@ class EventLog:
             frame = pl.concat([frame, self._read(number, others)], how="horizontal") if others else frame
         else:
             frame = self._read(number, self.contract.reading.columns)
-        return frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame
+        return self._recent(frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame)
+
+    def since(self, text: str | None, as_of_us: int | None) -> EventLog:
+        """Return the log from the moment of `--since` on; where that is a span before the last event, find it first.
+
+        Raises:
+            InputError, RetryError: see `required`.
+        """
+        if text is None:
+            return self
+        if as_of_us is None and is_span(text):
+            last = pl.col("timestamp").filter(schema.usable()).dt.epoch("us").max()
+            times = [self.required(number).select(last).item() for number in range(len(self.row_groups))]
+            as_of_us = max((time for time in times if time is not None), default=0)
+        return replace(self, since_us=since_us(text, as_of_us or 0))
+
+    def _recent(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return rows without the events before `since_us`; rows that are none stay."""
+        if self.since_us is None:
+            return frame
+        return frame.filter(~schema.usable() | (pl.col("timestamp").dt.epoch("us") >= self.since_us))
 
     def faulty(self, number: int) -> pl.DataFrame:
         """Return file, row (from 0), reason and values of the rows of a row group that cannot be used.

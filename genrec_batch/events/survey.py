@@ -6,6 +6,7 @@ to the model. In: a log. Out: a `Survey`, whose size grows with users and videos
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections import Counter as Counts
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def survey(
     if not usable and log.rows:
         raise InputError(
             f"{log.where}: no row can be scored, of {log.rows:,}: {in_words(rejects) or 'none is an event'}"
-            f"{_way_out(log, rejects)}"
+            f"{_too_old(log)}{_way_out(log, rejects)}"
         )
     return Survey(
         rows=log.rows,
@@ -118,6 +119,14 @@ def _look(log: EventLog, as_of_us: int | None, sorter: Sorter, users: Counter, v
         usable=len(usable),
         times=times,
     )
+
+
+def _too_old(log: EventLog) -> str:
+    """Return that `--since` may have left nothing."""
+    if log.since_us is None:
+        return ""
+    moment = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=log.since_us)
+    return f" from --since ({moment:%Y-%m-%d %H:%M:%S} UTC) on"
 
 
 def _way_out(log: EventLog, rejects: Mapping[str, int]) -> str:

@@ -58,6 +58,7 @@ def read_whole(
     videos: str | None = None,
     schema_name: str | None = None,
     as_of_us: int | None = None,
+    since: str | None = None,
     max_rejects: float = 0.05,
     min_match: float = NEXT_TO_NONE,
     positive: str | None = None,
@@ -75,6 +76,7 @@ def read_whole(
         videos: `--videos`.
         schema_name: `--schema`.
         as_of_us: `--as-of`.
+        since: `--since`.
         max_rejects: `--max-rejects`.
         min_match: `--min-match`.
         positive: the log's own column that is the label of recommendation.
@@ -87,7 +89,7 @@ def read_whole(
         source = read.scan(path, flag)
         if not source.rows:
             raise InputError(f"{where}: no rows, so nothing to learn from")
-        log = EventLog.of(source, schema_name, where, positive=positive, labels=True)
+        log = EventLog.of(source, schema_name, where, positive=positive, labels=True).since(since, as_of_us)
     sorter = sorter_choice.for_log(log.rows)
     with stages.time("scan", rows=log.rows):
         found = survey(log, as_of_us, threads.cores(), sorter)

@@ -101,6 +101,7 @@ def read(options: TrainConfig, path: str, stages: Stages) -> Material:
         videos=options.videos,
         schema_name=options.schema,
         as_of_us=options.as_of_us(),
+        since=options.since,
         max_rejects=options.max_rejects,
         min_match=options.min_match,
         positive=options.positive,

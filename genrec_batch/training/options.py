@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from genrec_batch.core.declare import check_at_least, check_share, option
 from genrec_batch.core.errors import ConfigError, ModelError
-from genrec_batch.core.option_values import check_device, moment_us
+from genrec_batch.core.option_values import check_device, check_since, moment_us
 from genrec_batch.core.options import NEXT_TO_NONE, LogConfig
 from genrec_batch.model.weights import PRESETS, ModelConfig
 
@@ -62,6 +62,9 @@ class TrainConfig(LogConfig):
     as_of: str | None = option(
         "Learn from events up to this moment, ISO 8601, UTC unless it says otherwise. Default: all of them.",
         panel="Input",
+    )
+    since: str | None = option(
+        "Leave out events before this moment, or older than this span before as-of, such as 90d.", panel="Input"
     )
     max_rejects: float = option(
         "Share of rows that may be rejected, for whatever reason, before the run fails with exit code 6.",
@@ -146,6 +149,7 @@ class TrainConfig(LogConfig):
         if not 0 <= self.max_rejects <= 1:
             raise ConfigError(f"--max-rejects {self.max_rejects}: a share from 0 to 1")
         check_share(self, "min_match")
+        check_since(self.since, self.as_of_us())
         if self.lr is not None and not 0 < self.lr < 1:
             raise ConfigError(f"--lr {self.lr}: above 0 and below 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:

@@ -1,14 +1,17 @@
 """How the text of an option becomes a value, and checks that options of several commands share.
 
-Owns: moments, spans of time, and the forms of `--batch-size` and `--device`. Must not know: which options there are.
+Owns: moments, spans of time, sizes, blends, and the forms of `--batch-size` and `--device`. Must not know: which
+options there are.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
+from collections.abc import Sequence
 
-from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.errors import ConfigError, nearest
 
 UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -61,6 +64,40 @@ def check_since(text: str | None, as_of_us: int | None) -> None:
     """Raise ConfigError unless `--since` is a moment or a span, and before `--as-of`."""
     if text is not None and since_us(text, as_of_us or 0) >= (as_of_us or 2**63):
         raise ConfigError(f"--since {text!r}: not before --as-of")
+
+
+def size_bytes(text: str, flag: str) -> int:
+    """Return the size that `flag` names, such as 512MiB or 8GiB, in bytes.
+
+    Raises:
+        ConfigError: not a number of KiB, MiB or GiB, or less than 1 MiB.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", text, re.IGNORECASE)
+    count = float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper())) if match else 0
+    if count < 1 << 20:
+        raise ConfigError(f"{flag} {text!r}: a size from 1MiB, such as 512MiB or 8GiB")
+    return int(count)
+
+
+def blend_of(text: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the weight that `--weights` gives to each of its names, which are some of `names`.
+
+    Raises:
+        ConfigError: an unknown name, a name given twice, or not a finite number.
+    """
+    parsed: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (side.strip() for side in part.partition("="))
+        if name not in names:
+            raise ConfigError(f"--weights: {name!r} is not one of {', '.join(names)}.{nearest(name, list(names))}")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise ConfigError(f"--weights: {part.strip()!r} is not NAME=NUMBER") from None
+        if name in parsed or not math.isfinite(weight):
+            raise ConfigError(f"--weights: {name!r} is given twice or is not a finite number")
+        parsed[name] = weight
+    return parsed
 
 
 def check_batch_size(text: str) -> None:

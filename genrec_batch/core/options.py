@@ -7,18 +7,19 @@ fields. Must not know: Typer, or what an option does. A field `top_k` is the fla
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.core.declare import check_at_least, check_choices, check_share, check_types, option
-from genrec_batch.core.errors import ConfigError, nearest
+from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.option_values import (
+    blend_of,
     check_batch_size,
     check_device,
     check_positions,
     check_since,
     moment_us,
+    size_bytes,
     span_us,
 )
 
@@ -176,11 +177,7 @@ class HistoryConfig(LogConfig):
         Raises:
             ConfigError: not a number of KiB, MiB or GiB, or less than 1 MiB.
         """
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B?\s*", self.memory_limit, re.IGNORECASE)
-        count = float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper())) if match else 0
-        if count < 1 << 20:
-            raise ConfigError(f"--memory-limit {self.memory_limit!r}: a size from 1MiB, such as 512MiB or 8GiB")
-        return int(count)
+        return size_bytes(self.memory_limit, "--memory-limit")
 
     def as_of_us(self) -> int | None:
         """Return `--as-of` as epoch microseconds.
@@ -296,22 +293,7 @@ class ScoreConfig(HistoryConfig):
         Raises:
             ConfigError: an unknown name, a name given twice, or not a finite number.
         """
-        if self.weights is None:
-            return None
-        parsed: dict[str, float] = {}
-        for part in self.weights.split(","):
-            name, _, number = (side.strip() for side in part.partition("="))
-            if name not in BLENDABLE:
-                hint = nearest(name, list(BLENDABLE))
-                raise ConfigError(f"--weights: {name!r} is not one of {', '.join(BLENDABLE)}.{hint}")
-            try:
-                parsed_number = float(number)
-            except ValueError:
-                raise ConfigError(f"--weights: {part.strip()!r} is not NAME=NUMBER") from None
-            if name in parsed or abs(parsed_number) == float("inf") or parsed_number != parsed_number:  # noqa: PLR0124 (NaN)
-                raise ConfigError(f"--weights: {name!r} is given twice or is not a finite number")
-            parsed[name] = parsed_number
-        return parsed
+        return None if self.weights is None else blend_of(self.weights, BLENDABLE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,13 @@ class HistoryConfig(LogConfig):
     rejects: str | None = option(
         "Parquet file for rejected rows: input, reason, file, row and values.", panel="Input", identity="none"
     )
+    strict: bool = option(
+        "Whether any warning ends the run with exit code 6 before anything is published.",
+        default=False,
+        panel="Input",
+        flags="--strict",
+        identity="none",
+    )
     limit: int | None = option("Score only the first N users by id.", panel="Input", identity="bytes")
     user: tuple[str, ...] = option(
         "Score only this user and print the result; may be repeated.", (), panel="Input", identity="bytes"

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from genrec_batch.core.arrays import I32, I64, offsets_of
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.events.ids import IdIndex
 from genrec_batch.events.log import EventLog
+from genrec_batch.events.plausible import Look, looks
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
 from genrec_batch.events.spill import SpillFolder, remove_abandoned
@@ -116,7 +118,7 @@ class RecordReader:
     videos: IdIndex
     as_of_us: int
     sorter: Sorter
-    values_read: list[dict[str, int]] = field(default_factory=list, repr=False)  # by column, for each row group read
+    looks: list[dict[str, Look]] = field(default_factory=list, repr=False)  # by column, for each row group read
 
     @staticmethod
     def of(log: EventLog, found: Survey, users: pl.Series, sorter: Sorter) -> RecordReader:
@@ -133,9 +135,7 @@ class RecordReader:
     def empty_columns(self) -> list[str]:
         """Return the columns that had no value in any row group read so far; none before the first."""
         return [
-            name
-            for name in self.record.columns
-            if self.values_read and not any(values[name] for values in self.values_read)
+            name for name in self.record.columns if self.looks and not any(look[name].values for look in self.looks)
         ]
 
     def records(self, group: int) -> Records:
@@ -156,7 +156,7 @@ class RecordReader:
         if self.log.latest_us.get(group, self.as_of_us + 1) > self.as_of_us:
             frame = frame.filter(pl.col("timestamp").dt.epoch("us") <= self.as_of_us)
         if len(frame):
-            self.values_read.append({name: len(frame) - frame[name].null_count() for name in self.record.columns})
+            self.looks.append(looks(frame.select(self.record.columns), partial(self.log.made_null, group)))
         user_R = self.users.rows(frame["user_id"], self.sorter)
         if len(user_R) and user_R.min() < 0:  # --user, --limit: not everybody is scored
             frame = frame.filter(pl.Series(user_R >= 0))

@@ -15,15 +15,16 @@ from typing import Protocol
 
 import polars as pl
 
-from genrec_batch.core.errors import NothingToScoreError
+from genrec_batch.core.errors import GateError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
-from genrec_batch.events import by_user, histories, sorter_choice
+from genrec_batch.events import by_user, histories, plausible, sorter_choice
 from genrec_batch.events.beside import Beside, given_candidates, users_to_score
 from genrec_batch.events.by_user import EventStore, RecordReader, Users
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.rejects import in_words, reject_file
+from genrec_batch.events.schema import BUILT_IN, column_names
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.events.user_histories import UserHistories
@@ -124,8 +125,7 @@ class Dataset:
             shard_users=config.shard_users,
             stages=stages,
         )
-        _warn_of_empty_columns(users.store)
-        return Dataset(
+        dataset = Dataset(
             log=log,
             inputs=inputs,
             users=users,
@@ -135,6 +135,23 @@ class Dataset:
             video_type=found.videos.schema["video_id"],
             facts={**_facts(log, found, users, catalog), "matches": joins.found},
         )
+        dataset.warn_of_values(config)
+        check_strict(config)
+        return dataset
+
+    def warn_of_values(self, config: HistoryConfig) -> None:
+        """Warn of columns without any value, and of values that make no sense, in what was read so far.
+
+        A log that is nearly in id order is read while it is scored; its warnings come at the end.
+        """
+        reader = self.users.store.reader
+        empty = reader.empty_columns()
+        if empty:
+            what = "no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
+            LOG.warning("%s: %s", ", ".join(empty), what)
+        entries = column_names(config.schema).events
+        for warning in plausible.warnings(reader.looks, entries, categories=config.schema not in BUILT_IN):
+            LOG.warning("%s", warning)
 
 
 def warn_about(model: Model, config: HistoryConfig) -> None:
@@ -239,11 +256,11 @@ def _arranged(
         )
 
 
-def _warn_of_empty_columns(store: EventStore) -> None:
-    """Warn of columns without any value."""
-    empty = store.reader.empty_columns()
-    if empty:
-        LOG.warning("%s: no value in the whole log (null, not finite, or a flag that is not 0 or 1)", ", ".join(empty))
+def check_strict(config: HistoryConfig) -> None:
+    """Raise GateError where `--strict` is given and there was a warning."""
+    said = console.warned()
+    if config.strict and said:
+        raise GateError("--strict: nothing is published, since there were warnings:\n  " + "\n  ".join(said))
 
 
 def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog) -> dict[str, object]:
@@ -254,12 +271,14 @@ def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog)
     if rejected:
         LOG.warning("%s of %s rows rejected: %s", f"{rejected:,}", f"{found.rows:,}", in_words(found.rejects))
     as_of = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=found.as_of_us)
+    odd = plausible.counts(store.reader.looks)
     return {
         "input_rows": found.rows,
         "events": found.usable,
         "rejected_rows": rejected,
         **({"rejected_because": found.rejects} if rejected else {}),
         **({"filtered_rows": filtered} if filtered > 0 and not log.contract.explode else {}),
+        **({"odd_values": odd} if odd else {}),
         "ignored_columns": list(log.contract.reading.ignored),
         "timestamps": log.contract.reading.time_unit,
         "time_ordered": found.by_time,

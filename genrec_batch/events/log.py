@@ -15,6 +15,7 @@ import polars as pl
 from genrec_batch.core.option_values import is_span, since_us
 from genrec_batch.events import schema
 from genrec_batch.events.columns import REQUIRED
+from genrec_batch.events.plausible import SAMPLE
 from genrec_batch.events.rejects import faulty_rows
 from genrec_batch.events.times import DAY_US, FIRST_US
 from genrec_batch.io.attempt import unchanged
@@ -134,6 +135,22 @@ class EventLog:
             )
             found.append(_in_files(rows, piece))
         return pl.concat(found)
+
+    def made_null(self, number: int, columns: list[str]) -> dict[str, tuple[int, int]]:
+        """Return how many values of each column the conversion makes null, of how many, in the first rows of a group.
+
+        Raises:
+            InputError, RetryError: see `required`.
+        """
+        group = self.row_groups[number]
+        piece = replace(group.pieces[0], frame=group.pieces[0].frame.head(SAMPLE), by_arrow=None)
+        counts = replace(group, pieces=(piece,)).collect(
+            lambda frame, kind: self.contract.made_null(frame, columns, kind), self.where
+        )
+        if not counts.columns:
+            return {}
+        made, values = counts.row(0, named=True), counts.row(1, named=True)
+        return {name: (made[name], values[name]) for name in counts.columns}
 
     def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
         wanted = tuple(columns)

@@ -171,6 +171,19 @@ class Contract:
         frame = self.rows(frame, files)
         return (frame.with_columns(**added) if added else frame).select(**values)
 
+    def made_null(self, frame: pl.LazyFrame, columns: Sequence[str], files: int) -> pl.LazyFrame:
+        """Return, for columns that files of a kind have, the values that become null, and below it all values."""
+        names = [name for name in columns if self.has(name, files)]
+        rows = self.rows(frame, files).select(**{name: self.raw(name, files) for name in names})
+        own, unit = self.own[files], self.units[files]
+        lost = [
+            pl.col(name).is_not_null()
+            & converted(name, KINDS[name], own[name], self.types[name], unit).is_null().alias(name)
+            for name in names
+        ]
+        made, values = rows.select(each.sum() for each in lost), rows.select(pl.col(names).is_not_null().sum())
+        return pl.concat([made, values])
+
     def rows(self, frame: pl.LazyFrame, files: int) -> pl.LazyFrame:
         """Return the events of a file's rows in its own columns: lists exploded, rows of `where`."""
         if self.explode:

@@ -14,7 +14,7 @@ import polars as pl
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.core.errors import InputError
 from genrec_batch.core.options import NEXT_TO_NONE
-from genrec_batch.events import histories, side_tables, sorter_choice
+from genrec_batch.events import histories, plausible, schema, side_tables, sorter_choice
 from genrec_batch.events.by_user import RecordReader
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
@@ -25,6 +25,7 @@ from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime import threads
 from genrec_batch.runtime.clock import Stages
+from genrec_batch.runtime.console import LOG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,9 @@ def read_whole(
         chunks = list(
             threads.ordered(reader.records, range(len(log.row_groups)), workers=threads.cores(), name="records")
         )
+        entries, categories = schema.column_names(schema_name).events, schema_name not in schema.BUILT_IN
+        for warning in plausible.warnings(reader.looks, entries, categories=categories):
+            LOG.warning("%s", warning)
         events = histories.build(
             chunks,
             reader.record,

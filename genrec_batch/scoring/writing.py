@@ -18,7 +18,7 @@ import polars as pl
 from genrec_batch.core.errors import ConfigError, GateError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user
-from genrec_batch.events.dataset import Dataset, HeadStart
+from genrec_batch.events.dataset import Dataset, HeadStart, check_strict
 from genrec_batch.io import output, published, verified
 from genrec_batch.runtime import console, malloc, threads
 from genrec_batch.runtime.clock import Stages
@@ -125,6 +125,9 @@ def write(
         behind.wait()
         if not filled.is_set():
             _refuse_empty(target, users)
+        if run.dataset.users.store.way == "direct":  # it was read meanwhile
+            run.dataset.warn_of_values(run.config)
+        check_strict(run.config)
         console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)

@@ -1,0 +1,101 @@
+"""Values that make no sense: each kind is warned about, and the remedy that the warning names mends it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.conftest import small_log
+
+SPREAD = pl.int_range(pl.len())
+
+
+@pytest.fixture
+def score(run, tmp_path, model_dir):
+    def call(log, *flags, schema=None):
+        log.write_parquet("in.parquet")
+        if schema is not None:
+            (tmp_path / "s.toml").write_text(schema)
+            flags = (*flags, "--schema", "s.toml")
+        (tmp_path / "recs.parquet").unlink(missing_ok=True)
+        arguments = ["in.parquet", "recs.parquet", "--model", model_dir, "--top-k", "2", "--engine", "torch"]
+        return run("score", *arguments, *flags)
+
+    return call
+
+
+def about(ran, column):
+    return [said for said in ran.summary["warnings"] if said.startswith(f"{column}: ")]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("watch_duration", pl.col("watch_duration") * 1000, "milliseconds perhaps"),
+        ("watch_duration", pl.col("watch_duration") - 10, "no seconds from 0"),
+        ("skip_duration", SPREAD * 500, "milliseconds perhaps"),
+        ("watch_percentage", pl.col("watch_percentage") * 100, "percent perhaps"),
+        ("time_of_day", SPREAD % 24 * 100 + SPREAD % 60, "HHMM perhaps"),
+        ("time_of_day", SPREAD % 1440, "minutes of the day perhaps"),
+        ("time_of_day", SPREAD * 97 % 86_400, "seconds of the day perhaps"),
+        ("day_of_week", SPREAD % 7 + 1, "from 1 to 7 perhaps"),
+        ("rewatch_count", SPREAD % 2 - 1, "no counts"),
+        ("recommendation_position", SPREAD % 9 - 5, "no positions"),
+        ("is_liked", SPREAD % 3, "neither 0 nor 1"),
+        ("watch_duration", pl.when(SPREAD % 5 == 0).then(np.nan).otherwise("watch_duration"), "are NaN, infinite"),
+        ("device_type", pl.col("device_type").str.to_uppercase(), "but for case or spaces"),
+        ("network_type", pl.lit("WiFi "), "but for case or spaces, such as 'WiFi '"),
+        ("network_type", pl.lit("it's LTE"), "none of its values is in its list, such as"),
+    ],
+)
+def test_the_remedy_of_a_warning_mends_what_it_is_about(score, column, values, said):
+    log = small_log(mean=40).with_columns(values.alias(column))
+    ran = score(log)
+    assert ran.code == 0, ran.err
+    (warning,) = about(ran, column)
+    assert said in warning
+    assert column in ran.summary["odd_values"]
+    remedy = re.search(rf'{column} = ".*"$', warning)[0]
+    mended = score(log, schema=remedy)
+    assert mended.code == 0, mended.err
+    assert about(mended, column) == []
+
+
+def test_a_remedy_is_about_the_entry_that_is_there(score):
+    log = small_log().rename({"watch_duration": "played"}).with_columns(pl.col("played") * 1e6)
+    ran = score(log, schema='watch_duration = "played / 10.0"')
+    (warning,) = about(ran, "watch_duration")
+    assert warning.endswith('watch_duration = "(played / 10.0) / 1000.0"')
+
+
+@pytest.mark.parametrize("fault", [0, 1, 30])
+def test_up_to_one_percent_is_counted_and_not_warned_about(score, fault):
+    log = small_log(mean=60).with_columns(time_of_day=pl.when(fault > SPREAD).then(99).otherwise(7))
+    ran = score(log)
+    assert ran.summary.get("odd_values", {}).get("time_of_day", {}).get("implausible", 0) == fault
+    assert bool(about(ran, "time_of_day")) == (fault > 0.01 * len(log))
+
+
+def test_values_of_which_some_are_in_no_list_are_what_the_layout_expects(score):
+    ran = score(small_log())  # a third of its devices are fridges
+    assert about(ran, "device_type") == []
+
+
+def test_strict_makes_a_warning_exit_6_and_publishes_nothing(score, tmp_path):
+    log = small_log().with_columns(time_of_day=pl.lit(1430))
+    ran = score(log, "--strict")
+    assert ran.code == 6
+    assert "time_of_day: 100% of its values" in ran.err
+    assert not (tmp_path / "recs.parquet").exists()
+    fine = score(small_log(), "--strict")
+    assert fine.code == 0, fine.err
+
+
+def test_a_log_that_is_read_while_it_is_scored_is_judged_before_it_is_published(score, tmp_path):
+    log = small_log(users=400).sort("user_id").with_columns(time_of_day=pl.lit(1430))
+    ran = score(log, "--strict", "--shard-users", "20", "--memory-limit", "1MiB")
+    assert ran.code == 6
+    assert not (tmp_path / "recs.parquet").exists()

@@ -210,7 +210,7 @@ class ScoreConfig(HistoryConfig):
     num_candidates: int = option("Videos that `--decode candidates` scores for each user.", 100, panel="Decoding")
     beam_width: int = option("Slates kept in parallel while decoding; 1 is greedy decoding.", 1, panel="Decoding")
     candidates: str | None = option(
-        "Parquet table of user_id and a list of video_id: score these videos instead.",
+        "Parquet table of user_id and a list of video_id, or a row for each: score these videos instead.",
         panel="Decoding",
         identity="content",
     )

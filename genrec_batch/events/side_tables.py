@@ -107,13 +107,15 @@ def read_candidates(
 ) -> pl.DataFrame | None:
     """Read `--candidates` with the log's own types of user_id and video_id; None where it is not given.
 
+    A user has one row with a list of videos, or a row for each video.
+
     Raises:
-        InputError: not readable, not a list per user, or next to none of the ids is the log's or the catalog's.
+        InputError: not readable, no video_id, or next to none of the ids is the log's or the catalog's.
         GateError: too few of the ids are.
     """
     if path is None:
         return None
-    frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy)
+    frame, source = read.table(path, "--candidates", "user_id", _as_lists)
     inputs["candidates"] = source
     where = f"--candidates {path}"
     kind = frame.schema.get("video_id")
@@ -126,6 +128,13 @@ def read_candidates(
     joins.table("candidate_users", Side(name=where, ids=frame["user_id"]), "user_id")
     joins.candidates(Side(name=where, ids=videos["video_id"]), catalog)
     return frame
+
+
+def _as_lists(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Gather the videos of each user where they have a row each."""
+    types = frame.collect_schema()
+    flat = "user_id" in types and "video_id" in types and not types["video_id"].is_nested()
+    return frame.group_by("user_id", maintain_order=True).agg("video_id") if flat else frame
 
 
 def read_users_only(path: str | None, joins: Joins, inputs: dict[str, read.Source]) -> pl.Series | None:

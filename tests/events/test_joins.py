@@ -171,6 +171,20 @@ def test_users_only_goes_with_the_other_tables(score):
     assert (done.code, done.summary["users"]) == (0, 2), done.err
 
 
+@pytest.mark.parametrize("kind", [pl.Int64, pl.String])
+def test_candidates_may_have_a_row_each(run, log, model_dir, kind):
+    log.with_columns(pl.col("user_id").cast(kind)).write_parquet("events.parquet")
+    lists = given([100, 102], 1001, 1000, 1002).with_columns(pl.col("user_id").cast(kind))
+    lists.explode("video_id").sample(fraction=1, shuffle=True, seed=1).sort("user_id").write_parquet("flat.parquet")
+    lists.write_parquet("lists.parquet")
+    for name in ("flat", "lists"):
+        flags = ["--candidates", f"{name}.parquet", "--include-seen", "--engine", "onnxruntime", "--precision", "fp32"]
+        done = run("score", "events.parquet", f"o{name}.parquet", "--model", model_dir, *flags)
+        assert (done.code, done.summary["users"], done.summary["rows"]) == (0, 2, 6), done.err
+    columns = ["user_id", "rank", "video_id"]
+    assert pl.read_parquet("oflat.parquet", columns=columns).equals(pl.read_parquet("olists.parquet", columns=columns))
+
+
 def test_users_only_of_nobody(score):
     done = score(*listed(1))
     assert (done.code, "--users-only only.parquet: 0 of its 1 user_id" in done.err) == (3, True)

@@ -17,7 +17,8 @@ Identity = Literal["rows", "bytes", "content", "none"]
 
 - rows: the rows of every user. A run with another value is another run, and keeps no row.
 - bytes: the bytes of the output, but no row of a user whose own input is the same: rows are kept.
-- content: a file whose content is fingerprinted. The path is recorded and decides nothing.
+- content: a file whose content is fingerprinted, or a choice of which the outcome is (`--engine auto`). The value is
+  recorded and decides nothing.
 - none: how a run is shown, stored or checked. It is not recorded.
 """
 

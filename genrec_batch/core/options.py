@@ -225,14 +225,19 @@ class ScoreConfig(HistoryConfig):
         flags="--include-seen/--exclude-seen",
     )
     engine: str = option(
-        "Engine that computes; auto reports its choice and why.", "auto", panel="Engine", choices=ENGINES
+        "Engine that computes; auto reports its choice and why.",
+        "auto",
+        panel="Engine",
+        choices=ENGINES,
+        identity="content",
     )
-    device: str = option("Device of the engine: auto, cpu, cuda or cuda:N.", "auto", panel="Engine")
+    device: str = option("Device of the engine: auto, cpu, cuda or cuda:N.", "auto", panel="Engine", identity="content")
     precision: str = option(
         "Number format; auto takes the fastest that keeps 98% of fp32's top 10.",
         "auto",
         panel="Engine",
         choices=PRECISIONS,
+        identity="content",
     )
     batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine", identity="bytes")
     verify_sample: int = option(

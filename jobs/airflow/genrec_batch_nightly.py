@@ -15,6 +15,7 @@ import datetime as dt
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ MARKER = "_SUCCESS"  # file that marks a day's log as complete
 CARRY_FOR = os.environ.get("GENREC_JOB_CARRY_FOR", "7d")  # age up to which users without new events keep their rows
 MIN_ROWS_SHARE = 0.5  # of the rows that are published now; an output with fewer is not published
 TRY_AGAIN = (75, 129, 130, 137, 143)  # exit codes after which the same command continues where it stopped
-NOTHING_TO_SCORE = 99
+ENGINE, NOTHING_TO_SCORE = 5, 99
 
 
 class GenrecBatch(BaseOperator):
@@ -60,11 +61,14 @@ class GenrecBatch(BaseOperator):
         del context
         (ROOT / "recs").mkdir(exist_ok=True)
         self._hook = SubprocessHook()
-        done = self._hook.run_command([PROGRAM, *self.arguments, *carried(self.day)], cwd=str(ROOT))
+        command = [PROGRAM, *self.arguments, *carried(self.day)]
+        done = self._hook.run_command(command, cwd=str(ROOT), env={**os.environ, **pinned(self.day)})
         if done.exit_code == NOTHING_TO_SCORE:
             raise AirflowSkipException("nothing to score: the log holds no rows")
         if done.exit_code in TRY_AGAIN or done.exit_code < 0:  # below 0: killed by that signal
             raise AirflowException(f"exit code {done.exit_code}: the next try continues where this one stopped")
+        if done.exit_code == ENGINE and "(exit 5: device)" in done.output:
+            raise AirflowException(f"this worker's device is at fault, another one may do: {done.output}")
         if done.exit_code != 0:
             raise AirflowFailException(f"exit code {done.exit_code} another try would end the same way: {done.output}")
         summary: dict[str, Any] = json.loads(done.output)
@@ -93,6 +97,27 @@ def carried(day: str) -> list[str]:
     return ["--previous", previous, "--carry-for", CARRY_FOR] if there else []
 
 
+def pinned(day: str) -> dict[str, str]:
+    """Return the variables by which each try of a day computes with what the first one took.
+
+    On another worker `auto` may take another engine or precision, and that would be another run.
+    """
+    begun, finished = ROOT / "recs" / f".ds={day}.unfinished" / "_run.json", ROOT / "recs" / f"ds={day}"
+    if begun.exists():
+        taken = json.loads(begun.read_text())
+    elif (finished / "_SUCCESS").exists():
+        metadata = json.loads((finished / "_manifest.json").read_text()).get("metadata", {})
+        taken = {name.removeprefix("genrec."): value for name, value in metadata.items()}
+    else:
+        return {}
+    names = {name: f"GENREC_BATCH_{name.upper()}" for name in ("engine", "device", "precision")}
+    return {
+        variable: taken[name]
+        for name, variable in names.items()
+        if name in taken and os.environ.get(variable, "auto") == "auto"
+    }
+
+
 def read_manifest(output: Path) -> dict[str, Any]:
     """Return the manifest of a finished output; fail where it is not finished."""
     if not (output / "_SUCCESS").exists():
@@ -105,6 +130,13 @@ def published() -> Path | None:
     """Return the output that readers see now."""
     link = ROOT / "current"
     return ROOT / link.readlink() if link.is_symlink() else None
+
+
+def inspect(output: Path) -> None:
+    """Fail where `genrec-batch inspect` finds a fault: a score that is no number, an order that is broken."""
+    done = subprocess.run([PROGRAM, "inspect", str(output)], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise AirflowFailException(f"{output}: inspect ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
 def count_rows(output: Path) -> int:
@@ -149,6 +181,8 @@ with DAG(
                     digest.update(block)
             if digest.hexdigest() != part["sha256"]:
                 raise AirflowFailException(f"{output}: {part['file']} differs from the manifest")
+        if "metadata" in read_manifest(output):  # genrec-batch wrote it
+            inspect(output)
         rows = count_rows(output)
         if rows != summary["rows"] or rows == 0:
             raise AirflowFailException(f"{output}: {rows} rows, the run's summary says {summary['rows']}")

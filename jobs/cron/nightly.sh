@@ -16,6 +16,7 @@
 #   GENREC_JOB_KEEP_LOGS     newest logs kept, all but this night's compressed; default 60
 #   GENREC_JOB_CARRY_FOR     age up to which users without new events keep their rows of the newest earlier output, which
 #                            saves scoring them; default 7d; empty: all users are scored every night
+#   GENREC_JOB_MIN_ROWS_PERCENT  of the rows that are published now; an output with fewer is exit 6; default 50, 0: any
 #   GENREC_JOB_ON_FAILURE    program called with CODE DATE LOG when the night failed
 #   GENREC_JOB_EXIT_WHEN_EMPTY  exit code when there is nothing to score; default 99 (0 for Kubernetes)
 # GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself, such as the model.
@@ -71,6 +72,7 @@ read_settings() {
     keep_outputs=${GENREC_JOB_KEEP_OUTPUTS:-14}
     keep_logs=${GENREC_JOB_KEEP_LOGS:-60}
     carry_for=${GENREC_JOB_CARRY_FOR-7d}
+    min_rows_percent=${GENREC_JOB_MIN_ROWS_PERCENT:-50}
     on_failure=${GENREC_JOB_ON_FAILURE:-}
     exit_when_empty=${GENREC_JOB_EXIT_WHEN_EMPTY:-99}
     whole_number GENREC_JOB_TIMEOUT "$timeout_s"
@@ -78,6 +80,7 @@ read_settings() {
     whole_number GENREC_JOB_RETRY_DELAY "$delay_s"
     whole_number GENREC_JOB_KEEP_OUTPUTS "$keep_outputs"
     whole_number GENREC_JOB_KEEP_LOGS "$keep_logs"
+    whole_number GENREC_JOB_MIN_ROWS_PERCENT "$min_rows_percent"
     whole_number GENREC_JOB_EXIT_WHEN_EMPTY "$exit_when_empty"
     [ "$keep_outputs" -gt 0 ] || refuse 2 "GENREC_JOB_KEEP_OUTPUTS=0 would remove what was just published"
     for tool in flock timeout gzip "$program"; do
@@ -134,7 +137,26 @@ choose_previous() {
     [ -d "$previous" ] || previous=
 }
 
+# $1 engine, device or precision: prints what this day's output was begun or made with, nothing where there is none.
+begun_with() {
+    sed -n "s/^ \"$1\": \"\([^\"]*\)\".*/\1/p" "recs/.ds=$day.unfinished/_run.json" 2>/dev/null && return 0
+    sed -n "s/^ *\"genrec\.$1\": \"\([^\"]*\)\".*/\1/p" "recs/ds=$day/_manifest.json" 2>/dev/null || :
+}
+
+# Each attempt at a day computes with what the first one took: another machine, or a GPU that went away, would make
+# another run, which could not be continued.
+pin_engine() {
+    [ "${GENREC_BATCH_ENGINE:-auto}" != auto ] || GENREC_BATCH_ENGINE=$(begun_with engine)
+    [ "${GENREC_BATCH_DEVICE:-auto}" != auto ] || GENREC_BATCH_DEVICE=$(begun_with device)
+    [ "${GENREC_BATCH_PRECISION:-auto}" != auto ] || GENREC_BATCH_PRECISION=$(begun_with precision)
+    for name in GENREC_BATCH_ENGINE GENREC_BATCH_DEVICE GENREC_BATCH_PRECISION; do
+        eval "value=\$$name"
+        if [ -n "$value" ]; then export "${name?}"; else unset "$name"; fi
+    done
+}
+
 score_once() {
+    pin_engine
     if ! log_is_there; then
         say "the log is not there yet: $input${marker:+ with $marker}"
         return 75
@@ -142,7 +164,9 @@ score_once() {
     if [ -n "$previous" ]; then
         set -- --previous "$previous" --carry-for "$carry_for" "$@"
     fi
-    attend timeout -s TERM -k 60 "$((deadline - $(date +%s)))" \
+    left_s=$((deadline - $(date +%s)))
+    [ "$left_s" -gt 0 ] || return 124 # `timeout 0` would have no limit
+    attend timeout -s TERM -k 60 "$left_s" \
         "$program" score "$input" "recs/ds=$day" --if-exists resume "$@" >"$summary.new"
 }
 
@@ -162,6 +186,26 @@ score() {
     done
 }
 
+# $1 an output: prints its rows, nothing where it has no manifest.
+rows_of() {
+    sed -n 's/^ *"genrec\.rows": "\([0-9]*\)".*/\1/p' "$1/_manifest.json" 2>/dev/null || :
+}
+
+# Whether the new output may be published: whole, every score a number, not far fewer rows than are published now.
+check() {
+    rows=$(rows_of "recs/ds=$day")
+    [ -n "$rows" ] || return 0
+    if ! attend "$program" inspect "recs/ds=$day" >/dev/null; then
+        say "recs/ds=$day failed its checks: not published"
+        return 6
+    fi
+    before=$(rows_of "$(readlink current || :)")
+    if [ -n "$before" ] && [ "$((rows * 100))" -lt "$((before * min_rows_percent))" ]; then
+        say "$rows rows, under $min_rows_percent % of the $before that are published: is the log complete? Not published"
+        return 6
+    fi
+}
+
 # Points the link `current` at the new output by one rename, never back to an older day.
 publish() {
     [ -e "recs/ds=$day/_SUCCESS" ] || {
@@ -175,6 +219,15 @@ publish() {
         return 0
     fi
     ln -s "recs/ds=$day" ".current.$$" && mv -T ".current.$$" current && say "current -> recs/ds=$day"
+}
+
+# Folders of spill files whose run was killed: the lock in them is free.
+remove_abandoned_spill() {
+    for lock in recs/.genrec-spill-*/.lock; do
+        if [ -f "$lock" ] && flock -n "$lock" rm -rf -- "${lock%/.lock}"; then
+            say "removed ${lock%/.lock}: spill files of a killed run"
+        fi
+    done
 }
 
 # Oldest first; never the output that `current` points to.
@@ -216,12 +269,25 @@ rotate_logs() {
 night() {
     say "scoring $day: $input"
     code=0
+    remove_abandoned_spill
     choose_previous
     score "$@" || code=$?
     case $code in
     0)
-        mv -f "$summary.new" "$summary"
-        publish || code=1
+        if [ -e "$summary" ] && grep -q '"already_complete": true' "$summary.new"; then
+            say "scored before; its summary stays"
+        else
+            mv -f "$summary.new" "$summary"
+            check || code=$?
+        fi
+        [ "$code" -ne 0 ] || publish || code=1
+        ;;
+    5)
+        case $(grep -o '(exit 5: [a-z]*)' "$log" | tail -n 1) in
+        *device*) say "the device of this machine ($(uname -n)) is at fault; another machine may do" ;;
+        *scores*) say "the engine computed no finite scores; look at the users and inputs that it names" ;;
+        *) say "something is not installed here; the message says what" ;;
+        esac
         ;;
     99) say "nothing to score; current stays as it is" ;;
     124 | 137) say "stopped by the time limit of $timeout_s s or by the system; run again to continue" ;;
@@ -246,8 +312,9 @@ if flock -n 9; then
     night "$@" || code=$?
     exec 2>&8 8>&-
 else
-    code=75
+    # Nothing failed, so nobody is paged: the night that runs reports for itself.
     printf 'nightly.sh: another night is still running (%s is locked); nothing was started\n' "$root/.nightly.lock" >&2
+    exit 75
 fi
 case $code in
 0) ;;

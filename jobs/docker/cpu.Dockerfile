@@ -16,6 +16,7 @@ FROM python:3.11.14-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home genrec
 COPY --from=build /opt/genrec-batch /opt/genrec-batch
 ENV PATH=/opt/genrec-batch/start:/opt/genrec-batch/bin:$PATH \
+    HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     GENREC_BATCH_CACHE=/tmp/genrec-batch \
     NUMBA_CACHE_DIR=/tmp/numba

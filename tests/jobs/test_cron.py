@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -224,7 +225,8 @@ def test_a_stopped_night_stops_its_run_and_is_143(night):
     night.wait_for("calls")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
-    assert night.run(GENREC_JOB_TIMEOUT="1")[0] == 124  # the lock is free, so nothing of it still runs
+    code, said = night.run(GENREC_JOB_TIMEOUT="1")
+    assert code == 124, said  # the lock is free, so nothing of it still runs
 
 
 def test_old_outputs_and_logs_go_and_the_published_one_stays(night):
@@ -296,3 +298,78 @@ def test_shellcheck_finds_nothing():
     scripts = [*sorted((ROOT / "jobs").rglob("*.sh")), *(ROOT / name for name in others)]
     done = subprocess.run([program, *map(str, scripts)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_second_start_beside_a_running_night_pages_nobody(night):
+    night.log_of(DAY)
+    night.stand_in("while [ ! -e go-on ]; do sleep 0.05; done")
+    hook = night.program("page", f'echo "$@" >"{night.folder}/paged"')
+    first = night.start()
+    night.wait_for("calls")
+    code, said = night.run(GENREC_JOB_ON_FAILURE=str(hook))
+    assert (code, "nothing was started" in said, "failed" in said) == (75, True, False)
+    (night.folder / "go-on").touch()
+    assert first.wait(timeout=30) == 0
+    assert not (night.folder / "paged").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_night_keeps_its_summary_and_its_engine(night, log, model_dir):
+    night.log_of(DAY, log)
+    given = {"GENREC_BATCH_MODEL": str(model_dir), "GENREC_BATCH_ENGINE": "onnxruntime"}
+    assert night.run(**given) == (0, "")
+    summary = night.text(f"logs/score-{DAY}.json")
+    del given["GENREC_BATCH_ENGINE"]
+    assert night.run(**given) == (0, ""), "auto would take the torch engine, which is another run"
+    assert night.text(f"logs/score-{DAY}.json") == summary
+    assert '"already_complete"' not in summary
+
+
+def test_each_attempt_computes_with_what_the_first_one_took(night):
+    night.log_of(DAY)
+    begun = '{\n "device": "cpu",\n "engine": "onnxruntime",\n "precision": "fp32"\n}'
+    night.stand_in(
+        f"""unfinished=recs/.ds={DAY}.unfinished
+echo "$GENREC_BATCH_ENGINE $GENREC_BATCH_DEVICE $GENREC_BATCH_PRECISION" >>took
+[ -d $unfinished ] || {{ mkdir -p $unfinished; printf '%s\\n' '{begun}' >$unfinished/_run.json; exit 75; }}"""
+    )
+    assert night.run(GENREC_BATCH_PRECISION="bf16") == (0, "")
+    assert night.text("took").splitlines() == ["  bf16", "onnxruntime cpu bf16"]
+
+
+MANIFEST = """case $1 in inspect) exit ${INSPECT:-0} ;; esac
+mkdir -p "$3"; printf '{{\\n "metadata": {{\\n  "genrec.rows": "%s"\\n }}\\n}}\\n' "$ROWS" >"$3/_manifest.json\""""
+
+
+def test_an_output_with_far_fewer_rows_or_a_fault_is_not_published(night):
+    for day in ("2026-05-01", "2026-05-02", "2026-05-03"):
+        night.log_of(day)
+    night.stand_in(MANIFEST.replace("{{", "{").replace("}}", "}"))
+    assert night.run(GENREC_JOB_DATE="2026-05-01", ROWS="100") == (0, "")
+    code, said = night.run(GENREC_JOB_DATE="2026-05-02", ROWS="49")
+    assert (code, "49 rows, under 50 % of the 100" in said) == (6, True), said
+    assert night.run(GENREC_JOB_DATE="2026-05-03", ROWS="100", INSPECT="6")[0] == 6
+    assert night.current == "recs/ds=2026-05-01"
+    assert night.run(GENREC_JOB_DATE="2026-05-02", ROWS="49", GENREC_JOB_MIN_ROWS_PERCENT="40") == (0, "")
+    assert night.current == "recs/ds=2026-05-02"
+
+
+@pytest.mark.parametrize(("about", "says"), [("device", "another machine may do"), ("installation", "not installed")])
+def test_exit_5_tells_this_machine_from_the_installation(night, about, says):
+    night.log_of(DAY)
+    night.stand_in(f"echo 'error: --device cuda: none here (exit 5: {about})' >&2; exit 5")
+    code, said = night.run()
+    assert (code, says in said) == (5, True), said
+
+
+def test_spill_files_of_a_killed_run_are_removed_and_told(night):
+    night.log_of(DAY)
+    night.stand_in()
+    for name in ("dead", "alive"):
+        (night.folder / f"recs/.genrec-spill-{name}").mkdir(parents=True)
+        (night.folder / f"recs/.genrec-spill-{name}/.lock").touch()
+    with (night.folder / "recs/.genrec-spill-alive/.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert night.run() == (0, "")
+    assert night.outputs() == [".genrec-spill-alive", f"ds={DAY}"]
+    assert "removed recs/.genrec-spill-dead" in night.text(f"logs/score-{DAY}.log")

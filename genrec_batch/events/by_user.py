@@ -39,9 +39,9 @@ from genrec_batch.events.log import EventLog
 from genrec_batch.events.plausible import Look, looks
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
-from genrec_batch.events.spill import SpillFolder, remove_abandoned
 from genrec_batch.events.survey import Survey
 from genrec_batch.io.durable import disk_errors
+from genrec_batch.io.spill import SpillFolder, remove_abandoned
 from genrec_batch.runtime import console, threads
 
 RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits

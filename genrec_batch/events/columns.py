@@ -93,11 +93,13 @@ def check_columns(
     readers: Mapping[str, set[str]],
     kinds: Mapping[str, Kind] = SCORED,
     alone: Sequence[str] = (),
+    text: bool = False,
 ) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
     Its first line has the first fault and the way out. `readers` are the columns that each built-in schema reads,
-    `kinds` the columns to check, `alone` the columns that other files of the log do not have.
+    `kinds` the columns to check, `alone` the columns that other files of the log do not have; the values of a
+    `text` may have any form.
     """
     names = list(columns)
     only = f" Other files do not have {', '.join(map(repr, alone[:3]))}." if alone else ""
@@ -105,7 +107,7 @@ def check_columns(
     wrong = [
         f"column {name!r} is {columns[name]}, expected {WANTED[kind]}.{_lists(columns)}"
         for name, kind in kinds.items()
-        if name in columns and not _fits(columns[name], kind)
+        if name in columns and not (_fits(columns[name], kind) or (text and columns[name] == pl.String))
     ]
     if not missing and not wrong:
         return

@@ -56,6 +56,8 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
     column = pl.col(name)
     if own == pl.Null:
         return column.cast(wanted)
+    if own == pl.String and kind not in ("id", "category"):
+        return _of_text(column.str.strip_chars(), kind, unit).alias(name)
     if kind == "time":
         return _time(column, own, unit)
     if kind == "number":
@@ -71,6 +73,21 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
         whole = pl.when((column.abs() < exact) & (column.floor() == column)).then(column)
         return whole.cast(wanted).alias(name)
     return column if own == wanted else column.cast(wanted)
+
+
+def _of_text(text: pl.Expr, kind: Kind, unit: TimeUnit) -> pl.Expr:
+    """Return values of a column of text, of which some are what they should be; others are null."""
+    if kind == "time":
+        is_number = unit.name in UNITS
+        return _time(
+            text.cast(pl.Int64, strict=False) if is_number else text, pl.Int64() if is_number else pl.String(), unit
+        )
+    if kind == "flag":
+        words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+        return text.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
+    number = text.cast(pl.Float64, strict=False)
+    fits = number.is_between(0, 1) if kind == "label" else number.abs() <= LARGEST
+    return pl.when(fits).then(number)
 
 
 def _time(column: pl.Expr, own: pl.DataType, unit: TimeUnit) -> pl.Expr:

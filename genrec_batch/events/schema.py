@@ -123,16 +123,23 @@ def entries_of(expressions: Mapping[str, str], types: Types, source: str) -> dic
     return {column: entry(column, sql, types, source) for column, sql in expressions.items()}
 
 
-def check(columns: Mapping[str, pl.DataType], source: str, *, labels: bool = False, alone: Sequence[str] = ()) -> None:
+def check(
+    columns: Mapping[str, pl.DataType],
+    source: str,
+    *,
+    labels: bool = False,
+    alone: Sequence[str] = (),
+    text: bool = False,
+) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
-    `alone` are the columns that other files of the log do not have.
+    `alone` are the columns that other files of the log do not have; the values of a `text` may have any form.
     """
     readers = {
         name: {column for sql in column_names(name).events.values() for column in pl.sql_expr(sql).meta.root_names()}
         for name in BUILT_IN
     }
-    check_columns(columns, source, readers=readers, kinds=KINDS if labels else SCORED, alone=alone)
+    check_columns(columns, source, readers=readers, kinds=KINDS if labels else SCORED, alone=alone, text=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,9 +293,9 @@ def read_contract(
         types = dict(renamed.collect_schema())
         others = {name for at, names in enumerate(before) if at != number for name in names}
         alone = [name for name in before[number] if name not in others] if others else []
-        check(types, where, labels=labels, alone=alone)
+        check(types, where, labels=labels, alone=alone, text=kind.text)
         own.append({name: types[name] for name in (KINDS if labels else SCORED) if name in types})
-        units.append(time_unit(renamed, types["timestamp"], where))
+        units.append(_time_unit(renamed, types["timestamp"], where, text=kind.text))
         entries.append(compiled)
         wheres.append(filtered)
     columns = tuple(name for name in KINDS if any(name in types for types in own))
@@ -340,6 +347,15 @@ def _meeting_type(
         f"{own[text][name]} in {kinds[text].file}, and no number equals a text; make all of them texts with "
         f"--schema FILE.toml and in it {name} = 'CAST({name} AS VARCHAR)'"
     )
+
+
+def _time_unit(frame: pl.LazyFrame, own: pl.DataType, where: str, *, text: bool) -> TimeUnit:
+    """Return the unit of times; in a `text`, numbers among other words are still numbers."""
+    if text and own == pl.String:
+        numbers = frame.with_columns(pl.col("timestamp").cast(pl.Int64, strict=False))
+        if numbers.select(pl.col("timestamp").is_not_null().any()).collect(engine="streaming").item():
+            return time_unit(numbers, pl.Int64(), where)
+    return time_unit(frame, own, where)
 
 
 def usable() -> pl.Expr:

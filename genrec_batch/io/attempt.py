@@ -12,7 +12,7 @@ from typing import TypeVar
 import polars as pl
 import pyarrow as pa
 
-from genrec_batch.core.errors import InputError, RetryError
+from genrec_batch.core.errors import InputError, RetryError, is_full
 from genrec_batch.core.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ def reading(read: Callable[[], T], source: str) -> T:
 
     Raises:
         InputError: a page is damaged, or a type does not fit.
-        RetryError: a connection was lost.
+        RetryError: a connection was lost, or the disk is full.
     """
     try:
         return read()
@@ -41,6 +41,8 @@ def reading(read: Callable[[], T], source: str) -> T:
     ) as error:
         if "://" in source and LOST.search(str(error)):
             raise RetryError(f"{source}: connection lost ({error}); run the same command again") from error
+        if "No space left" in str(error) or (isinstance(error, OSError) and is_full(error)):
+            raise RetryError(f"{source}: the disk is full; free space and run the same command again") from error
         raise InputError(f"{source}: cannot be read: {error}") from error
 
 

@@ -1,87 +1,252 @@
-"""Which files an input is, and whether each is Parquet to its end.
+"""Which files an input is: a file, a glob or a directory, and which of its files are left out.
 
-Owns: globs and directories, and the way out for a file that is not Parquet. Must not know: columns, rows.
+Owns: walking folders, names that are not data, tables (Delta, Iceberg) that no folder of files is. Must not know: what
+is in the files beyond their first bytes, object stores. In: a path. Out: `Found`.
 """
 
 from __future__ import annotations
 
 import errno
 import glob
-import json
 import os
-import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from genrec_batch.core.errors import InputError, nearest
-
-LINES = (".json", ".jsonl", ".ndjson")  # one object a line; other files that are not Parquet are mostly CSV
+from genrec_batch.io import formats
+from genrec_batch.io.places import Store, matching
 
 LOST = "lost+found"  # of a file system; only root may list it
 NO_FILE = "a pipe or a device; Parquet is read from its end, so write it into a file"
+UNFINISHED = (".inprogress", ".tmp", ".temp", ".part", ".partial", ".crdownload", "._copying_", ".pending")
+ICEBERG = ".metadata.json"
+MARKERS = ("_success", "_metadata", "_common_metadata", "_started", "_committed", "_manifest.json")  # beside data
+NAMED = 5  # files that an error or a warning names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The files of an input, sorted."""
+
+    files: tuple[str, ...]
+    names: tuple[str, ...]  # of the same files, below the folder or the fixed part of the pattern
+    skipped: tuple[str, ...] = ()  # that were left out for their name or format, by these names
+    table: str | None = None  # "Delta" or "Iceberg": the one file is a table
 
 
 def files(path: str, flag: str) -> list[str]:
-    """Return the files of a file, a glob or a directory, sorted; `flag` names the input in errors.
+    """Return the files of a file, a glob or a directory, sorted; see `found`."""
+    return list(found(path, flag).files)
+
+
+def found(path: str, flag: str) -> Found:
+    """Return the files of a file, a glob or a directory; `flag` names the input in errors.
 
     Raises:
-        InputError: there is none, or this user may not read a folder that could hold one.
+        InputError: there is none, this user may not read a folder that could hold one, or the files are those of a
+            table, which also has files of rows that were removed.
     """
     if not path:
         raise InputError(f"{flag} is empty: name a file, a glob, a directory or a URI")
     try:
-        return _files(path, flag)
+        return _found(path, flag)
     except OSError as error:
         raise InputError(f"{flag} {error.filename or path}: cannot be read by this user ({error.strerror})") from error
 
 
-def _files(path: str, flag: str) -> list[str]:
-    place = Path(path)
-    if place.is_dir():
-        found = sorted(_under(place, flag))
-        if not found:
-            raise InputError(f"{flag} {path}: the directory holds no .parquet file")
-        return found
+def _found(path: str, flag: str) -> Found:
+    place, where = Path(path), f"{flag} {path}"
+    table = table_format(place)
+    if table in ("Delta", "Iceberg") or (place.is_file() and place.name.endswith(ICEBERG)):
+        return Found(files=(path,), names=(place.name,), table=table or "Iceberg")
     if place.is_file():
-        return [path]
+        return Found(files=(path,), names=(place.name,))
+    if place.is_dir():
+        _check_no_part_of_a_table(place, where)
+        return chosen(_under(place, flag), where, lambda file: str(Path(file).relative_to(place)))
     if place.exists():
-        raise InputError(f"{flag} {path}: {NO_FILE}")
-    if glob.has_magic(path):
-        _check_listed(place)
-    found = sorted(
-        name
-        for name in glob.glob(path, recursive=True)  # noqa: PTH207 (takes absolute patterns)
-        if Path(name).is_file()
-    )
-    if found:
-        return found
-    if glob.has_magic(path):
-        raise InputError(f"{flag} {path}: no file matches this pattern")
-    near = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
-    raise InputError(f"{flag} {path}: no such file or directory.{near}")
+        raise InputError(f"{where}: {NO_FILE}")
+    if not glob.has_magic(path):
+        near = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
+        raise InputError(f"{where}: no such file or directory.{near}")
+    _check_listed(place)
+    fixed = base(path)
+    _check_no_part_of_a_table(fixed, where)
+    matched = sorted(set(_matched(path, fixed, flag)))
+    if not matched:
+        raise InputError(f"{where}: no file matches this pattern")
+    return chosen(matched, where, lambda file: str(Path(file).relative_to(fixed)))
+
+
+def _matched(path: str, fixed: Path, flag: str) -> Iterator[str]:
+    """Yield the files that match a pattern, and those of folders that do; what begins with _ must be asked for."""
+    asked = Path(path).parts
+    for name in glob.glob(path, recursive=True):  # noqa: PTH207 (takes absolute patterns)
+        below = Path(name).relative_to(fixed).parts
+        if any(part.startswith(("_", ".")) and not _is_asked(part, asked) for part in below):
+            continue
+        if Path(name).is_file():
+            yield name
+        elif Path(name).is_dir() and "**" not in asked:
+            yield from _under(Path(name), flag)
+
+
+def _is_asked(part: str, asked: Sequence[str]) -> bool:
+    return any(pattern.startswith(part[0]) for pattern in asked)
+
+
+def chosen(
+    listed: Iterable[str],
+    where: str,
+    name_of: Callable[[str], str],
+    is_parquet: Callable[[str], bool] = formats.is_parquet,
+) -> Found:
+    """Choose among the files of a folder or a store: Parquet by its name or first bytes, else texts by their names.
+
+    Args:
+        listed: the files.
+        where: names the input in errors.
+        name_of: returns the name of a file below the folder.
+        is_parquet: looks into a file whose name does not tell.
+
+    Raises:
+        InputError: none is Parquet or a text.
+    """
+    names = {file: name_of(file) for file in listed}
+    whole = {file: name for file, name in names.items() if not is_left_out(name)}
+    parquet = {file for file, name in whole.items() if name.lower().endswith(".parquet")}
+    parquet |= {file for file in whole.keys() - parquet if is_parquet(file)}
+    data = parquet or {file for file, name in whole.items() if formats.is_text_name(name)}
+    kept = sorted(data)
+    skipped = sorted(name for file, name in names.items() if file not in data and not is_marker(name))
+    if not kept:
+        there = f"; it has {some(skipped)}" if skipped else ""
+        raise InputError(f"{where}: holds no Parquet file, and no CSV or JSON lines{there}")
+    return Found(files=tuple(kept), names=tuple(names[file] for file in kept), skipped=tuple(skipped))
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def is_left_out(name: str) -> bool:
+    """Return whether a file of a folder is hidden, a marker or unfinished, by its last name."""
+    last = name.rpartition("/")[2].lower()
+    return last.startswith((".", "_")) or last.endswith(UNFINISHED)
+
+
+def is_marker(name: str) -> bool:
+    """Return whether a file that is left out goes without saying: markers, checksums, hidden files."""
+    last = name.rpartition("/")[2].lower()
+    return last.startswith(MARKERS) or last.endswith(".crc") or (last.startswith(".") and ".parquet" not in last)
 
 
 def _under(place: Path, flag: str) -> Iterator[str]:
     """Yield the files of a directory; a folder that may not be listed is an OSError, never silently left out."""
-    for folder, below, names in os.walk(place, onerror=_refuse):
-        below[:] = [name for name in below if not name.startswith((".", "_")) and name != LOST]
+    seen = {os.path.realpath(place)}
+    for folder, below, names in os.walk(place, onerror=_refuse, followlinks=True):
+        if Path(folder) != place and (table := table_format(Path(folder))):
+            raise InputError(f"{flag} {place}: {folder} is a table ({table}), not a folder of files; name it itself")
+        real = {name: os.path.realpath(Path(folder, name)) for name in below}
+        below[:] = sorted(n for n in below if not n.startswith((".", "_")) and n != LOST and real[n] not in seen)
+        seen |= {real[name] for name in below}
         for name in names:
             file = Path(folder, name)
-            if file.suffix != ".parquet" or name.startswith((".", "_")):
-                continue
-            if not file.is_file():
+            if file.is_file():
+                yield str(file)
+            elif not is_left_out(name) and file.suffix.lower() == ".parquet":
                 raise InputError(
                     f"{flag} {file}: {NO_FILE if file.exists() else 'a link to a file that does not exist'}"
                 )
-            yield str(file)
 
 
 def _refuse(error: OSError) -> NoReturn:
     raise error
+
+
+def table_format(place: Path) -> str | None:
+    """Return the format of a table in a folder: "Delta", "Iceberg", "Hudi", else None."""
+    metadata = place / "metadata"
+    listed = os.listdir(metadata) if os.path.isdir(metadata) and os.access(metadata, os.R_OK | os.X_OK) else []  # noqa: PTH112, PTH208 (no error where a folder above may not be entered)
+    below = [name for name in ("_delta_log", ".hoodie") if os.path.isdir(place / name)]  # noqa: PTH112
+    return format_of([f"{name}/" for name in below] + [f"metadata/{name}" for name in listed])
+
+
+def format_of(names: Iterable[str]) -> str | None:
+    """Return the format of a table that has files of these names below its folder; see `table_format`."""
+    for name in names:
+        first = name.partition("/")[0]
+        if first in ("_delta_log", ".hoodie"):
+            return "Delta" if first == "_delta_log" else "Hudi"
+        if first == "metadata" and name.endswith(ICEBERG):
+            return "Iceberg"
+    return None
+
+
+def _check_no_part_of_a_table(place: Path, where: str) -> None:
+    """Raise InputError for the files of a table: some of them have rows that were removed or replaced."""
+    for above in (place, *place.absolute().parents):
+        table = table_format(above)
+        check_readable(table, where)
+        if table:
+            raise InputError(
+                f"{where}: files of the {table} table {above}, which also has files of rows that were removed; "
+                "name the table"
+            )
+
+
+def check_readable(table: str | None, where: str) -> None:
+    """Raise InputError for a table of a format that is not read."""
+    if table == "Hudi":
+        raise InputError(f"{where}: a Hudi table, which is not read; export its current rows as Parquet")
+
+
+def in_store(store: Store, where: str) -> Found:
+    """Return the files that a URI names: an object, a pattern or a folder, as `found` does for a path.
+
+    Raises:
+        InputError: see `found`.
+        OSError: the store cannot be reached, or refuses.
+    """
+    key = store.key
+    if key and not key.endswith("/") and not glob.has_magic(key) and store.exists():
+        table = "Iceberg" if key.endswith(ICEBERG) else None
+        return Found(files=(store.uri(key),), names=(key.rpartition("/")[2],), table=table)
+    parts = key.rstrip("/").split("/")
+    fixed = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    folder = "/".join(parts[:fixed])
+    keys = store.below(folder)
+    if not keys:
+        raise InputError(f"{where}: no such object or folder")
+    names = {name.removeprefix(folder).lstrip("/"): name for name in keys}
+    table = format_of(names)
+    check_readable(table, where)
+    if table and fixed == len(parts):
+        return Found(files=(store.uri(folder),), names=(folder,), table=table)
+    if table:
+        raise InputError(
+            f"{where}: files of a {table} table, which also has files of rows that were removed; name the table"
+        )
+    pattern = "/".join(parts[fixed:])
+    matched = list(matching(list(names), pattern)) if pattern else list(names)
+    if not matched:
+        raise InputError(f"{where}: no object matches this pattern")
+    asked = parts[fixed:]
+    seen = [
+        name
+        for name in matched
+        if all(not p.startswith(("_", ".")) or _is_asked(p, asked) for p in name.split("/")[:-1])
+    ]
+    uris = {store.uri(names[name]): name for name in seen}
+
+    def is_parquet(file: str) -> bool:
+        return formats.is_parquet(file, store.place.open)
+
+    return chosen(uris, where, uris.__getitem__, is_parquet)
 
 
 def _check_listed(pattern: Path) -> None:
@@ -105,38 +270,3 @@ def base(path: str) -> Path:
             return fixed
         fixed /= part
     return fixed.parent if not glob.has_magic(place.parts[0]) else Path()
-
-
-def metadata(file: str, flag: str) -> pq.FileMetaData | None:
-    """Return the metadata in the footer of a Parquet file, None where Arrow does not know the type of a column.
-
-    Raises:
-        InputError: it may not be read, is empty, truncated, damaged or not Parquet; the message says what to do.
-    """
-    try:
-        return pq.read_metadata(file)
-    except pa.ArrowNotImplementedError:
-        return None
-    except PermissionError as error:
-        raise InputError(f"{flag} {file}: may not be read by this user ({error.strerror})") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _not_parquet(file, flag) from error
-
-
-def _not_parquet(file: str, flag: str) -> InputError:
-    with Path(file).open("rb") as opened:
-        begins = opened.read(4)
-    if begins == b"PAR1":
-        return InputError(f"{flag} {file}: truncated or damaged: it begins as Parquet and has no footer; copy it again")
-    if not begins:
-        return InputError(f"{flag} {file}: empty (0 bytes), so not a Parquet file; copy it again")
-    return InputError(f"{flag} {file}: not a Parquet file; convert it, such as with {_converts(file)}")
-
-
-def _converts(file: str) -> str:
-    """Return a command that converts a file, most likely CSV, to Parquet."""
-    place = Path(file)
-    target = place.with_suffix(".parquet") if place.suffix != ".parquet" else place.with_name(f"new-{place.name}")
-    source, made = json.dumps(file), json.dumps(str(target))
-    scan = f"scan_ndjson({source})" if place.suffix in LINES else f"scan_csv({source}, try_parse_dates=True)"
-    return f"python -c {shlex.quote(f'import polars; polars.{scan}.sink_parquet({made})')}"

@@ -6,7 +6,7 @@ Owns: the hash and its threads. Must not know: what is in the files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +28,7 @@ def begin(work: Callable[[], T]) -> Future[T]:
     return begun
 
 
-def of_files(files: list[str], names: list[str], snapshot: Snapshot) -> str:
+def of_files(files: Sequence[str], names: Sequence[str], snapshot: Snapshot) -> str:
     """Return the sha256 over the names and contents of files.
 
     Raises:
@@ -41,6 +41,11 @@ def of_files(files: list[str], names: list[str], snapshot: Snapshot) -> str:
     with ThreadPoolExecutor() as pool:
         contents = list(pool.map(one, files))
     return hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest()
+
+
+def of_states(names: Sequence[str], states: Sequence[Hashable]) -> str:
+    """Return the sha256 over the names and states of objects, whose ETags follow their content."""
+    return hashlib.sha256(repr(list(zip(names, states, strict=True))).encode()).hexdigest()
 
 
 def sha256(file: str) -> str:

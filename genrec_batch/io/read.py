@@ -6,20 +6,24 @@ files there are (`find`), the types of columns (`forms`), output (`output`).
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from genrec_batch.core.errors import InputError, RetryError, nearest
+from genrec_batch.core.errors import InputError, nearest
 from genrec_batch.core.snapshot import Snapshot
-from genrec_batch.io import find, fingerprint, forms
+from genrec_batch.io import contents, find, fingerprint, forms, places, tables
 from genrec_batch.io.attempt import reading, unchanged
+from genrec_batch.io.common_types import common_types, in_types
 from genrec_batch.io.forms import Form
+from genrec_batch.io.places import Place
 from genrec_batch.io.row_groups import Columns, Piece, RowGroup, columns, cut, row_groups
+from genrec_batch.io.tables import Table
+from genrec_batch.runtime.console import LOG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,91 +75,87 @@ class Source:
             InputError: two files have types of one column that have no type in common.
         """
         renamed = [(columns.file, rename(columns.frame).collect_schema()) for columns in self.columns]
-        types = forms.common_types(renamed, self.path)
+        types = common_types(renamed, self.path)
         pieces = [piece for group in self.row_groups for piece in group.pieces]
-        return pl.concat([forms.in_types(rename(piece.frame), types) for piece in pieces] or [self.columns[0].frame])
+        return pl.concat([in_types(rename(piece.frame), types) for piece in pieces] or [self.columns[0].frame])
 
 
-def scan(path: str, flag: str, *, hashed: bool = True) -> Source:
-    """Open Parquet input; `flag` ("INPUT", "--users") names it in errors.
+def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = None) -> Source:
+    """Open an input: files of Parquet or text, or a table, by path or URI; `flag` ("INPUT", "--users") names it.
 
-    A separate thread hashes the content, unless `hashed` is False because the fingerprint is not needed.
+    A separate thread hashes the content, unless `hashed` is False because the fingerprint is not needed. Texts are
+    converted to Parquet in a temporary folder below `spill_to`, by default the system's.
 
     Raises:
-        InputError: nothing there, a file is not Parquet or is truncated, or a partition column is in the files too.
-        RetryError: a file has changed meanwhile.
+        InputError: nothing there, a file is neither Parquet nor a text or is truncated, or a partition column is in the
+            files too.
+        RetryError: a file has changed meanwhile, or a connection was lost.
+        EngineError: the package for such a store or table is not installed.
     """
-    if "://" in path:
-        return _scan_uri(path, flag)
-    files = find.files(path, flag)
-    base = find.base(path)
-    where = f"{flag} {path}"
-    snapshot = _look(files, where)
-    names = [str(Path(file).relative_to(base)) for file in files]
-
-    def opened() -> tuple[list[list[int]], list[Form]]:
-        each = [_opened(file, flag) for file in files]
-        return [rows for rows, _ in each], [form for _, form in each]
-
-    counts, of_files = unchanged(opened, snapshot, files, where)
-    contents = fingerprint.begin(lambda: fingerprint.of_files(files, names, snapshot)) if hashed else None
-    of_files = _partitioned(of_files, names, where)
+    where, local = f"{flag} {path}", places.local_path(path)
+    if "://" in local:
+        store = reading(lambda: places.Store(local, flag), where)
+        found, place = reading(lambda: find.in_store(store, where), where), store.place
+    else:
+        found, place = find.found(local, flag), places.LOCAL
+    if found.table is not None:
+        return _of_table(path, tables.opened(found.files[0], found.table, where))
+    files, names = found.files, found.names
+    if found.skipped:
+        LOG.warning(
+            "%s: %d files are left out for their names or formats: %s",
+            where,
+            len(found.skipped),
+            find.some(found.skipped),
+        )
+    first_look = unchanged(lambda: Snapshot.of(files, where, place.state), None, files, where)
+    read = unchanged(lambda: contents.opened(files, names, flag, place, spill_to), first_look, files, where)
+    of_files = _partitioned(read.forms, names, where)
+    kept = None if read.copies else first_look
     kinds: dict[object, int] = {}
     numbers = [kinds.setdefault(form.key, len(kinds)) for form in of_files]
     return Source(
         path=path,
-        columns=tuple(columns(files, of_files, numbers)),
-        row_groups=tuple(row_groups(files, of_files, numbers, counts, snapshot)),
-        files=tuple(files),
-        rows=sum(map(sum, counts)),
-        bytes=sum(Path(file).stat().st_size for file in files),
-        contents=contents,
-        first_look=snapshot,
+        columns=tuple(columns(files, read.files, of_files, numbers)),
+        row_groups=tuple(row_groups(files, read.files, of_files, numbers, read.rows, kept)),
+        files=files,
+        rows=sum(map(sum, read.rows)),
+        bytes=sum(map(place.size, files)),
+        contents=_fingerprint(files, names, first_look, place) if hashed else None,
+        first_look=first_look,
     )
 
 
-def _look(files: list[str], where: str) -> Snapshot:
-    try:
-        return Snapshot.of(files, where)
-    except FileNotFoundError as error:
-        raise RetryError(
-            f"{where}: {error.filename} was removed while it was opened; run the same command again"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{where}: {error.filename} cannot be read by this user ({error.strerror})") from error
+def _of_table(path: str, table: Table) -> Source:
+    """Return a table as a source; one version of it never changes."""
+    pieces = [(Piece(frame=table.frame.slice(start, count)), count) for start, count in cut([table.rows])]
+    version: Future[str] = Future()
+    version.set_result(hashlib.sha256(table.version.encode()).hexdigest())
+    return Source(
+        path=path,
+        columns=(Columns(frame=table.frame),),
+        row_groups=tuple(RowGroup(pieces=(piece,), rows=count) for piece, count in pieces),
+        files=(path,),
+        rows=table.rows,
+        bytes=None,
+        contents=version,
+    )
 
 
-def _opened(file: str, flag: str) -> tuple[list[int], Form]:
-    """Return the rows of each row group of a file, and its columns."""
-    metadata = find.metadata(file, flag)
-    return reading(lambda: (forms.group_rows(file, metadata), forms.form_of(file, metadata)), f"{flag} {file}")
+def _fingerprint(files: Sequence[str], names: Sequence[str], first_look: Snapshot, place: Place) -> Future[str]:
+    """Begin to hash local files; of objects, their states tell."""
+    if place is places.LOCAL:
+        return fingerprint.begin(lambda: fingerprint.of_files(files, names, first_look))
+    return fingerprint.begin(lambda: fingerprint.of_states(names, [first_look.states[file] for file in files]))
 
 
-def _partitioned(of_files: list[Form], names: list[str], where: str) -> list[Form]:
+def _partitioned(of_files: Sequence[Form], names: Sequence[str], where: str) -> list[Form]:
     """Add the hive partition columns, unless the files have them."""
     hive = forms.hive_types(names)
     both = sorted(hive.keys() & {name for form in of_files for name in form.columns})
     if both and len(both) < len(hive):
         raise InputError(f"{where}: {', '.join(both)} is in the files and in the names of folders; drop one of them")
-    return of_files if both or not hive else [replace(form, hive=hive) for form in of_files]
-
-
-def _scan_uri(path: str, flag: str) -> Source:
-    frame = pl.scan_parquet(path)
-    rows = reading(lambda: int(frame.select(pl.len()).collect().item()), f"{flag} {path}")
-    unlike_any = f"unverified-{uuid.uuid4().hex}"  # an object store's content may change: never resume such a run
-    pieces = [(Piece(frame=frame.slice(start, count)), count) for start, count in cut([rows])]
-    contents: Future[str] = Future()
-    contents.set_result(unlike_any)
-    return Source(
-        path=path,
-        columns=(Columns(frame=frame),),
-        row_groups=tuple(RowGroup(pieces=(piece,), rows=count) for piece, count in pieces),
-        files=(path,),
-        rows=rows,
-        bytes=None,
-        contents=contents,
-    )
+    return list(of_files) if both or not hive else [replace(form, hive=hive) for form in of_files]
 
 
 def table(

@@ -29,6 +29,7 @@ class Columns:
 
     frame: pl.LazyFrame
     file: str = ""  # the first of the files, which names them in errors
+    text: bool = False  # they were made of a text, so that its values may have any form
     unreadable: Mapping[str, str] = field(default_factory=dict)  # columns that no library knows, with their type
 
 
@@ -72,27 +73,48 @@ def _piece(piece: Piece, rows_of: Callable[[pl.LazyFrame, int], pl.LazyFrame]) -
         return rows_of(piece.by_arrow(), piece.columns).collect()
 
 
-def columns(files: list[str], of_files: list[Form], numbers: list[int]) -> Iterator[Columns]:
-    """Yield the kinds of columns of files, of which `numbers` says which file has which."""
+def columns(
+    names: Sequence[str], files: Sequence[str], of_files: Sequence[Form], numbers: Sequence[int]
+) -> Iterator[Columns]:
+    """Yield the kinds of columns of files, of which `numbers` says which file has which; `names` are for errors."""
     for number in range(max(numbers, default=-1) + 1):
         alike = [file for file, of_file in zip(files, numbers, strict=True) if of_file == number]
         form = of_files[numbers.index(number)]
-        yield Columns(frame=form.scan(alike), file=alike[0], unreadable=form.unreadable)
+        name = names[numbers.index(number)]
+        yield Columns(frame=form.scan(alike), file=name, text=form.text, unreadable=form.unreadable)
 
 
 def row_groups(
-    files: list[str], of_files: list[Form], numbers: list[int], counts: list[list[int]], snapshot: Snapshot
+    names: Sequence[str],
+    files: Sequence[str],
+    of_files: Sequence[Form],
+    numbers: Sequence[int],
+    counts: Sequence[Sequence[int]],
+    snapshot: Snapshot | None,
 ) -> Iterator[RowGroup]:
-    """Yield the row groups of a log: neighbouring small files together, a large file by its own row groups."""
+    """Yield the row groups of a log: neighbouring small files together, a large file by its own row groups.
+
+    `names` are those of the input's files, of which `files` may be copies; then there is no snapshot.
+    """
     small: list[int] = []
     held = 0
+
+    def piece_of(at: Sequence[int], number: int, starts: tuple[int, ...], rows: int | None = None) -> Piece:
+        form, read = of_files[at[0]], [files[i] for i in at]
+        return Piece(
+            frame=form.scan(read, -starts[0], rows),
+            columns=number,
+            by_arrow=partial(form.scan_by_arrow, read, -starts[0], rows),
+            files=tuple(names[i] for i in at),
+            starts=starts,
+        )
 
     def together() -> RowGroup:
         pieces = []
         for number, alike in groupby(small, key=numbers.__getitem__):
             at = list(alike)
             starts = (0, *accumulate(sum(counts[i]) for i in at[:-1]))
-            pieces.append(_piece_of([files[i] for i in at], of_files[at[0]], number, starts))
+            pieces.append(piece_of(at, number, starts))
         return RowGroup(pieces=tuple(pieces), rows=held, snapshot=snapshot)
 
     for at, of_groups in enumerate(counts):
@@ -104,21 +126,10 @@ def row_groups(
             small, held = [*small, at], held + rows
             continue
         for start, count in cut(of_groups):
-            piece = _piece_of([files[at]], of_files[at], numbers[at], (-start,), count)
+            piece = piece_of([at], numbers[at], (-start,), count)
             yield RowGroup(pieces=(piece,), rows=count, snapshot=snapshot)
     if small:
         yield together()
-
-
-def _piece_of(files: list[str], form: Form, number: int, starts: tuple[int, ...], rows: int | None = None) -> Piece:
-    start = -starts[0]
-    return Piece(
-        frame=form.scan(files, start, rows),
-        columns=number,
-        by_arrow=partial(form.scan_by_arrow, files, start, rows),
-        files=tuple(files),
-        starts=starts,
-    )
 
 
 def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """A log of several files whose columns have other types: read as one, or an error that names the files.
 
-It tests `log`, `convert`, `io.forms`, `io.row_groups` and `core.snapshot`.
+It tests `log`, `convert`, `io.forms`, `io.by_arrow`, `io.common_types`, `io.row_groups` and `core.snapshot`.
 """
 
 from __future__ import annotations

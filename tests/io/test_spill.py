@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from genrec_batch.events.spill import LOCK, SpillFolder, remove_abandoned
+from genrec_batch.io.spill import LOCK, SpillFolder, remove_abandoned
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from genrec_batch.events.spill import SpillFolder
+from genrec_batch.io.spill import SpillFolder
 made = SpillFolder.make(Path(sys.argv[1]))
 (made.path / "bucket-00000.events").write_bytes(bytes(1 << 20))
 print(made.path, flush=True)

@@ -58,7 +58,7 @@ def remove_abandoned(place: Path) -> None:
             continue
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            freed.append(sum(file.stat().st_size for file in lock.parent.iterdir()))
+            freed.append(sum(file.stat().st_size for file in lock.parent.rglob("*")))
             shutil.rmtree(lock.parent)
         except OSError:  # its run goes on, or another run removes it
             continue

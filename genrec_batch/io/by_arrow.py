@@ -1,0 +1,117 @@
+"""Parquet files that Polars refuses, read by Arrow as tables that Polars takes.
+
+Owns: over which types Polars panics, and what their values become: zones UTC, texts that are no UTF-8 null. Must not
+know: which columns are wanted, and why.
+"""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from genrec_batch.io.places import Place
+
+OFFSET = re.compile(r"[+-]\d\d:\d\d")  # a time zone without a name
+REFUSED = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, ValueError, TypeError)
+
+
+def unknown_to_polars(schema: pq.ParquetSchema) -> bool:
+    """Return whether Polars would panic over a type, and print that it did."""
+    return any(map(_panics, schema.to_arrow_schema().types)) or (
+        any(kind == pa.binary(12) for kind in schema.to_arrow_schema().types)
+        and any(leaf.converted_type == "INTERVAL" for leaf in map(schema.column, range(len(schema))))
+    )
+
+
+def _panics(kind: pa.DataType) -> bool:
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return True
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return not _is_zone(kind.tz)
+    return any(_panics(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def _is_zone(name: str) -> bool:
+    if OFFSET.fullmatch(name):
+        return True
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+def polars_type(column: pa.Field) -> pl.DataType | None:
+    """Return the type that a column has in Polars, None where it has none."""
+    if _panics(_known_type(column.type)):
+        return None
+    try:
+        empty = _known(pa.table({column.name: pa.array([], column.type)}))
+        return pl.DataFrame(empty).schema[column.name]
+    except REFUSED:
+        return None
+
+
+def _known_type(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz is not None else kind
+
+
+def _known(table: pa.Table) -> pa.Table:
+    """Return a table with the zones, UUIDs and texts that Polars would refuse as types that it takes."""
+    for at, column in enumerate(table.schema):
+        kind = column.type
+        if pa.types.is_timestamp(kind) and kind.tz is not None:
+            table = table.set_column(at, column.name, table[at].cast(_known_type(kind)))
+        elif isinstance(kind, pa.BaseExtensionType):
+            storage = [chunk.storage for chunk in table[at].chunks]
+            table = table.set_column(at, column.name, pa.chunked_array(storage, kind.storage_type))
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            table = table.set_column(at, column.name, _valid_text(table[at]))
+    return table
+
+
+def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts of which those that are no UTF-8 are null."""
+    bytes_of = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
+    raw = pa.chunked_array([chunk.view(bytes_of) for chunk in column.chunks], bytes_of)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        bad = [value for value in raw.unique().to_pylist() if value is not None and not _is_utf8(value)]
+        kept = pc.if_else(pc.is_in(raw, pa.array(bad, bytes_of)), pa.scalar(None, bytes_of), raw)
+        return kept.cast(column.type)
+    return column
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def rows_of(
+    place: Place, files: Sequence[str], columns: Sequence[str], start: int, stop: int | None
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Yield those of the columns that a file has, with its name, a row group at a time.
+
+    The rows are those from `start` to `stop` of all files together.
+    """
+    at = 0
+    for file in files:
+        with place.open(file) as content, pq.ParquetFile(content) as opened:
+            there = [name for name in columns if name in opened.schema_arrow.names]
+            for number in range(opened.num_row_groups):
+                rows = opened.metadata.row_group(number).num_rows
+                first, last = max(start - at, 0), rows if stop is None else min(rows, stop - at)
+                at += rows
+                if first < last:
+                    table = opened.read_row_group(number, columns=there).slice(first, last - first)
+                    yield file, pl.DataFrame(_known(table)) if there else pl.select(pl.repeat(None, last - first))

@@ -1,0 +1,205 @@
+"""What is read as a table, and what a person is told to do about everything else.
+
+It tests `formats`, `text` and `contents`: every command that a message gives ends in a scored log.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.orc
+import pytest
+
+from genrec_batch.core.errors import InputError
+from genrec_batch.events.log import EventLog
+from genrec_batch.io.read import scan
+
+EVENTS = pl.DataFrame(
+    {"user_id": [1, 1, 2], "video_id": [7, 8, 7], "timestamp": [1_760_000_000, 1_760_000_100, 1_760_000_200]}
+)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name, content):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+def events(path, schema_name=None):
+    log = EventLog.of(scan(path, "INPUT"), schema_name, f"INPUT {path}")
+    return pl.concat([log.usable(number) for number in range(len(log.row_groups))])
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.inter", "a.parquet", "a"])
+def test_a_text_is_read_as_the_same_log_in_parquet(separator, name, log):
+    log.write_parquet("same.parquet")
+    log.write_csv(name, separator=separator)
+    same = events("same.parquet").with_columns(pl.col(pl.Float64).round(9))
+    assert events(name).with_columns(pl.col(pl.Float64).round(9)).equals(same)
+
+
+def test_packed_texts_and_folders_of_them_are_read():
+    text = EVENTS.write_csv()
+    write("log/day=1/a.csv", text)
+    write("log/day=2/b.csv.gz", gzip.compress(text.encode()))
+    write("log/README.txt", "about these files")
+    assert events("log").equals(pl.concat([events("log/day=1/a.csv")] * 2))
+    source = scan("log", "INPUT")
+    assert source.frame().collect()["day"].to_list() == [1, 1, 1, 2, 2, 2]
+
+
+def test_json_lines_keep_their_types():
+    write("a.jsonl", EVENTS.write_ndjson())
+    assert events("a.jsonl")["user_id"].to_list() == [1, 1, 2]
+    write("b.jsonl", EVENTS.with_columns(pl.col("user_id").cast(pl.String)).write_ndjson())
+    assert events("b.jsonl")["user_id"].to_list() == ["1", "1", "2"]
+
+
+def test_ids_are_integers_only_if_every_value_of_every_file_is_one():
+    for number, ids in enumerate((["7", "8"], ["007", "9"])):
+        rows = "".join(f"{user},1,1760000000\n" for user in ids)
+        write(f"log/{number}.csv", f"user_id,video_id,timestamp\n{rows}")
+    assert events("log")["user_id"].to_list() == ["7", "8", "007", "9"]
+    assert events("log/0.csv")["user_id"].to_list() == [7, 8]
+    long = "12345678901234567890"
+    write("long.csv", f"user_id,video_id,timestamp\n{long},1,1760000000\n")
+    assert events("long.csv")["user_id"].to_list() == [long]
+
+
+def test_values_that_are_no_numbers_are_null_and_not_the_end():
+    write(
+        "a.csv",
+        "user_id,video_id,timestamp,watch_duration,is_liked,device_type,note\n"
+        '1,7,2026-04-30T10:00:00Z,n/a,TRUE,"tv, old",\n'
+        "1,7,2026-04-30 10:00:01,2.5,1,,x\n"
+        "1,7,yesterday,3,0,\\N,\n",
+    )
+    read = events("a.csv")
+    assert read["watch_duration"].to_list() == [None, 2.5]
+    assert read["is_liked"].to_list() == [True, True]
+    assert read["device_type"].to_list() == ["tv, old", None]
+    write("b.csv", "user_id,video_id,timestamp\n1,7,1760000000\n1,7,unknown\n")
+    assert events("b.csv")["timestamp"].dt.epoch("s").to_list() == [1_760_000_000]
+
+
+def test_the_copy_of_a_text_is_removed(tmp_path):
+    EVENTS.write_csv("a.csv")
+    (tmp_path / "spill").mkdir()
+    source = scan("a.csv", "INPUT", spill_to=tmp_path / "spill")
+    assert list((tmp_path / "spill").iterdir())
+    assert source.frame().collect().equals(EVENTS)
+    del source
+    assert not list((tmp_path / "spill").iterdir())
+
+
+def test_a_line_that_does_not_fit_and_a_text_of_another_encoding_name_the_file():
+    write("a.csv", "user_id,video_id,timestamp\n1,2,3,4\n")
+    with pytest.raises(InputError, match=r"INPUT a\.csv: cannot be read"):
+        scan("a.csv", "INPUT")
+    write("b.csv", "user_id,name\n1,Jürgen\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"not UTF-8 \(byte 16\); convert it with iconv"):
+        scan("b.csv", "INPUT")
+    write("log/a.csv", EVENTS.write_csv())
+    write("log/b.csv", b"PAR1")
+    with pytest.raises(InputError, match=r"b\.csv: truncated"):
+        scan("log", "INPUT")
+
+
+def test_texts_among_parquet_files_are_left_out_and_named(caplog):
+    write("log/a.csv", EVENTS.write_csv())
+    EVENTS.write_parquet("log/b.parquet")
+    EVENTS.write_parquet("log/c.PARQUET")
+    EVENTS.write_parquet("log/000000_0")
+    EVENTS.write_parquet("log/d.parquet.tmp")
+    with caplog.at_level(logging.WARNING, "genrec_batch"):
+        assert scan("log", "INPUT").rows == 9
+    assert "2 files are left out for their names or formats: a.csv, d.parquet.tmp" in caplog.text
+    write("log/e.parquet", EVENTS.write_csv())
+    with pytest.raises(InputError, match=r"e\.parquet: CSV among Parquet files"):
+        scan("log", "INPUT")
+
+
+MADE_BY_COMMAND = {
+    "a.feather": lambda file: pa.feather.write_feather(EVENTS.to_arrow(), file),
+    "a.orc": lambda file: pa.orc.write_table(EVENTS.to_arrow(), file),
+    "a.avro": EVENTS.write_avro,
+    "a.json": EVENTS.write_json,
+    "it's a.csv": EVENTS.write_csv,
+    "a.tsv": lambda file: EVENTS.write_csv(file, separator="\t"),
+    "a.jsonl": EVENTS.write_ndjson,
+    "a.parquet": EVENTS.write_ndjson,
+}
+
+
+@pytest.mark.parametrize("name", MADE_BY_COMMAND)
+def test_the_command_of_a_message_makes_a_log_that_is_scored(run, model_dir, caplog, name):
+    MADE_BY_COMMAND[name](name)
+    done = run("score", name, "before.parquet", "--model", model_dir)
+    if done.code == 0:  # read, with the advice as a warning
+        assert len(pl.read_parquet("before.parquet"))
+    said = done.err + caplog.text
+    scored_after(run, model_dir, said)
+
+
+def scored_after(run, model_dir, said, *more):
+    command = said[said.index("python -c") :].splitlines()[0].replace("python", sys.executable, 1)
+    if "and name the columns" in command:
+        command = command[: command.index(" and name the columns")]
+    there = set(Path().iterdir())
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    (made,) = set(Path().iterdir()) - there
+    done = run("score", made.name, "after.parquet", "--model", model_dir, *more)
+    assert done.code == 0, done.err
+    assert set(pl.read_parquet("after.parquet")["user_id"]) == {1, 2}
+
+
+def test_movielens_lines_are_converted_and_named(run, model_dir):
+    write("ratings.dat", "".join(f"{u}::{v}::5::{t}\n" for u, v, t in EVENTS.iter_rows()))
+    done = run("score", "ratings.dat", "before.parquet", "--model", model_dir)
+    assert (done.code, "values with '::' between them" in done.err) == (3, True), done.err
+    write("s.toml", 'user_id = "column_1"\nvideo_id = "column_2"\ntimestamp = "column_4"\n')
+    scored_after(run, model_dir, done.err, "--schema", "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\n<!DOCTYPE html><html>sign in", r"web page \(HTML\)"),
+        (b"<?xml version='1.0'?><Error>", "XML, such as the answer of a store"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of git-lfs.*git lfs pull"),
+        (b"PARE" + b"x" * 100 + b"PARE", "footer is encrypted"),
+        (b"PK\x03\x04abc", "zip archive or an Excel file"),
+        (b"BZh91AY", "bunzip2"),
+        (b"SQLite format 3\0", "SQLite"),
+        (b"\xff\xfeu\0s\0", "UTF-16; convert it with iconv"),
+        (b"\x00\x01\x02binary", "neither Parquet nor a text"),
+        (b"one column\nof words\n", "its first line .* has no comma"),
+        (b"PAR1 and no end", "truncated or damaged"),
+    ],
+)
+def test_what_is_no_table_is_told_apart_and_never_read_as_csv(content, said):
+    for name in ("a.parquet", "a.csv", "a"):
+        write(name, content)
+        with pytest.raises(InputError, match=said) as raised:
+            scan(name, "INPUT")
+        assert "scan_csv" not in str(raised.value)
+
+
+def test_packed_parquet_is_unpacked_by_the_user():
+    EVENTS.write_parquet("a.parquet")
+    write("b.parquet.gz", gzip.compress(Path("a.parquet").read_bytes()))
+    with pytest.raises(InputError, match="Parquet packed with gzip: unpack it with gunzip"):
+        scan("b.parquet.gz", "INPUT")

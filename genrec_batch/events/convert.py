@@ -1,16 +1,17 @@
 """Columns of any type as the contract's fixed types, so that files of different types become one log.
 
-Owns: in which type the files of a log meet, and the conversion to it. Must not know: names of columns, files. In: a
+Owns: in which type the files of a log meet, and the conversion to it. Must not know: what is in the files. In: a
 column's kind and its types in several files. Out: its one type, and an expression for each of its own types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from genrec_batch.events.columns import Kind, is_text
+from genrec_batch.core.errors import InputError
+from genrec_batch.events.columns import KINDS, REQUIRED, Kind, is_text
 from genrec_batch.events.times import TimeUnit, iso_time
 
 TIME = pl.Datetime("us", "UTC")
@@ -19,7 +20,7 @@ EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
 UNITS = {"epoch s": 10**6, "epoch ms": 10**3, "epoch us": 1, "epoch ns": 10**-3}  # microseconds
 
 
-def meeting_type(kind: Kind, types: Sequence[pl.DataType]) -> pl.DataType | None:
+def _meeting_type(kind: Kind, types: Sequence[pl.DataType]) -> pl.DataType | None:
     """Return the type in which columns of these types meet; None for ids that are integers here and texts there."""
     known = [type_ for type_ in types if type_ != pl.Null]
     if kind == "id":
@@ -28,6 +29,26 @@ def meeting_type(kind: Kind, types: Sequence[pl.DataType]) -> pl.DataType | None
         exact = known and kind == "number" and all(type_ in EXACT_IN_FLOAT32 for type_ in known)
         return pl.Float32() if exact else pl.Float64()
     return {"time": TIME, "flag": pl.Boolean()}.get(kind, pl.String())
+
+
+def common_type(name: str, own: Sequence[Mapping[str, pl.DataType]], files: Sequence[str], source: str) -> pl.DataType:
+    """Return the type of a column in which all files of a log meet; sessions, which are only compared, meet in text.
+
+    Raises:
+        InputError: the ids of users or videos are numbers in one of the files and texts in another.
+    """
+    met = _meeting_type(KINDS[name], [types[name] for types in own if name in types])
+    if met is not None:
+        return met
+    if name not in REQUIRED:
+        return pl.String()
+    text = next(at for at, types in enumerate(own) if is_text(types[name]))
+    whole = next(at for at, types in enumerate(own) if types[name] != pl.Null and not is_text(types[name]))
+    raise InputError(
+        f"{source}: its files disagree: column {name!r} is {own[whole][name]} in {files[whole]} and "
+        f"{own[text][name]} in {files[text]}, and no number equals a text; make all of them texts with "
+        f"--schema FILE.toml and in it {name} = 'CAST({name} AS VARCHAR)'"
+    )
 
 
 def _id_type(types: Sequence[pl.DataType]) -> pl.DataType | None:
@@ -50,7 +71,7 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
         name: the column.
         kind: what it is in the contract.
         own: its type in these files.
-        wanted: see `meeting_type`.
+        wanted: see `common_type`.
         unit: of times.
     """
     column = pl.col(name)

@@ -16,8 +16,8 @@ import polars as pl
 
 from genrec_batch.core import toml
 from genrec_batch.core.errors import ConfigError, InputError, nearest
-from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns, is_text
-from genrec_batch.events.convert import converted, meeting_type
+from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns
+from genrec_batch.events.convert import common_type, converted
 from genrec_batch.events.expressions import Entry, Types, entry
 from genrec_batch.events.times import TimeUnit, time_unit
 from genrec_batch.io.row_groups import Columns
@@ -295,7 +295,7 @@ def read_contract(
         alone = [name for name in before[number] if name not in others] if others else []
         check(types, where, labels=labels, alone=alone, text=kind.text)
         own.append({name: types[name] for name in (KINDS if labels else SCORED) if name in types})
-        units.append(_time_unit(renamed, types["timestamp"], where, text=kind.text))
+        units.append(time_unit(renamed, types["timestamp"], where, text=kind.text))
         entries.append(compiled)
         wheres.append(filtered)
     columns = tuple(name for name in KINDS if any(name in types for types in own))
@@ -316,7 +316,7 @@ def read_contract(
         explode=explode,
         own=tuple(own),
         units=tuple(units),
-        types={name: _meeting_type(name, own, kinds, source) for name in columns},
+        types={name: common_type(name, own, [kind.file for kind in kinds], source) for name in columns},
         reading=reading,
         source=source,
     )
@@ -329,33 +329,6 @@ def _check_readable(kind: Columns, used: set[str], where: str) -> None:
             f"{where}: column {wanted[0]!r} has the type {kind.unreadable[wanted[0]]}, which cannot be read; write the "
             "column again in another type, or leave it out"
         )
-
-
-def _meeting_type(
-    name: str, own: Sequence[Mapping[str, pl.DataType]], kinds: Sequence[Columns], source: str
-) -> pl.DataType:
-    """Return the type of a column in which all files of a log meet; sessions, which are only compared, meet in text."""
-    met = meeting_type(KINDS[name], [types[name] for types in own if name in types])
-    if met is not None:
-        return met
-    if name not in REQUIRED:
-        return pl.String()
-    text = next(at for at, types in enumerate(own) if is_text(types[name]))
-    whole = next(at for at, types in enumerate(own) if types[name] != pl.Null and not is_text(types[name]))
-    raise InputError(
-        f"{source}: its files disagree: column {name!r} is {own[whole][name]} in {kinds[whole].file} and "
-        f"{own[text][name]} in {kinds[text].file}, and no number equals a text; make all of them texts with "
-        f"--schema FILE.toml and in it {name} = 'CAST({name} AS VARCHAR)'"
-    )
-
-
-def _time_unit(frame: pl.LazyFrame, own: pl.DataType, where: str, *, text: bool) -> TimeUnit:
-    """Return the unit of times; in a `text`, numbers among other words are still numbers."""
-    if text and own == pl.String:
-        numbers = frame.with_columns(pl.col("timestamp").cast(pl.Int64, strict=False))
-        if numbers.select(pl.col("timestamp").is_not_null().any()).collect(engine="streaming").item():
-            return time_unit(numbers, pl.Int64(), where)
-    return time_unit(frame, own, where)
 
 
 def usable() -> pl.Expr:

@@ -42,12 +42,18 @@ class TimeUnit:
         return pl.when((value >= first) & (value < beyond)).then(value)
 
 
-def time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str) -> TimeUnit:
+def time_unit(frame: pl.LazyFrame, type_: pl.DataType, source: str, *, text: bool = False) -> TimeUnit:
     """Return the unit of column `timestamp`: of numbers, that in which most are plausible.
+
+    In the column of a `text`, numbers among other words are still numbers.
 
     Raises:
         InputError: none is, in any unit.
     """
+    if text and type_ == pl.String:
+        numbers = frame.with_columns(pl.col("timestamp").cast(pl.Int64, strict=False))
+        if numbers.select(pl.col("timestamp").is_not_null().any()).collect(engine="streaming").item():
+            return time_unit(numbers, pl.Int64(), source)
     if not type_.is_numeric():
         return TimeUnit(name="text" if type_ in (pl.String, pl.Categorical, pl.Enum, pl.Binary) else "datetime")
     number = pl.col("timestamp").cast(pl.Float64)

@@ -237,9 +237,9 @@ def bad(run, code, *arguments, says, output="recs.parquet", **environment):
 def test_bad_inputs(run, log_file, log, tmp_path, model_dir):
     bad(run, 3, "event.parquet", "recs.parquet", says="no such file or directory. Did you mean 'events.parquet'")
     (tmp_path / "empty").mkdir()
-    bad(run, 3, "empty", "recs.parquet", says="holds no .parquet file")
+    bad(run, 3, "empty", "recs.parquet", says="holds no Parquet file")
     (tmp_path / "text.parquet").write_text("user_id\n1\n")
-    bad(run, 3, "text.parquet", "recs.parquet", says="text.parquet: not a Parquet file")
+    bad(run, 3, "text.parquet", "recs.parquet", says="text.parquet: neither Parquet nor a table as text")
     (tmp_path / "cut.parquet").write_bytes(log_file.read_bytes()[:2000])
     bad(run, 3, "cut.parquet", "recs.parquet", says="cut.parquet: truncated or damaged")
     log.rename({"user_id": "userid"}).write_parquet("near.parquet")

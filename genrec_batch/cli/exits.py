@@ -98,7 +98,7 @@ def guarded(work: Callable[[], None], *, verbose: bool) -> None:
         if verbose or console.LOG.level == logging.DEBUG:
             traceback.print_exc()
         fault = "This is a fault of genrec-batch, not of your input; run again with --verbose for the traceback."
-        print_error("internal error:", f"{type(error).__name__}: {error}\n{fault}")
+        print_error("internal error:", f"{type(error).__name__}: {error}\n  {fault}")
         raise typer.Exit(1) from error
     finally:
         signals.end_command()

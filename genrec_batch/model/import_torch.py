@@ -188,11 +188,11 @@ def _shape_text(name: str, config: ModelConfig, sizes: Mapping[str, int]) -> str
 def _refuse(faults: Mapping[str, str], missing: Mapping[str, str]) -> NoReturn:
     lines = []
     if faults:
-        lines.append("tensors that match no parameter of their own:")
-        lines += [f"  {faults[name]}{_near(name, missing)}" for name in sorted(faults)]
+        lines.append("  tensors that match no parameter of their own:")
+        lines += [f"    {faults[name]}{_near(name, missing)}" for name in sorted(faults)]
     if missing:
-        lines.append("parameters without a tensor:")
-        lines += [f"  {missing[name]}{_near(name, faults)}" for name in missing]
+        lines.append("  parameters without a tensor:")
+        lines += [f"    {missing[name]}{_near(name, faults)}" for name in missing]
     raise ModelError("the weights cannot be imported as they are; map tensors with --rename\n" + "\n".join(lines))
 
 

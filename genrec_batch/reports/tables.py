@@ -47,6 +47,7 @@ def summary(facts: Mapping[str, Any]) -> None:
         "  without events": facts.get("users_without_events"),
         "  cold start": facts.get("cold_start_users"),
         "  carried over": facts.get("carried_users"),
+        "  of an earlier as-of": facts.get("carried_of_earlier_as_of"),
         "given videos seen": facts.get("seen_candidates"),
         "catalog videos": facts.get("catalog_videos"),
         "engine": facts.get("engine_why"),

@@ -95,8 +95,10 @@ class Previous:
         if about.get(b"genrec.run_id") != run_id.encode() or SCOPE not in about:
             raise _damaged(path, f"{kept.name} is that of another run")
         table = pq.read_table(kept).replace_schema_metadata(None)
-        frame = pl.DataFrame(table) if table.column_names == COLUMNS else pl.DataFrame()
-        if not frame.width or not frame["user_id"].is_sorted():
+        if table.column_names != COLUMNS:
+            raise _damaged(path, f"{kept.name} has other columns than this version writes")
+        frame = pl.DataFrame(table)
+        if not frame["user_id"].is_sorted():
             raise _damaged(path, f"{kept.name} is damaged")
         files, metadata = published.files_of(place)
         stored = _read(path, lambda: sum(pq.read_metadata(file).num_rows for file in files))

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from genrec_batch.model.weights import PRESETS, initial_weights
 
 INDEX = "model.safetensors.index.json"
+WEIGHTS = initial_weights(PRESETS["tiny"], 3)
 
 
 @pytest.fixture
@@ -45,6 +46,16 @@ def test_a_folder_with_one_file_is_that_file(imported, tmp_path):
     (tmp_path / "one").mkdir()
     save_file(initial_weights(PRESETS["tiny"], 3), tmp_path / "one" / "theirs.safetensors")
     assert imported(tmp_path / "one").code == 0
+
+
+def test_what_is_left_over_is_a_list_of_lines(imported, tmp_path):
+    weights = {name.replace("recommendation_head", "rec_head"): w for name, w in WEIGHTS.items()}
+    save_file(weights, tmp_path / "theirs.safetensors")
+    done = imported(tmp_path / "theirs.safetensors")
+    lines = [line.rstrip() for line in done.err.splitlines()]
+    assert done.code == 4
+    assert "    rec_head.bias (1,) - Did you mean 'recommendation_head.bias'?" in lines
+    assert "  parameters without a tensor:" in lines
 
 
 def test_one_of_several_files_names_the_index(sharded, imported):

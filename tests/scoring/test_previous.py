@@ -272,6 +272,10 @@ def without(folder, name):
         ),
         (lambda folder: (folder / "_manifest.json").write_text("{}"), "it is not a finished output"),
         (lambda folder: (folder / "_fingerprints").unlink(), "_fingerprints is missing"),
+        (
+            lambda folder: only(folder / "_fingerprints", lambda rows: rows.drop("as_of")),
+            "_fingerprints has other columns than this version writes",
+        ),
         (lambda folder: without(folder, PART), "rows and its metadata says"),
     ],
 )

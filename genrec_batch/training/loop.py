@@ -25,7 +25,7 @@ from genrec_batch.training.loss import Wanted, compiled_gradient, cross_entropy,
 from genrec_batch.training.network import OUTPUT_BIAS, TOKENS, Noise, Read, compiled_layer, head_logits, hidden
 from genrec_batch.training.sampled import Sample
 
-BETAS, DECAY, CLIP, HEADS_WEIGHT = (0.9, 0.98), 0.01, 1.0, 0.3
+BETAS, DECAY, CLIP, HEADS_WEIGHT = (0.9, 0.98), 0.01, 1.0, 1.0
 WARM_UP_STEPS, WARM_UP_SHARE, LAST_SHARE = 1000, 0.3, 0.05  # of the peak rate: how long it rises, where it ends
 COMPILED_STEPS = 1000  # of a training on a GPU from which compiling, half a minute, pays
 AVERAGE_DECAY = 0.998  # of the weights' moving average, about the last 500 steps

@@ -114,6 +114,10 @@ class HistoryConfig(LogConfig):
         panel="Input",
         identity="none",
     )
+    side_tables_newest: str | None = option(
+        "Column of --users and --videos, such as updated_at: of an id's rows, the one with its largest value counts.",
+        panel="Input",
+    )
     rejects: str | None = option(
         "Parquet file for rejected rows: input, reason, file, row and values.", panel="Input", identity="none"
     )

@@ -19,6 +19,7 @@ from genrec_batch.events import histories, side_tables
 from genrec_batch.events.by_user import Users
 from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.survey import Survey
+from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import Model
@@ -50,18 +51,20 @@ class Beside:
         catalog: Catalog,
         model: Model,
         inputs: dict[str, read.Source],
+        rules: TableRules,
         stages: Stages,
     ) -> Beside:
         """Read the tables of users, videos, candidates and features, and add them to the inputs."""
         with stages.time("tables"), console.busy("reading the tables of users, videos and candidates"):
-            users = side_tables.read_users(config.users, config.schema, joins, inputs)
-            videos = side_tables.read_videos(config.videos, config.schema, joins, inputs)
+            users = side_tables.read_users(config.users, config.schema, joins, inputs, rules)
+            videos = side_tables.read_videos(config.videos, config.schema, joins, inputs, rules)
+            rules.check_dated(given=config.users is not None or config.videos is not None)
             given = config.candidates if isinstance(config, ScoreConfig) else None
-            candidates = side_tables.read_candidates(given, joins, catalog, inputs)
+            candidates = side_tables.read_candidates(given, joins, catalog, inputs, rules)
             extra = model.config.features - layout.FEATURES
             return Beside(
-                users=side_tables.with_extra_features(users, config.extra_features, extra, joins, inputs),
-                only=side_tables.read_users_only(config.users_only, joins, inputs),
+                users=side_tables.with_extra_features(users, config.extra_features, extra, joins, inputs, rules),
+                only=side_tables.read_users_only(config.users_only, joins, inputs, rules),
                 listed=None if users is None else users["user_id"],
                 videos=None if videos is None else side_tables.videos_table(videos, f"--videos {config.videos}"),
                 video_ids=None if videos is None else videos["video_id"],

@@ -23,10 +23,11 @@ from genrec_batch.events.by_user import EventStore, RecordReader, Users
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
-from genrec_batch.events.rejects import in_words, reject_file
+from genrec_batch.events.rejects import RejectFile, in_words, reject_file
 from genrec_batch.events.schema import BUILT_IN, column_names
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, survey
+from genrec_batch.events.table_rows import TableRules
 from genrec_batch.events.user_histories import UserHistories
 from genrec_batch.io import read
 from genrec_batch.model import weights
@@ -99,18 +100,20 @@ class Dataset:
             ahead.start()
         spill_to = by_user.spill_folder(config.spill_dir, spill_beside) if isinstance(source, str) else None
         loaded = _model(config, model, stages)
-        found = _survey(log, config, inputs, stages)
-        warn_about(loaded, config)
-        name = f"INPUT {source if isinstance(source, str) else 'table'}"
-        with stages.time("catalog"):
-            catalog = catalog_for(loaded, found, name)
-            token_V = catalog.tokens(found.videos["video_id"]).to_numpy()
-            loaded = loaded.with_catalog(len(catalog))
-        if ahead is not None:
-            ahead.know(loaded)
-        joins = Joins.of(found, name, config.min_match, block=isinstance(source, pl.DataFrame))
-        joins.catalog(catalog, token_V, found.videos["count"], f"--model {config.model}")
-        beside = Beside.read(config, joins, catalog, loaded, inputs, stages)
+        with reject_file(config.rejects) as rejected:
+            found = _survey(log, config, inputs, stages, rejected)
+            warn_about(loaded, config)
+            name = f"INPUT {source if isinstance(source, str) else 'table'}"
+            with stages.time("catalog"):
+                catalog = catalog_for(loaded, found, name)
+                token_V = catalog.tokens(found.videos["video_id"]).to_numpy()
+                loaded = loaded.with_catalog(len(catalog))
+            if ahead is not None:
+                ahead.know(loaded)
+            joins = Joins.of(found, name, config.min_match, block=isinstance(source, pl.DataFrame))
+            joins.catalog(catalog, token_V, found.videos["count"], f"--model {config.model}")
+            rules = TableRules(max_rejects=config.max_rejects, newest=config.side_tables_newest, file=rejected)
+            beside = Beside.read(config, joins, catalog, loaded, inputs, rules, stages)
         scored = users_to_score(found, beside, config, joins)
         _check_not_empty(scored, catalog, config, name)
         given = given_candidates(beside.given, scored.ids, catalog, config)
@@ -125,6 +128,7 @@ class Dataset:
             shard_users=config.shard_users,
             stages=stages,
         )
+        rejected_tables = {"rejected_rows_of_tables": rules.counts} if rules.counts else {}
         dataset = Dataset(
             log=log,
             inputs=inputs,
@@ -133,7 +137,7 @@ class Dataset:
             catalog=catalog,
             model=loaded,
             video_type=found.videos.schema["video_id"],
-            facts={**_facts(log, found, users, catalog), "matches": joins.found},
+            facts={**_facts(log, found, users, catalog), "matches": joins.found, **rejected_tables},
         )
         dataset.warn_of_values(config)
         check_strict(config)
@@ -203,10 +207,11 @@ def _model(config: HistoryConfig, given: Model | None, stages: Stages) -> Model:
     return loaded
 
 
-def _survey(log: EventLog, config: HistoryConfig, inputs: Mapping[str, read.Source], stages: Stages) -> Survey:
+def _survey(
+    log: EventLog, config: HistoryConfig, inputs: Mapping[str, read.Source], stages: Stages, rejected: RejectFile
+) -> Survey:
     opened = inputs.get("events")
-    timed = stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0)
-    with timed, reject_file(config.rejects) as rejected:
+    with stages.time("scan", rows=log.rows, bytes=(opened and opened.bytes) or 0):
         found = survey(log, config.as_of_us(), threads.cores(), sorter_choice.for_log(log.rows), rejected)
     check_rejects(found, config.max_rejects, log.where)
     return found

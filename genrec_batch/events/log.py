@@ -20,7 +20,7 @@ from genrec_batch.events.rejects import faulty_rows
 from genrec_batch.events.times import DAY_US, FIRST_US
 from genrec_batch.io.attempt import unchanged
 from genrec_batch.io.read import Source
-from genrec_batch.io.row_groups import Piece, RowGroup
+from genrec_batch.io.row_groups import RowGroup, in_files
 
 KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
 
@@ -133,7 +133,7 @@ class EventLog:
             rows = of_piece.collect(
                 lambda frame, kind: faulty_rows(self.contract, frame, kind, self.last_us), self.where
             )
-            found.append(_in_files(rows, piece))
+            found.append(in_files(rows, piece))
         return pl.concat(found)
 
     def made_null(self, number: int, columns: list[str]) -> dict[str, tuple[int, int]]:
@@ -169,12 +169,3 @@ class EventLog:
             if frame.schema[name] == pl.String and (frame[name] == "").any():
                 frame = frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)))
         return frame
-
-
-def _in_files(rows: pl.DataFrame, piece: Piece) -> pl.DataFrame:
-    """Return rows of a piece with their file and their row in it; rows in memory are in no file."""
-    if not piece.files:
-        return rows.with_columns(file=pl.lit(None, pl.String))
-    starts = pl.DataFrame({"file": piece.files, "start": piece.starts}, schema={"file": pl.String, "start": pl.Int64})
-    at = rows.sort("row", maintain_order=True).join_asof(starts, left_on="row", right_on="start")
-    return at.select(row=pl.col("row") - pl.col("start"), reason="reason", values="values", file="file")

@@ -103,6 +103,8 @@ def _parse(content: bytes, name: str) -> ColumnNames:
 def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, where: str | None = None) -> pl.LazyFrame:
     """Add each contract column computed by its SQL expression over the frame's own columns, of the rows of `where`.
 
+    A column `FAILED` says where an expression fails, if any can.
+
     Raises:
         ConfigError, InputError: see `expressions.entry`.
     """
@@ -111,7 +113,10 @@ def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, whe
     types = dict(frame.collect_schema())
     if where is not None:
         frame = frame.filter(entry("where", where, types, source).value)
-    return frame.with_columns(**{name: each.value for name, each in entries_of(expressions, types, source).items()})
+    entries = entries_of(expressions, types, source)
+    fails = [each.fails for each in entries.values() if each.fails is not None]
+    failed = {FAILED: pl.any_horizontal(fails)} if fails else {}
+    return frame.with_columns(**{name: each.value for name, each in entries.items()}, **failed)
 
 
 def entries_of(expressions: Mapping[str, str], types: Types, source: str) -> dict[str, Entry]:

@@ -7,7 +7,7 @@ Must not know: events, slots, engines. In: paths and the log's types. Out: frame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.core.layout import HASHED
 from genrec_batch.events import schema, vectors
 from genrec_batch.events.joins import Joins, Side
+from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
@@ -46,44 +47,58 @@ class Tables:
 
 
 def read_users(
-    path: str | None, schema_name: str | None, joins: Joins, inputs: dict[str, read.Source]
+    path: str | None, schema_name: str | None, joins: Joins, inputs: dict[str, read.Source], rules: TableRules
 ) -> pl.DataFrame | None:
     """Read `--users` with the log's own type of user_id and add it to the inputs; None where it is not given.
 
     Raises:
-        InputError: not readable, ids repeat or next to none is the log's, or a list does not fit the model.
-        GateError: too few of the ids are the log's.
+        InputError: not readable, next to none of the ids is the log's, or a list does not fit the model.
+        GateError: too few of the ids are the log's, or too many rows are rejected.
     """
     if path is None:
         return None
-    users = _read(path, "--users", "user_id", schema.column_names(schema_name).users, joins, inputs)
+    names = schema.column_names(schema_name)
+    rename = partial(schema.rename, expressions=names.users, where=names.where.get("users"), source=f"--users {path}")
+    users = _read(path, "--users", "user_id", rename, joins, inputs, rules, USER_VECTORS)
     check_users(users, f"--users {path}")
     return users
 
 
 def read_videos(
-    path: str | None, schema_name: str | None, joins: Joins, inputs: dict[str, read.Source]
+    path: str | None, schema_name: str | None, joins: Joins, inputs: dict[str, read.Source], rules: TableRules
 ) -> pl.DataFrame | None:
     """Read `--videos` with the log's own type of video_id and add it to the inputs; None where it is not given.
 
     Raises:
-        InputError: not readable, or ids repeat or next to none is the log's.
-        GateError: too few of the ids are the log's.
+        InputError: not readable, or next to none of the ids is the log's.
+        GateError: too few of the ids are the log's, or too many rows are rejected.
     """
     if path is None:
         return None
-    return _read(path, "--videos", "video_id", schema.column_names(schema_name).videos, joins, inputs)
+    names = schema.column_names(schema_name)
+    rename = partial(
+        schema.rename, expressions=names.videos, where=names.where.get("videos"), source=f"--videos {path}"
+    )
+    return _read(path, "--videos", "video_id", rename, joins, inputs, rules, VIDEO_VECTORS)
 
 
 def _read(
-    path: str, flag: str, key: str, names: Mapping[str, str], joins: Joins, inputs: dict[str, read.Source]
+    path: str,
+    flag: str,
+    key: str,
+    rename: Callable[[pl.LazyFrame], pl.LazyFrame],
+    joins: Joins,
+    inputs: dict[str, read.Source],
+    rules: TableRules,
+    widths: vectors.Widths | None = None,
 ) -> pl.DataFrame:
     where = f"{flag} {path}"
-    frame, source = read.table(path, flag, key, partial(schema.rename, expressions=names, source=where))
-    name = flag.lstrip("-")
-    inputs[name] = source
+    frame, source = read.table(path, flag, key, rename)
+    name = flag.lstrip("-").replace("-", "_")
+    inputs[flag.lstrip("-")] = source
+    frame = rules.usable(frame, key, where, name, source, widths)
     frame = _same_type(frame, key, joins.log(key).ids.dtype, where)
-    joins.table(name.replace("-", "_"), Side(name=where, ids=frame[key]), key)
+    joins.table(name, Side(name=where, ids=frame[key]), key)
     return frame
 
 
@@ -103,7 +118,7 @@ def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> 
 
 
 def read_candidates(
-    path: str | None, joins: Joins, catalog: Catalog, inputs: dict[str, read.Source]
+    path: str | None, joins: Joins, catalog: Catalog, inputs: dict[str, read.Source], rules: TableRules
 ) -> pl.DataFrame | None:
     """Read `--candidates` with the log's own types of user_id and video_id; None where it is not given.
 
@@ -115,9 +130,10 @@ def read_candidates(
     """
     if path is None:
         return None
-    frame, source = read.table(path, "--candidates", "user_id", _as_lists)
+    frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy)
     inputs["candidates"] = source
     where = f"--candidates {path}"
+    frame = rules.usable(_as_lists(frame), "user_id", where, "candidates", source)
     kind = frame.schema.get("video_id")
     if not isinstance(kind, (pl.List, pl.Array)):
         raise InputError(f"{where}: column 'video_id' is {kind or 'missing'}, expected a list of video ids per user")
@@ -130,14 +146,16 @@ def read_candidates(
     return frame
 
 
-def _as_lists(frame: pl.LazyFrame) -> pl.LazyFrame:
+def _as_lists(frame: pl.DataFrame) -> pl.DataFrame:
     """Gather the videos of each user where they have a row each."""
-    types = frame.collect_schema()
-    flat = "user_id" in types and "video_id" in types and not types["video_id"].is_nested()
-    return frame.group_by("user_id", maintain_order=True).agg("video_id") if flat else frame
+    if "video_id" not in frame.columns or frame.schema["video_id"].is_nested():
+        return frame
+    return frame.group_by("user_id", maintain_order=True).agg("video_id", pl.col(read.ROW, read.PIECE).first())
 
 
-def read_users_only(path: str | None, joins: Joins, inputs: dict[str, read.Source]) -> pl.Series | None:
+def read_users_only(
+    path: str | None, joins: Joins, inputs: dict[str, read.Source], rules: TableRules
+) -> pl.Series | None:
     """Read the distinct ids of `--users-only` with the log's own type and add it to the inputs; None without it.
 
     Raises:
@@ -147,10 +165,12 @@ def read_users_only(path: str | None, joins: Joins, inputs: dict[str, read.Sourc
         return None
 
     def ids(lazy: pl.LazyFrame) -> pl.LazyFrame:
-        return lazy.select("user_id").unique() if "user_id" in lazy.collect_schema() else lazy
+        return lazy.select("user_id", read.ROW) if "user_id" in lazy.collect_schema() else lazy
 
     frame, source = read.table(path, "--users-only", "user_id", ids)
     inputs["users_only"] = source
+    frame = frame.filter(frame["user_id"].is_null() | frame["user_id"].is_first_distinct())  # to repeat is no fault
+    frame = rules.usable(frame, "user_id", f"--users-only {path}", "users_only", source)
     return _same_type(frame, "user_id", joins.users.dtype, f"--users-only {path}")["user_id"].sort()
 
 
@@ -208,7 +228,12 @@ def users_table(frame: pl.DataFrame) -> SideTable:
 
 
 def with_extra_features(
-    users: pl.DataFrame | None, path: str | None, wanted: int, joins: Joins, inputs: dict[str, read.Source]
+    users: pl.DataFrame | None,
+    path: str | None,
+    wanted: int,
+    joins: Joins,
+    inputs: dict[str, read.Source],
+    rules: TableRules,
 ) -> pl.DataFrame | None:
     """Return the users with the list of `--extra-features` as a further column; users of that table alone are added.
 
@@ -232,7 +257,8 @@ def with_extra_features(
             f"--extra-features {path}: the model was trained without further features; leave the option out"
         )
     flag = f"--extra-features {path}"
-    frame = _read(path, "--extra-features", "user_id", {}, joins, inputs)
+    widths = {"features": wanted if wanted > 0 else None}
+    frame = _read(path, "--extra-features", "user_id", lambda lazy: lazy, joins, inputs, rules, widths)
     lists = [name for name, kind in frame.schema.items() if isinstance(kind, (pl.List, pl.Array))]
     name = "features" if "features" in lists else lists[0] if len(lists) == 1 else None
     if name is None:

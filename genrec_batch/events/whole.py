@@ -21,6 +21,7 @@ from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.splits import ALL_EVENTS
 from genrec_batch.events.survey import Survey, check_rejects, survey
+from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime import threads
@@ -103,10 +104,11 @@ def read_whole(
     joins = Joins.of(found, where, min_match)
     joins.catalog(catalog, token_V, found.videos["count"], "the catalog")
     inputs = {"events": source}
+    rules = TableRules(max_rejects=max_rejects)
     with stages.time("tables"):
-        users_table = side_tables.read_users(users, schema_name, joins, inputs)
-        videos_table = side_tables.read_videos(videos, schema_name, joins, inputs)
-        users_table = side_tables.with_extra_features(users_table, extra_features, extra_wanted, joins, inputs)
+        users_table = side_tables.read_users(users, schema_name, joins, inputs, rules)
+        videos_table = side_tables.read_videos(videos, schema_name, joins, inputs, rules)
+        users_table = side_tables.with_extra_features(users_table, extra_features, extra_wanted, joins, inputs, rules)
         users_side = None if users_table is None else side_tables.users_table(users_table)
         videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
     reader = RecordReader.of(log, found, ids, sorter)

@@ -25,6 +25,8 @@ from genrec_batch.io.row_groups import Columns, Piece, RowGroup, columns, cut, r
 from genrec_batch.io.tables import Table
 from genrec_batch.runtime.console import LOG
 
+ROW, PIECE = "row of the piece", "piece of the table"  # columns of numbered frames
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -68,16 +70,28 @@ class Source:
             "sha256": self.fingerprint,
         }
 
-    def frame(self, rename: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda frame: frame) -> pl.LazyFrame:
+    def frame(
+        self, rename: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda frame: frame, *, numbered: bool = False
+    ) -> pl.LazyFrame:
         """Return all rows, in order, after `rename`, with one type for each column.
+
+        With `numbered`, columns `ROW` and `PIECE` say where a row was before `rename`, which keeps the first.
 
         Raises:
             InputError: two files have types of one column that have no type in common.
         """
-        renamed = [(columns.file, rename(columns.frame).collect_schema()) for columns in self.columns]
-        types = common_types(renamed, self.path)
-        pieces = [piece for group in self.row_groups for piece in group.pieces]
-        return pl.concat([in_types(rename(piece.frame), types) for piece in pieces] or [self.columns[0].frame])
+
+        def renamed(frame: pl.LazyFrame) -> pl.LazyFrame:
+            return rename(frame.with_row_index(ROW) if numbered else frame)
+
+        def placed(frame: pl.LazyFrame, number: int) -> pl.LazyFrame:
+            return frame.with_columns(pl.lit(number, pl.UInt32).alias(PIECE)) if numbered else frame
+
+        schemas = [(columns.file, renamed(columns.frame).collect_schema()) for columns in self.columns]
+        types = common_types(schemas, self.path)
+        pieces = [piece.frame for group in self.row_groups for piece in group.pieces]
+        frames = [placed(in_types(renamed(frame), types), number) for number, frame in enumerate(pieces)]
+        return pl.concat(frames or [placed(renamed(self.columns[0].frame), 0)])
 
 
 def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = None) -> Source:
@@ -161,28 +175,20 @@ def _partitioned(of_files: Sequence[Form], names: Sequence[str], where: str) -> 
 def table(
     path: str, flag: str, key: str, rename: Callable[[pl.LazyFrame], pl.LazyFrame]
 ) -> tuple[pl.DataFrame, Source]:
-    """Read a table with one row per id, in memory, after `rename`.
+    """Read a table with a column of ids, in memory, after `rename`; `ROW` and `PIECE` say where each row was.
 
     Raises:
-        InputError: the key column is missing, null, neither integer nor string, or an id repeats.
+        InputError: the key column is missing, or neither integer nor string.
     """
     source, where = scan(path, flag), f"{flag} {path}"
-    frame = source.frame(rename)
-    names = frame.collect_schema().names()
+    frame = source.frame(rename, numbered=True)
+    names = [name for name in frame.collect_schema().names() if name not in (ROW, PIECE)]
     if key not in names:
         raise InputError(
             f"{where}: column {key!r} is missing.{nearest(key, names)} Its columns: {', '.join(names[:40])}"
         )
     read = unchanged(frame.collect, source.first_look, source.files, where)
-    read = read.with_columns(_ids(read[key], where))
-    ids = read[key]
-    if ids.null_count():
-        row = ids.is_null().arg_true()[0]
-        raise InputError(f"{flag} {path}: column {key!r} is null in row {row}; every row needs an id")
-    if ids.n_unique() != len(ids):
-        row = int(ids.is_first_distinct().not_().arg_true()[0])
-        raise InputError(f"{flag} {path}: {key} {ids[row]!r} repeats in row {row}; one row per id")
-    return read, source
+    return read.with_columns(_ids(read[key], where)), source
 
 
 def _ids(column: pl.Series, where: str) -> pl.Series:

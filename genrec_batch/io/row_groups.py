@@ -145,3 +145,15 @@ def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
             start, held = start + GROUP_ROWS, held - GROUP_ROWS
     if held:
         yield start, held
+
+
+def in_files(rows: pl.DataFrame, piece: Piece) -> pl.DataFrame:
+    """Return rows of a piece, whose column `row` counts in it, with their file and their row there.
+
+    Rows in memory are in no file.
+    """
+    if not piece.files:
+        return rows.with_columns(file=pl.lit(None, pl.String))
+    starts = pl.DataFrame({"file": piece.files, "start": piece.starts}, schema={"file": pl.String, "start": pl.Int64})
+    at = rows.sort("row", maintain_order=True).join_asof(starts, left_on="row", right_on="start")
+    return at.with_columns(pl.col("row") - pl.col("start")).drop("start")

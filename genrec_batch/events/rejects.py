@@ -14,9 +14,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import ConfigError, GateError
+from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, REQUIRED
 from genrec_batch.events.convert import converted
-from genrec_batch.events.schema import Contract, even
+from genrec_batch.events.schema import Contract
 from genrec_batch.events.times import FIRST_US
 
 ROW, VALUES = "row number of the file", "values at fault"
@@ -49,7 +50,7 @@ def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: in
     found = rows.select(ROW, VALUES, reason=reason).filter(pl.col("reason").is_not_null())
     if contract.explode:
         lengths = pl.struct(pl.col(name).list.len() for name in contract.explode).struct.json_encode().alias(VALUES)
-        uneven = contract.listed(numbered).filter(~even(contract.explode)).select(ROW, lengths)
+        uneven = lists.listed(numbered, contract.explode).filter(~lists.even(contract.explode)).select(ROW, lengths)
         found = pl.concat([found, uneven.with_columns(reason=pl.lit("lists of unequal length"))])
     return found.select(pl.col(ROW).cast(pl.Int64).alias("row"), "reason", pl.col(VALUES).alias("values"))
 

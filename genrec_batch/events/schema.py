@@ -16,6 +16,7 @@ import polars as pl
 
 from genrec_batch.core import toml
 from genrec_batch.core.errors import ConfigError, InputError, nearest
+from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns
 from genrec_batch.events.convert import common_type, converted
 from genrec_batch.events.expressions import Entry, Types, entry
@@ -200,15 +201,11 @@ class Contract:
         """Return the events of a file's rows in its own columns: lists exploded, rows of `where`."""
         if self.explode:
             filled = pl.col(self.explode[0]).list.len() > 0
-            frame = self.listed(frame).filter(even(self.explode) & filled).explode(*self.explode)
+            frame = lists.listed(frame, self.explode).filter(lists.even(self.explode) & filled).explode(*self.explode)
         where = self.where[files]
         if where is None:
             return frame
         return frame.filter(where.value if where.fails is None else where.value | where.fails)
-
-    def listed(self, frame: pl.LazyFrame) -> pl.LazyFrame:
-        """Return a file's rows with lists where they have arrays in the columns of `explode`."""
-        return _listed(frame, self.explode)
 
     def has(self, name: str, files: int) -> bool:
         """Return whether files of a kind have a contract column."""
@@ -235,31 +232,6 @@ class Contract:
         }
 
 
-def _listed(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    types = frame.collect_schema()
-    arrays = [(name, kind) for name, kind in types.items() if name in columns and isinstance(kind, pl.Array)]
-    return frame.with_columns(pl.col(name).cast(pl.List(kind.inner)) for name, kind in arrays)
-
-
-def _exploded(frame: pl.LazyFrame, columns: Sequence[str], where: str) -> pl.LazyFrame:
-    """Return a file's rows with an event for each element of its lists, to learn the types of these."""
-    types = frame.collect_schema()
-    for name in columns:
-        if name not in types:
-            raise InputError(
-                f"--schema: explode names {name!r}, which {where} does not have.{nearest(name, list(types))}"
-            )
-        if not isinstance(types[name], (pl.List, pl.Array)):
-            raise InputError(f"--schema: explode names {name!r}, which is {types[name]} in {where} and not a list")
-    return _listed(frame, columns).filter(even(columns)).explode(*columns) if columns else frame
-
-
-def even(columns: Sequence[str]) -> pl.Expr:
-    """Return whether the lists of a row have as many elements; a null is a list without any."""
-    first, *others = (pl.col(name).list.len().fill_null(0) for name in columns)
-    return pl.all_horizontal(pl.lit(value=True), *(first == other for other in others))
-
-
 def read_contract(
     log: pl.LazyFrame | Sequence[Columns],
     expressions: Mapping[str, str],
@@ -283,7 +255,7 @@ def read_contract(
     kinds = [Columns(frame=log)] if isinstance(log, pl.LazyFrame) else log
     if not labels:
         expressions = {name: sql for name, sql in expressions.items() if name not in LABELS}
-    exploded = [_exploded(kind.frame, explode, source if len(kinds) == 1 else kind.file) for kind in kinds]
+    exploded = [lists.exploded(kind.frame, explode, source if len(kinds) == 1 else kind.file) for kind in kinds]
     before = [dict(frame.collect_schema()) for frame in exploded]
     own, units, entries, wheres, used = [], [], [], [], set[str](explode)
     for number, kind in enumerate(kinds):

@@ -1,4 +1,4 @@
-"""`rejects` and `times`: one bad row costs one row, each reason has its count and its row in the file, advice works."""
+"""`rejects`, `times` and `lists`: one bad row costs one row, each reason has its count and its row, advice works."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The side tables: `--users`, `--videos` and `--candidates`, read with the log's own types of ids, and as arrays.
 
-Owns: which columns enter the features and how, the hashing of columns (Weinberger et al. 2009), candidates as tokens.
+Owns: which columns enter the features, candidates as tokens.
 Must not know: events, slots, engines. In: paths and the log's types. Out: frames with one row per id,
 `arrays.SideTable` in the same row order, and `Tables`, all that a run knows of users besides the log.
 """
@@ -14,10 +14,9 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, U8, Ragged, SideTable
+from genrec_batch.core.arrays import F32, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.core.layout import HASHED
-from genrec_batch.events import schema, vectors
+from genrec_batch.events import hashing, schema, vectors
 from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
@@ -303,7 +302,7 @@ def _floats(
         floats_RD, has_R = vectors.matrix(frame[features], None)
         own = vectors.projected(floats_RD), has_R
     else:
-        own = hash_columns(frame), np.ones(len(frame), np.bool_)
+        own = hashing.hash_columns(frame), np.ones(len(frame), np.bool_)
     return own, vectors.matrix(frame[vector], width) if vector in frame.columns else None
 
 
@@ -314,42 +313,3 @@ def _codes(frame: pl.DataFrame, name: str, source: str) -> I32:
         raise InputError(f"{source}: column {name!r} is {frame.schema[name]}, expected one value per video")
     codes: I32 = (frame[name].rank("dense").cast(pl.Int32) - 1).fill_null(-1).to_numpy()
     return codes
-
-
-def hash_columns(frame: pl.DataFrame) -> F32:
-    """Hash all columns except ids and lists into 200 signed floats a row, [R, 200] (Weinberger et al. 2009).
-
-    h = xxh64 (seed 0) of the UTF-8 text; the slot is h mod 200, the sign + where bit 63 is 0, else -. A category, a
-    Boolean or a time adds 1 for the text `column=value`, a number x adds sgn(x) ln(1 + |x|) for the text `column`.
-    """
-    total_R200: F64 = np.zeros((len(frame), HASHED))
-    rows_R = np.arange(len(frame))
-    for column in frame.get_columns():
-        name, kind = column.name, column.dtype
-        if name == "id" or name.endswith("_id") or kind.is_nested() or kind in (pl.Null, pl.Binary, pl.Object):
-            continue
-        if kind.is_numeric():
-            x = column.cast(pl.Float64).to_numpy()
-            x = np.where(np.isfinite(x), x, 0.0)
-            slot, sign = vectors.slot(name)
-            total_R200[:, slot] += sign * np.sign(x) * np.log1p(np.abs(x))
-            continue
-        text = _text(column)
-        distinct = text.drop_nulls().unique(maintain_order=True)
-        places = [vectors.slot(f"{name}={value}") for value in distinct]
-        coded = pl.DataFrame({"value": distinct, "code": np.arange(len(distinct))})
-        code = text.alias("value").to_frame().join(coded, on="value", how="left", maintain_order="left")["code"]
-        there = code.is_not_null().to_numpy()
-        code_R = code.fill_null(0).to_numpy()
-        slots = np.array([slot for slot, _ in places] or [0])
-        signs = np.array([sign for _, sign in places] or [0.0])
-        total_R200[rows_R[there], slots[code_R[there]]] += signs[code_R[there]]
-    return total_R200.astype(np.float32)
-
-
-def _text(column: pl.Series) -> pl.Series:
-    if column.dtype == pl.Boolean:
-        return column.cast(pl.Int8).replace_strict({1: "true", 0: "false"}, return_dtype=pl.String)
-    if column.dtype == pl.Datetime:
-        return column.dt.to_string("iso:strict")
-    return column.cast(pl.String)

@@ -13,19 +13,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
-import xxhash
 
 from genrec_batch.core.arrays import F32, F64, U8
 from genrec_batch.core.errors import InputError
 from genrec_batch.core.layout import HASHED, VECTOR_LIMIT
+from genrec_batch.events import hashing
 
 Widths = Mapping[str, int | None]  # of a table's vectors by column: None for any, as long as all rows have the same
-
-
-def slot(text: str) -> tuple[int, float]:
-    """Return the place and the sign of a hashed text."""
-    h = xxhash.xxh64_intdigest(text.encode(), seed=0)
-    return h % HASHED, -1.0 if h >> 63 else 1.0
 
 
 def check_lists(frame: pl.DataFrame, source: str, wanted: Widths) -> None:
@@ -72,7 +66,7 @@ def projected(floats_RD: F32) -> F32:
         return np.concatenate([floats_RD, np.zeros((rows, HASHED - width), np.float32)], axis=1)
     total_R200: F64 = np.zeros((rows, HASHED))
     for place in range(width):
-        at, sign = slot(f"[{place}]")
+        at, sign = hashing.slot(f"[{place}]")
         total_R200[:, at] += sign * floats_RD[:, place]
     return total_R200.astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Side tables: hashed columns against the formula, value by value; vectors, codes, and lists that do not fit."""
+"""Side tables and `hashing`: columns against the formula, value by value; vectors, codes, lists that do not fit."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def hash_columns(frame: pl.DataFrame) -> F32:
         if kind.is_numeric():
             x = column.cast(pl.Float64).to_numpy()
             x = np.where(np.isfinite(x), x, 0.0)
-            slot, sign = slot(name)
-            total_R200[:, slot] += sign * np.sign(x) * np.log1p(np.abs(x))
+            place, sign = slot(name)
+            total_R200[:, place] += sign * np.sign(x) * np.log1p(np.abs(x))
             continue
         text = _text(column)
         distinct = text.drop_nulls().unique(maintain_order=True)

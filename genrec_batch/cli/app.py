@@ -22,7 +22,8 @@ from genrec_batch.cli.flags import OPTION_FILE, located, options
 from genrec_batch.cli.model import model_app
 from genrec_batch.cli.usage import Commands
 from genrec_batch.core.errors import ConfigError, GenrecError, nearest
-from genrec_batch.core.options import HistoryConfig, LogConfig, VerifyConfig
+from genrec_batch.core.options import HistoryConfig, LogConfig
+from genrec_batch.core.verify_options import VerifyConfig
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.reports.options import ProfileConfig, RunConfig
 from genrec_batch.runtime import console, signals

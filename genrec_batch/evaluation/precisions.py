@@ -14,7 +14,7 @@ import numpy as np
 
 from genrec_batch.core.arrays import F64
 from genrec_batch.core.errors import DeviceMemoryError, EngineError, GateError
-from genrec_batch.core.options import VerifyConfig
+from genrec_batch.core.verify_options import VerifyConfig
 from genrec_batch.engines.choose import computes_int8, device_of, reference_engine, sample_rows
 from genrec_batch.engines.registry import ENTRIES
 from genrec_batch.evaluation import bootstrap, judge, metrics, model_lists, opening

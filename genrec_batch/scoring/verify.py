@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-from genrec_batch.core.options import VerifyConfig
+from genrec_batch.core.verify_options import VerifyConfig
 from genrec_batch.engines.choose import decoding_of, reference_engine, sample_rows
 from genrec_batch.engines.parity import Parity
 from genrec_batch.engines.protocol import Engine

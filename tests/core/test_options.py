@@ -1,4 +1,4 @@
-"""Options and their `errors`: checks that name the flag, times, blends."""
+"""`options` and `verify_options`, and their `errors`: checks that name the flag, times, blends."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ NEXT_TO_NONE = 0.01  # share of ids in common below which two inputs do not belo
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is printed on stderr."""
+    """What is printed on stderr, and how long nothing may happen."""
 
     quiet: bool = option(
         "Print only warnings and errors on stderr.",
@@ -48,10 +48,17 @@ class LogConfig:
         choices=("text", "json"),
         identity="none",
     )
+    stall_limit: float = option(
+        "Seconds without progress after which the run ends with exit code 75; 0 for no limit.",
+        1800.0,
+        panel="Output",
+        identity="none",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
         check_choices(self)
+        check_at_least(self, stall_limit=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +164,6 @@ class HistoryConfig(LogConfig):
     spill_dir: str | None = option(
         "Folder for events that do not fit in memory; default: the folder of OUTPUT.", panel="Input", identity="none"
     )
-    stall_limit: float = option(
-        "Seconds without progress after which the run ends with exit code 75; 0 for no limit.",
-        1800.0,
-        panel="Output",
-        identity="none",
-    )
 
     @property
     def user_flag(self) -> str:
@@ -171,7 +172,7 @@ class HistoryConfig(LogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_events=1, seen_limit=0, shard_users=1, stall_limit=0)
+        check_at_least(self, max_events=1, seen_limit=0, shard_users=1)
         self.memory_bytes()
         if self.users_only is not None and self.user:
             raise ConfigError(f"{self.user_flag} goes without --users-only: both name the users to score")

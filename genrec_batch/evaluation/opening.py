@@ -64,13 +64,14 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
     def catalog_of(found: Survey, video_type: pl.DataType) -> Catalog:  # noqa: ARG001 (the survey has it, too)
         return catalog_for(model, found, f"EVENTS {source}")
 
-    log = read_whole(
-        source, catalog_of, stages,
-        users=config.users, extra_features=config.extra_features,
-        extra_wanted=model.config.features - layout.FEATURES, videos=config.videos,
-        schema_name=config.schema, as_of_us=score.as_of_us(), since=config.since,
-        max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
-    )  # fmt: skip
+    with stages.watched(config.stall_limit):
+        log = read_whole(
+            source, catalog_of, stages,
+            users=config.users, extra_features=config.extra_features,
+            extra_wanted=model.config.features - layout.FEATURES, videos=config.videos,
+            schema_name=config.schema, as_of_us=score.as_of_us(), since=config.since,
+            max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
+        )  # fmt: skip
     model = model.with_catalog(len(log.catalog))
     rows = tested_rows.rows_of(
         log.events, _cuts(config, log, source),

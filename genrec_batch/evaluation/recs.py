@@ -104,12 +104,13 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
     def catalog_of(found: Survey, video_type: pl.DataType) -> Catalog:
         return _catalog(output, found, video_type, source)
 
-    log = read_whole(
-        source, catalog_of, stages,
-        users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=config.as_score().as_of_us(),
-        since=config.since,
-        max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
-    )  # fmt: skip
+    with stages.watched(config.stall_limit):
+        log = read_whole(
+            source, catalog_of, stages,
+            users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=config.as_score().as_of_us(),
+            since=config.since,
+            max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
+        )  # fmt: skip
     cuts = tested_rows.at_moment(log.events, first_us, flag, f"EVENTS {source}")
     ids = log.ids.gather(cuts.user_N)
     users = output.rows["user_id"].unique(maintain_order=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from genrec_batch.core.errors import InputError, RetryError, is_full
 from genrec_batch.core.snapshot import Snapshot
+from genrec_batch.runtime import progress
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ def reading(read: Callable[[], T], source: str) -> T:
         RetryError: a connection was lost, or the disk is full.
     """
     try:
-        return read()
+        result = read()
     except (ConnectionError, TimeoutError) as error:
         raise RetryError(f"{source}: connection lost while reading ({error}); run the same command again") from error
     except (
@@ -44,6 +45,8 @@ def reading(read: Callable[[], T], source: str) -> T:
         if "No space left" in str(error) or (isinstance(error, OSError) and is_full(error)):
             raise RetryError(f"{source}: the disk is full; free space and run the same command again") from error
         raise InputError(f"{source}: cannot be read: {error}") from error
+    progress.step()
+    return result
 
 
 def unchanged(read: Callable[[], T], snapshot: Snapshot | None, files: Sequence[str], where: str) -> T:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.io.attempt import unchanged
-from genrec_batch.runtime import signals
+from genrec_batch.runtime import progress, signals
 
 T = TypeVar("T")
 
@@ -56,4 +56,5 @@ def sha256(file: str) -> str:
             if signals.is_over():
                 raise InterruptedError(f"{file}: its fingerprint is no longer needed")
             digest.update(room[:count])
+            progress.step()
     return digest.hexdigest()

@@ -15,6 +15,7 @@ import polars as pl
 
 from genrec_batch.io.formats import Text
 from genrec_batch.io.spill import SpillFolder, remove_abandoned
+from genrec_batch.runtime import progress
 
 GROUP_ROWS = 1 << 18  # rows of a row group
 NULLS = ["", "\\N", "NULL", "null"]
@@ -53,7 +54,8 @@ def convert(file: str, text: Text, target: Path) -> str:
         rows = pl.scan_ndjson(file, infer_schema_length=None)
     else:
         rows = pl.scan_csv(file, separator=text.separator, infer_schema=False, null_values=NULLS, glob=False)
-    rows.sink_parquet(target, compression="lz4", row_group_size=GROUP_ROWS)
+    with progress.growing(target):
+        rows.sink_parquet(target, compression="lz4", row_group_size=GROUP_ROWS)
     return str(target)
 
 

@@ -10,8 +10,10 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+
+from genrec_batch.runtime import progress, threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,10 @@ class Stages:
     def doing(self) -> str:
         """Return the stage of each thread now: "features (features_0), write (write_0)"."""
         return ", ".join(sorted(self._open.copy().values())) or "nothing that is timed"
+
+    def watched(self, limit_s: float) -> AbstractContextManager[None]:
+        """End the block with `StalledError` once nothing has ended or gone on for `limit_s` seconds."""
+        return threads.watched(lambda: len(self.spans) + progress.signs(), limit_s=limit_s, doing=self.doing)
 
     @property
     def elapsed_s(self) -> float:

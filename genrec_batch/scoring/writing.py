@@ -50,10 +50,11 @@ def opened(
     """
     if target is not None:
         published.check(Path(target), config.if_exists)
-    if config.verify_input == verified.PAGES:
-        with stages.time("verify input"), console.busy("verifying the inputs"):
-            _check_pages(config, source)
-    dataset = Dataset.open(source, config, stages, spill_beside=target, ahead=ahead)
+    with stages.watched(config.stall_limit):
+        if config.verify_input == verified.PAGES:
+            with stages.time("verify input"), console.busy("verifying the inputs"):
+                _check_pages(config, source)
+        dataset = Dataset.open(source, config, stages, spill_beside=target, ahead=ahead)
     try:
         if target is not None:
             _check_not_an_input(target, dataset)
@@ -112,8 +113,7 @@ def write(
     with ExitStack() as stack:
         stack.callback(out.close)
         stages = run.stages
-        limit_s = run.config.stall_limit
-        stack.enter_context(threads.watched(lambda: len(stages.spans), limit_s=limit_s, doing=stages.doing))
+        stack.enter_context(stages.watched(run.config.stall_limit))
         there = min(users, resumed * size)
         advance = stack.enter_context(console.progress(run.command, users, "users", done=there))
         workers = max(1, threads.cores() // 4)

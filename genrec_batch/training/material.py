@@ -91,21 +91,22 @@ def read(options: TrainConfig, path: str, stages: Stages) -> Material:
     """
     base = None if options.init_from is None else weights.load(Path(options.init_from), "--init-from")
     config = sizes(options, base)
-    log = read_whole(
-        path,
-        lambda found, _: _catalog(found, config, path),
-        stages,
-        users=options.users,
-        extra_features=options.extra_features,
-        extra_wanted=-1 if base is None else base.config.features - layout.FEATURES,
-        videos=options.videos,
-        schema_name=options.schema,
-        as_of_us=options.as_of_us(),
-        since=options.since,
-        max_rejects=options.max_rejects,
-        min_match=options.min_match,
-        positive=options.positive,
-    )
+    with stages.watched(options.stall_limit):
+        log = read_whole(
+            path,
+            lambda found, _: _catalog(found, config, path),
+            stages,
+            users=options.users,
+            extra_features=options.extra_features,
+            extra_wanted=-1 if base is None else base.config.features - layout.FEATURES,
+            videos=options.videos,
+            schema_name=options.schema,
+            as_of_us=options.as_of_us(),
+            since=options.since,
+            max_rejects=options.max_rejects,
+            min_match=options.min_match,
+            positive=options.positive,
+        )
     _check(log, path)
     labels_EH = head_labels(log.events)
     heads = check_labels(labels_EH, log.events, f"EVENTS {path}", options.positive)

@@ -121,6 +121,20 @@ class HistoryConfig(LogConfig):
         panel="Input",
         identity="none",
     )
+    timezone: str | None = option(
+        "Time zone, such as Europe/Berlin, of hours and weekdays that are derived from timestamp. Default: UTC.",
+        panel="Input",
+    )
+    dedupe: bool = option(
+        "Whether to drop events of a user that are equal in all columns that are read.",
+        default=False,
+        panel="Input",
+        flags="--dedupe",
+    )
+    dedupe_by: str | None = option(
+        "Drop events of a user that are equal in these columns, such as video_id,timestamp; the first one stays.",
+        panel="Input",
+    )
     side_tables_newest: str | None = option(
         "Column of --users and --videos, such as updated_at: of an id's rows, the one with its largest value counts.",
         panel="Input",

@@ -69,7 +69,8 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
             source, catalog_of, stages,
             users=config.users, extra_features=config.extra_features,
             extra_wanted=model.config.features - layout.FEATURES, videos=config.videos,
-            schema_name=config.schema, as_of_us=score.as_of_us(), since=config.since,
+            schema_name=config.schema, as_of_us=score.as_of_us(), since=config.since, timezone=config.timezone,
+            dedupe=config.dedupe, dedupe_by=config.dedupe_by,
             max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
         )  # fmt: skip
     model = model.with_catalog(len(log.catalog))

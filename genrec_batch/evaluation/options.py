@@ -52,6 +52,9 @@ class EvaluateConfig(LogConfig):
         "End of the test: later events are ignored. Default: the log's last timestamp.", panel="Input"
     )
     since: str | None = _as_score("since")
+    timezone: str | None = _as_score("timezone")
+    dedupe: bool = _as_score("dedupe")
+    dedupe_by: str | None = _as_score("dedupe_by")
     test_from: str | None = option(
         "Test on the events from this moment on, ISO 8601, UTC unless it says otherwise; the events before it are the "
         "history. --as-of ends the test.",

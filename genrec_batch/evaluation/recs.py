@@ -108,7 +108,8 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
         log = read_whole(
             source, catalog_of, stages,
             users=config.users, videos=config.videos, schema_name=config.schema, as_of_us=config.as_score().as_of_us(),
-            since=config.since,
+            since=config.since, timezone=config.timezone,
+            dedupe=config.dedupe, dedupe_by=config.dedupe_by,
             max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
         )  # fmt: skip
     cuts = tested_rows.at_moment(log.events, first_us, flag, f"EVENTS {source}")

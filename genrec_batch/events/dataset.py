@@ -20,6 +20,7 @@ from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user, histories, plausible, sorter_choice
 from genrec_batch.events.beside import Beside, given_candidates, users_to_score
 from genrec_batch.events.by_user import EventStore, RecordReader, Users
+from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
@@ -93,7 +94,7 @@ class Dataset:
         stages = stages or Stages()
         log, inputs = _log(source, config, stages)
         with stages.time("scan"):
-            log = log.since(config.since, config.as_of_us())
+            log = log.in_zone(config.timezone).since(config.since, config.as_of_us())
         with console.busy("loading the kernels"):
             sorter_choice.for_log(log.rows)  # an import, which would hold up one that `ahead` makes
         if ahead is not None:
@@ -117,9 +118,11 @@ class Dataset:
         scored = users_to_score(found, beside, config, joins)
         _check_not_empty(scored, catalog, config, name)
         given = given_candidates(beside.given, scored.ids, catalog, config)
+        store = _arranged(log, scored, found, config, spill_to, stages)
         users = UserHistories(
             users=scored,
-            store=_arranged(log, scored, found, config, spill_to, stages),
+            store=store,
+            duplicates=Duplicates.of(store.reader.record, all_columns=config.dedupe, by=config.dedupe_by),
             videos=VideoRows(token_V=token_V, row_V=histories.rows_of(found.videos["video_id"], beside.video_ids)),
             table_row_N=histories.rows_of(scored.ids, beside.user_ids),
             as_of_us=found.as_of_us,

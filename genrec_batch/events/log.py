@@ -101,6 +101,14 @@ class EventLog:
             frame = self._read(number, self.contract.reading.columns)
         return self._recent(frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame)
 
+    def in_zone(self, zone: str | None) -> EventLog:
+        """Return the log with hours and weekdays of `--timezone`.
+
+        Raises:
+            ConfigError: there is no such zone.
+        """
+        return replace(self, contract=self.contract.in_zone(zone))
+
     def since(self, text: str | None, as_of_us: int | None) -> EventLog:
         """Return the log from the moment of `--since` on; where that is a span before the last event, find it first.
 

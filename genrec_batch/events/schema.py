@@ -8,7 +8,7 @@ of files, with columns of its own. Out: lazy frames with contract columns of fix
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns
 from genrec_batch.events.convert import common_type, converted
 from genrec_batch.events.expressions import Entry, Types, entry
-from genrec_batch.events.times import TimeUnit, time_unit
+from genrec_batch.events.times import LOCAL, TimeUnit, check_zone, local_values, time_unit
 from genrec_batch.io.row_groups import Columns
 
 FOLDER = resources.files("genrec_batch.events").joinpath("schemas")
@@ -160,6 +160,27 @@ class Contract:
     types: Mapping[str, pl.DataType]  # in which all files meet
     reading: Reading
     source: str
+    zone: str = "UTC"  # of hours and weekdays
+    derived: tuple[str, ...] = ()  # columns that are computed from the time, in another zone than UTC
+
+    def in_zone(self, zone: str | None) -> Contract:
+        """Return the contract with hour, weekday and weekend in a time zone, where the log has no such columns.
+
+        Raises:
+            ConfigError: there is no such zone.
+        """
+        if zone is None:
+            return self
+        check_zone(zone)
+        derived = tuple(name for name in LOCAL if name not in self.reading.columns)
+        columns = tuple(name for name in KINDS if name in (*self.reading.columns, *derived))
+        return replace(
+            self,
+            zone=zone,
+            derived=derived,
+            types={**self.types, **{name: LOCAL[name] for name in derived}},
+            reading=replace(self.reading, columns=columns),
+        )
 
     def events(self, frame: pl.LazyFrame, columns: Iterable[str] | None = None, files: int = 0) -> pl.LazyFrame:
         """Return the events of rows of the log in contract columns, all or some of those it has.
@@ -169,7 +190,8 @@ class Contract:
         """
         wanted = self.reading.columns if columns is None else tuple(columns)
         own, unit = self.own[files], self.units[files]
-        added = {name: each.value for name, each in self.entries[files].items() if name in wanted}
+        needed = (*wanted, "timestamp") if set(self.derived) & set(wanted) else wanted
+        added = {name: each.value for name, each in self.entries[files].items() if name in needed}
         fails = self.failing(files) if "timestamp" in wanted else {}
         if fails:
             added[FAILED] = pl.any_horizontal(fails.values())
@@ -179,6 +201,9 @@ class Contract:
             else pl.lit(None, self.types[name])
             for name in wanted
         }
+        if len(needed) > len(wanted):
+            time = converted("timestamp", "time", own["timestamp"], self.types["timestamp"], unit)
+            values |= {name: local_values(time, self.zone)[name] for name in self.derived if name in wanted}
         if fails:
             values["timestamp"] = pl.when(~pl.col(FAILED)).then(values["timestamp"])
         frame = self.rows(frame, files)

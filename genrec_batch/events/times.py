@@ -6,11 +6,12 @@ rows a log has. Each text is read by itself, never by a format that is guessed f
 
 from __future__ import annotations
 
+import zoneinfo
 from dataclasses import dataclass
 
 import polars as pl
 
-from genrec_batch.core.errors import InputError
+from genrec_batch.core.errors import ConfigError, InputError, nearest
 
 EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first value beyond, units per second
     ("s", 10**8, 10**10, 1),
@@ -19,7 +20,12 @@ EPOCHS: tuple[tuple[str, int, int, int], ...] = (  # unit, first value, first va
     ("ns", 10**18, 2**63, 10**9),  # from 2001 on: below are other clocks, such as ticks of .NET
 )
 FIRST_US = 631_152_000 * 10**6  # 1990-01-01: before are clocks that were not set
-DAY_US = 86_400 * 10**6  # by how much a clock may be ahead
+HOUR_US, DAY_US = 3_600 * 10**6, 86_400 * 10**6  # a day is also by how much a clock may be ahead
+LOCAL: dict[str, pl.DataType] = {  # columns that depend on the time zone
+    "time_of_day": pl.Float64(),
+    "day_of_week": pl.Float64(),
+    "is_weekend": pl.Boolean(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +131,23 @@ def iso_time(text: pl.Expr) -> pl.Expr:
         read("%Y-%m-%d %H:%M"),
         plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")),
     )
+
+
+def check_zone(zone: str) -> None:
+    """Raise ConfigError unless there is a time zone of this name."""
+    try:
+        pl.Series([0]).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(zone)
+    except pl.exceptions.PolarsError as error:
+        hint = nearest(zone, sorted(zoneinfo.available_timezones()))
+        raise ConfigError(f"--timezone {zone!r}: no such time zone, which is one like Europe/Berlin.{hint}") from error
+
+
+def local_values(time: pl.Expr, zone: str) -> dict[str, pl.Expr]:
+    """Return the hour with its fraction, the weekday (Monday 0) and the weekend of a time (UTC) in a zone."""
+    local_us = time.dt.convert_time_zone(zone).dt.replace_time_zone(None).dt.epoch("us")
+    weekday = (local_us // DAY_US + 3) % 7  # 1970-01-01 was a Thursday
+    return {
+        "time_of_day": (local_us % DAY_US).cast(pl.Float64) / HOUR_US,
+        "day_of_week": weekday.cast(pl.Float64),
+        "is_weekend": weekday >= 5,
+    }

@@ -15,6 +15,7 @@ import polars as pl
 from genrec_batch.core.arrays import I32, I64, Histories
 from genrec_batch.events import by_user, histories
 from genrec_batch.events.by_user import Bucket, EventStore, Users
+from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.runtime import threads
 from genrec_batch.runtime.clock import Stages
 
@@ -44,6 +45,7 @@ class UserHistories:
     seen_limit: int
     shard_users: int
     stages: Stages
+    duplicates: Duplicates | None = None  # that are dropped
     _loaded: dict[int, Histories] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -74,12 +76,17 @@ class UserHistories:
         count = bucket.events * self.store.reader.record.kind.itemsize
         with self.stages.time("load", rows=bucket.events, bytes=count):
             chunks = self.store.load(bucket)
+        total_N = self.users.events_N[bucket.start : bucket.stop]
         with self.stages.time("histories", rows=bucket.events, bytes=count):
+            if self.duplicates is not None:
+                record = self.store.reader.record
+                kept, total_N = self.duplicates.without(chunks, record, bucket.start, len(total_N))
+                chunks = [kept]
             return histories.build(
                 chunks,
                 self.store.reader.record,
                 start=bucket.start,
-                total_N=self.users.events_N[bucket.start : bucket.stop],
+                total_N=total_N,
                 videos=self.videos,
                 user_row_N=self.table_row_N[bucket.start : bucket.stop],
                 as_of_us=self.as_of_us,

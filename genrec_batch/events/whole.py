@@ -16,6 +16,7 @@ from genrec_batch.core.errors import InputError
 from genrec_batch.core.options import NEXT_TO_NONE
 from genrec_batch.events import histories, plausible, schema, side_tables, sorter_choice
 from genrec_batch.events.by_user import RecordReader
+from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
@@ -61,6 +62,9 @@ def read_whole(
     schema_name: str | None = None,
     as_of_us: int | None = None,
     since: str | None = None,
+    timezone: str | None = None,
+    dedupe: bool = False,
+    dedupe_by: str | None = None,
     max_rejects: float = 0.05,
     min_match: float = NEXT_TO_NONE,
     positive: str | None = None,
@@ -79,6 +83,9 @@ def read_whole(
         schema_name: `--schema`.
         as_of_us: `--as-of`.
         since: `--since`.
+        timezone: `--timezone`.
+        dedupe: `--dedupe`.
+        dedupe_by: `--dedupe-by`.
         max_rejects: `--max-rejects`.
         min_match: `--min-match`.
         positive: the log's own column that is the label of recommendation.
@@ -91,7 +98,8 @@ def read_whole(
         source = read.scan(path, flag)
         if not source.rows:
             raise InputError(f"{where}: no rows, so nothing to learn from")
-        log = EventLog.of(source, schema_name, where, positive=positive, labels=True).since(since, as_of_us)
+        log = EventLog.of(source, schema_name, where, positive=positive, labels=True)
+        log = log.in_zone(timezone).since(since, as_of_us)
     sorter = sorter_choice.for_log(log.rows)
     with stages.time("scan", rows=log.rows):
         found = survey(log, as_of_us, threads.cores(), sorter)
@@ -119,11 +127,17 @@ def read_whole(
         entries, categories = schema.column_names(schema_name).events, schema_name not in schema.BUILT_IN
         for warning in plausible.warnings(reader.looks, entries, categories=categories):
             LOG.warning("%s", warning)
+        total_N = found.users["count"].to_numpy().astype("int64")
+        duplicates = Duplicates.of(reader.record, all_columns=dedupe, by=dedupe_by)
+        if duplicates is not None:
+            kept, total_N = duplicates.without(chunks, reader.record, 0, len(ids))
+            chunks = [kept]
+            LOG.info("%s duplicates dropped", f"{sum(duplicates.dropped):,}")
         events = histories.build(
             chunks,
             reader.record,
             start=0,
-            total_N=found.users["count"].to_numpy().astype("int64"),
+            total_N=total_N,
             videos=VideoRows(
                 token_V=token_V,
                 row_V=histories.rows_of(video_ids, None if videos_table is None else videos_table["video_id"]),

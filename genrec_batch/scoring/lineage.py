@@ -77,7 +77,7 @@ class Run:
 
     def summary(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was read, which users were scored, by what, and how long it took; `report` is the engine's."""
-        model_s = self.stages.seconds.get("model run", 0.0)
+        model_s, duplicates = self.stages.seconds.get("model run", 0.0), self.dataset.users.duplicates
         return {
             "status": "ok",
             "command": self.command,
@@ -86,6 +86,7 @@ class Run:
             "model": self.dataset.model.fingerprint[:16],
             "trained": self.dataset.model.trained,
             **self.dataset.facts,
+            **({} if duplicates is None else {"duplicates_dropped": sum(duplicates.dropped)}),
             **report,
             "seconds": round(self.stages.elapsed_s, 3),
             "users_per_s": round(report["scored_users"] / model_s, 1) if model_s else None,

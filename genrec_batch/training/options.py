@@ -66,6 +66,21 @@ class TrainConfig(LogConfig):
     since: str | None = option(
         "Leave out events before this moment, or older than this span before as-of, such as 90d.", panel="Input"
     )
+    timezone: str | None = option(
+        "Time zone, such as Europe/Berlin, of hours and weekdays that are derived from timestamp; scoring must use the "
+        "same. Default: UTC.",
+        panel="Input",
+    )
+    dedupe: bool = option(
+        "Whether to drop events of a user that are equal in all columns that are read.",
+        default=False,
+        panel="Input",
+        flags="--dedupe",
+    )
+    dedupe_by: str | None = option(
+        "Drop events of a user that are equal in these columns, such as video_id,timestamp; the first one stays.",
+        panel="Input",
+    )
     max_rejects: float = option(
         "Share of rows that may be rejected, for whatever reason, before the run fails with exit code 6.",
         0.05,

@@ -39,5 +39,5 @@ def parsed(content: bytes, path: str | Path, name: str) -> dict[str, Any]:
             f"{name}: not valid TOML, which is UTF-8: line {line} has bytes of another encoding; convert it with "
             f"iconv -f LATIN1 -t UTF-8 {path} > new.toml"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of a number too long, of brackets too deep
         raise ConfigError(f"{name}: not valid TOML ({error})") from error

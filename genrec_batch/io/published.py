@@ -24,7 +24,7 @@ from genrec_batch.io.durable import disk_errors, missing_folder, read_json, sha2
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
 FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
-PART = re.compile(r"part-\d{5,}\.parquet")
+PART = re.compile(r"part-\d{5,9}\.parquet")
 LINEAGE = ("run_id", "version", "model", "catalog", "layout", "engine", "device", "precision", "users")
 LONGEST_NAME = 200  # bytes; leaves room for the names beside it
 ROWS = "genrec.rows"  # of the file itself; in the manifest, of all parts

@@ -148,7 +148,9 @@ def _table(path: Path) -> pl.DataFrame:
         table.validate(full=True)  # a damaged file can hold text that is not UTF-8
         frame = pl.DataFrame(pl.from_arrow(table))
         return frame.with_columns(pl.col("token").cast(pl.Int64), pl.col("count").cast(pl.UInt64))
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+    except (
+        pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError,
+    ) as error:  # fmt: skip
         raise ModelError(f"{path}: not a whole Parquet file ({error}); {AGAIN}") from error
 
 

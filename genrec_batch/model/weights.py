@@ -276,7 +276,7 @@ def load(directory: Path, named: str = "--model") -> Model:
         stored = json.loads(path.read_text())
         sizes = stored["model"]
         trained, stored_layout = stored["trained"] is True, str(stored["layout"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a config.json of genrec-batch ({type(error).__name__}: {error})") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error

@@ -154,7 +154,9 @@ class HistoryConfig(LogConfig):
         "Score only this user and print the result; may be repeated.", (), panel="Input", identity="bytes"
     )
     users_only: str | None = option(
-        "Table with a column user_id: score only these of the users.", panel="Input", identity="content"
+        "Table with a column user_id, or a text with an id on each line: score only these of the users.",
+        panel="Input",
+        identity="content",
     )
     if_exists: str | None = option(
         "What to do if the output exists. Default: resume an identical unfinished run, else fail.",

@@ -16,7 +16,7 @@ import polars as pl
 
 from genrec_batch.core.arrays import F32, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.events import hashing, schema, vectors
+from genrec_batch.events import hashing, schema, user_list, vectors
 from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
@@ -162,6 +162,9 @@ def read_users_only(
     """
     if path is None:
         return None
+    if user_list.is_one(path):
+        listed, inputs["users_only"] = user_list.read(path, f"--users-only {path}", joins.users.dtype)
+        return listed
 
     def ids(lazy: pl.LazyFrame) -> pl.LazyFrame:
         return lazy.select("user_id", read.ROW) if "user_id" in lazy.collect_schema() else lazy

@@ -1,4 +1,7 @@
-"""Match rates: how far the model's catalog and each table meet the log, and what is too little (`beside.py`)."""
+"""Match rates: how far the model's catalog and each table meet the log, and what is too little.
+
+It tests `joins`, `beside` and `user_list`.
+"""
 
 from __future__ import annotations
 
@@ -183,6 +186,44 @@ def test_candidates_may_have_a_row_each(run, log, model_dir, kind):
         assert (done.code, done.summary["users"], done.summary["rows"]) == (0, 2, 6), done.err
     columns = ["user_id", "rank", "video_id"]
     assert pl.read_parquet("oflat.parquet", columns=columns).equals(pl.read_parquet("olists.parquet", columns=columns))
+
+
+LIST = {
+    "u.csv": b"user_id\n103\n117\n103\n",
+    "u.txt": b"103\n117\n",
+    "users": b"\xef\xbb\xbfuser_id\r\n103\r\n\r\n117",
+    "wide.csv": b"user_id,reason\n103,x\n117,y\n103,z\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, pl.Int64) for name in LIST), ("u.csv", pl.String), ("users", pl.String)]
+)
+def test_users_only_may_be_a_text(run, log, model_dir, name, kind):
+    log.with_columns(pl.col("user_id").cast(kind)).write_parquet("events.parquet")
+    Path(name).write_bytes(LIST[name])
+    command = ["score", "events.parquet", "o.parquet", "--model", model_dir, "--users-only", name]
+    done = run(*command)
+    assert (done.code, done.summary["users"]) == (0, 2), done.err
+    assert run(*command, "--if-exists", "resume").summary["already_complete"]
+    Path(name).write_bytes(LIST[name].replace(b"117", b"118"))
+    done = run(*command, "--if-exists", "resume")
+    assert (done.code, "users_only" in done.err) == (2, True), done.err
+
+
+def test_users_only_in_many_row_groups(score, monkeypatch, log):
+    monkeypatch.setattr("genrec_batch.io.row_groups.GROUP_ROWS", 50)
+    log.filter(pl.col("user_id") < 110).write_parquet("some.parquet", row_group_size=20)
+    done = score("--users-only", "some.parquet")
+    assert (done.code, done.summary["users"]) == (0, 10), done.err
+
+
+def test_a_text_of_other_ids_names_one(score):
+    Path("u.txt").write_text("103\nbob\n")
+    done = score("--users-only", "u.txt")
+    assert (done.code, "--users-only u.txt: 'bob' is on a line of its own and no Int64" in done.err) == (3, True)
+    Path("u.txt").write_text("")
+    assert score("--users-only", "u.txt").code in (3, 99)
 
 
 def test_users_only_of_nobody(score):

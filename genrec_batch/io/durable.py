@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from genrec_batch.core.errors import ConfigError, refused
+
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def read_json(path: Path) -> Any:
@@ -22,6 +25,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return None
+
+
+def check_local(path: Path, flag: str) -> None:
+    """Raise ConfigError where an output is a URI, which a `Path` has with one slash less."""
+    if URI.match(str(path)):
+        raise ConfigError(
+            f"{flag} {str(path).replace(':/', '://', 1)}: an output is written to a local path; name one, and copy it "
+            "to the store once the run is done"
+        )
 
 
 def missing_folder(folder: Path) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.io import parquet
-from genrec_batch.io.durable import disk_errors, missing_folder, read_json, sha256
+from genrec_batch.io.durable import check_local, disk_errors, missing_folder, read_json, sha256
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
 FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
@@ -136,6 +136,7 @@ def check(path: Path, if_exists: str | None) -> None:
         ConfigError: its name, its folder or an existing file does not allow it.
         RetryError: the disk has no room for another file.
     """
+    check_local(path, "OUTPUT")
     if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     parent = path.parent

@@ -16,7 +16,7 @@ from typing import Any
 
 from genrec_batch import __version__
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.io.durable import missing_folder
+from genrec_batch.io.durable import check_local, missing_folder
 from genrec_batch.model.weights import ModelConfig
 from genrec_batch.reports import ceilings, page, run_facts
 from genrec_batch.reports.trace import whole_file
@@ -49,6 +49,7 @@ def check_path(path: str | None, flag: str, endings: tuple[str, ...]) -> None:
     if path is None:
         return
     place = Path(path)
+    check_local(place, flag)
     if place.suffix not in endings:
         raise ConfigError(f"{flag} {path}: a name that ends in {' or '.join(endings)}")
     if not place.parent.is_dir():

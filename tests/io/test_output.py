@@ -377,3 +377,11 @@ def test_a_file_that_another_program_wrote_again_is_not_finished(tmp_path):
     pq.write_table(pq.read_table(target), target)
     with pytest.raises(ConfigError, match="by another program"):
         output.open_output(target, IDENTITY, "resume")
+
+
+def test_an_output_in_a_store_is_refused_and_a_folder_called_so_is_no_way_out(run, log_file, model_dir, tmp_path):
+    for _ in range(2):
+        done = run("score", log_file, "s3://bucket/recs/", "--model", model_dir)
+        assert (done.code, "OUTPUT s3://bucket/recs: an output is written to a local path" in done.err) == (2, True)
+        (tmp_path / "s3:" / "bucket").mkdir(parents=True, exist_ok=True)
+    assert run("sample", "gs://b/log.parquet", "--users", "3").code == 2

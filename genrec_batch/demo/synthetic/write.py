@@ -24,7 +24,7 @@ from genrec_batch.core.errors import ConfigError
 from genrec_batch.demo.synthetic.log import SCHEMA, Log
 from genrec_batch.demo.synthetic.views import FAULTS, Views, arranged, exactly
 from genrec_batch.demo.synthetic.world import SampleConfig, World
-from genrec_batch.io.durable import disk_errors, missing_folder, sync
+from genrec_batch.io.durable import check_local, disk_errors, missing_folder, sync
 
 CHUNK_ROWS = 1 << 18  # rows made at a time
 GROUP_ROWS = 1 << 18  # rows of a row group
@@ -101,6 +101,7 @@ def write(
 
 
 def _check(output: Path, *, overwrite: bool) -> None:
+    check_local(output, "OUT")
     if not output.parent.is_dir():
         raise ConfigError(f"{output}: {missing_folder(output.parent)}")
     if not output.exists():

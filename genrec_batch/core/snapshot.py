@@ -7,10 +7,11 @@ names of files. Out: a `Snapshot`, which is checked after each reading.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from genrec_batch.core.errors import RetryError
+from genrec_batch.core.errors import GenrecError, RetryError
 
 
 def state_of(file: str) -> Hashable:
@@ -53,6 +54,20 @@ class Snapshot:
                 raise self._changed(file, "was removed") from None
             if not same:
                 raise self._changed(file, "changed")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Check all files at the end of a block that reads them, also where it fails on what it read.
+
+        Raises:
+            RetryError: see `check`.
+        """
+        try:
+            yield
+        except GenrecError:
+            self.check()
+            raise
+        self.check()
 
     def _changed(self, file: str, what: str) -> RetryError:
         return RetryError(

@@ -17,6 +17,7 @@ import polars as pl
 
 from genrec_batch.core.errors import GateError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
+from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.events import by_user, histories, plausible, sorter_choice
 from genrec_batch.events.beside import Beside, given_candidates, users_to_score
 from genrec_batch.events.by_user import EventStore, RecordReader, Users
@@ -43,6 +44,9 @@ MASKED = (
     "with --include-seen for one that ranks both"
 )
 UNTRAINED = "untrained weights: the ranking means nothing until --model names a trained model"
+
+
+MODEL_FILES = ("config.json", "model.safetensors", "catalog.parquet")
 
 
 class HeadStart(Protocol):
@@ -92,20 +96,22 @@ class Dataset:
             ConfigError, InputError, GateError, ModelError, NothingToScoreError, RetryError: see each input.
         """
         stages = stages or Stages()
-        log, inputs = _log(source, config, stages)
+        spill_to = by_user.spill_folder(config.spill_dir, spill_beside) if isinstance(source, str) else None
+        log, inputs = _log(source, config, spill_to, stages)
         with stages.time("scan"):
             log = log.in_zone(config.timezone).since(config.since, config.as_of_us())
         with console.busy("loading the kernels"):
             sorter_choice.for_log(log.rows)  # an import, which would hold up one that `ahead` makes
         if ahead is not None:
             ahead.start()
-        spill_to = by_user.spill_folder(config.spill_dir, spill_beside) if isinstance(source, str) else None
-        loaded = _model(config, model, stages)
+        model_files = _model_files(config, model)
+        with model_files.held():
+            loaded = _model(config, model, stages)
         with reject_file(config.rejects) as rejected:
             found = _survey(log, config, inputs, stages, rejected)
             warn_about(loaded, config)
             name = f"INPUT {source if isinstance(source, str) else 'table'}"
-            with stages.time("catalog"):
+            with stages.time("catalog"), model_files.held():
                 catalog = catalog_for(loaded, found, name)
                 token_V = catalog.tokens(found.videos["video_id"]).to_numpy()
                 loaded = loaded.with_catalog(len(catalog))
@@ -189,17 +195,26 @@ def catalog_of(path: str, schema_name: str | None, vocabulary: int) -> Catalog:
     return Catalog.from_counts(survey(log, None, threads.cores()).videos, vocabulary=vocabulary)
 
 
-def _log(source: str | pl.DataFrame, config: HistoryConfig, stages: Stages) -> tuple[EventLog, dict[str, read.Source]]:
+def _log(
+    source: str | pl.DataFrame, config: HistoryConfig, spill_to: Path | None, stages: Stages
+) -> tuple[EventLog, dict[str, read.Source]]:
     """Open a log and find out how it is read; a log in memory is no input of the lineage."""
     with stages.time("open"):
         if isinstance(source, pl.DataFrame):
             if not len(source):
                 raise NothingToScoreError("the table has no rows, so nobody to score")
             return EventLog.of(read.Source.of(source.lazy(), len(source)), config.schema, "the table"), {}
-        opened = read.scan(source, "INPUT")
+        opened = read.scan(source, "INPUT", spill_to=spill_to)
         if opened.rows == 0:
             raise NothingToScoreError(f"INPUT {source}: no rows, so nobody to score")
         return EventLog.of(opened, config.schema, f"INPUT {source}"), {"events": opened}
+
+
+def _model_files(config: HistoryConfig, given: Model | None) -> Snapshot:
+    """Look at the files of `--model` that are read in several steps; a version in a registry never changes."""
+    place = Path(config.model or "")
+    files = [str(place / name) for name in MODEL_FILES if given is None and config.model and (place / name).is_file()]
+    return Snapshot.of(files, f"--model {config.model}")
 
 
 def _model(config: HistoryConfig, given: Model | None, stages: Stages) -> Model:

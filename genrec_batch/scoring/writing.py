@@ -20,6 +20,7 @@ from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user
 from genrec_batch.events.dataset import Dataset, HeadStart, check_strict
 from genrec_batch.io import output, published, verified
+from genrec_batch.io.places import local_path
 from genrec_batch.runtime import console, malloc, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
@@ -171,7 +172,7 @@ def _check_not_an_input(target: str, dataset: Dataset) -> None:
     place = Path(target).resolve()
     for source in dataset.inputs.values():
         files = [Path(file).resolve() for file in source.files]
-        folder = Path(source.path).resolve()
+        folder = Path(local_path(source.path)).resolve()
         if any(place == file or place in file.parents for file in files) or (
             folder.is_dir() and folder in place.parents
         ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from genrec_batch.core.errors import ConfigError, InputError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig
+from genrec_batch.events import dataset
 from genrec_batch.events.dataset import Dataset
 
 
@@ -104,3 +107,22 @@ def test_nobody_to_score_is_an_error_of_its_own(log, log_file, config):
         Dataset.open(str(log_file), HistoryConfig(model=config.model, as_of="2001-01-01"))
     with pytest.raises(InputError, match=r"missing\.parquet"):
         Dataset.open(str(Path("missing.parquet")), config)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_model_that_is_replaced_while_read_is_another_time(run, log_file, model_dir, tmp_path, monkeypatch, damaged):
+    shutil.copytree(model_dir, tmp_path / "m")
+    load = dataset.weights.load
+
+    def replaced(directory):
+        loaded = load(directory)
+        file = directory / "catalog.parquet"
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(b"PAR1" if damaged else content + b"")
+        os.utime(file, ns=(0, 1))
+        return loaded
+
+    monkeypatch.setattr(dataset.weights, "load", replaced)
+    done = run("score", log_file, "recs.parquet", "--model", tmp_path / "m")
+    assert (done.code, "catalog.parquet changed while it was read" in done.err) == (75, True), done.err

@@ -471,10 +471,10 @@ def test_a_damaged_log_for_a_catalog_is_an_input_error(run, log_file, tmp_path):
     assert not (tmp_path / "m" / "config.json").exists()
 
 
-def test_candidates_that_nobody_knows_are_nothing_to_score(run, log_file, model_dir):
+def test_candidates_that_nobody_knows_are_an_input_fault(run, log_file, model_dir):
     pl.DataFrame({"user_id": [100], "video_id": [[5, 6]]}).write_parquet("candidates.parquet")
     done = run("score", log_file, "recs.parquet", "--model", model_dir, "--candidates", "candidates.parquet")
-    assert (done.code, "none of its videos is in the catalog" in done.err) == (99, True)
+    assert (done.code, "0 of its 2 video_id are among the 94 of the model's catalog" in done.err) == (3, True)
 
 
 def test_the_spelling_of_a_path_is_not_another_run(run, log_file, model_dir):

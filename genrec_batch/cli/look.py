@@ -27,6 +27,8 @@ def check_paths(options: RunConfig) -> None:
 
     report.check_path(options.report, "--report", (".html", ".json"))
     report.check_path(options.trace, "--trace", (".json",))
+    if options.report and options.trace and Path(options.report).resolve() == Path(options.trace).resolve():
+        raise ConfigError(f"--report and --trace {options.trace}: one would replace the other; give two names")
 
 
 def write_reports(options: RunConfig, stages: Stages, summary: Mapping[str, Any]) -> None:

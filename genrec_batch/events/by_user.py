@@ -251,7 +251,7 @@ def store(
         for number, records in _by_bucket(reader, users, made, workers):
             out.held.setdefault(number, []).append(records)
         return out
-    with disk_errors(spill_to):
+    with disk_errors(spill_to, "--spill-dir"):
         folder = SpillFolder.make(spill_to)
     out = EventStore(reader=reader, buckets=made, way="spill", folder=folder)
     with ExitStack() as stack:
@@ -306,7 +306,7 @@ def _tiles(reader: RecordReader, users: Users, made: list[Bucket]) -> tuple[I64,
 
 def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
     written = 0
-    with disk_errors(folder):
+    with disk_errors(folder.parent, "--spill-dir"):
         for bucket in out.buckets:
             _file(folder, bucket).touch()
         for number, records in _by_bucket(out.reader, users, out.buckets, workers):

@@ -75,9 +75,9 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Map refused writes to user errors that name the output: RetryError where the disk is full, else ConfigError."""
+def disk_errors(path: Path, what: str = "OUTPUT") -> Iterator[None]:
+    """Map refused writes to user errors that name the place: RetryError where the disk is full, else ConfigError."""
     try:
         yield
     except OSError as error:
-        raise refused(error, f"OUTPUT {path}", ConfigError) from error
+        raise refused(error, f"{what} {path}", ConfigError) from error

@@ -26,6 +26,7 @@ RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", "
 FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
 PART = re.compile(r"part-\d{5,9}\.parquet")
 LINEAGE = ("run_id", "version", "model", "catalog", "layout", "engine", "device", "precision", "users")
+OTHER_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".arrow", ".feather", ".avro", ".orc", ".xlsx")
 LONGEST_NAME = 200  # bytes; leaves room for the names beside it
 ROWS = "genrec.rows"  # of the file itself; in the manifest, of all parts
 COUNTS = "genrec.counts"  # of a part: numbers that the run's summary adds up
@@ -139,6 +140,7 @@ def check(path: Path, if_exists: str | None) -> None:
     check_local(path, "OUTPUT")
     if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
+    _check_kind(path)
     parent = path.parent
     if not parent.is_dir():
         raise ConfigError(f"OUTPUT {path}: {missing_folder(parent)}")
@@ -152,10 +154,6 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(f"OUTPUT {path} is a file; a name that does not end in .parquet means a directory of parts")
     if path.suffix != ".parquet" and path.is_symlink():
         raise ConfigError(f"OUTPUT {path} is a link, which a folder cannot replace; name the folder: {path.resolve()}")
-    if path.exists() and not path.is_dir() and not path.is_file():
-        raise ConfigError(
-            f"OUTPUT {path} is a device or a pipe, and an output is put in place as a whole; name another"
-        )
     if path.is_dir() and path.is_mount():
         raise ConfigError(
             f"OUTPUT {path} is a mount point, which no rename can replace; name a folder in it: {path}/recs"
@@ -169,6 +167,19 @@ def check(path: Path, if_exists: str | None) -> None:
         raise ConfigError(
             f"OUTPUT {path} exists; --if-exists resume accepts it where the same run finished it, "
             "--if-exists overwrite replaces it once the new one is whole, or name another"
+        )
+
+
+def _check_kind(path: Path) -> None:
+    """Raise ConfigError where a name promises what an output is not: a stream, another format."""
+    if str(path) == "-" or (path.exists() and not path.is_dir() and not path.is_file()):
+        raise ConfigError(
+            f"OUTPUT {path} is a device or a pipe, and an output is put in place as a whole; name a file or a folder"
+        )
+    if path.suffix.lower() in OTHER_FORMATS and not path.is_dir():
+        raise ConfigError(
+            f"OUTPUT {path}: outputs are Parquet; name {path.with_suffix('.parquet')} for one file, or a folder whose "
+            f"name does not end in {path.suffix}"
         )
 
 

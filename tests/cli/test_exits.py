@@ -234,3 +234,8 @@ def test_closed_streams_are_nobody_who_listens(closed):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_report_and_a_trace_of_one_name_are_refused(run, log_file, model_dir):
+    done = run("score", log_file, "a", "--model", model_dir, "--report", "r.json", "--trace", "./r.json")
+    assert (done.code, "one would replace the other" in done.err) == (2, True), done.err

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import itertools
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -385,3 +386,15 @@ def test_an_output_in_a_store_is_refused_and_a_folder_called_so_is_no_way_out(ru
         assert (done.code, "OUTPUT s3://bucket/recs: an output is written to a local path" in done.err) == (2, True)
         (tmp_path / "s3:" / "bucket").mkdir(parents=True, exist_ok=True)
     assert run("sample", "gs://b/log.parquet", "--users", "3").code == 2
+
+
+def test_names_that_promise_what_an_output_is_not_are_refused_with_what_to_name(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name, says in {
+        "-": "is a device or a pipe",
+        "link": "is a device or a pipe",
+        "recs.csv": "name recs.parquet for one file",
+        "recs.JSON": "outputs are Parquet",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            published.check(Path(name), None)

@@ -22,7 +22,10 @@ from genrec_batch.core.arrays import I64
 Gradient = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 ALIGNED = 64  # columns of a GPU's product
-LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}  # that nearly stay in a CPU's shared cache; a GPU wants large products
+LOGITS_AT_ONCE = {
+    "cpu": 1 << 22,
+    "cuda": 1 << 28,
+}  # that nearly stay in a CPU's shared cache; a GPU wants large products
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,14 +136,28 @@ def _parsed(name: str, sql: str, types: Types) -> pl.Expr:
     try:
         parsed, again = pl.sql_expr(sql), pl.sql_expr(sql)
     except (pl.exceptions.PolarsError, ValueError) as error:
+        example = _quoted(sql, types) or '"order" + 1'
+        entry = f"{name} = {json.dumps(example, ensure_ascii=False)}"
         raise ConfigError(
             f"{said} is not a Polars SQL expression ({error}).{nearest(sql, list(types))} In an expression, names of "
-            "columns that are SQL words or have other signs than letters, digits and _ are written in double quotes: "
-            f"{name} = '\"order\" + 1'"
+            f"columns that are SQL words or have other signs than letters, digits and _ are in double quotes: {entry}"
         ) from error
     if not parsed.meta.eq(again):
         raise ConfigError(f"{said} is not the same at every evaluation, so no run could be repeated")
     return parsed
+
+
+def _quoted(sql: str, types: Types) -> str | None:
+    """Return an expression with double quotes around a column's name, where it is one then."""
+    for column in sorted(types, key=len, reverse=True):
+        if column in sql and f'"{column}"' not in sql:
+            quoted = sql.replace(column, f'"{column}"')
+            try:
+                pl.sql_expr(quoted)
+            except (pl.exceptions.PolarsError, ValueError):
+                continue
+            return quoted
+    return None
 
 
 def _trial(types: Types) -> pl.DataFrame:

@@ -204,3 +204,24 @@ def test_text_in_iso_8601_is_read_and_one_that_is_none_is_a_reject(score):
     ran = score(events(timestamp=text).with_columns(timestamp=with_bad("timestamp", pl.lit("not a date"))))
     assert ran.code == 0, ran.err
     assert (ran.summary["timestamps"], ran.summary["rejected_because"]) == ("text", {"timestamp cannot be read": 1})
+
+
+@pytest.mark.parametrize(
+    ("column", "entry"),
+    [
+        ("order", "order + 1"),
+        ("values", "values + LENGTH('x')"),
+        ("played ms", "played ms / 1000"),
+        ("current_date", "current_date + 1"),
+        ("order", "Order"),
+    ],
+)
+def test_the_advice_about_a_name_that_is_no_sql_ends_in_a_scored_log(score, column, entry):
+    log = events().rename({"watch_duration": column})
+    ran = score(log, schema=f'watch_duration = "{entry}"')
+    assert ran.code == 2, ran.err
+    said = ran.err.replace("\n", " ")
+    quoted = re.search(r"""in double quotes: (watch_duration = (".*"|'.*'))""", said)[1]
+    ran = score(log, schema=quoted)
+    assert ran.code == 0, ran.err
+    assert column not in ran.summary["ignored_columns"]

@@ -71,7 +71,7 @@ def _of_texts(
     ]
     found = [_parquet(file, flag, pq.read_metadata(file), places.LOCAL) for file in made]
     lines = [at for at, how in enumerate(texts) if how.separator is not None]  # JSON has types of its own
-    typed = text.types([made[at] for at in lines], [found[at][1].columns for at in lines])
+    typed = text.types([made[at] for at in lines], [found[at][1].columns for at in lines], [texts[at] for at in lines])
     return Contents(
         files=made,
         rows=[rows for rows, _ in found],

@@ -89,7 +89,9 @@ class Text:
 
     def way_to_parquet(self, file: str) -> str:
         """Return a command that makes Parquet of a file once and for all."""
-        scan = "scan_ndjson({source})" if self.separator is None else "scan_csv({source}, try_parse_dates=True{more})"
+        scan = "scan_ndjson({source}, infer_schema_length=None)"
+        if self.separator is not None:
+            scan = "scan_csv({source}, try_parse_dates=True, infer_schema_length=None{more})"
         more = "" if self.separator == "," else f", separator={json.dumps(self.separator)}"
         return command(f"import polars; polars.{scan.replace('{more}', more)}.sink_parquet({{target}})", file)
 

@@ -100,7 +100,9 @@ def _uuid_text(name: str) -> pl.Expr:
 
 def _typed(name: str, kind: pl.DataType) -> pl.Expr:
     text = pl.col(name)
-    return (text.str.to_lowercase() == "true").alias(name) if kind == pl.Boolean else text.cast(kind)
+    if kind == pl.Boolean:
+        return (text.str.to_lowercase() == "true").alias(name)
+    return (text.str.replace(",", ".", literal=True) if kind == pl.Float64 else text).cast(kind)
 
 
 def form_of(file: str, metadata: pq.FileMetaData | None, place: Place = LOCAL) -> Form:

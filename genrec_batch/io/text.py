@@ -23,6 +23,7 @@ WHOLE = r"^-?(?:0|[1-9]\d{0,17})$"  # 007 is a text, as is a number of 19 digits
 NUMBER = r"^-?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$|^(?i:nan|-?inf)$"  # 20 digits are an id
 BOOLEAN = r"^(?i:true|false)$"
 LADDER: dict[pl.DataType, str] = {pl.Boolean(): BOOLEAN, pl.Int64(): WHOLE, pl.Float64(): NUMBER}  # narrow first
+WITH_COMMA = LADDER | {pl.Float64(): NUMBER.replace(r"\.", "[.,]")}  # 1,5 is a number unless , is between values
 
 
 def folder(spill_to: Path | None) -> SpillFolder:
@@ -59,11 +60,14 @@ def convert(file: str, text: Text, target: Path) -> str:
     return str(target)
 
 
-def types(files: Sequence[str], schemas: Sequence[Mapping[str, pl.DataType]]) -> dict[str, pl.DataType]:
+def types(
+    files: Sequence[str], schemas: Sequence[Mapping[str, pl.DataType]], texts: Sequence[Text]
+) -> dict[str, pl.DataType]:
     """Return the columns of text in which every value of every file is a Boolean, an integer or a number."""
     fits: dict[str, set[pl.DataType]] = {}
-    for file, schema in zip(files, schemas, strict=True):
-        tests = [(name, kind, pattern) for name in schema for kind, pattern in LADDER.items()]
+    for file, schema, text in zip(files, schemas, texts, strict=True):
+        ladder = LADDER if text.separator == "," else WITH_COMMA
+        tests = [(name, kind, pattern) for name in schema for kind, pattern in ladder.items()]
         checks = (
             pl.col(name).str.contains(pattern).all().alias(str(at)) for at, (name, _, pattern) in enumerate(tests)
         )

@@ -95,6 +95,11 @@ def test_values_that_are_no_numbers_are_null_and_not_the_end():
     assert events("b.csv")["timestamp"].dt.epoch("s").to_list() == [1_760_000_000]
 
 
+def test_a_decimal_comma_is_one_where_no_comma_is_between_values():
+    write("a.csv", "user_id;video_id;timestamp;watch_duration\n1;7;1760000000;2,5\n1;8;1760000000;3\n")
+    assert events("a.csv")["watch_duration"].to_list() == [2.5, 3.0]
+
+
 def test_the_copy_of_a_text_is_removed(tmp_path):
     EVENTS.write_csv("a.csv")
     (tmp_path / "spill").mkdir()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -51,9 +52,13 @@ def opened(files: Sequence[str], names: Sequence[str], flag: str, place: Place, 
     first = next(file for file, head in zip(files, heads, strict=True) if isinstance(head, Text))
     if len(texts) < len(files):
         raise InputError(f"{flag} {first}: {texts[0].name} among Parquet files; keep files of one format")
-    advice = texts[0].way_to_parquet(first)
+    made = _of_texts(files, names, texts, flag, spill_to)
+    words = [
+        name for name, kind in made.forms[0].columns.items() if kind == pl.String and name not in made.forms[0].typed
+    ]
+    advice = texts[0].way_to_parquet(first, words)
     LOG.warning("%s %s: %s, which every run reads anew; faster is Parquet: %s", flag, first, texts[0].name, advice)
-    return _of_texts(files, names, texts, flag, spill_to)
+    return made
 
 
 def _parquet(file: str, where: str, metadata: pq.FileMetaData | None, place: Place) -> tuple[list[int], Form]:

@@ -87,12 +87,14 @@ class Text:
         names = {None: "JSON lines", ",": "CSV", "\t": "text with tabs"}
         return names.get(self.separator, f"text with {self.separator!r} between its values")
 
-    def way_to_parquet(self, file: str) -> str:
-        """Return a command that makes Parquet of a file once and for all."""
+    def way_to_parquet(self, file: str, words: Sequence[str]) -> str:
+        """Return a command that makes Parquet of a file once and for all; `words` are its columns of text, as 007."""
         scan = "scan_ndjson({source}, infer_schema_length=None)"
         if self.separator is not None:
-            scan = "scan_csv({source}, try_parse_dates=True, infer_schema_length=None{more})"
-        more = "" if self.separator == "," else f", separator={json.dumps(self.separator)}"
+            scan = "scan_csv({source}, infer_schema_length=None{more})"
+        more = "" if self.separator == "," else f", separator={json.dumps(self.separator)}, decimal_comma=True"
+        if words:
+            more += f", schema_overrides=dict.fromkeys({json.dumps(list(words))}, polars.String)"
         return command(f"import polars; polars.{scan.replace('{more}', more)}.sink_parquet({{target}})", file)
 
 

@@ -171,6 +171,19 @@ def scored_after(run, model_dir, said, *more):
     assert set(pl.read_parquet("after.parquet")["user_id"]) == {1, 2}
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_the_command_keeps_what_a_text_holds(caplog, separator):
+    lines = ["user_id,video_id,timestamp,watch_duration", "007,1,2026-04-30T10:00:00,2", "8,2,2026-04-30T10:00:01,3.5"]
+    write("a.csv", "\n".join(lines).replace(",", separator).replace(".", "," if separator == ";" else "."))
+    with caplog.at_level(logging.WARNING, "genrec_batch"):
+        read = events("a.csv")
+    said = caplog.text
+    command = said[said.index("python -c") :].splitlines()[0].replace("python", sys.executable, 1)
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert read["user_id"].to_list() == ["007", "8"]
+    assert events("a.parquet").equals(read)
+
+
 def test_movielens_lines_are_converted_and_named(run, model_dir):
     write("ratings.dat", "".join(f"{u}::{v}::5::{t}\n" for u, v, t in EVENTS.iter_rows()))
     done = run("score", "ratings.dat", "before.parquet", "--model", model_dir)

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from genrec_batch.cli.app import app
 from genrec_batch.model import weights
-from genrec_batch.model.catalog import Catalog
 
 START = dt.datetime(2026, 4, 1, tzinfo=dt.timezone.utc)
 KUAIRAND = Path(__file__).parent.parent.parent / "shared" / "data" / "kuairand"
+from tests.logs import catalog_of
 
 
 def small_log(users=40, videos=120, seed=1, mean=12):
@@ -68,7 +68,7 @@ def model_dir(tmp_path_factory, log):
     directory = tmp_path_factory.mktemp("models") / "tiny"
     config = weights.PRESETS["tiny"]
     weights.save(directory, config, weights.initial_weights(config, 3), trained=True, card="for tests\n")
-    Catalog.from_events(log, vocabulary=config.vocabulary).write(directory / "catalog.parquet")
+    catalog_of(log, vocabulary=config.vocabulary).write(directory / "catalog.parquet")
     return directory
 
 

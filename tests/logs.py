@@ -15,6 +15,8 @@ from typing import Any
 import polars as pl
 from hypothesis import strategies as st
 
+from genrec_batch.model.catalog import Catalog
+
 Row = dict[str, Any]
 
 START = datetime(2026, 3, 6, 22, 15, 40, 250_000, tzinfo=timezone.utc)  # a Friday, so that the weekend comes soon
@@ -268,3 +270,12 @@ def busy_row(numbers: random.Random, user: int, time: datetime, videos: int) -> 
     row = {name: None if numbers.random() < 0.15 else value for name, value in row.items()}
     video = int(videos * numbers.random() ** 3)  # a few videos are watched much more than the rest
     return {"user_id": user, "video_id": video, "timestamp": time, **row}
+
+
+def catalog_of(events: pl.LazyFrame | pl.DataFrame, *, vocabulary: int, as_of_us: int | None = None) -> Catalog:
+    """Return the catalog of events up to as-of (epoch us, None for all)."""
+    events = events.lazy()
+    if as_of_us is not None:
+        events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
+    counted = events.select("video_id").group_by("video_id").agg(count=pl.len().cast(pl.UInt64)).collect()
+    return Catalog.from_counts(counted, vocabulary=vocabulary)

@@ -37,6 +37,12 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def same_as(declared: Any, name: str) -> Any:
+    """Declare the option `name` of another option class here, too."""
+    field = next(field for field in dataclasses.fields(declared) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def check_types(config: Any) -> None:
     """Raise ConfigError for a field of the wrong type (the command line converts, Python callers may not)."""
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}

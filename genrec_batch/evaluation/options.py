@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from genrec_batch.core.declare import check_at_least, option
+from genrec_batch.core.declare import check_at_least, option, same_as
 from genrec_batch.core.errors import ConfigError, nearest
 from genrec_batch.core.option_values import moment_us
 from genrec_batch.core.options import LogConfig, ScoreConfig
@@ -25,24 +24,20 @@ MAIN_K = 10  # of the metrics that are shown first, where `--ks` has it
 MOST_K = 1000
 
 
-def _as_score(name: str) -> Any:
-    return dataclasses.field(default=DECLARED[name].default, metadata=DECLARED[name].metadata)
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(LogConfig):
     """What `evaluate` takes beside EVENTS."""
 
-    model: str | None = _as_score("model")
+    model: str | None = same_as(ScoreConfig, "model")
     recs: str | None = option(
         "Judge this earlier output of `score` instead of a model: by the events after the moment it was made for, or "
         "from --test-from on.",
         panel="Model",
     )
-    users: str | None = _as_score("users")
-    videos: str | None = _as_score("videos")
-    extra_features: str | None = _as_score("extra_features")
-    schema: str | None = _as_score("schema")
+    users: str | None = same_as(ScoreConfig, "users")
+    videos: str | None = same_as(ScoreConfig, "videos")
+    extra_features: str | None = same_as(ScoreConfig, "extra_features")
+    schema: str | None = same_as(ScoreConfig, "schema")
     positive: str | None = option(
         "Column of the log that is the label of the recommendation head, such as long_view. Default: complete, or "
         "watched for 18 s.",
@@ -51,10 +46,10 @@ class EvaluateConfig(LogConfig):
     as_of: str | None = option(
         "End of the test: later events are ignored. Default: the log's last timestamp.", panel="Input"
     )
-    since: str | None = _as_score("since")
-    timezone: str | None = _as_score("timezone")
-    dedupe: bool = _as_score("dedupe")
-    dedupe_by: str | None = _as_score("dedupe_by")
+    since: str | None = same_as(ScoreConfig, "since")
+    timezone: str | None = same_as(ScoreConfig, "timezone")
+    dedupe: bool = same_as(ScoreConfig, "dedupe")
+    dedupe_by: str | None = same_as(ScoreConfig, "dedupe_by")
     test_from: str | None = option(
         "Test on the events from this moment on, ISO 8601, UTC unless it says otherwise; the events before it are the "
         "history. --as-of ends the test.",
@@ -75,10 +70,10 @@ class EvaluateConfig(LogConfig):
         panel="Test",
     )
     seed: int = option("Same seed, same intervals.", 1, panel="Test")
-    max_events: int = _as_score("max_events")
-    seen_limit: int = _as_score("seen_limit")
-    max_rejects: float = _as_score("max_rejects")
-    min_match: float = _as_score("min_match")
+    max_events: int = same_as(ScoreConfig, "max_events")
+    seen_limit: int = same_as(ScoreConfig, "seen_limit")
+    max_rejects: float = same_as(ScoreConfig, "max_rejects")
+    min_match: float = same_as(ScoreConfig, "min_match")
     limit: int | None = option("Test only the first N users by id.", panel="Input")
     decode: str = option(
         "Ways of making a list, with commas between: candidates ranks the whole catalog after the history; slate "
@@ -89,13 +84,13 @@ class EvaluateConfig(LogConfig):
     num_candidates: int = option(
         "Videos that `--decode candidates` scores for each user where --weights ranks them.", 100, panel="Decoding"
     )
-    beam_width: int = _as_score("beam_width")
-    weights: str | None = _as_score("weights")
-    include_seen: bool = _as_score("include_seen")
-    engine: str = _as_score("engine")
-    device: str = _as_score("device")
-    precision: str = _as_score("precision")
-    batch_size: str = _as_score("batch_size")
+    beam_width: int = same_as(ScoreConfig, "beam_width")
+    weights: str | None = same_as(ScoreConfig, "weights")
+    include_seen: bool = same_as(ScoreConfig, "include_seen")
+    engine: str = same_as(ScoreConfig, "engine")
+    device: str = same_as(ScoreConfig, "device")
+    precision: str = same_as(ScoreConfig, "precision")
+    batch_size: str = same_as(ScoreConfig, "batch_size")
     html: str | None = option("Write the report as one page that needs no network.", panel="Output")
     json: str | None = option("Write the report as JSON.", panel="Output")
 

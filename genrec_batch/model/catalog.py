@@ -39,15 +39,6 @@ class Catalog:
         return self.items.schema["video_id"]
 
     @staticmethod
-    def from_events(events: pl.LazyFrame | pl.DataFrame, *, vocabulary: int, as_of_us: int | None = None) -> Catalog:
-        """Take the most viewed `vocabulary` - 2 videos of the usable events up to as-of (epoch us, None for all)."""
-        events = events.lazy()
-        if as_of_us is not None:
-            events = events.filter(pl.col("timestamp").dt.epoch("us") <= as_of_us)
-        counted = events.select("video_id").group_by("video_id").agg(count=pl.len().cast(pl.UInt64)).collect()
-        return Catalog.from_counts(counted, vocabulary=vocabulary)
-
-    @staticmethod
     def from_counts(counted: pl.DataFrame, *, vocabulary: int) -> Catalog:
         """Take the most viewed `vocabulary` - 2 videos; `counted` has columns video_id and count (UInt64)."""
         ranked = counted.sort(["count", "video_id"], descending=[True, False])

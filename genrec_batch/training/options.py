@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 
-from genrec_batch.core.declare import check_at_least, check_share, option
+from genrec_batch.core.declare import check_at_least, check_share, option, same_as
 from genrec_batch.core.errors import ConfigError, ModelError
 from genrec_batch.core.option_values import check_device, check_since, moment_us
-from genrec_batch.core.options import NEXT_TO_NONE, LogConfig
+from genrec_batch.core.options import NEXT_TO_NONE, HistoryConfig, LogConfig
 from genrec_batch.model.weights import PRESETS, ModelConfig
 
 HORIZON = 25  # events after a cut that are predicted one by one, as a slate is decoded
@@ -42,23 +42,15 @@ RECIPES = {
 class TrainConfig(LogConfig):
     """Everything that `train` takes beside EVENTS and `--out`."""
 
-    users: str | None = option(
-        "Parquet table of users: user_id and any further columns.", panel="Input", identity="content"
-    )
-    videos: str | None = option(
-        "Parquet table of videos: video_id and any further columns.", panel="Input", identity="content"
-    )
+    users: str | None = same_as(HistoryConfig, "users")
+    videos: str | None = same_as(HistoryConfig, "videos")
     extra_features: str | None = option(
         "Parquet table of user_id and a list of further features: the model reads them beside the 1024, and scoring "
         "with it needs such a table.",
         panel="Input",
         identity="content",
     )
-    schema: str | None = option(
-        "Names of the log's columns: `kuairand`, or a TOML file of Polars SQL expressions.",
-        panel="Input",
-        identity="content",
-    )
+    schema: str | None = same_as(HistoryConfig, "schema")
     as_of: str | None = option(
         "Learn from events up to this moment, ISO 8601, UTC unless it says otherwise. Default: all of them.",
         panel="Input",
@@ -71,21 +63,9 @@ class TrainConfig(LogConfig):
         "same. Default: UTC.",
         panel="Input",
     )
-    dedupe: bool = option(
-        "Whether to drop events of a user that are equal in all columns that are read.",
-        default=False,
-        panel="Input",
-        flags="--dedupe",
-    )
-    dedupe_by: str | None = option(
-        "Drop events of a user that are equal in these columns, such as video_id,timestamp; the first one stays.",
-        panel="Input",
-    )
-    max_rejects: float = option(
-        "Share of rows that may be rejected, for whatever reason, before the run fails with exit code 6.",
-        0.05,
-        panel="Input",
-    )
+    dedupe: bool = same_as(HistoryConfig, "dedupe")
+    dedupe_by: str | None = same_as(HistoryConfig, "dedupe_by")
+    max_rejects: float = same_as(HistoryConfig, "max_rejects")
     min_match: float = option(
         "Smallest share of ids that each table must have in common with the log, of the side with fewer ids; less is "
         "exit code 6, and next to none (0.01) exit code 3. 0 for no limit.",

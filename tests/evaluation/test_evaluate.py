@@ -16,11 +16,11 @@ import pytest
 
 from genrec_batch.evaluation import metrics
 from genrec_batch.model import weights
-from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.trained import Trained
 
 SPLIT = "2026-04-25"
 QUICK = ["--engine", "torch", "--precision", "fp32"]
+from tests.logs import catalog_of
 
 
 def value(report, name, metric, ahead=1):
@@ -181,7 +181,7 @@ def test_what_training_says_of_a_model_is_heeded(run, log, log_file, tmp_path):
     config = weights.PRESETS["tiny"]
     said = Trained(decode="candidates", seen_masked=True, max_events=50, heads=("engagement",), catalog_sha256="")
     weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="", training=said)
-    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    catalog_of(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
     arguments = ["--model", "m", *QUICK, "--test-from", SPLIT, "--include-seen", "--json", "report.json"]
     done = run("evaluate", log_file, *arguments, "--decode", "slate,auto", "--gate", "hr@10>=2", "--html", "page.html")
     report = json.loads(Path("report.json").read_text())

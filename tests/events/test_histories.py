@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from genrec_batch.core.arrays import Histories
-from genrec_batch.model.catalog import Catalog
 from tests.histories import build, normalize
-from tests.logs import START, Log, busy_log, epoch_us, events_frame, log_of, logs, side_frame
+from tests.logs import START, Log, busy_log, catalog_of, epoch_us, events_frame, log_of, logs, side_frame
 from tests.twins import features as reference
 
 EXAMPLES = settings(max_examples=250, deadline=None, derandomize=True)
@@ -29,7 +28,7 @@ def view(user: Any, video: Any, at: float, **columns: Any) -> dict[str, Any]:
 def built(log: Log, frame: pl.DataFrame | None = None) -> tuple[list[Any], Histories, list[Any]]:
     """Return user ids, their histories, and the catalog's ids in token order."""
     events = normalize(events_frame(log.events, log.columns) if frame is None else frame)
-    catalog = Catalog.from_events(events, vocabulary=log.vocabulary, as_of_us=log.as_of_us)
+    catalog = catalog_of(events, vocabulary=log.vocabulary, as_of_us=log.as_of_us)
     ids, histories = build(
         events,
         catalog=catalog,

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from genrec_batch import Scorer
-from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import PRESETS
+from tests.logs import catalog_of
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def given(users, *videos):
 
 def with_catalog(model_dir, rows):
     shutil.copytree(model_dir, "other")
-    Catalog.from_events(rows, vocabulary=PRESETS["tiny"].vocabulary).write(Path("other/catalog.parquet"))
+    catalog_of(rows, vocabulary=PRESETS["tiny"].vocabulary).write(Path("other/catalog.parquet"))
     return "other"
 
 

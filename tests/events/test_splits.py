@@ -12,8 +12,8 @@ from genrec_batch import features
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import splits
 from genrec_batch.events.splits import ALL_EVENTS
-from genrec_batch.model.catalog import Catalog
 from tests.histories import build, normalize
+from tests.logs import catalog_of
 
 
 def built(events, catalog, *, as_of_us, max_events=ALL_EVENTS, seen_limit=ALL_EVENTS):
@@ -27,7 +27,7 @@ def events(log):
 
 @pytest.fixture(scope="module")
 def catalog(events):
-    return Catalog.from_events(events, vocabulary=60)  # some videos are beyond it
+    return catalog_of(events, vocabulary=60)  # some videos are beyond it
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from genrec_batch.events.whole import read_whole
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
 from tests.histories import build, normalize
+from tests.logs import catalog_of
 
 
 def test_a_whole_log_is_every_history_without_a_limit(log, log_file):
     found = read_whole(str(log_file), lambda found, _: Catalog.from_counts(found.videos, vocabulary=60), Stages())
     events = normalize(log)
-    catalog = Catalog.from_events(events, vocabulary=60)
+    catalog = catalog_of(events, vocabulary=60)
     last = int(events["timestamp"].dt.epoch("us").max())
     ids, theirs = build(events, catalog=catalog, as_of_us=last, max_events=ALL_EVENTS, seen_limit=ALL_EVENTS)
     assert found.ids.equals(ids)

@@ -19,9 +19,8 @@ from genrec_batch import features
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.events.side_tables import users_table, videos_table
-from genrec_batch.model.catalog import Catalog
 from tests.histories import build, normalize
-from tests.logs import START, Log, Row, busy_log, events_frame, floats, log_of, logs, side_frame
+from tests.logs import START, Log, Row, busy_log, catalog_of, events_frame, floats, log_of, logs, side_frame
 from tests.twins import features as reference
 
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True)
@@ -50,7 +49,7 @@ def built(log: Log) -> Built:
     videos = None if log.videos is None else side_frame(log.videos, events.schema["video_id"], "video_id")
     ids, histories = build(
         events,
-        catalog=Catalog.from_events(events, vocabulary=log.vocabulary, as_of_us=log.as_of_us),
+        catalog=catalog_of(events, vocabulary=log.vocabulary, as_of_us=log.as_of_us),
         as_of_us=log.as_of_us,
         max_events=log.max_events,
         seen_limit=log.seen_limit,

@@ -10,6 +10,7 @@ import pytest
 
 from genrec_batch.core.errors import ModelError, RetryError
 from genrec_batch.model.catalog import Catalog
+from tests.logs import catalog_of
 
 
 def events(ids):
@@ -17,26 +18,26 @@ def events(ids):
 
 
 def test_tokens_fall_with_views_and_ties_go_by_id():
-    catalog = Catalog.from_events(events([5, 9, 9, 3, 5, 1]), vocabulary=10)
+    catalog = catalog_of(events([5, 9, 9, 3, 5, 1]), vocabulary=10)
     assert catalog.items["video_id"].to_list() == [5, 9, 1, 3]
     assert catalog.tokens(pl.Series([9, 5, 77, 1])).to_list() == [3, 2, 1, 4]
     assert catalog.ids(pl.Series([0, 1, 2, 5])).to_list() == [None, None, 5, 3]
 
 
 def test_videos_beyond_the_vocabulary_are_unknown_and_counted():
-    catalog = Catalog.from_events(events(["a", "a", "b", "c", "c", "d"]), vocabulary=4)
+    catalog = catalog_of(events(["a", "a", "b", "c", "c", "d"]), vocabulary=4)
     assert catalog.items["video_id"].to_list() == ["a", "c"]
     assert (catalog.unknown_videos, catalog.unknown_events) == (2, 2)
     assert catalog.tokens(pl.Series(["b", "c"])).to_list() == [1, 3]
 
 
 def test_round_trip_and_fingerprint(tmp_path):
-    catalog = Catalog.from_events(events([5, 9, 9]), vocabulary=10)
+    catalog = catalog_of(events([5, 9, 9]), vocabulary=10)
     catalog.write(tmp_path / "catalog.parquet")
     again = Catalog.read(tmp_path / "catalog.parquet", vocabulary=10)
     assert again.items.equals(catalog.items)
     assert again.fingerprint() == catalog.fingerprint()
-    assert Catalog.from_events(events([9, 5, 5]), vocabulary=10).fingerprint() != catalog.fingerprint()
+    assert catalog_of(events([9, 5, 5]), vocabulary=10).fingerprint() != catalog.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_bad_catalogs(tmp_path, frame, message):
 
 
 def test_a_catalog_of_strings_does_not_fit_a_log_of_integers():
-    catalog = Catalog.from_events(events(["a"]), vocabulary=10)
+    catalog = catalog_of(events(["a"]), vocabulary=10)
     with pytest.raises(ModelError, match="String, that of INPUT x is Int64"):
         catalog.check_type(pl.Int64(), "INPUT x")
 
@@ -70,5 +71,5 @@ def test_a_full_disk_is_try_again_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RetryError, match=r"catalog.parquet: the disk is full"):
-        Catalog.from_events(events([5, 9]), vocabulary=10).write(tmp_path / "catalog.parquet")
+        catalog_of(events([5, 9]), vocabulary=10).write(tmp_path / "catalog.parquet")
     assert not list(tmp_path.iterdir())

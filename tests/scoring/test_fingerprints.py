@@ -10,17 +10,15 @@ import numpy as np
 from genrec_batch.core.arrays import Ragged
 from genrec_batch.events.sorter_numba import NumbaSorter
 from genrec_batch.features.batches import ModelInputs
-from genrec_batch.model.catalog import Catalog
 from genrec_batch.scoring.fingerprints import fingerprints
 from tests.histories import build, normalize
+from tests.logs import catalog_of
 
 
 def inputs_of(log):
     """Inputs with everything that a user's rows can depend on."""
     events = normalize(log)
-    ids, built = build(
-        events, catalog=Catalog.from_events(events, vocabulary=99), as_of_us=2**52, max_events=20, seen_limit=9
-    )
+    ids, built = build(events, catalog=catalog_of(events, vocabulary=99), as_of_us=2**52, max_events=20, seen_limit=9)
     users = len(ids)
     vectors = np.ones((users, 4), np.float32), np.ones(users, np.bool_)
     given = Ragged(offsets_N1=np.arange(users + 1) * 2, values=np.arange(2 * users, dtype=np.int32))

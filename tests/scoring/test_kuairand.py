@@ -9,8 +9,8 @@ import pytest
 from genrec_batch import features
 from genrec_batch.core import layout
 from genrec_batch.events import schema, side_tables
-from genrec_batch.model.catalog import Catalog
 from tests.histories import build, normalize
+from tests.logs import catalog_of
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuaira
     names = schema.column_names("kuairand")
     events = normalize(pl.read_parquet(kuairand / "events.parquet"), names.events)
     users, videos = pl.read_parquet(kuairand / "users.parquet"), pl.read_parquet(kuairand / "videos.parquet")
-    catalog = Catalog.from_events(events, vocabulary=10_000)
+    catalog = catalog_of(events, vocabulary=10_000)
     last = int(events["timestamp"].dt.epoch("us").max())
     _, built = build(events, catalog=catalog, as_of_us=last, max_events=50, seen_limit=1000, users=users, videos=videos)
     dense = features.compute(built, side_tables.users_table(users), side_tables.videos_table(videos), max_events=50)

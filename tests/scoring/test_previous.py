@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.core.errors import RetryError
-from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import PRESETS, initial_weights, save
 from genrec_batch.scoring.previous import Previous
 from tests.conftest import START
 
 AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
+from tests.logs import catalog_of
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_rows_computed_without_numba_are_not_carried_on_with_it(run, log, tmp_pa
     log.write_parquet("night.parquet")
     config = replace(PRESETS["tiny"], heads=4)  # of 16 numbers, which kernels take
     save(tmp_path / "m", config, initial_weights(config, 3), trained=True, card="for tests\n")
-    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    catalog_of(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
     flags = ["--model", tmp_path / "m", "--as-of", "2026-06-01", "--engine", "torch", "--precision", "bf16"]
     with monkeypatch.context() as patch:
         patch.setattr(torch_engine, "find_spec", lambda _: None)

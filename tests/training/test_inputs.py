@@ -14,7 +14,6 @@ from genrec_batch.events.labels import head_labels
 from genrec_batch.events.whole import read_whole
 from genrec_batch.features.batches import Vectorizer
 from genrec_batch.model import weights
-from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.training.inputs import Events, Standard
 from genrec_batch.training.rows import Rows, Window, batches, draw, generator
@@ -23,6 +22,7 @@ from tests.conftest import START, small_log
 VOCABULARY = 60
 LATER = START + dt.timedelta(days=60)
 WINDOW = Window(history=6, horizon=4)
+from tests.logs import catalog_of
 
 
 def side_tables(folder):
@@ -51,7 +51,7 @@ def logs(tmp_path):
 
 
 def learned(folder, name, *, include_seen=False, **sides):
-    catalog = Catalog.from_events(small_log(), vocabulary=VOCABULARY)
+    catalog = catalog_of(small_log(), vocabulary=VOCABULARY)
     log = read_whole(str(folder / name), lambda *_: catalog, Stages(), **sides)
     events = Events.of(
         log.events,

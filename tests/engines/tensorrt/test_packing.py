@@ -15,12 +15,12 @@ from genrec_batch.engines.tensorrt.builder import wrap
 from genrec_batch.engines.tensorrt.plugin.library import Toolchain
 from genrec_batch.engines.tensorrt.shapes import LENGTHS, Packing, ShapeRule
 from genrec_batch.model import weights
-from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import ModelConfig, preset
 from tests.engines.tensorrt.test_engine import ENGINE, PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
 from tests.fakes.tensorrt import FakeTensorRt
 
 __all__ = ["build", "gpu"]  # fixtures
+from tests.logs import catalog_of
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_whole_job_with_the_kernels_gives_what_onnxruntime_gives(run, log, log
     monkeypatch.setenv("GENREC_BATCH_CACHE", str(tmp_path / "cache"))
     config = ModelConfig(vocabulary=1_000, width=512, ffn=64, layers=2, positions=64)
     weights.save(tmp_path / "m", config, weights.initial_weights(config, 3), trained=True, card="for tests\n")
-    Catalog.from_events(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
+    catalog_of(log, vocabulary=config.vocabulary).write(tmp_path / "m" / "catalog.parquet")
     given = ("--model", tmp_path / "m", "--max-events", "20", "--top-k", "3")
     asked = ("--engine", "tensorrt", "--precision", "fp16", "--batch-size", "64")
     mine = run("score", log_file, tmp_path / "mine.parquet", *given, *asked)

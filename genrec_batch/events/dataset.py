@@ -168,7 +168,13 @@ class Dataset:
 
 
 def warn_about(model: Model, config: HistoryConfig) -> None:
-    """Warn of a model before it ranks."""
+    """Warn of a model before it ranks.
+
+    Raises:
+        ConfigError: it was trained with another time zone.
+    """
+    if model.training is not None:
+        model.training.check_timezone(config.timezone)
     if not isinstance(config, ScoreConfig):
         return
     masked = config.include_seen and model.training is not None and model.training.seen_masked

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genrec_batch.core.errors import ModelError
+from genrec_batch.core.errors import ConfigError, ModelError
 
 MODES = ("slate", "candidates")
 
@@ -25,6 +25,7 @@ class Trained:
     heads: tuple[str, ...]  # heads that had labels; the values of others are meaningless
     catalog_sha256: str  # of the catalog that the weights belong to
     weights_sha256: str = ""  # of the weights as they were saved
+    timezone: str = ""  # of hours and weekdays; empty where it was not recorded
     inputs: Mapping[str, list[float]] = field(default_factory=dict)  # mean and deviation of each feature in training
     facts: Mapping[str, Any] = field(default_factory=dict)  # further figures for people, JSON-able
 
@@ -38,6 +39,14 @@ class Trained:
             raise ModelError(
                 f"{path}: not the catalog that the weights were trained with, so every token would be another video; "
                 "copy the whole model directory again"
+            )
+
+    def check_timezone(self, zone: str | None) -> None:
+        """Raise ConfigError where hours and weekdays are of another time zone than in training; None is UTC."""
+        if self.timezone and self.timezone != (zone or "UTC"):
+            raise ConfigError(
+                f"--timezone {zone or 'UTC'}: the model was trained with hours and weekdays of {self.timezone}; score "
+                f"with --timezone {self.timezone}, or train again"
             )
 
     @staticmethod
@@ -57,6 +66,7 @@ class Trained:
                 heads=tuple(entry["heads"]),
                 catalog_sha256=str(entry["catalog_sha256"]),
                 weights_sha256=str(entry.get("weights_sha256", "")),
+                timezone=str(entry.get("timezone", "")),
                 inputs=entry.get("inputs", {}),
                 facts=entry.get("facts", {}),
             )

@@ -225,6 +225,7 @@ class Training:
             heads=self.material.heads,
             catalog_sha256=self.material.log.catalog.fingerprint(),
             weights_sha256=weights.weights_fingerprint(arrays),
+            timezone=self.options.timezone or "UTC",
             inputs={
                 "mean": [float(f"{value:.5g}") for value in run.standard.mean_F],
                 "deviation": [float(f"{value:.5g}") for value in run.standard.deviation_F],

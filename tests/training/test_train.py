@@ -38,6 +38,17 @@ def test_a_trained_model_scores_without_a_warning(run, log_file, trained):
 
 
 @pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("command", [("score", "recs.parquet"), ("features", "features.parquet"), ("evaluate",)])
+def test_a_model_is_not_read_in_another_time_zone_than_it_was_trained_in(run, log_file, command):
+    """The advice of the error is executed, too: the zone that it names is the one that works."""
+    options = ["--model", "model", "--max-events", "10"]
+    done = run(command[0], log_file, *command[1:], *options, "--timezone", "Asia/Shanghai")
+    assert done.code == 2
+    assert "the model was trained with hours and weekdays of UTC; score with --timezone UTC" in done.err
+    assert run(command[0], log_file, *command[1:], *options, "--timezone", "UTC").code == 0
+
+
+@pytest.mark.usefixtures("trained")
 def test_the_directory_holds_card_curves_and_log():
     files = {file.name for file in Path("model").iterdir()}
     assert files == {

@@ -75,7 +75,8 @@ def _largest(batch: Batch, row: int) -> str:
     size, place, name, values_F = max(places, key=lambda found: found[0])
     if size < EXTREME:
         return (
-            "no input of theirs is large, so weights of the model are; score with --precision fp32, or train it again"
+            "no input of theirs is large, so weights of the model are; score with --precision fp32 if it was another, "
+            "or train it again"
         )
     slots = layout.names()
     which = f"{name} {place}" + (f" ({slots[place]})" if name == "feature" and place < len(slots) else "")

@@ -76,8 +76,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 def manifest_faults(path: Path, manifest: Mapping[str, Any], *, beside: Collection[str] = ()) -> Iterator[str]:
     """Yield in what a manifest is not what its run wrote: its own hash, and the footers of the parts that are there.
 
-    Manifests of earlier versions have no hash. The parts' bytes are for `altered`; those named by `beside` are known to
-    be damaged.
+    The parts' bytes are for `altered`; those named by `beside` are known to be damaged.
     """
     entries, metadata = manifest["files"], manifest["metadata"]
     parts = {path / entry["file"]: entry for entry in entries}
@@ -94,8 +93,9 @@ def manifest_faults(path: Path, manifest: Mapping[str, Any], *, beside: Collecti
     wanted = [f"part-{number:05d}.parquet" for number in range(len(entries))]
     if [entry["file"] for entry in entries] != wanted:
         yield f"{MANIFEST} does not name all parts from {wanted[0] if wanted else 'the first'} on, each once"
-    if "sha256" in manifest and manifest["sha256"] != _seal(manifest):
-        yield f"{MANIFEST} was changed since it was written (its sha256 is another)"
+    if manifest.get("sha256") != _seal(manifest):
+        why = "its sha256 is another" if "sha256" in manifest else "it has no sha256 of itself"
+        yield f"{MANIFEST} was changed since it was written ({why})"
 
 
 def _facts(part: Path) -> parquet.PartFacts | None:
@@ -125,8 +125,11 @@ def _differs(part: Path, facts: parquet.PartFacts, entry: Mapping[str, Any], met
     faults = [
         f"{name} {said[name]}, and {part.name} has {found[name]}" for name in LINEAGE if said[name] != found[name]
     ]
-    if entry.get("rows") != facts.rows:
-        faults.append(f"{entry.get('rows')} rows of {part.name}, which has {facts.rows}")
+    faults += [
+        f"{entry.get(unit)} {unit} of {part.name}, which has {count}"
+        for unit, count in (("rows", facts.rows), ("bytes", facts.bytes))
+        if entry.get(unit) != count
+    ]
     return [f"{MANIFEST} says {fault}" for fault in faults]
 
 
@@ -224,6 +227,12 @@ def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield entry["file"]
 
 
+def prints_damaged(path: Path) -> bool:
+    """Return whether the fingerprints of an output are there, and not what its run wrote."""
+    kept = fingerprint_file(path)
+    return os.path.lexists(kept) and not (kept.is_file() and parquet.is_whole(kept))
+
+
 def old(path: Path) -> Path:
     """Return the path to which an output is moved while it is replaced."""
     return path.with_name(f".{path.name}.old")
@@ -239,11 +248,14 @@ def present(path: Path) -> bool:
 
 def check_whole(path: Path) -> None:
     """Raise ConfigError where a finished output has lost, gained or changed a file since it was written."""
+    if prints_damaged(path):
+        kept = fingerprint_file(path).name
+        raise ConfigError(f"OUTPUT {path}: {kept} is damaged; --if-exists overwrite writes the output again")
     if path.is_file():
-        if not parquet.is_whole(path):
-            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite writes it again")
         if ROWS.encode() not in (pq.read_metadata(path).metadata or {}):
             raise ConfigError(f"OUTPUT {path} was changed by another program; --if-exists overwrite writes it again")
+        if not parquet.is_whole(path):
+            raise ConfigError(f"OUTPUT {path} is damaged; --if-exists overwrite writes it again")
         return
     manifest = manifest_of(path)
     if manifest is None:
@@ -269,6 +281,8 @@ def _finished_id(path: Path) -> str | None:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, KeyError):
         return None
     except OSError as error:
+        if error.errno is None:  # of pyarrow: a damaged footer
+            return None
         raise ConfigError(f"OUTPUT {path}: cannot be read ({error.strerror or error})") from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.io import parquet
+from genrec_batch.io import parquet, sealed_file
 from genrec_batch.io.durable import sync
 
 HELD = 4  # tables that may wait for their turn; further parts are read again
@@ -77,9 +77,10 @@ class SingleFile:
             self._waiting.setdefault(number, None)
         self._append()
         assert self._writer is not None, "an output has a part"
-        self._writer.add_key_value_metadata(dict(metadata))
+        self._writer.add_key_value_metadata({**metadata, **sealed_file.OPEN})
         self._writer.close()
         self._writer = None
+        sealed_file.seal(self._target)
         sync(self._target)
 
     def _wait(self) -> None:

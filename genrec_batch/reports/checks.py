@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from genrec_batch.core.arrays import HEADS
-from genrec_batch.io import published
+from genrec_batch.io import parquet, published
 from genrec_batch.reports.finished import Finished
 from genrec_batch.runtime import console
 
@@ -48,6 +48,10 @@ def checks(found: Finished, advance: console.Advance) -> list[dict[str, Any]]:
         lost = [group for whole in found.damaged.values() for group, fine in enumerate(whole) if not fine]
         said = f"row groups {', '.join(map(str, lost))} are damaged and left out" if lost else "all row groups"
         add("every page is what its checksum says", ok=not lost, found=said)
+        whole = parquet.is_whole(found.path)
+        add("every byte is what was written (sha256)", ok=whole, found="all" if whole else "some are not")
+    if published.prints_damaged(found.path):
+        add("the fingerprints are what was written", ok=False, found=published.fingerprint_file(found.path).name)
     rows = sum(rows for _, _, rows in found.groups())
     expected = int(found.metadata.get("rows", -1))
     add("as many rows as the metadata says", ok=rows == expected, found=f"{rows:,} of {expected:,}")

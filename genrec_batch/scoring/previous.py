@@ -205,10 +205,10 @@ def _checked_files(path: str, place: Path) -> str | None:
     if run_id is None:
         return None
     if place.is_file():
-        if not parquet.is_whole(place):
-            raise _damaged(path, f"{place.name} is damaged")
         if published.ROWS not in published.files_of(place)[1]:
             raise _damaged(path, f"{place.name} was rewritten by another program")
+        if not parquet.is_whole(place):
+            raise _damaged(path, f"{place.name} is damaged")
         return run_id
     manifest = published.manifest_of(place)
     assert manifest is not None, "it names the run"

@@ -298,6 +298,51 @@ def test_a_damaged_page_is_found_in_parts_and_in_finished_files(tmp_path):
         write(tmp_path / "whole.parquet", if_exists="resume")
 
 
+@pytest.mark.parametrize("name", ["recs.parquet", "recs"])
+def test_a_byte_in_a_footer_that_no_page_checksum_covers_is_found(tmp_path, name):
+    def reword(path):
+        path.write_bytes(path.read_bytes().replace(b"parquet-cpp", b"parquet-CPP"))
+
+    target = tmp_path / name
+    out = write(target, stop=2)
+    reword(out.part(1))
+    again = output.open_output(target, IDENTITY, None)
+    assert again.parts_done == {0}
+    again.close()
+    write(target)
+    reword(target if target.is_file() else target / "part-00001.parquet")
+    with pytest.raises(ConfigError, match=r"damaged|does not match.*--if-exists overwrite writes"):
+        write(target, if_exists="resume")
+    assert not write(target, if_exists="overwrite").complete
+    assert write(target, if_exists="resume").complete
+
+
+def test_fingerprints_that_were_damaged_are_found(tmp_path):
+    for name in ("recs.parquet", "recs"):
+        out = output.open_output(tmp_path / name, IDENTITY, None)
+        prints = pa.table({"user_id": [1, 2], "fingerprint_0": [3, 4]})
+        out.write(0, rows(0), fingerprints=prints)
+        out.finish({})
+        kept = published.fingerprint_file(tmp_path / name)
+        kept.write_bytes(kept.read_bytes().replace(b"parquet-cpp", b"parquet-CPP"))
+        with pytest.raises(
+            ConfigError, match=rf"{kept.name} is damaged; --if-exists overwrite writes the output again"
+        ):
+            write(tmp_path / name, if_exists="resume")
+        kept.unlink()
+        assert write(tmp_path / name, if_exists="resume").complete, "only --previous needs them"
+
+
+@pytest.mark.parametrize("spoil", [lambda found: found.pop("sha256"), lambda found: found["files"][0].update(bytes=1)])
+def test_a_manifest_without_its_own_hash_or_with_other_bytes_is_found(tmp_path, spoil):
+    write(tmp_path / "recs")
+    manifest = published.manifest_of(tmp_path / "recs")
+    spoil(manifest)
+    (tmp_path / "recs" / "_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"_manifest\.json (says 1 bytes|was changed since it was written)"):
+        write(tmp_path / "recs", if_exists="resume")
+
+
 def test_an_output_that_the_user_removed_does_not_come_back(tmp_path):
     (tmp_path / ".recs.old").mkdir()
     (tmp_path / ".recs.old" / "part-00000.parquet").touch()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.core.errors import RetryError
+from genrec_batch.io import sealed_file
 from genrec_batch.model.weights import PRESETS, initial_weights, save
 from genrec_batch.scoring.previous import Previous
 from tests.conftest import START
@@ -224,7 +225,7 @@ def flip(path, place=0.4):
 
 
 def reword(path, old, new):
-    """Damage the metadata at a file's end, which no checksum covers."""
+    """Damage the metadata at a file's end, which no page's checksum covers."""
     whole = path.read_bytes()
     assert old in whole
     path.write_bytes(whole.replace(old, new))
@@ -240,6 +241,22 @@ def only(path, keep, *, metadata=True):
     changed = keep(pl.DataFrame(pq.read_table(path))).to_arrow(compat_level=pl.CompatLevel.oldest())
     about = kept if metadata else {b"genrec.run_id": kept[b"genrec.run_id"]}
     pq.write_table(changed.replace_schema_metadata(about), path)
+
+
+def sealed(path, keep):
+    """Write some of a file's rows again, as a run of ours with a fault would."""
+    only(path, keep)
+    about = {**pq.read_metadata(path).metadata, **sealed_file.OPEN}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    with pq.ParquetWriter(path, (table := pq.read_table(path)).schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({key: value for key, value in about.items() if key != b"ARROW:schema"})
+    sealed_file.seal(Path(path))
+
+
+def flip_the_last(path):
+    """Change the footer's length."""
+    path.write_bytes(path.read_bytes()[:-8] + b"\x01\x00\x00\x00PAR1")
 
 
 def without(folder, name):
@@ -260,7 +277,7 @@ def without(folder, name):
         ),
         (
             lambda folder: only(folder / PART, lambda rows: rows.with_columns(score=pl.lit(-1.0, pl.Float32))),
-            f"{PART} is missing or not what",
+            f"bytes of {PART}, which has",
         ),
         (lambda folder: flip(folder / PART), f"{PART} is missing or not what"),
         (lambda folder: truncate(folder / PART), f"{PART} is missing or not what"),
@@ -268,12 +285,13 @@ def without(folder, name):
         (lambda folder: truncate(folder / "_fingerprints"), "_fingerprints is damaged"),
         (
             lambda folder: reword(folder / "_fingerprints", b'{"arithmetic"', b'x"arithmetic"'),
-            "it is damaged (Expecting value",
+            "_fingerprints is damaged",
         ),
+        (lambda folder: reword(folder / "_fingerprints", b"parquet-cpp", b"parquet-CPP"), "_fingerprints is damaged"),
         (lambda folder: (folder / "_manifest.json").write_text("{}"), "it is not a finished output"),
         (lambda folder: (folder / "_fingerprints").unlink(), "_fingerprints is missing"),
         (
-            lambda folder: only(folder / "_fingerprints", lambda rows: rows.drop("as_of")),
+            lambda folder: sealed(folder / "_fingerprints", lambda rows: rows.drop("as_of")),
             "_fingerprints has other columns than this version writes",
         ),
         (lambda folder: without(folder, PART), "rows and its metadata says"),
@@ -301,17 +319,20 @@ def assert_scored_in_full(nights, earlier, named):
         (lambda: flip(Path("a.parquet")), "a.parquet is damaged"),
         (lambda: truncate(Path("a.parquet")), "it is not a finished output"),
         (lambda: flip(Path("a.parquet.fingerprints"), 0.1), "a.parquet.fingerprints is damaged"),
-        (lambda: only("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows and its metadata says"),
+        (lambda: only("a.parquet", lambda rows: rows), "a.parquet is damaged"),
+        (lambda: reword(Path("a.parquet"), b"parquet-cpp", b"parquet-CPP"), "a.parquet is damaged"),
+        (lambda: flip_the_last(Path("a.parquet")), "it is not a finished output"),
+        (lambda: sealed("a.parquet", lambda rows: rows.filter(pl.col("user_id") != 105)), "rows and its metadata says"),
         (
             lambda: only("a.parquet", lambda rows: rows, metadata=False),
             "a.parquet was rewritten by another program",
         ),
         (
-            lambda: only("a.parquet", lambda rows: pl.concat([rows.slice(0, 10), rows.head(len(rows) - 10)])),
+            lambda: sealed("a.parquet", lambda rows: pl.concat([rows.slice(0, 10), rows.head(len(rows) - 10)])),
             "user 100 has too many or too few rows",
         ),
         (
-            lambda: only("a.parquet", lambda rows: rows.with_columns(user_id=pl.col("user_id").replace(105, 5))),
+            lambda: sealed("a.parquet", lambda rows: rows.with_columns(user_id=pl.col("user_id").replace(105, 5))),
             "rows of users without a fingerprint",
         ),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zoneinfo
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -62,8 +62,11 @@ def _known_type(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz is not None else kind
 
 
-def _known(table: pa.Table) -> pa.Table:
-    """Return a table with the zones, UUIDs and texts that Polars would refuse as types that it takes."""
+def _known(table: pa.Table, raw: Collection[str] = ()) -> pa.Table:
+    """Return a table with the zones, UUIDs and texts that Polars would refuse as types that it takes.
+
+    Bytes become text, too, except in the columns `raw`.
+    """
     for at, column in enumerate(table.schema):
         kind = column.type
         if pa.types.is_timestamp(kind) and kind.tz is not None:
@@ -73,7 +76,21 @@ def _known(table: pa.Table) -> pa.Table:
             table = table.set_column(at, column.name, pa.chunked_array(storage, kind.storage_type))
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             table = table.set_column(at, column.name, _valid_text(table[at]))
+        elif _is_bytes(kind) and column.name not in raw:
+            large = table[at].cast(pa.large_binary())
+            text = pa.chunked_array([chunk.view(pa.large_string()) for chunk in large.chunks], pa.large_string())
+            table = table.set_column(at, column.name, _valid_text(text))
     return table
+
+
+def valid_texts(table: pa.Table) -> pa.Table:
+    """Return a table of texts, of which those that are no UTF-8 are null."""
+    return pa.table([_valid_text(column) for column in table.columns], schema=table.schema)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
 
 
 def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -98,11 +115,16 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def rows_of(
-    place: Place, files: Sequence[str], columns: Sequence[str], start: int, stop: int | None
+    place: Place,
+    files: Sequence[str],
+    columns: Sequence[str],
+    start: int,
+    stop: int | None,
+    raw: Collection[str] = (),
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """Yield those of the columns that a file has, with its name, a row group at a time.
 
-    The rows are those from `start` to `stop` of all files together.
+    The rows are those from `start` to `stop` of all files together; columns of bytes but for `raw` are texts.
     """
     at = 0
     for file in files:
@@ -114,4 +136,4 @@ def rows_of(
                 at += rows
                 if first < last:
                     table = opened.read_row_group(number, columns=there).slice(first, last - first)
-                    yield file, pl.DataFrame(_known(table)) if there else pl.select(pl.repeat(None, last - first))
+                    yield file, pl.DataFrame(_known(table, raw)) if there else pl.select(pl.repeat(None, last - first))

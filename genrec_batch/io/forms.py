@@ -41,26 +41,35 @@ class Form:
     @property
     def key(self) -> object:
         """Return what is equal for files that can be scanned together."""
-        return frozenset(self.columns.items()), self.uuids, frozenset(self.unreadable.items()), self.refused, self.text
+        return (
+            frozenset(self.columns.items()),
+            frozenset(self.hive),
+            self.uuids,
+            frozenset(self.unreadable.items()),
+            self.refused,
+            self.text,
+        )
 
     def scan(self, files: Sequence[str], start: int = 0, rows: int | None = None) -> pl.LazyFrame:
         """Return the rows of files of this form, or `rows` of them from row `start` on."""
         if self.refused:
             return self.scan_by_arrow(files, start, rows)
+        above = dict.fromkeys(hive_keys(files[0]), pl.String()) if self.hive else {}  # also above the input's folder
         frame = pl.scan_parquet(
             list(files),
-            schema={**self.columns, **self.hive},
+            schema={**self.columns, **above, **self.hive},
             hive_partitioning=bool(self.hive),
-            hive_schema=dict(self.hive) or None,
+            hive_schema={**above, **self.hive} or None,
             extra_columns="ignore",  # the unreadable ones
             glob=False,
-        )
+        ).drop(above.keys() - self.hive.keys())
         return self._with_text(frame if rows is None else frame.slice(start, rows))
 
     def scan_by_arrow(self, files: Sequence[str], start: int = 0, rows: int | None = None) -> pl.LazyFrame:
-        """Return the same rows, read by Arrow: slower, and a text that is no UTF-8 is null."""
-        schema = {**self.columns, **self.hive}
-        cut = (0, None) if rows is None else (start, start + rows)
+        """Return the same rows, read by Arrow: slower, bytes are texts, and a text that is no UTF-8 is null."""
+        texts = {name: pl.String() for name, kind in self.columns.items() if kind == pl.Binary}
+        schema = {**self.columns, **texts, **{name: pl.Binary() for name in self.uuids}, **self.hive}
+        first, stop = (0, None) if rows is None else (start, start + rows)
 
         def read(
             columns: list[str] | None, predicate: pl.Expr | None, most: int | None, size: int | None
@@ -68,7 +77,7 @@ class Form:
             del size
             left = most
             wanted = columns or list(schema)
-            for file, there in by_arrow.rows_of(self.place, files, wanted, *cut):
+            for file, there in by_arrow.rows_of(self.place, files, wanted, first, stop, self.uuids):
                 frame = _in_schema(there, wanted, schema, hive_values(file))
                 kept = frame if left is None else frame.head(left)
                 left = None if left is None else left - len(kept)
@@ -167,6 +176,11 @@ def _arrow_form(schema: pq.ParquetSchema, place: Place) -> Form:
 def hive_values(name: str) -> dict[str, str]:
     """Return the partition values in a path such as `day=1/a.parquet`."""
     return {key: unquote(value) for key, value in _partitions(name) if value != NO_VALUE}
+
+
+def hive_keys(name: str) -> list[str]:
+    """Return the partition columns in a path such as `day=1/a.parquet`."""
+    return [key for key, _ in _partitions(name)]
 
 
 def _partitions(name: str) -> list[tuple[str, str]]:

@@ -98,7 +98,8 @@ def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = N
     """Open an input: files of Parquet or text, or a table, by path or URI; `flag` ("INPUT", "--users") names it.
 
     A separate thread hashes the content, unless `hashed` is False because the fingerprint is not needed. Texts are
-    converted to Parquet in a temporary folder below `spill_to`, by default the system's.
+    converted to Parquet in a temporary folder below `spill_to`, by default the system's. The columns of a file without
+    rows, beside files that have some, do not matter: writers that know no type there write any.
 
     Raises:
         InputError: nothing there, a file is neither Parquet nor a text or is truncated, or a partition column is in the
@@ -126,12 +127,15 @@ def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = N
     read = unchanged(lambda: contents.opened(files, names, flag, place, spill_to), first_look, files, where)
     of_files = _partitioned(read.forms, names, where)
     kept = None if read.copies else first_look
+    filled = [at for at, counts in enumerate(read.rows) if sum(counts)] or range(len(files))
+    of_files, counts = [of_files[at] for at in filled], [read.rows[at] for at in filled]
+    read_from, said = [read.files[at] for at in filled], [files[at] for at in filled]
     kinds: dict[object, int] = {}
     numbers = [kinds.setdefault(form.key, len(kinds)) for form in of_files]
     return Source(
         path=path,
-        columns=tuple(columns(files, read.files, of_files, numbers)),
-        row_groups=tuple(row_groups(files, read.files, of_files, numbers, read.rows, kept)),
+        columns=tuple(columns(said, read_from, of_files, numbers)),
+        row_groups=tuple(row_groups(said, read_from, of_files, numbers, counts, kept)),
         files=files,
         rows=sum(map(sum, read.rows)),
         bytes=sum(map(place.size, files)),
@@ -169,7 +173,12 @@ def _partitioned(of_files: Sequence[Form], names: Sequence[str], where: str) -> 
     both = sorted(hive.keys() & {name for form in of_files for name in form.columns})
     if both and len(both) < len(hive):
         raise InputError(f"{where}: {', '.join(both)} is in the files and in the names of folders; drop one of them")
-    return list(of_files) if both or not hive else [replace(form, hive=hive) for form in of_files]
+    if both or not hive:
+        return list(of_files)
+    return [
+        replace(form, hive={key: hive[key] for key in forms.hive_keys(name)})
+        for form, name in zip(of_files, names, strict=True)
+    ]
 
 
 def table(

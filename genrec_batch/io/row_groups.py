@@ -29,6 +29,7 @@ class Columns:
 
     frame: pl.LazyFrame
     file: str = ""  # the first of the files, which names them in errors
+    files: int = 1  # how many
     text: bool = False  # they were made of a text, so that its values may have any form
     unreadable: Mapping[str, str] = field(default_factory=dict)  # columns that no library knows, with their type
 
@@ -81,7 +82,7 @@ def columns(
         alike = [file for file, of_file in zip(files, numbers, strict=True) if of_file == number]
         form = of_files[numbers.index(number)]
         name = names[numbers.index(number)]
-        yield Columns(frame=form.scan(alike), file=name, text=form.text, unreadable=form.unreadable)
+        yield Columns(frame=form.scan(alike), file=name, files=len(alike), text=form.text, unreadable=form.unreadable)
 
 
 def row_groups(

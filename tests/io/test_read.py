@@ -37,6 +37,24 @@ def test_hive_partitions_become_columns(tmp_path):
         assert scan(str(path), "INPUT").frame().collect()["day"].to_list() == [1, 2, 2]
 
 
+def test_files_may_have_other_partitions_than_their_neighbours(tmp_path):
+    for place in ("day=1/a", "day=2/b", "c", "hour=3/d"):
+        write(tmp_path / "env=prod" / "log" / f"{place}.parquet")
+    frame = scan(str(tmp_path / "env=prod" / "log"), "INPUT").frame().collect()
+    assert frame["day"].to_list() == [None, None, None, 1, 1, 1, 2, 2, 2, None, None, None]
+    assert frame["hour"].to_list() == [*[None] * 9, 3, 3, 3]
+    assert "env" not in frame.columns
+
+
+def test_the_columns_of_a_file_without_rows_do_not_matter(tmp_path):
+    write(tmp_path / "log" / "a.parquet")
+    write(tmp_path / "log" / "b.parquet", pl.DataFrame({"user_id": [], "x": []}, {"user_id": pl.String, "x": pl.Date}))
+    write(tmp_path / "log" / "c.parquet", pl.DataFrame())
+    source = scan(str(tmp_path / "log"), "INPUT")
+    assert source.frame().collect().equals(ROWS)
+    assert len(source.files) == 3, "they are part of the input's state all the same"
+
+
 def test_hidden_files_and_markers_are_left_alone(tmp_path):
     write(tmp_path / "log" / "a.parquet")
     write(tmp_path / "log" / ".tmp" / "b.parquet")

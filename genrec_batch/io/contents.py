@@ -1,6 +1,6 @@
 """The contents of files as Parquet: as they are, or copies that are made of texts.
 
-Owns: telling Parquet from text, the warning about texts. Must not know: which files there are, row groups, what a
+Owns: telling Parquet from text, the advice about texts. Must not know: which files there are, row groups, what a
 column means. In: files of one place. Out: `Contents`: Parquet files with their rows and forms.
 """
 
@@ -52,12 +52,12 @@ def opened(files: Sequence[str], names: Sequence[str], flag: str, place: Place, 
     first = next(file for file, head in zip(files, heads, strict=True) if isinstance(head, Text))
     if len(texts) < len(files):
         raise InputError(f"{flag} {first}: {texts[0].name} among Parquet files; keep files of one format")
-    made = _of_texts(files, names, texts, flag, spill_to)
+    made = _of_texts(files, names, texts, flag, place, spill_to)
     words = [
         name for name, kind in made.forms[0].columns.items() if kind == pl.String and name not in made.forms[0].typed
     ]
     advice = texts[0].way_to_parquet(first, words)
-    LOG.warning("%s %s: %s, which every run reads anew; faster is Parquet: %s", flag, first, texts[0].name, advice)
+    LOG.info("%s %s: %s, which every run reads anew; faster is Parquet: %s", flag, first, texts[0].name, advice)
     return made
 
 
@@ -67,13 +67,16 @@ def _parquet(file: str, where: str, metadata: pq.FileMetaData | None, place: Pla
 
 
 def _of_texts(
-    files: Sequence[str], names: Sequence[str], texts: Sequence[Text], flag: str, spill_to: Path | None
+    files: Sequence[str], names: Sequence[str], texts: Sequence[Text], flag: str, place: Place, spill_to: Path | None
 ) -> Contents:
     folder = reading(lambda: text.folder(spill_to), flag)
-    made = [
-        reading(lambda: text.convert(file, how, text.place_in(folder, name)), f"{flag} {file}")  # noqa: B023 (is called at once)
-        for file, name, how in zip(files, names, texts, strict=True)
-    ]
+    made = []
+    for file, name, how in zip(files, names, texts, strict=True):
+        target = text.place_in(folder, name)
+        odd = reading(lambda: text.convert(file, how, target, place.open), f"{flag} {file}")  # noqa: B023 (is called at once)
+        if odd is not None:
+            LOG.warning("%s %s: %s", flag, file, odd)
+        made.append(str(target))
     found = [_parquet(file, flag, pq.read_metadata(file), places.LOCAL) for file in made]
     lines = [at for at, how in enumerate(texts) if how.separator is not None]  # JSON has types of its own
     typed = text.types([made[at] for at in lines], [found[at][1].columns for at in lines], [texts[at] for at in lines])

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
 
-from genrec_batch.io.formats import Text
+from genrec_batch.io.by_arrow import valid_texts
+from genrec_batch.io.formats import COMPRESSED, Text
+from genrec_batch.io.places import LOCAL
 from genrec_batch.io.spill import SpillFolder, remove_abandoned
 from genrec_batch.runtime import progress
 
 GROUP_ROWS = 1 << 18  # rows of a row group
+BLOCK = 1 << 24  # bytes that are parsed at once, at least the longest line
 NULLS = ["", "\\N", "NULL", "null"]
 WHOLE = r"^-?(?:0|[1-9]\d{0,17})$"  # 007 is a text, as is a number of 19 digits and more
 NUMBER = r"^-?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$|^(?i:nan|-?inf)$"  # 20 digits are an id
@@ -44,20 +55,98 @@ def place_in(folder: SpillFolder, name: str) -> Path:
     return folder.path / f"{name}.parquet"
 
 
-def convert(file: str, text: Text, target: Path) -> str:
-    """Write a text as Parquet, a part at a time, and return the name of the new file.
+def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[bytes]] = LOCAL.open) -> str | None:
+    """Write a text as Parquet, a part at a time; return what is wrong with some of its lines, None if nothing is.
+
+    A line with more or fewer values than the first one has names becomes a row of nulls in its place; empty lines are
+    left out.
 
     Raises:
-        PolarsError, OSError: a line does not fit, a text is not UTF-8, the disk is full.
+        PolarsError, ArrowInvalid, OSError: JSON does not fit, there is no line, the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if text.separator is None:
-        rows = pl.scan_ndjson(file, infer_schema_length=None)
-    else:
-        rows = pl.scan_csv(file, separator=text.separator, infer_schema=False, null_values=NULLS, glob=False)
-    with progress.growing(target):
-        rows.sink_parquet(target, compression="lz4", row_group_size=GROUP_ROWS)
-    return str(target)
+        with progress.growing(target):
+            pl.scan_ndjson(file, infer_schema_length=None).sink_parquet(
+                target, compression="lz4", row_group_size=GROUP_ROWS
+            )
+        return None
+    lines = _Lines(open_file=lambda: open_file(file), separator=text.separator)
+    with lines.read({}) as reader:
+        types = dict.fromkeys(reader.schema.names, pa.string())
+    lines.odd.clear()
+    start = 0
+    with (
+        progress.growing(target),
+        lines.read(types) as reader,
+        pq.ParquetWriter(target, reader.schema, compression="lz4") as writer,
+    ):
+        for batch in chain(reader, [None]):
+            read = reader.schema.empty_table() if batch is None else pa.Table.from_batches([batch])
+            table = lines.with_odd_rows(read, start)
+            start += len(table)
+            writer.write_table(table, row_group_size=GROUP_ROWS)
+    return lines.said()
+
+
+@dataclass(kw_only=True)
+class _Lines:
+    """The lines of a text with a separator, and those that have another number of values than the first one."""
+
+    open_file: Callable[[], IO[bytes]]
+    separator: str
+    odd: dict[int, str] = field(default_factory=dict)  # lines by their row, from 0
+
+    @contextmanager
+    def read(self, types: Mapping[str, pa.DataType]) -> Iterator[csv.CSVStreamingReader]:
+        """Open a reader of the lines; it collects odd ones while it is read."""
+        with self.open_file() as opened:
+            head = opened.read(4)
+        packed = next((name for begins, name in COMPRESSED if head.startswith(begins)), None)
+        with self.open_file() as opened:
+            content: Any = pa.CompressedInputStream(opened, packed) if packed else opened
+            with csv.open_csv(
+                content,
+                read_options=csv.ReadOptions(block_size=BLOCK, use_threads=False),
+                parse_options=csv.ParseOptions(
+                    delimiter=self.separator, newlines_in_values=True, invalid_row_handler=self._collect
+                ),
+                convert_options=csv.ConvertOptions(
+                    column_types=types, null_values=NULLS, strings_can_be_null=True, check_utf8=False
+                ),
+            ) as reader:
+                yield reader
+
+    def _collect(self, row: csv.InvalidRow) -> str:
+        self.odd[row.number - 2] = row.text  # the line of names is row 1
+        return "skip"
+
+    def with_odd_rows(self, table: pa.Table, start: int) -> pa.Table:
+        """Return a table whose first row is row `start`, with a row of nulls in the place of each odd line."""
+        table = valid_texts(table)
+        stop, places = start + len(table), []
+        for row in sorted(row for row in self.odd if row >= start):
+            if row > stop:
+                break
+            places.append(row - start)
+            stop += 1
+        if not places:
+            return table
+        filled = np.ones(stop - start, np.bool_)
+        filled[places] = False
+        at = np.cumsum(filled) - 1
+        return table.take(pa.array(at, mask=~filled))
+
+    def said(self) -> str | None:
+        """Return what is wrong with the odd lines, None without any."""
+        if not self.odd:
+            return None
+        row, line = min(self.odd.items())
+        return (
+            f"{len(self.odd):,} of its lines have more or fewer values than its first line has names, and are "
+            f"rejected, such as row {row:,} ({line.strip()[:60]!r}); values with {self.separator!r} in them belong in "
+            "double quotes"
+        )
 
 
 def types(

@@ -6,8 +6,9 @@ know: other names for the columns (`schema`), how they are converted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import polars as pl
 
@@ -103,14 +104,21 @@ def check_columns(
     """
     names = list(columns)
     only = f" Other files do not have {', '.join(map(repr, alone[:3]))}." if alone else ""
-    missing = [f"column {name!r} is missing.{nearest(name, names) or only}" for name in REQUIRED if name not in columns]
+    missing = [
+        f"column {name!r} is missing.{nearest(name, names) or _inside(name, columns) or only}"
+        for name in REQUIRED
+        if name not in columns
+    ]
     wrong = [
-        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}.{_lists(columns)}"
+        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}{_as_in(name, kind, columns[name])}."
+        f"{_lists(columns)}"
         for name, kind in kinds.items()
         if name in columns and not (_fits(columns[name], kind) or (text and columns[name] == pl.String))
     ]
     if not missing and not wrong:
         return
+    if text and len(missing) == len(REQUIRED) and any(re.fullmatch(r"[\d.]+", name) for name in names):
+        missing[0] += " Its first line seems to hold values: write a line with the names of the columns above it."
     first, *others = [*missing, *wrong]
     like = [name for name, read in readers.items() if missing and read <= set(names)]
     way_out = f"--schema {like[0]} reads it" if like else "Use --schema FILE.toml to name or convert columns"
@@ -120,11 +128,56 @@ def check_columns(
     raise InputError("\n  ".join([f"{source}: {first} {way_out}{count}", *others]))
 
 
+def _inside(name: str, columns: Mapping[str, pl.DataType]) -> str:
+    """Return the entry that reads a field of this name of a struct, as the end of an error; "" where there is none."""
+    for column, kind in columns.items():
+        path = _path(name, column, kind)
+        if path:
+            return f' In --schema FILE.toml, {name} = "{path}" reads the field.'
+    return ""
+
+
+def _path(name: str, column: str, kind: pl.DataType) -> str:
+    """Return the path of the first field of this name in a struct, "" where there is none."""
+    fields = {each.name: cast(pl.DataType, each.dtype) for each in kind.fields} if isinstance(kind, pl.Struct) else {}
+    if name in fields:
+        return f"{column}.{name}"
+    deeper = (_path(name, f"{column}.{field}", inside) for field, inside in fields.items())
+    return next(filter(None, deeper), "")
+
+
+def _as_in(name: str, kind: Kind, kind_of: pl.DataType) -> str:
+    """Return an entry of `--schema` that makes of a column what is expected, as a part of an error."""
+    text, sql = is_text(kind_of), ""
+    if isinstance(kind_of, pl.Struct):
+        fields = {each.name: cast(pl.DataType, each.dtype) for each in kind_of.fields}
+        fit = [each for each, of in fields.items() if _fits(of, kind) and not (kind == "id" and of.is_float())]
+        sql = f"{name}.{min(fit, key=lambda field: (field != name, 'id' not in field))}" if fit else ""
+    elif isinstance(kind_of, pl.Duration):
+        per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[kind_of.time_unit]
+        sql = f"CAST({name} AS BIGINT) / {per_second}.0"
+    elif kind_of == pl.Time and kind == "number":
+        sql = f"EXTRACT(HOUR FROM {name}) + EXTRACT(MINUTE FROM {name}) / 60.0"
+    elif isinstance(kind_of, (pl.List, pl.Array)) and name not in REQUIRED:
+        sql = f"ARRAY_GET({name}, 1)"
+    elif kind == "number" and (text or kind_of == pl.Boolean):
+        sql = f"CAST({name} AS DOUBLE)"
+    elif kind in ("flag", "label") and text:
+        sql = f"{name} = 'true'"
+    elif kind == "id" and kind_of.is_decimal():
+        sql = f"CAST({name} AS BIGINT)"
+    elif kind in ("category", "id") and (kind_of.is_numeric() or (kind == "category" and kind_of == pl.Boolean)):
+        sql = f"CAST({name} AS VARCHAR)"
+    return f', as {name} = "{sql}" makes it' if sql else ""
+
+
 def _lists(columns: Mapping[str, pl.DataType]) -> str:
     """Return the way out for a row per user with lists of its events."""
     lists = [name for name, kind in columns.items() if isinstance(kind, (pl.List, pl.Array))]
     names = ", ".join(f'"{name}"' for name in lists[:8])
-    return f" explode = [{names}] in the file of --schema makes an event of each element." if lists else ""
+    if not set(lists) & set(REQUIRED):
+        return ""
+    return f" explode = [{names}] in the file of --schema makes an event of each element."
 
 
 def _fits(kind_of: pl.DataType, kind: Kind) -> bool:

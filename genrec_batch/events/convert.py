@@ -17,6 +17,10 @@ from genrec_batch.events.times import TimeUnit, iso_time
 TIME = pl.Datetime("us", "UTC")
 LARGEST = 1e30  # of a plausible number: its square and sums still fit a float
 EXACT_IN_FLOAT32 = (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16)
+WORDS = {  # flags in texts, also as data bases write them
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
+}
 UNITS = {"epoch s": 10**6, "epoch ms": 10**3, "epoch us": 1, "epoch ns": 10**-3}  # microseconds
 
 
@@ -65,7 +69,7 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
     """Return the expression that converts a column of type `own` to the type in which its files meet.
 
     Numbers that are NaN, infinite or beyond 1e30, flags other than 0 and 1, labels that are not from 0 to 1, and ids
-    that are fractions become null. A cast of an id that does not fit is an error when it is computed.
+    that are fractions or do not fit the type become null.
 
     Args:
         name: the column.
@@ -93,7 +97,7 @@ def converted(name: str, kind: Kind, own: pl.DataType, wanted: pl.DataType, unit
         exact = 2**24 if own == pl.Float32 else 2**53  # beyond, neighbouring ids are one number
         whole = pl.when((column.abs() < exact) & (column.floor() == column)).then(column)
         return whole.cast(wanted).alias(name)
-    return column if own == wanted else column.cast(wanted)
+    return column if own == wanted else column.cast(wanted, strict=False)
 
 
 def _of_text(text: pl.Expr, kind: Kind, unit: TimeUnit) -> pl.Expr:
@@ -104,8 +108,7 @@ def _of_text(text: pl.Expr, kind: Kind, unit: TimeUnit) -> pl.Expr:
             text.cast(pl.Int64, strict=False) if is_number else text, pl.Int64() if is_number else pl.String(), unit
         )
     if kind == "flag":
-        words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-        return text.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
+        return text.str.to_lowercase().replace_strict(WORDS, default=None, return_dtype=pl.Boolean)
     number = text.cast(pl.Float64, strict=False)
     fits = number.is_between(0, 1) if kind == "label" else number.abs() <= LARGEST
     return pl.when(fits).then(number)

@@ -39,7 +39,10 @@ def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: in
     raw = {name: contract.raw(name, files) for name in REQUIRED if contract.has(name, files)}
     fails = contract.failing(files)
     read = sorted({name for each in [*raw.values(), *fails.values()] for name in each.meta.root_names()})
-    values = pl.struct(read).struct.json_encode().alias(VALUES) if read else pl.lit("{}").alias(VALUES)
+    types = frame.collect_schema()
+    values = pl.lit("{}").alias(VALUES)
+    if read:
+        values = pl.struct(_in_json(name, types[name]) for name in read).struct.json_encode().alias(VALUES)
     chosen = pl.any_horizontal(pl.lit(value=False), *(contract.chosen_null(name, files) for name in REQUIRED))
     rows = contract.rows(numbered, files).filter(~chosen)
     rows = rows.select(ROW, values, **raw, **{f"fails {name}": each for name, each in fails.items()})
@@ -55,6 +58,13 @@ def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: in
     return found.select(pl.col(ROW).cast(pl.Int64).alias("row"), "reason", pl.col(VALUES).alias("values"))
 
 
+def _in_json(name: str, kind: pl.DataType) -> pl.Expr:
+    """Return values as JSON can show them: bytes as hexadecimal digits; of what holds bytes, only the type."""
+    if kind == pl.Binary:
+        return pl.col(name).bin.encode("hex")
+    return pl.lit(str(kind)).alias(name) if "Binary" in str(kind) else pl.col(name)
+
+
 def _conditions(contract: Contract, name: str, files: int, last_us: int) -> dict[str, pl.Expr]:
     """Return when a row is rejected for a required column, by reason."""
     if not contract.has(name, files):
@@ -63,11 +73,16 @@ def _conditions(contract: Contract, name: str, files: int, last_us: int) -> dict
     value = converted(name, KINDS[name], contract.own[files][name], contract.types[name], unit)
     faults = {f"{name} is null": raw.is_null()}
     if name == "timestamp":
-        time_us = unit.microseconds(raw) if unit.name.startswith("epoch") else value.dt.epoch("us")
+        time_us = value.dt.epoch("us")
+        if unit.name.startswith("epoch"):
+            number = raw if contract.own[files][name].is_numeric() else raw.str.strip_chars()
+            number = number.cast(pl.Float64, strict=False).fill_nan(None)
+            faults |= unit.others(number, last_us)
+            time_us = unit.microseconds(number)
         faults["timestamp before 1990"] = time_us < FIRST_US
         faults["timestamp more than a day after now"] = time_us > last_us
     elif contract.types[name] == pl.String:
-        faults[f"{name} is empty"] = value == ""
+        faults[f"{name} is empty"] = value.str.strip_chars() == ""
     return {**faults, f"{name} cannot be read": value.is_null()}
 
 

@@ -7,7 +7,7 @@ to the model. In: a log. Out: a `Survey`, whose size grows with users and videos
 from __future__ import annotations
 
 import datetime as dt
-import re
+import json
 from collections import Counter as Counts
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from genrec_batch.events.ids import Counted, Counter, IdRange, count
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.rejects import RejectFile, check_share, in_words
 from genrec_batch.events.sorter import NUMPY, Sorter
-from genrec_batch.events.times import TEXT_WAYS, other_clocks
+from genrec_batch.events.times import other_clocks, text_ways
 from genrec_batch.runtime import console, threads
 
 
@@ -131,11 +131,22 @@ def _too_old(log: EventLog) -> str:
 
 def _way_out(log: EventLog, rejects: Mapping[str, int]) -> str:
     """Return what to do where no row has a usable time."""
+    for name in ("user_id", "video_id"):
+        kinds = [own[name] for own in log.contract.own if name in own]
+        if f"{name} is null" in rejects and pl.Binary in kinds:
+            return f"; bytes that are no UTF-8 count as null: write {name} as text, such as HEX({name}) in its query"
+        if f"{name} cannot be read" in rejects and any(kind.is_float() for kind in kinds):
+            return (
+                f"; {name} is a column of floats, whose values are fractions or, from 2^53 on (Float32: 2^24), not the "
+                f"ids that were meant: write {name} again as integers or as text"
+            )
+    faulty = log.faulty(0).filter(pl.col("reason").str.starts_with("timestamp"))
+    values = json.loads(faulty["values"][0] or "{}") if len(faulty) else {}
+    read = log.contract.raw("timestamp", 0).meta.root_names()
+    example = values.get(read[0]) if len(read) == 1 else None
     if "timestamp cannot be read" in rejects:
-        return f"; {TEXT_WAYS}"
-    example = log.faulty(0).filter(pl.col("reason").str.starts_with("timestamp"))["values"]
-    number = re.search(r'"timestamp":"?(\d+)', example[0] or "") if len(example) else None
-    return "" if number is None else f"; {other_clocks(int(number[1]))}"
+        return f"; {text_ways(example if isinstance(example, str) else None)}"
+    return f"; {other_clocks(int(str(example)))}" if str(example).isdigit() else ""
 
 
 def check_rejects(found: Survey, most: float, where: str) -> None:

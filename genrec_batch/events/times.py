@@ -6,6 +6,8 @@ rows a log has. Each text is read by itself, never by a format that is guessed f
 
 from __future__ import annotations
 
+import itertools
+import re
 import zoneinfo
 from dataclasses import dataclass
 
@@ -39,6 +41,16 @@ class TimeUnit:
         """Return numbers of this unit as floats of microseconds, to tell which are plausible."""
         per_second = next(per for unit, _, _, per in EPOCHS if f"epoch {unit}" == self.name)
         return value.cast(pl.Float64) * (10**6 / per_second)
+
+    def others(self, value: pl.Expr, last_us: int) -> dict[str, pl.Expr]:
+        """Return when floats are plausible times in another unit than this one, in which most are, by reason."""
+        return {
+            f"timestamp in {unit}, where most are in {self.name.removeprefix('epoch ')}": (
+                value * (10**6 / per_second)
+            ).is_between(FIRST_US, last_us)
+            for unit, _, _, per_second in EPOCHS
+            if self.odd and f"epoch {unit}" != self.name
+        }
 
     def sound(self, value: pl.Expr) -> pl.Expr:
         """Return the values that are numbers of this unit, which can be converted without overflow; null for others."""
@@ -109,18 +121,49 @@ def _midnight(digits: int) -> str:
     return " || '0000'" if digits == 8 else " || '00'"
 
 
-TEXT_WAYS = (
-    "timestamp = \"STRPTIME(your_column, '%d.%m.%Y %H:%M:%S')\" in --schema FILE.toml reads text in another form, and "
-    'timestamp = "CAST(your_column AS BIGINT)" reads numbers that are written as text'
+DATES = ((r"\d{1,2}\.\d{1,2}\.\d{4}", "%d.%m.%Y"), (r"(\d{1,2})([/-])\d{1,2}[/-]\d{4}", ""))  # "": which comes first?
+CLOCKS = (
+    (r"", " || ' 00:00'", " %H:%M"),
+    (r"[T ]\d{1,2}:\d\d", "", " %H:%M"),
+    (r"[T ]\d{1,2}:\d\d:\d\d", "", " %H:%M:%S"),
+    (r"[T ]\d{1,2}:\d\d:\d\d\.\d+", "", " %H:%M:%S%.f"),
+    (r"[T ]\d{1,2}:\d\d:\d\d [AaPp][Mm]", "", " %I:%M:%S %p"),
+    (r"[T ]\d{1,2}:\d\d [AaPp][Mm]", "", " %I:%M %p"),
 )
+
+
+def text_ways(text: str | None) -> str:
+    """Return the way out where texts such as `text` are no ISO 8601: an entry of `--schema FILE.toml`."""
+    if text is not None and re.fullmatch(r"\d{9,19}", text):
+        return f'timestamp = "CAST(your_column AS BIGINT)" in --schema FILE.toml reads numbers such as {text!r}'
+    for (date, form), (clock, more, clock_form) in itertools.product(DATES, CLOCKS):
+        match = re.fullmatch(date + clock, text or "")
+        if match is not None:
+            first, sign = (match[1], match[2]) if not form else ("", "")
+            order = ("%d", "%m") if first and int(first) > 12 else ("%m", "%d")
+            day = form or sign.join((*order, "%Y"))
+            whole = day + (clock_form.replace(" ", "T", 1) if "T" in match[0] else clock_form)
+            doubt = "" if not first or int(first) > 12 else ", if the month comes first (else %d and %m change places)"
+            return f"timestamp = \"STRPTIME(your_column{more}, '{whole}')\" in --schema FILE.toml reads {text!r}{doubt}"
+    example = "" if text is None else f" than ISO 8601, such as {text!r}"
+    return (
+        "timestamp = \"STRPTIME(your_column, '%d.%m.%Y %H:%M:%S')\" in --schema FILE.toml reads text in another form"
+        f"{example}; the letters are those of strftime"
+    )
 
 
 def iso_time(text: pl.Expr) -> pl.Expr:
     """Return ISO 8601 text as naive datetimes in UTC (us), null where it is none.
 
-    Forms: `2026-04-30`, `2026-04-30 12:34`, `2026-04-30T12:34:56.789`, `...Z`, `...+02:00`, `...+0200`.
+    Forms: `2026-04-30`, `2026-04-30 12:34`, `2026-04-30T12:34:56.789`, `...Z`, `...+02:00`, `...+0200`, `...+02`, and
+    `2026/04/30` for the date.
     """
-    plain = text.str.strip_chars().str.replace(r"^(\d{4}-\d\d?-\d\d?)T", "$1 ")
+    plain = (
+        text.str.strip_chars()
+        .str.replace(r"^(\d{4})/(\d\d?)/(\d\d?)", "$1-$2-$3")
+        .str.replace(r"^(\d{4}-\d\d?-\d\d?)T", "$1 ")
+        .str.replace(r"(:\d\d(?:\.\d+)?)([+-]\d\d)$", "$1$2:00")
+    )
 
     def read(form: str) -> pl.Expr:
         return plain.str.to_datetime(form, time_unit="us", strict=False)

@@ -55,6 +55,8 @@ def score(run, tmp_path):
         ("timestamp", 0, "timestamp before 1990"),
         ("timestamp", -5, "timestamp before 1990"),
         ("timestamp", 4_080_000_000, "timestamp more than a day after now"),
+        ("timestamp", START * 1000, "timestamp in ms, where most are in s"),
+        ("user_id", pl.lit(" \t"), "user_id is empty"),
         ("timestamp", 253_402_214_400_000, "timestamp more than a day after now"),
     ],
 )
@@ -70,7 +72,7 @@ def test_one_bad_row_is_one_reject_and_moves_nobody_else(score, column, value, r
     assert (row["input"], row["reason"], row["row"]) == ("events", reason, 3)
     assert row["file"].endswith("in.parquet")
     said = json.loads(row["values"])[column]
-    assert said == ("" if reason == "user_id is empty" else value)
+    assert said.strip() == "" if reason == "user_id is empty" else said == value
 
 
 def test_rejects_of_several_files_have_their_file_and_row(score, tmp_path):
@@ -182,6 +184,10 @@ TICKS = 10_000_000
         pytest.param((pl.col("timestamp") + 11_644_473_600) * 10**6, id="us since 1601"),
         pytest.param(pl.col("timestamp") // 60, id="minutes"),
         pytest.param(MOMENT.dt.strftime("%d.%m.%Y %H:%M:%S"), id="text"),
+        pytest.param(MOMENT.dt.strftime("%d.%m.%Y"), id="German date"),
+        pytest.param(MOMENT.dt.strftime("%m/%d/%Y %I:%M:%S %p"), id="American"),
+        pytest.param(MOMENT.dt.strftime("04-%d-%YT%H:%M"), id="month first"),
+        pytest.param(MOMENT.dt.strftime("%d/04/%Y %H:%M").str.replace(r"^\d\d", "30"), id="day first"),
         pytest.param(pl.col("timestamp").cast(pl.String), id="number as text"),
     ],
 )
@@ -197,6 +203,32 @@ def test_the_advice_about_another_clock_ends_in_a_scored_log(score, clock):
             break
     assert ran.code == 0, ran.err
     assert ran.summary["as_of"].startswith("2026-04")
+
+
+@pytest.mark.parametrize("form", ["%Y/%m/%d %H:%M:%S", "%Y-%m-%d %H:%M:%S+00", "%Y-%m-%d %H:%M:%S%.3f UTC", "%FT%TZ"])
+def test_texts_as_data_bases_write_them_are_times(score, form):
+    ran = score(events(timestamp=MOMENT.dt.strftime(form)))
+    assert (ran.code, ran.summary["rejected_rows"]) == (0, 0), ran.err
+
+
+def test_nan_is_no_time_of_the_future(score):
+    ran = score(events().with_columns(timestamp=with_bad(pl.col("timestamp").cast(pl.Float64), float("nan"))))
+    assert ran.summary["rejected_because"] == {"timestamp cannot be read": 1}
+
+
+def test_bytes_that_are_no_text_are_one_reject_and_shown_as_digits(score):
+    user = with_bad(pl.col("user_id").cast(pl.Binary), pl.lit(b"\xff\xfe"))
+    ran = score(
+        events().with_columns(user_id=user, timestamp=with_bad("timestamp", 0, row=5)), "--rejects", "r.parquet"
+    )
+    assert (ran.code, ran.summary["rejected_rows"]) == (0, 2), ran.err
+    log = events().with_columns(
+        payload=pl.struct(user="user_id", raw=pl.lit(b"\xff")), timestamp=with_bad("timestamp", 0)
+    )
+    ran = score(log.drop("user_id"), "--rejects", "rejects.parquet", schema='user_id = "payload.user"')
+    assert (ran.code, ran.summary["rejected_rows"]) == (0, 1), ran.err
+    ran = score(events().with_columns(user_id=pl.lit(b"\xff")))
+    assert (ran.code, "write user_id as text, such as HEX(user_id)" in ran.err.replace("\n", " ")) == (3, True), ran.err
 
 
 def test_text_in_iso_8601_is_read_and_one_that_is_none_is_a_reject(score):

@@ -309,6 +309,7 @@ def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog)
         **({"filtered_rows": filtered} if filtered > 0 and not log.contract.explode else {}),
         **({"odd_values": odd} if odd else {}),
         "ignored_columns": list(log.contract.reading.ignored),
+        **({"absent_columns": dict(log.contract.reading.absent)} if log.contract.reading.absent else {}),
         "timestamps": log.contract.reading.time_unit,
         "time_ordered": found.by_time,
         "partitioned": store.way,

@@ -21,6 +21,7 @@ from genrec_batch.events.times import DAY_US, FIRST_US
 from genrec_batch.io.attempt import unchanged
 from genrec_batch.io.read import Source
 from genrec_batch.io.row_groups import RowGroup, in_files
+from genrec_batch.runtime.console import LOG
 
 KEPT_ROWS = 1 << 23  # of a log whose users, videos and times are read only once
 
@@ -65,6 +66,10 @@ class EventLog:
             source.files,
             where,
         )
+        absent = contract.reading.absent
+        if absent:
+            said = ", ".join(f"{name} (in {files:,} of {len(source.files):,})" for name, files in absent.items())
+            LOG.info("%s: columns that are missing in some files, and null there: %s", where, said)
         last_us = time.time_ns() // 1000 + DAY_US
         return EventLog(row_groups=source.row_groups, contract=contract, where=where, last_us=last_us)
 
@@ -144,8 +149,10 @@ class EventLog:
             found.append(in_files(rows, piece))
         return pl.concat(found)
 
-    def made_null(self, number: int, columns: list[str]) -> dict[str, tuple[int, int]]:
-        """Return how many values of each column the conversion makes null, of how many, in the first rows of a group.
+    def made_null(self, number: int, columns: list[str]) -> dict[str, tuple[int, int, str | None]]:
+        """Return how many values of each column the conversion makes null, of how many, and one of them.
+
+        Looks at the first rows of a row group.
 
         Raises:
             InputError, RetryError: see `required`.
@@ -157,8 +164,8 @@ class EventLog:
         )
         if not counts.columns:
             return {}
-        made, values = counts.row(0, named=True), counts.row(1, named=True)
-        return {name: (made[name], values[name]) for name in counts.columns}
+        found = counts.row(0, named=True)
+        return {name: (each["made"], each["values"], each["example"]) for name, each in found.items()}
 
     def _read(self, number: int, columns: Iterable[str]) -> pl.DataFrame:
         wanted = tuple(columns)
@@ -168,12 +175,13 @@ class EventLog:
         return self._checked(frame) if "timestamp" in wanted else frame
 
     def _checked(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return events with nulls for implausible times and empty ids; most row groups have none."""
+        """Return events with nulls for implausible times and blank ids; most row groups have none."""
         moment = pl.col("timestamp").cast(pl.Int64)
         low, high = frame.select(low=moment.min(), high=moment.max()).row(0)
         if low is not None and (low < FIRST_US or high > self.last_us):
             frame = frame.with_columns(pl.when(moment.is_between(FIRST_US, self.last_us)).then(pl.col("timestamp")))
         for name in ("user_id", "video_id"):
-            if frame.schema[name] == pl.String and (frame[name] == "").any():
-                frame = frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)))
+            least = frame[name].min() if frame.schema[name] == pl.String else None
+            if isinstance(least, str) and least < "!":  # empty, or begins with a space
+                frame = frame.with_columns(pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name)))
         return frame

@@ -9,6 +9,8 @@ are. Nulls that a conversion made, and categories, are looked at in the first ro
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -46,7 +48,7 @@ class Look:
     made_null: int = 0  # of these, by the conversion
     unknown: int = 0  # of these, not in the category's list
     spelt: int = 0  # of these, in the list but for case or spaces
-    example: str | None = None  # of an unknown one
+    example: str | None = None  # of an unknown one, or of one that became null
 
     def __add__(self, other: Look) -> Look:
         """Return the look at both rows together."""
@@ -59,10 +61,12 @@ class Look:
         )
 
 
-def looks(frame: pl.DataFrame, made_null: Callable[[list[str]], Mapping[str, tuple[int, int]]]) -> dict[str, Look]:
+def looks(
+    frame: pl.DataFrame, made_null: Callable[[list[str]], Mapping[str, tuple[int, int, str | None]]]
+) -> dict[str, Look]:
     """Return the look at each column of events.
 
-    `made_null` returns, for some columns, how many values of the first rows became null, and of how many.
+    `made_null` returns, for some columns, how many values of the first rows became null, of how many, and one of them.
     """
     found = {name: Look(values=len(frame) - frame[name].null_count()) for name in frame.columns if name in KINDS}
     numbers = [name for name in found if name in RANGES and found[name].values]
@@ -80,8 +84,8 @@ def looks(frame: pl.DataFrame, made_null: Callable[[list[str]], Mapping[str, tup
         for name, look in found.items()
         if KINDS[name] in ("number", "flag", "label") and len(frame) - look.values > SHARE * len(frame)
     ]
-    for name, (made, sampled) in (made_null(lossy) if lossy else {}).items():
-        found[name] = replace(found[name], made_null=made, sampled=sampled)
+    for name, (made, sampled, example) in (made_null(lossy) if lossy else {}).items():
+        found[name] = replace(found[name], made_null=made, sampled=sampled, example=example)
     return found
 
 
@@ -101,7 +105,8 @@ def warnings(found: Iterable[Mapping[str, Look]], entries: Mapping[str, str], *,
             fault = _category_fault(name, look, source)
         if fault is not None:
             what, sql = fault
-            said.append(f'{name}: {what}; likely remedy in --schema FILE.toml: {name} = "{sql}"')
+            remedy = json.dumps(sql, ensure_ascii=False)  # also a string of TOML
+            said.append(f"{name}: {what}; likely remedy in --schema FILE.toml: {name} = {remedy}")
     return said
 
 
@@ -171,13 +176,39 @@ def _number_fault(name: str, look: Look, source: str) -> tuple[str, str] | None:
 def _null_fault(name: str, look: Look, source: str) -> tuple[str, str] | None:
     if look.made_null <= SHARE * look.sampled:
         return None
-    share = _percent(look.made_null, look.sampled)
+    share, example = _percent(look.made_null, look.sampled), look.example or ""
+    such = f" (such as {example!r})"
     if KINDS[name] == "number":
+        if not _is_number(example):
+            return f"{share} of its values are no numbers{such}, and count as null", _of_text(example, source)
         return (
             f"{share} of its values are NaN, infinite or beyond 1e30, and count as null",
             f"CASE WHEN {source} BETWEEN -1e30 AND 1e30 THEN {source} END",
         )
-    return f"{share} of its values are neither 0 nor 1, and count as null", f"{source} > 0"
+    what = f"{share} of its values are neither 0 nor 1{such}, and count as null"
+    return what, f"{source} > 0" if _is_number(example) else f"{source} = {_quoted(example)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_text(example: str, source: str) -> str:
+    """Return SQL that reads numbers with signs and units around them and commas in them, as in $1,234.50."""
+    around = re.fullmatch(r"(?P<before>\D*?)(?P<number>-?[\d,.]*\d)(?P<after>\D*)", example)
+    if around is None or ("," in around["number"].rpartition(".")[2] and "." in around["number"]):
+        return f"TRY_CAST({source} AS DOUBLE)"
+    for sign in filter(None, (around["before"], around["after"], "," if "," in around["number"] else "")):
+        source = f"REPLACE({source}, {_quoted(sign)}, '')"
+    return f"CAST({source} AS DOUBLE)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _category_fault(name: str, look: Look, source: str) -> tuple[str, str] | None:
@@ -190,8 +221,8 @@ def _category_fault(name: str, look: Look, source: str) -> tuple[str, str] | Non
         return f"{share} of its values are in its list but for case or spaces{said}", f"LOWER(TRIM({source}))"
     if look.unknown < look.sampled:
         return None
-    quoted = str(look.example).replace("'", "''")
-    return f"none of its values is in its list{said}", f"CASE WHEN {source} = '{quoted}' THEN '{known[0]}' END"
+    one = f"CASE WHEN {source} = {_quoted(str(look.example))} THEN '{known[0]}' END"
+    return f"none of its values is in its list{said}", one
 
 
 def _percent(part: int, whole: int) -> str:

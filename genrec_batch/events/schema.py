@@ -48,6 +48,7 @@ class Reading:
 
     columns: tuple[str, ...]  # contract columns that it has
     ignored: tuple[str, ...]  # its columns that nothing reads
+    absent: Mapping[str, int]  # columns that some files do not have, with the number of these files
     time_unit: str  # "datetime" or "epoch s", "epoch ms", "epoch us", "epoch ns"
 
 
@@ -210,17 +211,22 @@ class Contract:
         return (frame.with_columns(**added) if added else frame).select(**values)
 
     def made_null(self, frame: pl.LazyFrame, columns: Sequence[str], files: int) -> pl.LazyFrame:
-        """Return, for columns that files of a kind have, the values that become null, and below it all values."""
+        """Return, for columns that files of a kind have, counts of values and of those made null, and one of these."""
         names = [name for name in columns if self.has(name, files)]
         rows = self.rows(frame, files).select(**{name: self.raw(name, files) for name in names})
         own, unit = self.own[files], self.units[files]
-        lost = [
-            pl.col(name).is_not_null()
-            & converted(name, KINDS[name], own[name], self.types[name], unit).is_null().alias(name)
+        lost = {
+            name: pl.col(name).is_not_null() & converted(name, KINDS[name], own[name], self.types[name], unit).is_null()
             for name in names
-        ]
-        made, values = rows.select(each.sum() for each in lost), rows.select(pl.col(names).is_not_null().sum())
-        return pl.concat([made, values])
+        }
+        return rows.select(
+            pl.struct(
+                made=each.sum(),
+                values=pl.col(name).is_not_null().sum(),
+                example=pl.col(name).filter(each).first().cast(pl.String),
+            ).alias(name)
+            for name, each in lost.items()
+        )
 
     def rows(self, frame: pl.LazyFrame, files: int) -> pl.LazyFrame:
         """Return the events of a file's rows in its own columns: lists exploded, rows of `where`."""
@@ -303,8 +309,12 @@ def read_contract(
     columns = tuple(name for name in KINDS if any(name in types for types in own))
     every = dict.fromkeys(name for names in before for name in names)
     unreadable = [name for kind in kinds for name in kind.unreadable]
+    lacking = {
+        name: sum(kind.files for kind, types in zip(kinds, own, strict=True) if name not in types) for name in columns
+    }
     reading = Reading(
         columns=columns,
+        absent={name: files for name, files in lacking.items() if files},
         ignored=tuple(
             name
             for name in dict.fromkeys([*every, *unreadable])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -62,6 +63,42 @@ def test_the_remedy_of_a_warning_mends_what_it_is_about(score, column, values, s
     mended = score(log, schema=remedy)
     assert mended.code == 0, mended.err
     assert about(mended, column) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("watch_duration", pl.lit("$1,234.5"), "100% of its values are no numbers (such as '$1,234.5')"),
+        ("watch_duration", pl.lit("12 s"), "no numbers"),
+        ("watch_duration", pl.lit("n/a"), "no numbers"),
+        ("is_liked", pl.lit("it's so"), 'neither 0 nor 1 (such as "it\'s so")'),
+        ("is_liked", pl.lit("7"), "neither 0 nor 1"),
+    ],
+)
+def test_the_remedy_for_values_of_a_text_mends_them(run, model_dir, column, values, said):
+    small_log(mean=20).with_columns(values.alias(column)).write_csv("in.csv")
+    arguments = ["score", "in.csv", "recs.parquet", "--model", model_dir, "--if-exists", "overwrite"]
+    ran = run(*arguments)
+    assert ran.code == 0, ran.err
+    (warning,) = [each for each in about(ran, column) if "remedy" in each]
+    assert said in warning
+    Path("s.toml").write_text(re.search(rf'{column} = ".*"$', warning)[0])
+    mended = run(*arguments, "--schema", "s.toml")
+    assert mended.code == 0, mended.err
+    assert [each for each in about(mended, column) if "remedy" in each] == []
+
+
+@pytest.mark.parametrize(("yes", "no"), [("t", "f"), ("Y", "N"), ("TRUE", "false"), ("1", "0")])
+def test_flags_as_data_bases_write_them_in_texts(run, model_dir, yes, no):
+    log = small_log()
+    liked = pl.when(pl.col("is_liked")).then(pl.lit(yes)).otherwise(pl.lit(no))
+    log.write_parquet("in.parquet")
+    log.with_columns(is_liked=liked).write_csv("in.csv")
+    for name in ("in.parquet", "in.csv"):
+        done = run("features", name, f"{name}.out.parquet", "--model", model_dir)
+        assert done.code == 0, done.err
+    flags = [pl.read_parquet(f"{name}.out.parquet")["features"].list.slice(40, 4) for name in ("in.parquet", "in.csv")]
+    assert flags[0].equals(flags[1])
 
 
 def test_a_remedy_is_about_the_entry_that_is_there(score):

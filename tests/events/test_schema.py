@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import schema
 from genrec_batch.events.columns import LABELS
+from tests.conftest import small_log
 from tests.histories import normalize
 
 MOMENT = dt.datetime(2026, 4, 30, 12, 34, 56, 789000, tzinfo=dt.timezone.utc)
@@ -179,3 +182,46 @@ def test_a_label_of_the_wrong_type_is_an_error_where_labels_are_wanted():
     schema.read_contract(frame.lazy(), {}, "log")
     with pytest.raises(InputError, match=r"'engagement_label' is String, expected a Boolean, or a number from 0 to 1"):
         schema.read_contract(frame.lazy(), {}, "log", labels=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("user_id", pl.struct(name=pl.lit(1.5), id="user_id")),
+        ("user_id", pl.col("user_id").cast(pl.Decimal(20, 2))),
+        ("watch_duration", pl.duration(seconds="watch_duration")),
+        ("watch_duration", pl.col("watch_duration").cast(pl.String)),
+        ("time_of_day", pl.lit(dt.time(3, 30))),
+        ("is_liked", pl.lit("true")),
+        ("device_type", pl.lit(1)),
+        ("device_type", pl.concat_list(pl.lit("tv"))),
+    ],
+)
+def test_the_entry_that_an_error_about_a_type_gives_ends_in_a_scored_log(run, model_dir, column, values):
+    small_log().with_columns(values.alias(column)).write_parquet("in.parquet")
+    done = run("score", "in.parquet", "recs.parquet", "--model", model_dir)
+    assert done.code == 3, done.err
+    entry = re.search(rf'as ({column} = ".*?") makes it', done.err.replace("\n", " "))
+    assert entry is not None, done.err
+    Path("s.toml").write_text(entry[1])
+    done = run("score", "in.parquet", "recs.parquet", "--model", model_dir, "--schema", "s.toml")
+    assert (done.code, done.summary["rejected_rows"]) == (0, 0), done.err
+
+
+def test_a_required_field_inside_a_struct_is_found(run, model_dir):
+    small_log().select(pl.exclude("user_id"), payload=pl.struct(who=pl.struct("user_id"))).write_parquet("in.parquet")
+    done = run("score", "in.parquet", "recs.parquet", "--model", model_dir)
+    entry = re.search(r'user_id = "payload.who.user_id"', done.err)
+    assert (done.code, entry is not None) == (3, True), done.err
+    Path("s.toml").write_text(entry[0])
+    assert run("score", "in.parquet", "recs.parquet", "--model", model_dir, "--schema", "s.toml").code == 0
+
+
+def test_a_column_that_some_files_do_not_have_is_named(run, model_dir):
+    Path("days").mkdir()
+    log = small_log()
+    log[:200].write_parquet("days/1.parquet")
+    log[200:].drop("is_liked").write_parquet("days/2.parquet")
+    done = run("score", "days", "recs.parquet", "--model", model_dir)
+    assert (done.code, done.summary["absent_columns"]) == (0, {"is_liked": 1}), done.err
+    assert "columns that are missing in some files, and null there: is_liked (in 1 of 2)" in done.err.replace("\n", " ")

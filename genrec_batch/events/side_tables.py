@@ -25,6 +25,7 @@ from genrec_batch.model.catalog import Catalog
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
 USER_VECTORS: vectors.Widths = {"profile": None, "profile_vector": PROFILE_VECTOR}
 VIDEO_VECTORS: vectors.Widths = {"embedding": None, "video_vector": VIDEO_VECTOR}
+WHOLE = r"^(?:0|-?[1-9]\d*)$"  # a text that an integer is written as; 007 is another id than 7
 EXTRA = "extra_features"  # of the users, beside their own columns
 
 
@@ -102,14 +103,16 @@ def _read(
 
 
 def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> pl.DataFrame:
+    """Return a table whose ids are of the log's type: an integer and the text that it is written as are one id."""
     kind = frame.schema[key]
-    if kind.is_integer() != log.is_integer():
-        raise InputError(
-            f"{source}: column {key!r} is {kind} and that of the log is {log}: no row would ever match; "
-            "convert one with --schema FILE.toml"
-        )
     if kind == log:
         return frame
+    odd = frame[key].filter(~frame[key].str.contains(WHOLE)) if kind == pl.String and log.is_integer() else None
+    if odd is not None and len(odd):
+        raise InputError(
+            f"{source}: column {key!r} is text, such as {odd[0]!r}, and that of the log is {log}: no such row "
+            "would ever match; give the table whose ids are those of this log"
+        )
     try:
         return frame.with_columns(pl.col(key).cast(log))
     except pl.exceptions.InvalidOperationError as error:

@@ -94,9 +94,10 @@ class Catalog:
     def check_type(self, log: pl.DataType, source: str) -> None:
         """Raise ModelError where the log's video_id can never equal the catalog's: one is an integer, one a string."""
         if len(self) and log.is_integer() != self.id_type.is_integer():
+            kind = "BIGINT" if self.id_type.is_integer() else "VARCHAR"
             raise ModelError(
                 f"the catalog's video_id is {self.id_type}, that of {source} is {log}: no id would be known; "
-                'use --schema FILE.toml, as in video_id = "CAST(video_id AS VARCHAR)", or give the model that '
+                f'use --schema FILE.toml, as in video_id = "CAST(video_id AS {kind})", or give the model that '
                 "belongs to this log"
             )
 

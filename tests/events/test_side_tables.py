@@ -245,3 +245,23 @@ def test_all_faults_at_once():
 def test_one_creator_and_category_per_video(column):
     with pytest.raises(InputError, match=f"column '{column}' is List"):
         videos_table(pl.DataFrame({"video_id": [1], column: [["a", "b"]]}))
+
+
+@pytest.mark.parametrize(
+    ("log_type", "table_type"), [(pl.String, pl.Int64), (pl.Int64, pl.String), (pl.Int32, pl.Float64)]
+)
+def test_an_integer_and_the_text_that_it_is_written_as_are_one_id(run, model_dir, log, log_type, table_type):
+    log.with_columns(pl.col("user_id").cast(log_type)).write_parquet("events.parquet")
+    users = log.select(pl.col("user_id").unique().sort().cast(table_type)).with_columns(city=pl.lit("x"))
+    users.write_parquet("users.parquet")
+    done = run("score", "events.parquet", "recs.parquet", "--model", model_dir, "--users", "users.parquet")
+    assert (done.code, done.summary["matches"]["users"]["share"]) == (0, 1.0), done.err
+    assert done.summary["users"] == log["user_id"].n_unique()
+
+
+def test_a_text_that_is_no_integer_is_none_of_a_log_of_integers(run, model_dir, log_file, log):
+    users = log.select(pl.col("user_id").unique().cast(pl.String).str.zfill(6)).with_columns(city=pl.lit("x"))
+    users.write_parquet("users.parquet")
+    done = run("score", log_file, "recs.parquet", "--model", model_dir, "--users", "users.parquet")
+    assert done.code == 3
+    assert "column 'user_id' is text, such as '000" in done.err.replace("\n", " ")

@@ -14,8 +14,9 @@ import pytest
 
 from genrec_batch.core.arrays import Batch
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
-from genrec_batch.engines import driver
+from genrec_batch.engines import driver, numbers
 from genrec_batch.engines.decode import Decoding, recommend_all
+from genrec_batch.engines.numbers import NotNumbersError
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.tensorrt.builder import wrap
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
@@ -429,8 +430,10 @@ def test_a_history_beyond_the_position_table_is_refused(build):
 def test_a_feature_beyond_fp16_is_an_error_and_not_a_ranking(build):
     batch = batch_of(preset("tiny"), 2)
     batch.dense_BF[1] = 3e38  # beyond 65504 suffices on a real device; the fake may skip the cast
-    with pytest.raises(EngineError, match="precision fp32"):
-        greedy(build(precision="fp16"), batch)
+    ranked = greedy(build(precision="fp16"), batch)
+    with pytest.raises(NotNumbersError, match="the largest input is feature 0") as caught:
+        numbers.check(batch, ranked, tokens=tiny().tokens)
+    assert caught.value.rows_R.tolist() == [1]
 
 
 def test_more_choices_than_items(build):

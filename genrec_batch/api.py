@@ -21,7 +21,7 @@ from genrec_batch.events.log import EventLog
 from genrec_batch.io import forked
 from genrec_batch.io.read import Source
 from genrec_batch.model.weights import Model
-from genrec_batch.runtime import console
+from genrec_batch.runtime import console, progress
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
 from genrec_batch.scoring.pipeline import Scoring
@@ -37,7 +37,9 @@ def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, An
         GenrecError: see its subclasses; each carries the exit code of its kind.
     """
     console.forget_warnings()
-    return pipeline.score(ScoreConfig(**options), os.fspath(input), os.fspath(output))
+    config = ScoreConfig(**options)
+    with progress.watched(config.stall_limit):
+        return pipeline.score(config, os.fspath(input), os.fspath(output))
 
 
 class Scorer:

@@ -28,7 +28,7 @@ from genrec_batch.core.errors import (
     refused,
 )
 from genrec_batch.core.text import harmless
-from genrec_batch.runtime import console, room, signals
+from genrec_batch.runtime import console, progress, room, signals
 
 ROOM = (
     "free some memory, raise the limit (ulimit -v, ulimit -u, the container's memory and pids), or use a smaller "
@@ -67,12 +67,13 @@ def print_error(title: str, text: str) -> None:
         console.stderr.print(f"[bold red]{title}[/] {shown}", soft_wrap=True, highlight=False)
 
 
-def guarded(work: Callable[[], None], *, verbose: bool) -> None:
-    """Run a command's work; every failure becomes one message and one exit code."""
+def guarded(work: Callable[[], None], *, verbose: bool, stall_limit_s: float = 0) -> None:
+    """Run a command's work; every failure, a stall too, becomes one message and one exit code."""
     signals.begin_command()
     try:
         room.check()
-        work()
+        with progress.watched(stall_limit_s):
+            work()
     except GenrecError as error:
         fail(error)
     except KeyboardInterrupt:

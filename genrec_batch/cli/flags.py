@@ -74,7 +74,7 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
                 except GenrecError as error:
                     raise located(context, error) from error
 
-            guarded(work, verbose=chosen.verbose)
+            guarded(work, verbose=chosen.verbose, stall_limit_s=chosen.stall_limit)
 
         kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "options"]
         parameters = [*kept, *(_parameter(field, hint) for field, hint in fields)]

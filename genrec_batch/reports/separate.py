@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 
 from genrec_batch.core.errors import GenrecError, RetryError
 from genrec_batch.core.options import ScoreConfig
-from genrec_batch.runtime import console
+from genrec_batch.runtime import console, progress
 from genrec_batch.runtime.clock import Span, Stages
 from genrec_batch.scoring import pipeline
 
 ENDS_WITHIN_S = 30.0  # after its answer
+LOOKS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ def score(config: ScoreConfig, source: str, target: str) -> Ran:
     process.start()
     there.close()
     try:
+        while not here.poll(LOOKS_EVERY_S):  # that process watches itself
+            progress.step()
         answer = here.recv()
         process.join(ENDS_WITHIN_S)  # Python still has to clean up
     except EOFError:
@@ -83,7 +86,8 @@ def _answer(there: Connection, config: ScoreConfig, source: str, target: str) ->
     console.set_up(quiet=config.quiet, verbose=config.verbose, log_format=config.log_format)
     stages = Stages()
     try:
-        summary = pipeline.score(config, source, target, stages)
+        with progress.watched(config.stall_limit):
+            summary = pipeline.score(config, source, target, stages)
     except GenrecError as error:
         there.send(error)
         return

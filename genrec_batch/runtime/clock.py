@@ -75,6 +75,7 @@ class Stages:
             rows=rows,
             bytes=bytes,
         )
+        progress.step()
         with self._lock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + stop - start
             self.spans.append(span)
@@ -85,7 +86,7 @@ class Stages:
 
     def watched(self, limit_s: float) -> AbstractContextManager[None]:
         """End the block with `StalledError` once nothing has ended or gone on for `limit_s` seconds."""
-        return threads.watched(lambda: len(self.spans) + progress.signs(), limit_s=limit_s, doing=self.doing)
+        return threads.watched(progress.signs, limit_s=limit_s, doing=self.doing)
 
     @property
     def elapsed_s(self) -> float:

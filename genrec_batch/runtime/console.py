@@ -34,6 +34,7 @@ from rich.segment import Segment
 
 from genrec_batch.core.errors import ConfigError, GenrecError, TerminalGoneError, refused
 from genrec_batch.core.text import harmless
+from genrec_batch.runtime.progress import step, titled
 
 LOG = logging.getLogger("genrec_batch")
 WIDE = 72  # columns of a terminal from which progress has a bar and counts
@@ -207,8 +208,9 @@ class Advance(Protocol):
 
 
 def nowhere(units: int) -> None:
-    """Show no progress."""
+    """Show no progress; there is some."""
     del units
+    step()
 
 
 def _hidden() -> bool:
@@ -224,9 +226,16 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
 
     Nothing is shown where stderr is not a terminal, with `--quiet`, with JSON logs, and to callers of the library.
     """
-    if _hidden():
-        yield nowhere
-        return
+    with titled(title):
+        if _hidden():
+            yield nowhere
+        else:
+            with _bar(title, total, unit, done) as advance:
+                yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
     if stderr.width >= WIDE:
         count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}")
@@ -237,6 +246,7 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
         began = time.perf_counter()
 
         def advance(units: int) -> None:
+            step()
             bar.advance(task, units)
             rate = (bar.tasks[task].completed - done) / max(time.perf_counter() - began, 1e-9)
             bar.update(task, rate=f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
@@ -250,22 +260,23 @@ def busy(title: str) -> Iterator[None]:
 
     Inside another step that is shown, the title is added to that step's.
     """
-    if _hidden():
-        yield
-        return
-    if _SHOWN:
-        doing(title)
-        yield
-        doing("")
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with _shown(Progress(*columns, console=stderr, transient=True), title) as bar:
-        bar.add_task(title, total=None)
-        yield
+    with titled(title):
+        if _hidden():
+            yield
+        elif _SHOWN:
+            doing(title)
+            yield
+            doing("")
+        else:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            with _shown(Progress(*columns, console=stderr, transient=True), title) as bar:
+                bar.add_task(title, total=None)
+                yield
 
 
 def doing(what: str) -> None:
     """Show the state of the current step beside its title, such as "engine 2 of 4, 30%"; "" removes it."""
+    step()
     if threading.current_thread() is not threading.main_thread():
         return  # work that is done ahead is not part of the step that is shown
     for bar, title in _SHOWN:

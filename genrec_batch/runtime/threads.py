@@ -127,12 +127,13 @@ def watched(progress: Callable[[], int], *, limit_s: float, doing: Callable[[], 
 
     def watch() -> None:
         last = progress()
-        while not over.wait(limit_s):
+        while not over.wait(min(limit_s, threading.TIMEOUT_MAX)):
             now = progress()
             if now == last:
+                stuck = doing()  # the main thread's own steps end with its exception
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
                 if not over.wait(GRACE_S):
-                    sys.stderr.write(f"stalled during: {doing()}; ending now\n")
+                    sys.stderr.write(f"no progress for {limit_s:g} s (--stall-limit) during: {stuck}; ending now\n")
                     os._exit(StalledError.exit_code)
                 return
             last = now

@@ -52,3 +52,59 @@ def test_a_server_that_accepts_and_never_answers_is_another_time(tmp_path, model
         )
     told = "stalled during" in done.stderr or "no progress for" in done.stderr
     assert (done.returncode, told) == (75, True), done.stderr
+
+
+def test_a_command_that_waits_for_nothing_ends_and_one_that_computes_goes_on():
+    stalled = pytest.raises(threads.StalledError, match="during: opening the engine")
+    with stalled, progress.watched(0.3), progress.titled("opening the engine"):
+        time.sleep(5)
+    with progress.watched(0.3), progress.titled("building"):  # as TensorRT does, for an hour without a step
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            sum(range(1000))
+
+
+STUCK = """
+import sys, time
+from genrec_batch.runtime import threads
+threads.GRACE_S = 1
+from genrec_batch.engines import registry
+registry.Entry.check_room = lambda self: time.sleep(60)  # such as a driver that never answers
+from genrec_batch.__main__ import main
+main()
+"""
+WAITING = """
+import sys, time
+from genrec_batch.runtime import threads
+threads.GRACE_S = 1
+from genrec_batch.io import read
+read.scan = lambda *arguments, **options: time.sleep(60)
+from genrec_batch.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (STUCK, "score {log} {out} --model {model} --engine onnxruntime"),
+        (STUCK, "score {log} --explain 100 --model {model} --engine onnxruntime"),
+        (STUCK, "evaluate {log} --model {model} --engine onnxruntime"),
+        (STUCK, "verify {log} --model {model} --engine onnxruntime"),
+        (STUCK, "profile --model {model} --engines onnxruntime --data {log}"),
+        (WAITING, "model init {out} --preset tiny --catalog-from {log}"),
+        (WAITING, "features {log} {out} --model {model}"),
+    ],
+)
+def test_every_command_ends_where_nothing_moves(tmp_path, log_file, model_dir, code, command):
+    arguments = command.format(log=log_file, model=model_dir, out=tmp_path / "out").split()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--stall-limit", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, "no progress for 2 s" in done.stderr) == (75, True), done.stderr
+    assert not (tmp_path / "out").exists()

@@ -113,9 +113,13 @@ def is_unreachable(error: OSError) -> bool:
 
 
 def refused(error: OSError, what: str, otherwise: type[GenrecError]) -> GenrecError:
-    """Map a refused write of `what` to a user error: RetryError where the disk is full, else `otherwise`."""
+    """Map a refused write of `what` to a user error: RetryError where the disk or a limit is full, else `otherwise`."""
     if is_full(error):
         return RetryError(f"{what}: the disk is full; free space and run the same command again")
+    if error.errno == errno.EFBIG:
+        return RetryError(
+            f"{what}: a file may not be so large; raise the limit (ulimit -f), run the same command again"
+        )
     return otherwise(f"{what}: cannot be written ({error.strerror or error})")
 
 

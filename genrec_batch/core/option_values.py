@@ -7,12 +7,12 @@ options there are.
 from __future__ import annotations
 
 import datetime as dt
-import math
 import re
 from collections.abc import Sequence
 
 from genrec_batch.core.errors import ConfigError, nearest
 
+LARGEST_WEIGHT = 1_000_000
 UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -83,7 +83,7 @@ def blend_of(text: str, names: Sequence[str]) -> dict[str, float]:
     """Return the weight that `--weights` gives to each of its names, which are some of `names`.
 
     Raises:
-        ConfigError: an unknown name, a name given twice, or not a finite number.
+        ConfigError: an unknown name, a name given twice, or not a number of usual size.
     """
     parsed: dict[str, float] = {}
     for part in text.split(","):
@@ -94,8 +94,11 @@ def blend_of(text: str, names: Sequence[str]) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             raise ConfigError(f"--weights: {part.strip()!r} is not NAME=NUMBER") from None
-        if name in parsed or not math.isfinite(weight):
-            raise ConfigError(f"--weights: {name!r} is given twice or is not a finite number")
+        if name in parsed or not abs(weight) <= LARGEST_WEIGHT:
+            largest = f"{LARGEST_WEIGHT:,}"
+            raise ConfigError(
+                f"--weights: {name!r} is given twice or is not a finite number from -{largest} to {largest}"
+            )
         parsed[name] = weight
     return parsed
 

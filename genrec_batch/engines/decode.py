@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Ranked
+from genrec_batch.engines.numbers import NotNumbersError
 from genrec_batch.engines.protocol import Engine, Recorder, State
 from genrec_batch.engines.timing import timed
 
@@ -185,6 +186,9 @@ def blend(ranked: Ranked, weights: Mapping[str, float] | None) -> F32:
 
     score = sum over names of weights[name] * value[name], where a name is one of `arrays.HEADS` or `log_prob`.
     Token 0 scores -inf.
+
+    Raises:
+        NotNumbersError: a sum is not a finite float32.
     """
     nothing = ranked.tokens_BK == PADDING
     if weights is None:
@@ -194,4 +198,8 @@ def blend(ranked: Ranked, weights: Mapping[str, float] | None) -> F32:
     score = np.zeros(ranked.tokens_BK.shape)
     for name, weight in weights.items():
         score += weight * values[name].astype(np.float64)
+    beyond_B = ~(abs(score) <= np.finfo(np.float32).max).all(axis=1)
+    if beyond_B.any():
+        said = "a score of --weights is not a number in fp32, since the model's log_prob are too large; train it again"
+        raise NotNumbersError(said, rows_R=np.flatnonzero(beyond_B))
     return np.where(nothing, np.float32(-np.inf), score.astype(np.float32))

@@ -311,7 +311,9 @@ def _spill(out: EventStore, users: Users, folder: Path, workers: int) -> int:
             _file(folder, bucket).touch()
         for number, records in _by_bucket(out.reader, users, out.buckets, workers):
             with _file(folder, out.buckets[number]).open("ab", buffering=0) as file:  # one large write
-                file.write(records.view(np.uint8).data)
+                left = records.view(np.uint8).data
+                while left:  # a disk that is nearly full takes a part of it, and refuses the rest
+                    left = left[file.write(left) :]
             out.spilled.setdefault(number, []).append(len(records))
             written += records.nbytes
     return written

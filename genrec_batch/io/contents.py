@@ -69,7 +69,7 @@ def _parquet(file: str, where: str, metadata: pq.FileMetaData | None, place: Pla
 def _of_texts(
     files: Sequence[str], names: Sequence[str], texts: Sequence[Text], flag: str, place: Place, spill_to: Path | None
 ) -> Contents:
-    folder = reading(lambda: text.folder(spill_to), flag)
+    folder = text.folder(spill_to)
     made = []
     for file, name, how in zip(files, names, texts, strict=True):
         target = text.place_in(folder, name)

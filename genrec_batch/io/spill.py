@@ -10,12 +10,13 @@ import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from genrec_batch.runtime.console import LOG
 
-PREFIX, LOCK = ".genrec-spill-", ".lock"
+PREFIX, UNNAMED, LOCK = ".genrec-spill-", ".genrec-unlocked-", ".lock"
 
 
 @dataclass(kw_only=True)
@@ -32,13 +33,15 @@ class SpillFolder:
         Raises:
             OSError: the disk refuses it.
         """
-        unnamed = Path(tempfile.mkdtemp(prefix=".genrec-unlocked-", dir=place))
-        lock = os.open(unnamed / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, f"{os.getpid()}\n".encode())
-        path = place / (PREFIX + unnamed.name.rpartition("-")[2])
-        unnamed.rename(path)
-        return SpillFolder(path=path, lock=lock)
+        made = SpillFolder(path=Path(tempfile.mkdtemp(prefix=UNNAMED, dir=place)), lock=-1)
+        with ExitStack() as stack:
+            stack.callback(made.close)  # where it cannot be locked
+            made.lock = os.open(made.path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(made.lock, fcntl.LOCK_EX)
+            os.write(made.lock, f"{os.getpid()}\n".encode())
+            made.path = made.path.rename(place / (PREFIX + made.path.name.rpartition("-")[2]))
+            stack.pop_all()
+        return made
 
     def close(self) -> None:
         """Remove the folder and what is in it."""

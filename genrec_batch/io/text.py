@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from genrec_batch.io.by_arrow import valid_texts
+from genrec_batch.io.durable import disk_errors
 from genrec_batch.io.formats import COMPRESSED, Text
 from genrec_batch.io.places import LOCAL
 from genrec_batch.io.spill import SpillFolder, remove_abandoned
@@ -41,11 +42,12 @@ def folder(spill_to: Path | None) -> SpillFolder:
     """Return a folder below `spill_to`, by default the system's temporary one, that is removed once nobody needs it.
 
     Raises:
-        OSError: the disk refuses it.
+        ConfigError, RetryError: the disk refuses it.
     """
     place = spill_to or Path(tempfile.gettempdir())
     remove_abandoned(place)
-    made = SpillFolder.make(place)
+    with disk_errors(place, "--spill-dir"):
+        made = SpillFolder.make(place)
     weakref.finalize(made, SpillFolder(path=made.path, lock=made.lock).close)
     return made
 

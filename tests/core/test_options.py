@@ -23,6 +23,10 @@ from genrec_batch.core.options import HistoryConfig, ScoreConfig
         ({"weights": "engagement=x"}, "not NAME=NUMBER"),
         ({"weights": "engagement=nan"}, "not a finite number"),
         ({"weights": "engagement=1,engagement=2"}, "given twice"),
+        *(
+            ({"weights": f"engagement={value}"}, "not a finite number from -1,000,000")
+            for value in ("nan", "inf", "1e308", "-1e7")
+        ),
         ({"as_of": "yesterday"}, "--as-of 'yesterday'"),
         ({"decode": "candidates", "beam_width": 2}, "--beam-width"),
         ({"decode": "candidates", "num_candidates": 3}, "--num-candidates 3 is less than --top-k 10"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,21 @@ def test_spill_files_go_whatever_ends_the_run(run, model_dir, big, monkeypatch):
         patched.setattr(by_user.RecordReader, "_scored", stopped)
         assert run("features", "any.parquet", "b.parquet", *flags).code == 130
     assert list(spill.iterdir()) == []
+
+
+def test_spill_files_that_are_written_only_in_part_are_another_time(run, model_dir, big):
+    """A write that fits in part returns without an error, on a full disk as at the limit of a file's size."""
+    big.write_parquet("any.parquet")
+    Path("spill").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_001, before[1]))
+    try:
+        done = run("features", "any.parquet", "a.parquet", "--model", model_dir, *SMALL, "--spill-dir", "spill")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (done.code, "--spill-dir spill: a file may not be so large" in done.err) == (75, True), done.err
+    assert not list(Path("spill").iterdir())
+    assert not Path("a.parquet").exists()
 
 
 def test_a_spill_folder_that_is_not_there_is_named(run, model_dir, log_file):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from genrec_batch.io.spill import LOCK, SpillFolder, remove_abandoned
 
@@ -48,3 +51,13 @@ def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path):
     (trap / LOCK).symlink_to(tmp_path / "elsewhere")
     remove_abandoned(tmp_path)
     assert trap.exists()
+
+
+def test_a_folder_that_cannot_be_locked_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("genrec_batch.io.spill.os.write", full)
+    with pytest.raises(OSError, match="No space"):
+        SpillFolder.make(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -161,7 +161,11 @@ def import_(
     from genrec_batch.model.weights import parameters, save
 
     pairs = dict(_pair(text) for text in rename or [])
-    config, converted = import_torch.convert(weight_files.read(weights), pairs, heads=heads)
+    counters: dict[str, str] = {}
+    config, converted = import_torch.convert(weight_files.read(weights, counters), pairs, heads=heads)
+    if counters:
+        said = ", ".join(f"{name} ({kind})" for name, kind in counters.items())
+        console.LOG.info("%s: left out, no weights: %s", weights, said)
     if import_torch.is_tied(converted):
         console.LOG.info("tied: %s and %s are one tensor of the weights", *import_torch.TIED)
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None

@@ -6,17 +6,21 @@ Owns: the index and its checks. Must not know: what a tensor is for.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from genrec_batch.core.arrays import F32
 from genrec_batch.core.errors import ModelError
 from genrec_batch.model.weights import read_weights
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 INDEX = ".safetensors.index.json"
 
 
-def read(path: Path) -> dict[str, F32]:
+def read(path: Path, counters: dict[str, str] | None = None) -> dict[str, F32]:
     """Return every tensor of a file, of the files that an index names, or of the weights in a folder, as float32.
+
+    Counters and masks that trainings keep beside the weights are left out, and noted in `counters` with their type.
 
     Raises:
         ModelError: a file is missing or damaged, the index names files elsewhere or tensors that they do not have, or a
@@ -26,7 +30,21 @@ def read(path: Path) -> dict[str, F32]:
         path = _in_folder(path)
     elif path.is_file() and path.suffix == ".safetensors" and (index := _index_over(path)):
         raise ModelError(f"{path}: one of several files of the same weights; give their index, {index}")
-    return _sharded(path) if path.name.endswith(".json") else read_weights(path)
+    elif path.is_file() and path.suffix in PICKLES:
+        raise ModelError(f"{path}: pickled weights, which are never read; convert them with {_conversion(path)}")
+    counters = {} if counters is None else counters
+    return _sharded(path, counters) if path.name.endswith(".json") else read_weights(path, counters)
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that makes safetensors of pickled weights, of a state_dict or of what holds one."""
+    source, target = json.dumps(str(path)), json.dumps(str(path.with_suffix(".safetensors")))
+    code = (
+        f"import torch, safetensors.torch as s; d = torch.load({source}, map_location='cpu', weights_only=True); "
+        "d = next((d[k] for k in ('state_dict', 'model_state_dict', 'model') if k in d), d); "
+        f"s.save_file({{n: t.clone().contiguous() for n, t in d.items()}}, {target})"
+    )
+    return f"python -c {shlex.quote(code)}"
 
 
 def _in_folder(folder: Path) -> Path:
@@ -60,16 +78,16 @@ def _files(index: Path) -> dict[str, str]:
     return entries
 
 
-def _sharded(index: Path) -> dict[str, F32]:
+def _sharded(index: Path, counters: dict[str, str]) -> dict[str, F32]:
     if not index.is_file():
         raise ModelError(f"{index}: no such index")
     entries = _files(index)
     read: dict[str, F32] = {}
     for file in sorted(set(entries.values())):
-        there = read_weights(index.parent / file)
+        there = read_weights(index.parent / file, counters)
         wanted = [name for name in entries if entries[name] == file]
-        lost = [name for name in wanted if name not in there]
+        lost = [name for name in wanted if name not in there and name not in counters]
         if lost:
             raise ModelError(f"{index.parent / file}: without {', '.join(lost[:3])}, which {index.name} says is in it")
-        read |= {name: there[name] for name in wanted}
+        read |= {name: there[name] for name in wanted if name in there}
     return read

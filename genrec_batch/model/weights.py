@@ -179,8 +179,11 @@ def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:
         raise ModelError(f"{source} does not fit the model's config:\n  " + "\n  ".join(sorted(faults)))
 
 
-def read_weights(path: Path) -> dict[str, F32]:
+def read_weights(path: Path, counters: dict[str, str] | None = None) -> dict[str, F32]:
     """Return every tensor of a safetensors file as float32.
+
+    Where `counters` is given, tensors of integers and Booleans that are no weight and no bias, such as the number of
+    averaged models, are left out and noted in it with their type.
 
     Raises:
         ModelError: the file is missing, truncated, not safetensors, or holds a type that is not a float.
@@ -189,12 +192,20 @@ def read_weights(path: Path) -> dict[str, F32]:
         raise ModelError(f"{path}: no such weights file")
     try:
         with safe_open(path, framework="np") as file:
-            return {name: _as_float32(file, name, path) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(file.keys())
+            if counters is not None:
+                kinds = {name: str(file.get_slice(name).get_dtype()) for name in names}
+                counters |= {name: kind for name, kind in kinds.items() if _counts(name, kind)}
+            return {name: _as_float32(file, name, path) for name in names if name not in (counters or {})}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(
             f"{path}: not a whole safetensors file ({error}); copy it again, or save it with safetensors "
             "(pickled .pt and .bin files are never read)"
         ) from error
+
+
+def _counts(name: str, kind: str) -> bool:
+    return kind.startswith(("I", "U", "BOOL")) and not name.endswith(("weight", "bias"))
 
 
 def _as_float32(file: Any, name: str, path: Path) -> F32:

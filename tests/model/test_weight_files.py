@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
@@ -94,3 +97,27 @@ def test_a_folder_without_weights_or_with_several_says_so(imported, tmp_path):
         save_file(initial_weights(PRESETS["tiny"], 3), tmp_path / "none" / f"{name}.safetensors")
     done = imported(tmp_path / "none")
     assert (done.code, "a.safetensors, b.safetensors in it" in done.err) == (4, True)
+
+
+def test_counters_beside_the_weights_are_left_out_and_named(run, tmp_path):
+    averaged = {f"module.{name}": array for name, array in WEIGHTS.items()} | {"n_averaged": np.array(7, np.int64)}
+    save_file(averaged, tmp_path / "averaged.safetensors")
+    done = run("model", "import", tmp_path / "averaged.safetensors", "made")
+    assert done.code == 0, done.err
+    assert "left out, no weights: n_averaged (I64)" in done.err
+    name = "encoder.layers.0.linear1.weight"
+    save_file({**WEIGHTS, name: WEIGHTS[name].astype(np.int8)}, tmp_path / "quantized.safetensors")
+    done = run("model", "import", tmp_path / "quantized.safetensors", "other")
+    assert (done.code, f"tensor '{name}' has type I8" in done.err) == (4, True), done.err
+
+
+def test_the_command_about_pickled_weights_makes_a_file_that_is_imported(imported, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "it's.pt"
+    torch.save({"epoch": 3, "state_dict": {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}}, file)
+    done = imported(file)
+    assert done.code == 4
+    command = done.err[done.err.index("python -c") :].strip().replace("python", sys.executable, 1)
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    done = imported(file.with_suffix(".safetensors"))
+    assert done.code == 0, done.err

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.targets import row_keys
 from genrec_batch.evaluation.tested_rows import Rows
 from genrec_batch.events.histories import rows_of
+from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
 from genrec_batch.io import published
@@ -125,6 +126,7 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
             f"{output.where}: none of its {len(users):,} users has an event after {tested_rows.moment_text(first_us)} "
             f"in EVENTS {source}: another log, other ids, or a --test-from that is too late"
         )
+    log = replace(log, matches=_matches(output, users, log, f"EVENTS {source}", config.min_match))
     if len(there) < len(cuts):
         LOG.warning("%s users who came back are not in the output and not judged", f"{len(cuts) - len(there):,}")
     include_seen = bool(output.config.get("include_seen", config.include_seen))
@@ -147,6 +149,20 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
         "seen": "included" if include_seen else "excluded",
     }
     return log, rows, _with_heads(rows, lists, heads, facts)
+
+
+def _matches(output: Output, users: pl.Series, log: WholeLog, where: str, least: float) -> dict[str, object]:
+    """Return how far users and videos of the output, beside those of the tables, met the log.
+
+    Raises:
+        InputError: next to none of them do.
+        GateError: fewer do than `--min-match` asks for.
+    """
+    joins = Joins.of(log.found, where, least)
+    videos = output.rows["video_id"].unique(maintain_order=True).cast(log.video_type)
+    joins.table("recs_users", Side(name=output.where, ids=users), "user_id")
+    joins.table("recs_videos", Side(name=output.where, ids=videos), "video_id")
+    return {**{name: each for name, each in log.matches.items() if name != "catalog"}, **joins.found}
 
 
 def _moment(config: EvaluateConfig, output: Output) -> tuple[int, str]:

@@ -95,6 +95,7 @@ def test_an_earlier_output_is_judged_as_its_model_is(run, evaluated, log, log_fi
     done = run("evaluate", log_file, "--recs", target, "--json", "recs.json", "--ks", "1,5,10")
     assert done.code == 0, done.err
     report = json.loads(Path("recs.json").read_text())
+    assert (report["matches"]["recs_users"]["share"], report["matches"]["recs_videos"]["share"]) == (1.0, 1.0)
     assert report["as_of"].startswith("2026-04-24T23:59:59.999999")
     assert report["counts"]["rows"] == by_model["counts"]["rows"]
     for metric in ("ndcg@10", "hr@10", "mrr@10", "recall@10"):

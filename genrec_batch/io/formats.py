@@ -10,7 +10,8 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -150,6 +151,16 @@ def text_of(file: str, where: str, open_file: Callable[[str], IO[bytes]] = LOCAL
     return _of_text(head.removeprefix(b"\xef\xbb\xbf"), file, where)
 
 
+@contextmanager
+def unpacked(open_file: Callable[[], IO[bytes]]) -> Iterator[IO[bytes]]:
+    """Open a text, packed or not."""
+    with open_file() as opened:
+        head = opened.read(4)
+    packed = next((name for begins, name in COMPRESSED if head.startswith(begins)), None)
+    with open_file() as opened:
+        yield pa.CompressedInputStream(opened, packed) if packed else opened
+
+
 def _unpacked(head: bytes, packed: str, where: str) -> bytes:
     """Return the beginning of a packed text."""
     found = b""
@@ -174,14 +185,31 @@ def _of_text(head: bytes, file: str, where: str) -> Text:
     if start.startswith(b"["):
         raise InputError(f"{where}: a JSON array; convert it with {command(ARRAY, file)}")
     if start.startswith(b"{"):
+        _check_lines_of_json(head, file, where)
         return Text(separator=None)
     lines = _lines(head, where)
+    if re.fullmatch(r"sep=.", lines[0]):
+        raise InputError(
+            f"{where}: a text with a line for Excel ({lines[0]!r}) above the names of its columns; remove this line "
+            f"with sed -i 1d {shlex.quote(file)}"
+        )
     if "::" in lines[0] and not any(separator in lines[0] for separator in SEPARATORS):
         raise InputError(
             f"{where}: values with '::' between them, and no names of columns; convert it with {command(COLONS, file)} "
             'and name the columns with --schema FILE.toml, such as user_id = "column_1"'
         )
     return Text(separator=_separator(lines, where))
+
+
+def _check_lines_of_json(head: bytes, file: str, where: str) -> None:
+    """Raise InputError for JSON of which the first objects go over several lines."""
+    lines = [line for line in head.splitlines()[:-1] if line.strip()][:3]
+    if lines and all(line.strip() in (b"{", b"}", b"},") or not line.rstrip().endswith(b"}") for line in lines):
+        target = shlex.quote(str(Path(file).with_suffix(".ndjson")))
+        raise InputError(
+            f"{where}: JSON whose objects go over several lines; put each on a line of its own with "
+            f"jq -c . {shlex.quote(file)} > {target}"
+        )
 
 
 def _lines(head: bytes, where: str) -> list[str]:

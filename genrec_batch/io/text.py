@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import csv
+from polars import selectors
 
-from genrec_batch.io.by_arrow import valid_texts
+from genrec_batch.io import json_lines
+from genrec_batch.io.csv_lines import CsvLines
 from genrec_batch.io.durable import disk_errors
-from genrec_batch.io.formats import COMPRESSED, Text
+from genrec_batch.io.formats import Text
 from genrec_batch.io.places import LOCAL
 from genrec_batch.io.spill import SpillFolder, remove_abandoned
 from genrec_batch.runtime import progress
 
 GROUP_ROWS = 1 << 18  # rows of a row group
-BLOCK = 1 << 24  # bytes that are parsed at once, at least the longest line
-NULLS = ["", "\\N", "NULL", "null"]
 WHOLE = r"^-?(?:0|[1-9]\d{0,17})$"  # 007 is a text, as is a number of 19 digits and more
 NUMBER = r"^-?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$|^(?i:nan|-?inf)$"  # 20 digits are an id
 BOOLEAN = r"^(?i:true|false)$"
@@ -60,8 +56,8 @@ def place_in(folder: SpillFolder, name: str) -> Path:
 def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[bytes]] = LOCAL.open) -> str | None:
     """Write a text as Parquet, a part at a time; return what is wrong with some of its lines, None if nothing is.
 
-    A line with more or fewer values than the first one has names becomes a row of nulls in its place; empty lines are
-    left out.
+    A line with more or fewer values than the first one has names, or that is no JSON object, becomes a row of nulls in
+    its place; empty lines are left out.
 
     Raises:
         PolarsError, ArrowInvalid, OSError: JSON does not fit, there is no line, the disk is full.
@@ -69,11 +65,8 @@ def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[b
     target.parent.mkdir(parents=True, exist_ok=True)
     if text.separator is None:
         with progress.growing(target):
-            pl.scan_ndjson(file, infer_schema_length=None).sink_parquet(
-                target, compression="lz4", row_group_size=GROUP_ROWS
-            )
-        return None
-    lines = _Lines(open_file=lambda: open_file(file), separator=text.separator)
+            return _convert_json(file, target, open_file)
+    lines = CsvLines(open_file=lambda: open_file(file), separator=text.separator)
     with lines.read({}) as reader:
         types = dict.fromkeys(reader.schema.names, pa.string())
     lines.odd.clear()
@@ -91,64 +84,25 @@ def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[b
     return lines.said()
 
 
-@dataclass(kw_only=True)
-class _Lines:
-    """The lines of a text with a separator, and those that have another number of values than the first one."""
-
-    open_file: Callable[[], IO[bytes]]
-    separator: str
-    odd: dict[int, str] = field(default_factory=dict)  # lines by their row, from 0
-
-    @contextmanager
-    def read(self, types: Mapping[str, pa.DataType]) -> Iterator[csv.CSVStreamingReader]:
-        """Open a reader of the lines; it collects odd ones while it is read."""
-        with self.open_file() as opened:
-            head = opened.read(4)
-        packed = next((name for begins, name in COMPRESSED if head.startswith(begins)), None)
-        with self.open_file() as opened:
-            content: Any = pa.CompressedInputStream(opened, packed) if packed else opened
-            with csv.open_csv(
-                content,
-                read_options=csv.ReadOptions(block_size=BLOCK, use_threads=False),
-                parse_options=csv.ParseOptions(
-                    delimiter=self.separator, newlines_in_values=True, invalid_row_handler=self._collect
-                ),
-                convert_options=csv.ConvertOptions(
-                    column_types=types, null_values=NULLS, strings_can_be_null=True, check_utf8=False
-                ),
-            ) as reader:
-                yield reader
-
-    def _collect(self, row: csv.InvalidRow) -> str:
-        self.odd[row.number - 2] = row.text  # the line of names is row 1
-        return "skip"
-
-    def with_odd_rows(self, table: pa.Table, start: int) -> pa.Table:
-        """Return a table whose first row is row `start`, with a row of nulls in the place of each odd line."""
-        table = valid_texts(table)
-        stop, places = start + len(table), []
-        for row in sorted(row for row in self.odd if row >= start):
-            if row > stop:
-                break
-            places.append(row - start)
-            stop += 1
-        if not places:
-            return table
-        filled = np.ones(stop - start, np.bool_)
-        filled[places] = False
-        at = np.cumsum(filled) - 1
-        return table.take(pa.array(at, mask=~filled))
-
-    def said(self) -> str | None:
-        """Return what is wrong with the odd lines, None without any."""
-        if not self.odd:
+def _convert_json(file: str, target: Path, open_file: Callable[[str], IO[bytes]]) -> str | None:
+    """Write JSON lines as Parquet; where Polars refuses some, or does not reach the file, from a copy without these."""
+    try:
+        if Path(file).is_file():
+            _sink_json(file, target)
             return None
-        row, line = min(self.odd.items())
-        return (
-            f"{len(self.odd):,} of its lines have more or fewer values than its first line has names, and are "
-            f"rejected, such as row {row:,} ({line.strip()[:60]!r}); values with {self.separator!r} in them belong in "
-            "double quotes"
-        )
+    except pl.exceptions.PolarsError:
+        pass
+    copy = target.with_suffix(".ndjson")
+    said = json_lines.mended(lambda: open_file(file), copy)
+    _sink_json(str(copy), target)
+    copy.unlink()
+    return said
+
+
+def _sink_json(file: str, target: Path) -> None:
+    rows = pl.scan_ndjson(file, infer_schema_length=None)
+    rows = rows.with_columns(selectors.by_dtype(pl.Int128).cast(pl.String))  # ids beyond 64 bits
+    rows.sink_parquet(target, compression="lz4", row_group_size=GROUP_ROWS)
 
 
 def types(

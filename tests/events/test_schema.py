@@ -1,4 +1,4 @@
-"""The contract of `schema`, `columns` and `log`: what is accepted, what is refused, and with which message."""
+"""The contract of `schema`, `schema_file`, `columns` and `log`: what is accepted or refused, and with which message."""
 
 from __future__ import annotations
 

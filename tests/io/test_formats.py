@@ -1,12 +1,15 @@
 """What is read as a table, and what a person is told to do about everything else.
 
-It tests `formats`, `text` and `contents`: every command that a message gives ends in a scored log.
+It tests `formats`, `text`, `csv_lines`, `json_lines` and `contents`: every command of a message ends in a scored log.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
 import logging
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -252,3 +255,52 @@ def test_packed_parquet_is_unpacked_by_the_user():
     write("b.parquet.gz", gzip.compress(Path("a.parquet").read_bytes()))
     with pytest.raises(InputError, match="Parquet packed with gzip: unpack it with gunzip"):
         scan("b.parquet.gz", "INPUT")
+
+
+def test_a_line_that_is_no_json_object_is_one_reject_in_its_place(run, model_dir):
+    rows = ({"user_id": n % 5, "video_id": 1000 + n, "timestamp": 1_775_000_000 + n} for n in range(50))
+    lines = [json.dumps({**row, "watch_duration": 1.5}) for row in rows]
+    lines[3], lines[7] = (
+        lines[3][:20],
+        '{"user_id": 1, "video_id": 1000, "timestamp": 1775000000, "watch_duration": NaN}',
+    )
+    write("a.jsonl", b"\xef\xbb\xbf" + "\n\n".join(lines).encode() + b'\n{"user_id": 4, "vid')
+    write("b.jsonl.gz", gzip.compress(Path("a.jsonl").read_bytes()))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        rejects = ["--rejects", "rejects.parquet", "--max-rejects", "0.1"]
+        done = run("score", name, f"{name}.parquet", "--model", model_dir, *rejects)
+        assert done.code == 0, done.err
+        assert (done.summary["events"], done.summary["rejected_rows"]) == (49, 2)
+        assert pl.read_parquet("rejects.parquet")["row"].to_list() == [3, 50]
+        assert "2 of its lines are no JSON object, and are rejected, such as row 3" in done.err
+
+
+def test_ids_of_json_beyond_64_bits_are_texts():
+    large = [2**63 + 1, 2**64 + 2, 3]
+    rows = ({"user_id": id_, "video_id": 1, "timestamp": 1_775_000_000} for id_ in large)
+    write("a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert events("a.jsonl")["user_id"].to_list() == [str(id_) for id_ in large]
+
+
+def test_objects_over_several_lines_name_the_command(run, model_dir):
+    write("a.json", "\n".join(json.dumps(row, indent=1, default=str) for row in EVENTS.to_dicts()))
+    done = run("score", "a.json", "recs.parquet", "--model", model_dir)
+    assert (done.code, "with jq -c . a.json > a.ndjson" in done.err) == (3, True), done.err
+    if shutil.which("jq"):
+        subprocess.run(["/bin/sh", "-c", "jq -c . a.json > a.ndjson"], check=True)
+        assert run("score", "a.ndjson", "recs.parquet", "--model", model_dir, "--min-match", "0").code == 0
+
+
+def test_a_line_of_excel_above_the_names_is_told(run, model_dir):
+    write("a.csv", "sep=;\n" + EVENTS.write_csv(separator=";"))
+    done = run("score", "a.csv", "recs.parquet", "--model", model_dir)
+    command = re.search(r"sed -i 1d a\.csv", done.err)
+    assert (done.code, command is not None) == (3, True), done.err
+    subprocess.run(["/bin/sh", "-c", command[0]], check=True)
+    assert run("score", "a.csv", "recs.parquet", "--model", model_dir).code == 0
+
+
+def test_names_once_more_in_the_middle_of_a_text_are_no_event():
+    text = EVENTS.write_csv()
+    write("a.csv", text + text)
+    assert events("a.csv")["user_id"].to_list() == [1, 1, 2] * 2

@@ -95,29 +95,31 @@ def check_columns(
     kinds: Mapping[str, Kind] = SCORED,
     alone: Sequence[str] = (),
     text: bool = False,
+    entries: Mapping[str, str],
 ) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
     Its first line has the first fault and the way out. `readers` are the columns that each built-in schema reads,
-    `kinds` the columns to check, `alone` the columns that other files of the log do not have; the values of a
-    `text` may have any form.
+    `kinds` the columns to check, `entries` those of `--schema`, `alone` the columns that other files of the log do not
+    have; the values of a `text` may have any form.
     """
     names = list(columns)
-    only = f" Other files do not have {', '.join(map(repr, alone[:3]))}." if alone else ""
+    values = text and any(re.fullmatch(r"[\d.]+", name) for name in names)  # in the first line, for want of names
+    only = f" Other files do not have {', '.join(map(repr, alone[:3]))}." if alone and not values else ""
     missing = [
         f"column {name!r} is missing.{nearest(name, names) or _inside(name, columns) or only}"
         for name in REQUIRED
         if name not in columns
     ]
     wrong = [
-        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}{_as_in(name, kind, columns[name])}."
+        f"column {name!r} is {columns[name]}, expected {WANTED[kind]}{_as_in(name, kind, columns[name], entries)}."
         f"{_lists(columns)}"
         for name, kind in kinds.items()
         if name in columns and not (_fits(columns[name], kind) or (text and columns[name] == pl.String))
     ]
     if not missing and not wrong:
         return
-    if text and len(missing) == len(REQUIRED) and any(re.fullmatch(r"[\d.]+", name) for name in names):
+    if values and len(missing) == len(REQUIRED):
         missing[0] += " Its first line seems to hold values: write a line with the names of the columns above it."
     first, *others = [*missing, *wrong]
     like = [name for name, read in readers.items() if missing and read <= set(names)]
@@ -146,28 +148,29 @@ def _path(name: str, column: str, kind: pl.DataType) -> str:
     return next(filter(None, deeper), "")
 
 
-def _as_in(name: str, kind: Kind, kind_of: pl.DataType) -> str:
+def _as_in(name: str, kind: Kind, kind_of: pl.DataType, entries: Mapping[str, str]) -> str:
     """Return an entry of `--schema` that makes of a column what is expected, as a part of an error."""
-    text, sql = is_text(kind_of), ""
+    text, sql, own = is_text(kind_of), "", entries.get(name, name)
+    value = own if re.fullmatch(r"\w+", own) else f"({own})"
     if isinstance(kind_of, pl.Struct):
         fields = {each.name: cast(pl.DataType, each.dtype) for each in kind_of.fields}
         fit = [each for each, of in fields.items() if _fits(of, kind) and not (kind == "id" and of.is_float())]
-        sql = f"{name}.{min(fit, key=lambda field: (field != name, 'id' not in field))}" if fit else ""
+        sql = f"{own}.{min(fit, key=lambda field: (field != name, 'id' not in field))}" if fit else ""
     elif isinstance(kind_of, pl.Duration):
         per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[kind_of.time_unit]
-        sql = f"CAST({name} AS BIGINT) / {per_second}.0"
+        sql = f"CAST({value} AS BIGINT) / {per_second}.0"
     elif kind_of == pl.Time and kind == "number":
-        sql = f"EXTRACT(HOUR FROM {name}) + EXTRACT(MINUTE FROM {name}) / 60.0"
+        sql = f"EXTRACT(HOUR FROM {value}) + EXTRACT(MINUTE FROM {value}) / 60.0"
     elif isinstance(kind_of, (pl.List, pl.Array)) and name not in REQUIRED:
-        sql = f"ARRAY_GET({name}, 1)"
+        sql = f"ARRAY_GET({value}, 1)"
     elif kind == "number" and (text or kind_of == pl.Boolean):
-        sql = f"CAST({name} AS DOUBLE)"
+        sql = f"CAST({value} AS DOUBLE)"
     elif kind in ("flag", "label") and text:
-        sql = f"{name} = 'true'"
+        sql = f"{value} = 'true'"
     elif kind == "id" and kind_of.is_decimal():
-        sql = f"CAST({name} AS BIGINT)"
+        sql = f"CAST({value} AS BIGINT)"
     elif kind in ("category", "id") and (kind_of.is_numeric() or (kind == "category" and kind_of == pl.Boolean)):
-        sql = f"CAST({name} AS VARCHAR)"
+        sql = f"CAST({value} AS VARCHAR)"
     return f', as {name} = "{sql}" makes it' if sql else ""
 
 

@@ -26,7 +26,7 @@ from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
 from genrec_batch.events.rejects import RejectFile, in_words, reject_file
-from genrec_batch.events.schema import BUILT_IN, column_names
+from genrec_batch.events.schema_file import BUILT_IN, column_names
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.events.table_rows import TableRules

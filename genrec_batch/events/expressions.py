@@ -97,9 +97,20 @@ def entry(name: str, sql: str, types: Types, source: str) -> Entry:
     except pl.exceptions.PolarsError as error:
         raise InputError(
             f"{said} does not fit the columns of {source} ({', '.join(f'{c}: {t}' for c, t in used.items())}): "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).splitlines()[0]}{_as_numbers(used)}"
         ) from error
     return Entry(value=value, fails=fails, reads=reads)
+
+
+def _as_numbers(types: Types) -> str:
+    """Return the way out where a column of an expression is text: one value that is no number makes it so."""
+    text = next((name for name, kind in types.items() if kind == pl.String), None)
+    if text is None:
+        return ""
+    return (
+        f"; where {text} is to be a number, CAST({text} AS DOUBLE) rejects the rows in which it is none, and "
+        f"TRY_CAST({text} AS DOUBLE) makes them null"
+    )
 
 
 def _named(sql: str, types: Types) -> pl.Expr | None:
@@ -288,6 +299,8 @@ class _Rebuild:
         if family in ("Negate", "Pow", "Abs") or member == "Binary":
             wide = [self._wide(node) for node in nodes]
             nodes, fails = [node for node, _ in wide], _any([fails, *(large for _, large in wide)])
+        if family == "Pow":  # of integers it would wrap
+            nodes = [_node(_expression(node).cast(pl.Float64)) for node in nodes]
         if member == "Strptime":
             return self._strptime(inside, nodes, fails)
         if not all("Literal" in node for node in nodes[1:]):  # a pattern from a column that is none gives null

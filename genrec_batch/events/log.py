@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from genrec_batch.core.option_values import is_span, since_us
-from genrec_batch.events import schema
+from genrec_batch.events import schema, schema_file
 from genrec_batch.events.columns import REQUIRED
 from genrec_batch.events.plausible import SAMPLE
 from genrec_batch.events.rejects import faulty_rows
@@ -54,7 +54,7 @@ class EventLog:
         Raises:
             InputError, ConfigError: it does not fit the contract.
         """
-        names = schema.column_names(schema_name)
+        names = schema_file.column_names(schema_name)
         expressions, only = names.events, names.where.get("events")
         if positive is not None:
             expressions = {**expressions, "recommendation_label": f'"{positive}"'}

@@ -8,38 +8,20 @@ of files, with columns of its own. Out: lazy frames with contract columns of fix
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from genrec_batch.core import toml
-from genrec_batch.core.errors import ConfigError, InputError, nearest
+from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns
 from genrec_batch.events.convert import common_type, converted
 from genrec_batch.events.expressions import Entry, Types, entry
+from genrec_batch.events.schema_file import BUILT_IN, column_names
 from genrec_batch.events.times import LOCAL, TimeUnit, check_zone, local_values, time_unit
 from genrec_batch.io.row_groups import Columns
 
-FOLDER = resources.files("genrec_batch.events").joinpath("schemas")
-BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
-
-TABLES = ("events", "users", "videos")
 FAILED = "an entry fails"  # a column beside those of the contract
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnNames:
-    """Polars SQL expressions by contract column, for events, users and videos."""
-
-    name: str = "contract"
-    events: Mapping[str, str] = field(default_factory=dict)
-    users: Mapping[str, str] = field(default_factory=dict)
-    videos: Mapping[str, str] = field(default_factory=dict)
-    where: Mapping[str, str] = field(default_factory=dict)  # which rows are read, by table
-    explode: tuple[str, ...] = ()  # columns of lists with an element for each event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,56 +32,6 @@ class Reading:
     ignored: tuple[str, ...]  # its columns that nothing reads
     absent: Mapping[str, int]  # columns that some files do not have, with the number of these files
     time_unit: str  # "datetime" or "epoch s", "epoch ms", "epoch us", "epoch ns"
-
-
-def column_names(name: str | None) -> ColumnNames:
-    """Return the column names to read: None for the contract's own, a built-in name, or a TOML file.
-
-    A TOML file has entries `contract_column = "Polars SQL expression"`, at the top for events, or under `[events]`,
-    `[users]` and `[videos]`; `where = "..."` there names the rows to read, and `explode = ["column", ...]` of events
-    the lists with an element for each event.
-
-    Raises:
-        ConfigError: no such built-in, unreadable TOML, or an entry for a column that the contract does not have.
-    """
-    if name is None:
-        return ColumnNames()
-    if name in BUILT_IN:
-        return _parse(FOLDER.joinpath(f"{name}.toml").read_bytes(), name)
-    if not Path(name).is_file():
-        hint = nearest(name, BUILT_IN)
-        raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(BUILT_IN)}).{hint}")
-    try:
-        content = Path(name).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--schema {name}: cannot be read ({error.strerror})") from error
-    return _parse(content, name)
-
-
-def _parse(content: bytes, name: str) -> ColumnNames:
-    entries = toml.parsed(content, name, f"--schema {name}")
-    tables = {key: dict(entries.pop(key)) for key in TABLES if isinstance(entries.get(key), dict)}
-    tables["events"] = {**entries, **tables.get("events", {})}
-    explode = tables["events"].pop("explode", [])
-    faults = []
-    if not (isinstance(explode, list) and all(isinstance(column, str) for column in explode)):
-        faults.append(f"explode = {explode!r}: a list of names of columns")
-    faults += [
-        f"{column} = {sql!r}: an expression is a string"
-        for table in tables.values()
-        for column, sql in table.items()
-        if not isinstance(sql, str)
-    ]
-    where = {name: table.pop("where") for name, table in tables.items() if "where" in table}
-    known = [*KINDS, *KNOWN]
-    faults += [
-        f"{c}: not a column of the events contract.{nearest(c, [*known, 'where', 'explode'])}"
-        for c in tables["events"]
-        if c not in known
-    ]
-    if faults:
-        raise ConfigError(f"--schema {name}:\n  " + "\n  ".join(faults))
-    return ColumnNames(name=name, where=where, explode=tuple(explode), **tables)
 
 
 def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, where: str | None = None) -> pl.LazyFrame:
@@ -114,11 +46,28 @@ def rename(frame: pl.LazyFrame, expressions: Mapping[str, str], source: str, whe
         return frame
     types = dict(frame.collect_schema())
     if where is not None:
-        frame = frame.filter(entry("where", where, types, source).value)
+        frame = frame.filter(filter_of(where, types, source).value)
     entries = entries_of(expressions, types, source)
     fails = [each.fails for each in entries.values() if each.fails is not None]
     failed = {FAILED: pl.any_horizontal(fails)} if fails else {}
     return frame.with_columns(**{name: each.value for name, each in entries.items()}, **failed)
+
+
+def filter_of(sql: str, types: Types, source: str) -> Entry:
+    """Return the checked entry `where` for columns of these types.
+
+    Raises:
+        ConfigError, InputError: see `expressions.entry`; or it is neither true nor false.
+    """
+    found = entry("where", sql, types, source)
+    kind = pl.LazyFrame(schema=types).select(value=found.value).collect_schema()["value"]
+    if kind not in (pl.Boolean, pl.Null):
+        example = "1" if kind.is_numeric() else "'view'"
+        raise ConfigError(
+            f"--schema: where = {sql!r} is {kind} in {source}, and has to be true or false for each row, as "
+            f'where = "({sql}) = {example}" is'
+        )
+    return found
 
 
 def entries_of(expressions: Mapping[str, str], types: Types, source: str) -> dict[str, Entry]:
@@ -137,16 +86,19 @@ def check(
     labels: bool = False,
     alone: Sequence[str] = (),
     text: bool = False,
+    entries: Mapping[str, str] | None = None,
 ) -> None:
     """Raise one InputError that lists every required column that is missing and every column of a wrong type.
 
-    `alone` are the columns that other files of the log do not have; the values of a `text` may have any form.
+    `entries` are those of `--schema`, `alone` the columns that other files of the log do not have; the values of a
+    `text` may have any form.
     """
     readers = {
         name: {column for sql in column_names(name).events.values() for column in pl.sql_expr(sql).meta.root_names()}
         for name in BUILT_IN
     }
-    check_columns(columns, source, readers=readers, kinds=KINDS if labels else SCORED, alone=alone, text=text)
+    kinds = KINDS if labels else SCORED
+    check_columns(columns, source, readers=readers, kinds=kinds, alone=alone, text=text, entries=entries or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +245,7 @@ def read_contract(
         where = source if len(kinds) == 1 else f"{source}: {kind.file}"
         unread = {**before[number], **dict.fromkeys(kind.unreadable, pl.Null())}
         compiled = entries_of(expressions, unread, where)
-        filtered = None if only is None else entry("where", only, unread, where)
+        filtered = None if only is None else filter_of(only, unread, where)
         used |= {name for each in [*compiled.values(), filtered] if each is not None for name in each.reads}
         _check_readable(kind, used, where)
         rows = exploded[number] if filtered is None else exploded[number].filter(filtered.value)
@@ -301,7 +253,7 @@ def read_contract(
         types = dict(renamed.collect_schema())
         others = {name for at, names in enumerate(before) if at != number for name in names}
         alone = [name for name in before[number] if name not in others] if others else []
-        check(types, where, labels=labels, alone=alone, text=kind.text)
+        check(types, where, labels=labels, alone=alone, text=kind.text, entries=expressions)
         own.append({name: types[name] for name in (KINDS if labels else SCORED) if name in types})
         units.append(time_unit(renamed, types["timestamp"], where, text=kind.text))
         entries.append(compiled)

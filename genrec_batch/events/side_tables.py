@@ -16,7 +16,7 @@ import polars as pl
 
 from genrec_batch.core.arrays import F32, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.events import hashing, schema, user_list, vectors
+from genrec_batch.events import hashing, schema, schema_file, user_list, vectors
 from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
@@ -57,7 +57,7 @@ def read_users(
     """
     if path is None:
         return None
-    names = schema.column_names(schema_name)
+    names = schema_file.column_names(schema_name)
     rename = partial(schema.rename, expressions=names.users, where=names.where.get("users"), source=f"--users {path}")
     users = _read(path, "--users", "user_id", rename, joins, inputs, rules, USER_VECTORS)
     check_users(users, f"--users {path}")
@@ -75,7 +75,7 @@ def read_videos(
     """
     if path is None:
         return None
-    names = schema.column_names(schema_name)
+    names = schema_file.column_names(schema_name)
     rename = partial(
         schema.rename, expressions=names.videos, where=names.where.get("videos"), source=f"--videos {path}"
     )

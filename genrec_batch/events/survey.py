@@ -84,7 +84,7 @@ def survey(
             advance(group.rows)
     if not usable and log.rows:
         raise InputError(
-            f"{log.where}: no row can be scored, of {log.rows:,}: {in_words(rejects) or 'none is an event'}"
+            f"{log.where}: no row can be scored, of {log.rows:,}: {in_words(rejects) or _none_left(log)}"
             f"{_too_old(log)}{_way_out(log, rejects)}"
         )
     return Survey(
@@ -119,6 +119,13 @@ def _look(log: EventLog, as_of_us: int | None, sorter: Sorter, users: Counter, v
         usable=len(usable),
         times=times,
     )
+
+
+def _none_left(log: EventLog) -> str:
+    """Return why rows without a fault are no events."""
+    if any(log.contract.where):
+        return "`where` of --schema is true for none of them"
+    return "none is an event"
 
 
 def _too_old(log: EventLog) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 from genrec_batch.core.arrays import Histories, SideTable
 from genrec_batch.core.errors import InputError
 from genrec_batch.core.options import NEXT_TO_NONE
-from genrec_batch.events import histories, plausible, schema, side_tables, sorter_choice
+from genrec_batch.events import histories, plausible, schema_file, side_tables, sorter_choice
 from genrec_batch.events.by_user import RecordReader
 from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.events.histories import VideoRows
@@ -124,7 +124,7 @@ def read_whole(
         chunks = list(
             threads.ordered(reader.records, range(len(log.row_groups)), workers=threads.cores(), name="records")
         )
-        entries, categories = schema.column_names(schema_name).events, schema_name not in schema.BUILT_IN
+        entries, categories = schema_file.column_names(schema_name).events, schema_name not in schema_file.BUILT_IN
         for warning in plausible.warnings(reader.looks, entries, categories=categories):
             LOG.warning("%s", warning)
         total_N = found.users["count"].to_numpy().astype("int64")

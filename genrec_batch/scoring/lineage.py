@@ -17,7 +17,7 @@ from genrec_batch.core.declare import recorded, values
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.protocol import Engine
-from genrec_batch.events import schema
+from genrec_batch.events import schema_file
 from genrec_batch.events.dataset import Dataset
 from genrec_batch.io import output
 from genrec_batch.runtime import console
@@ -57,7 +57,7 @@ class Run:
             "precision": engine.precision if engine else "none",
             "arithmetic": engine.arithmetic if engine else "",
             "config": values(config, "rows", "bytes") | _decoding(config, dataset),
-            "schema": {**asdict(schema.column_names(config.schema)), "name": ""},
+            "schema": {**asdict(schema_file.column_names(config.schema)), "name": ""},
             "input": {name: {**source.snapshot(), "path": ""} for name, source in dataset.inputs.items()},
         }
         if isinstance(config, ScoreConfig) and config.carry_for is not None:

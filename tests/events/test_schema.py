@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.events import schema
+from genrec_batch.events import schema, schema_file
 from genrec_batch.events.columns import LABELS
 from tests.conftest import small_log
 from tests.histories import normalize
@@ -126,7 +126,7 @@ def test_schema_file_renames_and_converts(tmp_path):
     file = tmp_path / "my.toml"
     file.write_text('user_id = "uid"\ntimestamp = "at_s * 1000"\n[events]\nwatch_duration = "played_ms / 1000.0"\n')
     frame = pl.DataFrame({"uid": ["a"], "video_id": ["v"], "at_s": [1_700_000_000], "played_ms": [2500]})
-    found = schema.read_contract(frame.lazy(), schema.column_names(str(file)).events, "log")
+    found = schema.read_contract(frame.lazy(), schema_file.column_names(str(file)).events, "log")
     got, reading = found.events(frame.lazy()), found.reading
     row = got.collect().row(0, named=True)
     assert (row["user_id"], row["watch_duration"], row["timestamp"].year) == ("a", 2.5, 2023)
@@ -145,12 +145,12 @@ def test_bad_schema_files_say_what_is_wrong(tmp_path, text, message):
     file = tmp_path / "my.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        schema.column_names(str(file))
+        schema_file.column_names(str(file))
 
 
 def test_unknown_schema_name_and_missing_columns_are_config_errors():
     with pytest.raises(ConfigError, match="Did you mean 'kuairand'"):
-        schema.column_names("kuairnd")
+        schema_file.column_names("kuairnd")
     with pytest.raises(InputError, match="reads 'uid', which log does not have"):
         schema.read_contract(log().lazy(), {"user_id": "uid"}, "log")
     with pytest.raises(ConfigError, match="not a Polars SQL expression"):
@@ -225,3 +225,20 @@ def test_a_column_that_some_files_do_not_have_is_named(run, model_dir):
     done = run("score", "days", "recs.parquet", "--model", model_dir)
     assert (done.code, done.summary["absent_columns"]) == (0, {"is_liked": 1}), done.err
     assert "columns that are missing in some files, and null there: is_liked (in 1 of 2)" in done.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "said"),
+    [
+        ("where = 'device_type'", 2, "where = \"(device_type) = 'view'\""),
+        ("where = 'watch_duration'", 2, 'where = "(watch_duration) = 1"'),
+        ("where = 'watch_duration < -1'", 3, "`where` of --schema is true for none of them"),
+        ("watch_percentage = 'device_type || 1'", 3, 'watch_percentage = "CAST((device_type || 1) AS DOUBLE)"'),
+        ("watch_percentage = 'device_type / 2.0'", 3, "TRY_CAST(device_type AS DOUBLE) makes them null"),
+    ],
+)
+def test_an_entry_of_another_type_is_told_with_the_way_out(run, model_dir, entry, code, said):
+    small_log().write_parquet("in.parquet")
+    Path("s.toml").write_text(entry)
+    done = run("score", "in.parquet", "recs.parquet", "--model", model_dir, "--schema", "s.toml")
+    assert (done.code, said in done.err.replace("\n", " ")) == (code, True), done.err

@@ -8,7 +8,7 @@ import pytest
 
 from genrec_batch import features
 from genrec_batch.core import layout
-from genrec_batch.events import schema, side_tables
+from genrec_batch.events import schema_file, side_tables
 from tests.histories import build, normalize
 from tests.logs import catalog_of
 
@@ -50,7 +50,7 @@ def test_beam_candidates_and_blends_work_on_it_too(run, arguments):
 
 
 def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuairand):
-    names = schema.column_names("kuairand")
+    names = schema_file.column_names("kuairand")
     events = normalize(pl.read_parquet(kuairand / "events.parquet"), names.events)
     users, videos = pl.read_parquet(kuairand / "users.parquet"), pl.read_parquet(kuairand / "videos.parquet")
     catalog = catalog_of(events, vocabulary=10_000)

@@ -17,7 +17,6 @@ import polars as pl
 
 from genrec_batch.core.errors import GateError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
-from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.events import by_user, histories, plausible, sorter_choice
 from genrec_batch.events.beside import Beside, given_candidates, users_to_score
 from genrec_batch.events.by_user import EventStore, RecordReader, Users
@@ -44,9 +43,6 @@ MASKED = (
     "with --include-seen for one that ranks both"
 )
 UNTRAINED = "untrained weights: the ranking means nothing until --model names a trained model"
-
-
-MODEL_FILES = ("config.json", "model.safetensors", "catalog.parquet")
 
 
 class HeadStart(Protocol):
@@ -104,14 +100,12 @@ class Dataset:
             sorter_choice.for_log(log.rows)  # an import, which would hold up one that `ahead` makes
         if ahead is not None:
             ahead.start()
-        model_files = _model_files(config, model)
-        with model_files.held():
-            loaded = _model(config, model, stages)
+        loaded = _model(config, model, stages)
         with reject_file(config.rejects) as rejected:
             found = _survey(log, config, inputs, stages, rejected)
             warn_about(loaded, config)
             name = f"INPUT {source if isinstance(source, str) else 'table'}"
-            with stages.time("catalog"), model_files.held():
+            with stages.time("catalog"):
                 catalog = catalog_for(loaded, found, name)
                 token_V = catalog.tokens(found.videos["video_id"]).to_numpy()
                 loaded = loaded.with_catalog(len(catalog))
@@ -216,13 +210,6 @@ def _log(
         return EventLog.of(opened, config.schema, f"INPUT {source}"), {"events": opened}
 
 
-def _model_files(config: HistoryConfig, given: Model | None) -> Snapshot:
-    """Look at the files of `--model` that are read in several steps; a version in a registry never changes."""
-    place = Path(config.model or "")
-    files = [str(place / name) for name in MODEL_FILES if given is None and config.model and (place / name).is_file()]
-    return Snapshot.of(files, f"--model {config.model}")
-
-
 def _model(config: HistoryConfig, given: Model | None, stages: Stages) -> Model:
     with stages.time("model"), console.busy("reading the model"):
         loaded = given or open_model(config)
@@ -246,11 +233,13 @@ def catalog_for(loaded: Model, found: Survey, name: str) -> Catalog:
 
     Raises:
         ModelError: the catalog is damaged, or its ids can never equal the log's.
+        RetryError: the model's files are not those that its weights were read with.
     """
     vocabulary = loaded.config.vocabulary
     file = loaded.directory / "catalog.parquet" if loaded.directory else None
     if file is not None and file.exists():
-        catalog = Catalog.read(file, vocabulary=vocabulary)
+        with loaded.files.held():
+            catalog = Catalog.read(file, vocabulary=vocabulary)
         catalog.check_type(found.videos.schema["video_id"], name)
         if loaded.training is not None:
             loaded.training.check_catalog(catalog.fingerprint(), file)

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from genrec_batch.core import layout
 from genrec_batch.core.arrays import F32, FIRST_ITEM, HEADS
 from genrec_batch.core.errors import ConfigError, ModelError, RetryError, nearest
+from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.model import sealed
 from genrec_batch.model.places import check_free, check_reached, directory_of
 from genrec_batch.model.trained import Trained
@@ -229,6 +230,9 @@ def _bfloat16(path: Path, name: str) -> F32:
     return bits.view(np.float32).reshape(entry["shape"])
 
 
+NO_FILES = Snapshot.of((), "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Weights with their sizes. `directory` is None for the packaged demo rule (seeded weights, nothing on disk)."""
@@ -240,6 +244,7 @@ class Model:
     trained: bool  # False: seeded weights, whose ranking is meaningless
     tokens: int  # padding, unknown and the catalog; tokens from here on have no video and are never recommended
     training: Trained | None = None  # None: imported weights, or seeded ones
+    files: Snapshot = NO_FILES  # of the directory, as they were when the model was read
 
     def with_catalog(self, videos: int) -> Model:
         """Return the model with a catalog of so many videos; an engine never chooses a token beyond them."""
@@ -274,6 +279,7 @@ def load(directory: Path, named: str = "--model") -> Model:
     Raises:
         ModelError: the directory or a file is missing; the config is damaged, or of another layout or version; the
             weights are truncated or do not fit the config; weights or catalog are not those of `save`.
+        RetryError: a file changed meanwhile.
     """
     path = directory / "config.json"
     check_reached(path, f"{named} {directory}")
@@ -283,6 +289,8 @@ def load(directory: Path, named: str = "--model") -> Model:
         raise ModelError(f"{named} {directory}: no such directory; `genrec-batch model init {directory}` makes one")
     if not path.is_file():
         raise ModelError(f"{directory}: no config.json in it, so it is not a model directory")
+    present = [directory / name for name in (path.name, sealed.WEIGHTS, sealed.CATALOG)]
+    files = Snapshot.of([str(file) for file in present if file.is_file()], f"{named} {directory}")
     try:
         stored = json.loads(path.read_text())
         sizes = stored["model"]
@@ -300,11 +308,11 @@ def load(directory: Path, named: str = "--model") -> Model:
     if not isinstance(sizes, dict) or set(sizes) != known:
         raise ModelError(f"{path}: the entry `model` must hold exactly {', '.join(sorted(known))}")
     config = ModelConfig(**sizes)
-    with sealed.checked(directory, stored.get("sha256")):
+    with files.held(), sealed.checked(directory, stored.get("sha256")):
         weights = read_weights(directory / sealed.WEIGHTS)
         check_weights(weights, config, str(directory / sealed.WEIGHTS))
     training = Trained.read(stored.get("training"), path)
-    return _model(config, weights, directory, trained=trained, training=training)
+    return replace(_model(config, weights, directory, trained=trained, training=training), files=files)
 
 
 def save(

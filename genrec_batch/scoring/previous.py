@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from genrec_batch.core.arrays import I64, U8
 from genrec_batch.core.declare import differences
 from genrec_batch.core.errors import ConfigError, InputError, RetryError
+from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.io import parquet, published
 from genrec_batch.io.attempt import reading
 from genrec_batch.scoring.fingerprints import COLUMNS, Prints
@@ -55,6 +56,7 @@ class Previous:
     rows: pl.LazyFrame
     run_id: str
     scope: Mapping[str, Any]
+    seen: Snapshot  # its files, as they were checked
     why_not: str = ""  # why no row of it can be kept, "" if rows can
 
     @staticmethod
@@ -81,6 +83,7 @@ class Previous:
     def _open(path: str) -> Previous:
         place = Path(path)
         kept = published.fingerprint_file(place)
+        seen = _seen(path, place)
         run_id = _checked_files(path, place)
         if not kept.is_file() and run_id is None:
             raise InputError(
@@ -101,6 +104,7 @@ class Previous:
         if not frame["user_id"].is_sorted():
             raise _damaged(path, f"{kept.name} is damaged")
         files, metadata = published.files_of(place)
+        seen.check()
         stored = _read(path, lambda: sum(pq.read_metadata(file).num_rows for file in files))
         for what, count, said in (
             ("rows", stored, metadata.get(published.ROWS)),
@@ -117,6 +121,7 @@ class Previous:
             rows=rows,
             run_id=run_id,
             scope=json.loads(about[SCOPE]),
+            seen=seen,
         )
 
     def compared(self, shared: Mapping[str, Any], user_type: pl.DataType, video_type: pl.DataType) -> Previous:
@@ -170,6 +175,7 @@ class Previous:
         if lost_N.any():
             user = ids[int(lost_N.argmax())]
             raise _changed(self.path, f"rows of user {user} are missing")
+        self.seen.check()
         lists = found.schema["video_id"].is_nested()
         items_N = found["video_id"].list.len().to_numpy().astype(np.int64) if lists else rows_N.astype(np.int64)
         return found.to_arrow(compat_level=pl.CompatLevel.oldest()), items_N
@@ -190,6 +196,12 @@ def _read(path: str, read: Callable[[], T]) -> T:
         return reading(read, f"--previous {path}")
     except InputError as error:
         raise _damaged(path, f"it cannot be read ({error.__cause__})") from error
+
+
+def _seen(path: str, place: Path) -> Snapshot:
+    """Look at the files of an earlier output before they are checked."""
+    found = [place, published.fingerprint_file(place), *(place.iterdir() if place.is_dir() else ())]
+    return Snapshot.of([str(file) for file in found if file.is_file()], f"--previous {path}")
 
 
 def _checked_files(path: str, place: Path) -> str | None:

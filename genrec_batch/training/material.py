@@ -199,7 +199,8 @@ def _held_out(options: TrainConfig, log: WholeLog) -> tuple[Cuts, str]:
 def _tokens_of(base: Model, catalog: Catalog, options: TrainConfig) -> I32:
     """Return the token of each video of the catalog in the model to begin with, 0 where it has none."""
     assert base.directory is not None
-    theirs = Catalog.read(base.directory / "catalog.parquet", vocabulary=base.config.vocabulary)
+    with base.files.held():
+        theirs = Catalog.read(base.directory / "catalog.parquet", vocabulary=base.config.vocabulary)
     theirs.check_type(catalog.id_type, "EVENTS")
     token_C = theirs.tokens(catalog.items["video_id"]).to_numpy().copy()
     token_C[token_C == UNKNOWN] = 0

@@ -110,12 +110,23 @@ def test_nobody_to_score_is_an_error_of_its_own(log, log_file, config):
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_model_that_is_replaced_while_read_is_another_time(run, log_file, model_dir, tmp_path, monkeypatch, damaged):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "score {log} recs.parquet --model {model}",
+        "evaluate {log} --model {model}",
+        "verify {log} --model {model}",
+        "train {log} --out new --init-from {model} --epochs 1",
+    ],
+)
+def test_a_model_that_is_replaced_while_read_is_another_time(
+    run, log_file, model_dir, tmp_path, monkeypatch, damaged, command
+):
     shutil.copytree(model_dir, tmp_path / "m")
     load = dataset.weights.load
 
-    def replaced(directory):
-        loaded = load(directory)
+    def replaced(directory, *named):
+        loaded = load(directory, *named)
         file = directory / "catalog.parquet"
         content = file.read_bytes()
         file.unlink()
@@ -124,5 +135,5 @@ def test_a_model_that_is_replaced_while_read_is_another_time(run, log_file, mode
         return loaded
 
     monkeypatch.setattr(dataset.weights, "load", replaced)
-    done = run("score", log_file, "recs.parquet", "--model", tmp_path / "m")
+    done = run(*command.format(log=log_file, model=tmp_path / "m").split())
     assert (done.code, "catalog.parquet changed while it was read" in done.err) == (75, True), done.err

@@ -361,6 +361,23 @@ def test_rows_that_go_while_they_are_read_are_scored_by_the_same_command_again(n
     assert (done.code, done.summary["users"]) == (0, 41), done.err
 
 
+def test_an_earlier_output_that_is_replaced_after_its_check_is_another_time(nights, run, model_dir, monkeypatch):
+    nights(1, "a")
+    compared = Previous.compared
+
+    def later(previous, *arguments):
+        part = Path("a", PART)
+        rows = pl.read_parquet(part).with_columns(score=pl.lit(-1.0, pl.Float32))  # as many rows for each user
+        rows.write_parquet("other.parquet")
+        Path("other.parquet").replace(part)
+        return compared(previous, *arguments)
+
+    monkeypatch.setattr(Previous, "compared", later)
+    done = run("score", "night2.parquet", "b", "--model", model_dir, *AS_OF, "--previous", "a")
+    assert (done.code, f"a/{PART} changed while it was read" in done.err) == (75, True), done.err
+    assert not Path("b").exists()
+
+
 @pytest.mark.parametrize("layout", ["long", "nested"])
 def test_rows_that_did_not_come_back_are_noticed(nights, layout):
     nights(1, "a", "--layout", layout)

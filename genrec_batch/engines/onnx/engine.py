@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +91,9 @@ class OnnxRuntimeEngine(Engine):
         log.info("%s: the export is of other weights, precision or sizes; graphs are made in memory", directory)
         return None
 
-    def _graph(self, name: str) -> bytes | Path:
+    def _graph(self, name: str) -> bytes:
         if self._export is not None and self._model.directory is not None and name in exported.GRAPHS:
-            return exported.graph_path(self._model.directory, self._export, name)
+            return exported.graph_bytes(self._model.directory, self._export, name)
         imported("onnx", self.device.partition(":")[0])
         from genrec_batch.engines.onnx import graphs  # needs onnx, which an export does not
 

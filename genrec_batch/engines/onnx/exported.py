@@ -62,16 +62,17 @@ def fits(index: ExportIndex, *, model: str, precision: str) -> bool:
     return dynamic and (index.format, index.model, index.precision) == (FORMAT, model, precision)
 
 
-def graph_path(directory: Path, index: ExportIndex, graph: str) -> Path:
-    """Return the path of one graph, after a check of its sha256.
+def graph_bytes(directory: Path, index: ExportIndex, graph: str) -> bytes:
+    """Return one graph, after a check of its sha256; it is read once, so that it is what was checked.
 
     Raises:
         ModelError: the file is missing or is not the exported one.
     """
     path = directory / FOLDER / f"{graph}.onnx"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256[path.name]:
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != index.sha256[path.name]:
         raise ModelError(
             f"{path}: missing or not the file that was exported; run `genrec-batch model export` again, "
             f"or remove {path.parent}"
         )
-    return path
+    return content

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,13 +29,13 @@ Array = npt.NDArray[Any]
 class OnnxSessions:
     """Sessions on one device. Each is made when it is first run; inputs and outputs stay on the device."""
 
-    def __init__(self, device: str, *, threads: int | None, graph: Callable[[str], bytes | Path]) -> None:
+    def __init__(self, device: str, *, threads: int | None, graph: Callable[[str], bytes]) -> None:
         """Find the provider.
 
         Args:
             device: "cpu" or "cuda:N".
             threads: of one operator on the CPU; by default as many as this process may use.
-            graph: returns a graph by name, as bytes or as the path of its file.
+            graph: returns a graph by name.
 
         Raises:
             EngineError: onnxruntime or its provider is missing.
@@ -66,9 +65,7 @@ class OnnxSessions:
             graph = self._graph(name)
             options = self._options()
             with self._errors(f"loading the graph {name}"):
-                session = self._runtime.InferenceSession(
-                    graph if isinstance(graph, bytes) else str(graph), options, providers=self._providers()
-                )
+                session = self._runtime.InferenceSession(graph, options, providers=self._providers())
             if session.get_providers()[0] != PROVIDERS[self.kind]:
                 raise EngineError.of_device(
                     f"--device {self.kind}: onnxruntime could not start {PROVIDERS[self.kind]}: is there an NVIDIA "

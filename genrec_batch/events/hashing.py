@@ -23,7 +23,8 @@ def hash_columns(frame: pl.DataFrame) -> F32:
     """Hash all columns except ids and lists into 200 signed floats a row, [R, 200] (Weinberger et al. 2009).
 
     h = xxh64 (seed 0) of the UTF-8 text; the slot is h mod 200, the sign + where bit 63 is 0, else -. A category, a
-    Boolean or a time adds 1 for the text `column=value`, a number x adds sgn(x) ln(1 + |x|) for the text `column`.
+    Boolean or a time adds 1 for the text `column=value`, a number x (of a duration, its seconds) adds
+    sgn(x) ln(1 + |x|) for the text `column`.
     """
     total_R200: F64 = np.zeros((len(frame), HASHED))
     rows_R = np.arange(len(frame))
@@ -31,8 +32,9 @@ def hash_columns(frame: pl.DataFrame) -> F32:
         name, kind = column.name, column.dtype
         if name == "id" or name.endswith("_id") or kind.is_nested() or kind in (pl.Null, pl.Binary, pl.Object):
             continue
-        if kind.is_numeric():
-            x = column.cast(pl.Float64).to_numpy()
+        if kind.is_numeric() or kind == pl.Duration:
+            number = column.dt.total_microseconds() / 1e6 if kind == pl.Duration else column
+            x = number.cast(pl.Float64).to_numpy()
             x = np.where(np.isfinite(x), x, 0.0)
             place, sign = slot(name)
             total_R200[:, place] += sign * np.sign(x) * np.log1p(np.abs(x))

@@ -18,7 +18,7 @@ from genrec_batch.core.arrays import F32, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import hashing, schema, schema_file, user_list, vectors
 from genrec_batch.events.joins import Joins, Side
-from genrec_batch.events.table_rows import TableRules
+from genrec_batch.events.table_rows import GIVEN, TableRules
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
@@ -96,27 +96,34 @@ def _read(
     frame, source = read.table(path, flag, key, rename)
     name = flag.lstrip("-").replace("-", "_")
     inputs[flag.lstrip("-")] = source
-    frame = rules.usable(frame, key, where, name, source, widths)
     frame = _same_type(frame, key, joins.log(key).ids.dtype, where)
+    frame = rules.usable(frame, key, where, name, source, widths)
     joins.table(name, Side(name=where, ids=frame[key]), key)
     return frame
 
 
 def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> pl.DataFrame:
-    """Return a table whose ids are of the log's type: an integer and the text that it is written as are one id."""
-    kind = frame.schema[key]
-    if kind == log:
+    """Return a table whose ids are of the log's type: an integer and the text that it is written as are one id.
+
+    Ids that can be none of the log are null, and in a column `GIVEN` as text.
+
+    Raises:
+        InputError: none of them can.
+    """
+    given = frame[key]
+    if given.dtype == log:
         return frame
-    odd = frame[key].filter(~frame[key].str.contains(WHOLE)) if kind == pl.String and log.is_integer() else None
-    if odd is not None and len(odd):
+    can = pl.col(key).str.contains(WHOLE) if given.dtype == pl.String and log.is_integer() else pl.lit(value=True)
+    there = frame.select(pl.when(can).then(pl.col(key)).cast(log, strict=False))[key]
+    odd = given.is_not_null() & there.is_null()
+    if not odd.any():
+        return frame.with_columns(there)
+    if not there.count():
         raise InputError(
-            f"{source}: column {key!r} is text, such as {odd[0]!r}, and that of the log is {log}: no such row "
-            "would ever match; give the table whose ids are those of this log"
+            f"{source}: column {key!r} is {given.dtype}, such as {given.drop_nulls()[0]!r}, and that of the log is "
+            f"{log}: no row would ever match; give the table whose ids are those of this log"
         )
-    try:
-        return frame.with_columns(pl.col(key).cast(log))
-    except pl.exceptions.InvalidOperationError as error:
-        raise InputError(f"{source}: column {key!r} holds ids that do not fit the log's {log} ({error})") from error
+    return frame.with_columns(there, pl.when(odd).then(given).cast(pl.String).alias(GIVEN))
 
 
 def read_candidates(
@@ -135,16 +142,16 @@ def read_candidates(
     frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy)
     inputs["candidates"] = source
     where = f"--candidates {path}"
-    frame = rules.usable(_as_lists(frame), "user_id", where, "candidates", source)
+    frame = _same_type(_as_lists(frame), "user_id", joins.users.dtype, where)
+    frame = rules.usable(frame, "user_id", where, "candidates", source)
     kind = frame.schema.get("video_id")
     if not isinstance(kind, (pl.List, pl.Array)):
         raise InputError(f"{where}: column 'video_id' is {kind or 'missing'}, expected a list of video ids per user")
     frame = frame.with_columns(pl.col("video_id").cast(pl.List(kind.inner)))
     videos = frame.select(pl.col("video_id").explode()).drop_nulls().unique(maintain_order=True)
     videos = _same_type(videos, "video_id", joins.videos.dtype, where)
-    frame = _same_type(frame, "user_id", joins.users.dtype, where)
     joins.table("candidate_users", Side(name=where, ids=frame["user_id"]), "user_id")
-    joins.candidates(Side(name=where, ids=videos["video_id"]), catalog)
+    joins.candidates(Side(name=where, ids=videos["video_id"].drop_nulls()), catalog)
     return frame
 
 
@@ -175,8 +182,9 @@ def read_users_only(
     frame, source = read.table(path, "--users-only", "user_id", ids)
     inputs["users_only"] = source
     frame = frame.filter(frame["user_id"].is_null() | frame["user_id"].is_first_distinct())  # to repeat is no fault
-    frame = rules.usable(frame, "user_id", f"--users-only {path}", "users_only", source)
-    return _same_type(frame, "user_id", joins.users.dtype, f"--users-only {path}")["user_id"].sort()
+    where = f"--users-only {path}"
+    frame = _same_type(frame, "user_id", joins.users.dtype, where)
+    return rules.usable(frame, "user_id", where, "users_only", source)["user_id"].sort()
 
 
 def candidate_tokens(given: pl.DataFrame | None, ids: pl.Series, catalog: Catalog) -> tuple[Ragged | None, int]:

@@ -19,6 +19,8 @@ from genrec_batch.io.read import PIECE, ROW, Source
 from genrec_batch.io.row_groups import in_files
 from genrec_batch.runtime.console import LOG
 
+GIVEN = "id as it was given"  # a column of ids that are none of the log's type, as text
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableRules:
@@ -35,12 +37,12 @@ class TableRules:
     ) -> pl.DataFrame:
         """Return the rows of a table that can be used, one for each id, in their order.
 
-        A row is rejected where its id is null, empty or repeats, where an entry of `--schema` fails on it, or where a
-        vector has a hole or another width than most. Of an id's rows, the one with the largest value of `newest` is
-        taken, and the others are no rejects; else the first.
+        A row is rejected where its id is null, empty, of another type than the log's or repeats, where an entry of
+        `--schema` fails on it, or where a vector has a hole or another width than most. Of an id's rows, the one with
+        the largest value of `newest` is taken, and the others are no rejects; else the first.
 
         Args:
-            frame: the table with the columns `ROW` and `PIECE`.
+            frame: the table with the columns `ROW` and `PIECE`, and perhaps `GIVEN`.
             key: its column of ids.
             where: names it in errors.
             name: names it in the summary.
@@ -53,12 +55,16 @@ class TableRules:
         conditions: dict[str, pl.Expr] = {}
         if FAILED in frame.columns:
             conditions["an expression cannot be computed"] = pl.col(FAILED)
+        if GIVEN in frame.columns:
+            conditions[f"{key} is no {frame.schema[key]}, as the log's are"] = pl.col(GIVEN).is_not_null()
         conditions[f"{key} is null"] = pl.col(key).is_null()
         if frame.schema[key] == pl.String:
             conditions[f"{key} is empty"] = pl.col(key) == ""
         for column, width in (vectors or {}).items():
             if column in frame.columns:
                 odd = odd_rows(frame[column], width)
+                if len(frame) and not frame[column].count():
+                    LOG.warning("%s: column %r has no value in any row", where, column)
                 conditions[f"{column} holds null, NaN or infinity, or has another width"] = pl.lit(odd)
         reason = pl.coalesce(pl.when(each).then(pl.lit(said)) for said, each in conditions.items())
         read = frame.with_columns(reason.alias("reason"))
@@ -70,7 +76,7 @@ class TableRules:
         repeated = good.filter(again).with_columns(reason=pl.lit(f"{key} repeats"))
         rejected = pl.concat([read.filter(pl.col("reason").is_not_null()), repeated])
         self._tell(rejected, key, where, name, source, len(frame))
-        return good.filter(~again).drop("reason", ROW, PIECE, FAILED, strict=False)
+        return good.filter(~again).drop("reason", ROW, PIECE, FAILED, GIVEN, strict=False)
 
     def check_dated(self, given: bool) -> None:
         """Raise ConfigError where tables are given and none has the column of `--side-tables-newest`."""
@@ -84,7 +90,9 @@ class TableRules:
         self.counts[name] = counts
         pieces = [piece for group in source.row_groups for piece in group.pieces]
         for number, some in rejected.group_by(PIECE, maintain_order=True):
-            values = pl.struct(pl.col(key)).struct.json_encode().alias("values")
+            given = [pl.col(GIVEN)] if GIVEN in some.columns else []
+            shown = pl.coalesce(*given, pl.col(key).cast(pl.String)) if given else pl.col(key)
+            values = pl.struct(shown.alias(key)).struct.json_encode().alias("values")
             found = some.select(pl.col(ROW).cast(pl.Int64).alias("row"), "reason", values)
             self.file.add(name, in_files(found, pieces[int(str(number[0]))]))
         LOG.warning("%s: %s of %s rows rejected: %s", where, f"{len(rejected):,}", f"{rows:,}", in_words(counts))

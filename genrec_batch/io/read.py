@@ -71,11 +71,16 @@ class Source:
         }
 
     def frame(
-        self, rename: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda frame: frame, *, numbered: bool = False
+        self,
+        rename: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda frame: frame,
+        *,
+        numbered: bool = False,
+        where: str = "",
     ) -> pl.LazyFrame:
         """Return all rows, in order, after `rename`, with one type for each column.
 
-        With `numbered`, columns `ROW` and `PIECE` say where a row was before `rename`, which keeps the first.
+        With `numbered`, columns `ROW` and `PIECE` say where a row was before `rename`, which keeps the first. `where`
+        names the source in errors.
 
         Raises:
             InputError: two files have types of one column that have no type in common.
@@ -88,7 +93,7 @@ class Source:
             return frame.with_columns(pl.lit(number, pl.UInt32).alias(PIECE)) if numbered else frame
 
         schemas = [(columns.file, renamed(columns.frame).collect_schema()) for columns in self.columns]
-        types = common_types(schemas, self.path)
+        types = common_types(schemas, where or self.path)
         pieces = [piece.frame for group in self.row_groups for piece in group.pieces]
         frames = [placed(in_types(renamed(frame), types), number) for number, frame in enumerate(pieces)]
         return pl.concat(frames or [placed(renamed(self.columns[0].frame), 0)])
@@ -190,7 +195,7 @@ def table(
         InputError: the key column is missing, or neither integer nor string.
     """
     source, where = scan(path, flag), f"{flag} {path}"
-    frame = source.frame(rename, numbered=True)
+    frame = source.frame(rename, numbered=True, where=where)
     names = [name for name in frame.collect_schema().names() if name not in (ROW, PIECE)]
     if key not in names:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from datetime import date
 from decimal import Decimal
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_batch.core.errors import InputError
+from genrec_batch.events.hashing import slot
 from genrec_batch.events.side_tables import check_users, users_table, videos_table
 
 
@@ -264,4 +266,40 @@ def test_a_text_that_is_no_integer_is_none_of_a_log_of_integers(run, model_dir, 
     users.write_parquet("users.parquet")
     done = run("score", log_file, "recs.parquet", "--model", model_dir, "--users", "users.parquet")
     assert done.code == 3
-    assert "column 'user_id' is text, such as '000" in done.err.replace("\n", " ")
+    assert "column 'user_id' is String, such as '000" in done.err.replace("\n", " ")
+
+
+def test_one_id_of_another_type_is_one_reject(run, model_dir, log_file, log):
+    ids = log["user_id"].unique().sort().cast(pl.String).to_list()
+    pl.DataFrame({"user_id": [*ids, "x", "007"], "city": "c"}).write_csv("users.csv")
+    flags = ["--users", "users.csv", "--rejects", "rejects.parquet"]
+    done = run("score", log_file, "recs.parquet", "--model", model_dir, *flags)
+    assert done.code == 0, done.err
+    assert done.summary["rejected_rows_of_tables"] == {"users": {"user_id is no Int64, as the log's are": 2}}
+    assert done.summary["users"] == len(ids)
+    rejects = pl.read_parquet("rejects.parquet")
+    assert rejects["values"].to_list() == ['{"user_id":"x"}', '{"user_id":"007"}']
+    assert rejects["row"].to_list() == [len(ids), len(ids) + 1]
+
+
+def test_columns_of_any_type_are_hashed_or_left_out(run, model_dir, log_file, log):
+    ids = log.select(pl.col("user_id").unique().sort())
+    types = {
+        "duration": pl.lit(dt.timedelta(hours=1)), "time": pl.lit(dt.time(3)), "day": pl.lit(dt.date(2026, 4, 1)),
+        "bytes": pl.lit(b"\xff"), "amount": pl.lit(1).cast(pl.Decimal(10, 2)), "parts": pl.struct(a=pl.lit(1)),
+        "large": pl.lit(1).cast(pl.Int128), "kind": pl.lit("a").cast(pl.Categorical), "nothing": pl.lit(None),
+    }  # fmt: skip
+    ids.with_columns(**types).write_parquet("users.parquet")
+    done = run("features", log_file, "f.parquet", "--model", model_dir, "--users", "users.parquet")
+    assert done.code == 0, done.err
+    place, sign = slot("duration")
+    value = pl.read_parquet("f.parquet")["features"].list.get(600 + place)[0]
+    assert value == pytest.approx(sign * np.log1p(3600), abs=3), "a duration counts as its seconds"
+
+
+def test_vectors_without_any_value_are_warned_about(run, model_dir, log_file, log):
+    videos = log.select(pl.col("video_id").unique().sort())
+    videos.with_columns(embedding=pl.lit(None, pl.List(pl.Float32))).write_parquet("videos.parquet")
+    done = run("score", log_file, "recs.parquet", "--model", model_dir, "--videos", "videos.parquet")
+    assert done.code == 0, done.err
+    assert "column 'embedding' has no value in any row" in done.err.replace("\n", " ")

@@ -183,8 +183,7 @@ def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:
 def read_weights(path: Path, counters: dict[str, str] | None = None) -> dict[str, F32]:
     """Return every tensor of a safetensors file as float32.
 
-    Where `counters` is given, tensors of integers and Booleans that are no weight and no bias, such as the number of
-    averaged models, are left out and noted in it with their type.
+    `counters`, where given, takes name and type of integers and Booleans that are no weight and no bias; others raise.
 
     Raises:
         ModelError: the file is missing, truncated, not safetensors, or holds a type that is not a float.
@@ -195,18 +194,14 @@ def read_weights(path: Path, counters: dict[str, str] | None = None) -> dict[str
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
             if counters is not None:
-                kinds = {name: str(file.get_slice(name).get_dtype()) for name in names}
-                counters |= {name: kind for name, kind in kinds.items() if _counts(name, kind)}
+                others = {n: file.get_slice(n).get_dtype() for n in names if not n.endswith(("weight", "bias"))}
+                counters |= {n: kind for n, kind in others.items() if kind.startswith(("I", "U", "BOOL"))}
             return {name: _as_float32(file, name, path) for name in names if name not in (counters or {})}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(
             f"{path}: not a whole safetensors file ({error}); copy it again, or save it with safetensors "
             "(pickled .pt and .bin files are never read)"
         ) from error
-
-
-def _counts(name: str, kind: str) -> bool:
-    return kind.startswith(("I", "U", "BOOL")) and not name.endswith(("weight", "bias"))
 
 
 def _as_float32(file: Any, name: str, path: Path) -> F32:

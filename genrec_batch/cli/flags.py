@@ -72,7 +72,10 @@ def options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
                 try:
                     command(**given)
                 except GenrecError as error:
-                    raise located(context, error) from error
+                    told = located(context, error)
+                    if told is error:
+                        raise  # with what led to it, which `from error` would replace by itself
+                    raise told from error
 
             guarded(work, verbose=chosen.verbose, stall_limit_s=chosen.stall_limit)
 

@@ -70,7 +70,7 @@ def check_choices(config: Any) -> None:
 def check_at_least(config: Any, **bounds: int) -> None:
     """Raise ConfigError for a field below its least value."""
     for name, least in bounds.items():
-        if getattr(config, name) < least:
+        if not getattr(config, name) >= least:  # NaN is no number of anything
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least {least}")
 
 

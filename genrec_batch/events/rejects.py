@@ -7,18 +7,20 @@ rows of a log and its contract. Out: a frame with a row for each reject; counts 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 
-from genrec_batch.core.errors import ConfigError, GateError
+from genrec_batch.core.errors import GateError, RetryError
 from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, REQUIRED
 from genrec_batch.events.convert import converted
 from genrec_batch.events.schema import Contract
 from genrec_batch.events.times import FIRST_US
+from genrec_batch.io.durable import disk_errors
 
 ROW, VALUES = "row number of the file", "values at fault"
 SCHEMA = {"input": pl.String, "reason": pl.String, "file": pl.String, "row": pl.Int64, "values": pl.String}
@@ -106,26 +108,45 @@ class RejectFile:
     """The file of `--rejects`: a row for each rejected row of any input, written as they are found."""
 
     writer: pq.ParquetWriter | None
+    path: str = ""
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Write rows with the columns reason, file, row and values of the input `name`."""
         if self.writer is not None and len(rows):
-            self.writer.write_table(rows.select(pl.lit(name).alias("input"), *list(SCHEMA)[1:]).to_arrow())
+            with disk_errors(Path(self.path), "--rejects"):
+                self.writer.write_table(rows.select(pl.lit(name).alias("input"), *list(SCHEMA)[1:]).to_arrow())
 
 
 @contextmanager
 def reject_file(path: str | None) -> Iterator[RejectFile]:
     """Open `--rejects` for the time of a reading; without a path, rejected rows are only counted.
 
+    The file appears at the end, unless that comes by an error that another try may not have.
+
     Raises:
         ConfigError: it cannot be written.
+        RetryError: the disk is full.
     """
     if path is None:
         yield RejectFile(writer=None)
         return
+    scratch = Path(f"{path}.tmp")
     try:
-        writer = pq.ParquetWriter(path, pl.DataFrame(schema=SCHEMA).to_arrow().schema, compression="zstd")
-    except OSError as error:
-        raise ConfigError(f"--rejects {path}: cannot be written ({error})") from error
-    with writer:
-        yield RejectFile(writer=writer)
+        with disk_errors(Path(path), "--rejects"):
+            writer = pq.ParquetWriter(scratch, pl.DataFrame(schema=SCHEMA).to_arrow().schema, compression="zstd")
+        again = False
+        try:
+            yield RejectFile(writer=writer, path=path)
+        except RetryError:
+            again = True
+            raise
+        finally:
+            with suppress(OSError) if again else disk_errors(Path(path), "--rejects"):
+                try:
+                    writer.close()
+                finally:
+                    writer.is_open = False  # else the garbage collector closes it once more
+                if not again:
+                    scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NoReturn
 
-from genrec_batch.core.errors import GenrecError, RetryError
+from genrec_batch.core.errors import GenrecError, RetryError, is_exhausted
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.runtime import console, progress
 from genrec_batch.runtime.clock import Span, Stages
@@ -89,7 +89,12 @@ def _answer(there: Connection, config: ScoreConfig, source: str, target: str) ->
         with progress.watched(config.stall_limit):
             summary = pipeline.score(config, source, target, stages)
     except GenrecError as error:
-        there.send(error)
+        there.send(RetryError(str(error)) if is_exhausted(error) else error)  # what led to it is not sent
+        return
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_exhausted(error):
+            raise
+        there.send(RetryError(f"the profiled run is out of memory or threads ({error}); try --limit N"))
         return
     elapsed_s = time.perf_counter() - stages.began
     there.send(Ran(summary=summary, spans=stages.spans, seconds=stages.seconds, elapsed_s=elapsed_s))

@@ -29,7 +29,7 @@ from genrec_batch.scoring.fingerprints import COLUMNS, Prints
 T = TypeVar("T")
 SCOPE = b"genrec.scope"
 OF_EARLIER_AS_OF = "carried_of_earlier_as_of"  # users who keep rows although as-of moved
-AS_OF_ONLY = "changed_only_by_as_of"  # users whose input differs from the earlier output's by nothing else
+AS_OF_ONLY = "changed_only_by_as_of"  # users who are scored though their input differs by nothing else
 
 
 class DamagedError(InputError):
@@ -149,7 +149,8 @@ class Previous:
         aged_N = there_N & ~same_N & prints.same_but_for_as_of(before)
         age_us_N = prints.as_of_us_N - before.as_of_us_N
         young_N = aged_N & (age_us_N >= 0) & (age_us_N <= carry_us)
-        counts = {OF_EARLIER_AS_OF: int(young_N.sum())} if carry_us else {AS_OF_ONLY: int(aged_N.sum())}
+        counts = {AS_OF_ONLY: int((aged_N & ~young_N).sum())}
+        counts |= {OF_EARLIER_AS_OF: int(young_N.sum())} if carry_us else {}
         return Kept(unchanged_N=same_N | young_N, prints=prints.where(young_N, before), counts=counts)
 
     def _places(self, ids: pl.Series) -> I64:

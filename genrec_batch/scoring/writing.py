@@ -6,6 +6,7 @@ run and a stream of work that ends in parts. Out: the output on disk, and the ru
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ MOVED = (
     "users without any change were scored again: as-of moved, and with it slot 1008, the time since the newest event; "
     "--carry-for 7d lets such users keep rows of up to that age, and the same --as-of in both runs all of them"
 )
+OLD = "users without any change were scored again: their rows are older than --carry-for, or of a later as-of than this run's"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 Parts = Callable[[set[int], console.Advance], Generator[Callable[[], OutputPart], None, None]]
@@ -132,9 +134,13 @@ def write(
         console.doing("finishing")
         with stages.time("finish"):
             done = out.finish(scope)
-    for name, what in (("short_users", SHORT), ("seen_candidates", SEEN), (AS_OF_ONLY, MOVED)):
+    for name, what in (("short_users", SHORT), ("seen_candidates", SEEN)):
         if done.get(name):
             LOG.warning("%s %s", f"{done[name]:,}", what)
+    if done.get(AS_OF_ONLY):
+        carries = isinstance(run.config, ScoreConfig) and run.config.carry_for is not None
+        level = logging.INFO if carries and done["carried_users"] else logging.WARNING  # some are too old every night
+        LOG.log(level, "%s %s", f"{done[AS_OF_ONLY]:,}", OLD if carries else MOVED)
     if compared and not done["carried_users"] and not done.get(AS_OF_ONLY):
         LOG.info("--previous: nobody keeps rows, since what the model reads of every user has changed")
     written = {"output": str(target), "resumed_parts": resumed, **done}

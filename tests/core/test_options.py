@@ -22,6 +22,7 @@ from genrec_batch.core.options import HistoryConfig, ScoreConfig
         ({"weights": "recomendation=1"}, "Did you mean 'recommendation'"),
         ({"weights": "engagement=x"}, "not NAME=NUMBER"),
         ({"weights": "engagement=nan"}, "not a finite number"),
+        ({"stall_limit": float("nan")}, "--stall-limit nan: at least 0"),
         ({"weights": "engagement=1,engagement=2"}, "given twice"),
         *(
             ({"weights": f"engagement={value}"}, "not a finite number from -1,000,000")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import resource
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -257,3 +259,18 @@ def test_the_advice_about_a_name_that_is_no_sql_ends_in_a_scored_log(score, colu
     ran = score(log, schema=quoted)
     assert ran.code == 0, ran.err
     assert column not in ran.summary["ignored_columns"]
+
+
+def test_rejects_that_no_disk_takes_are_another_time_and_leave_nothing(score, run):
+    log = events(video_id=pl.int_range(pl.len()).cast(pl.String) + "x" * 90)
+    log = log.with_columns(user_id=with_bad("user_id", None))
+    assert score(log).code == 0
+    command = ["score", "in.parquet", "again.parquet", "--model", "m", "--rejects", "rejects.parquet"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+    try:
+        done = run(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (done.code, "--rejects rejects.parquet: a file may not be so large" in done.err) == (75, True), done.err
+    assert not list(Path().glob("rejects*"))

@@ -18,7 +18,7 @@ import typer
 
 from genrec_batch.cli import exits
 from genrec_batch.core import errors
-from genrec_batch.core.errors import InputError, RetryError
+from genrec_batch.core.errors import EngineError, InputError, RetryError
 from genrec_batch.runtime import room
 
 
@@ -87,6 +87,22 @@ def test_little_address_space_is_try_again(log_file, model_dir):
         )
         assert done.returncode == 75, (mib, engine, done.stderr)
         assert "out of address space" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--engine", "engine"])
+def test_a_library_that_no_memory_is_left_for_is_no_missing_package(run, log_file, model_dir, monkeypatch, flag):
+    """Whether or not the message is told with where its option came from."""
+    refused = ImportError("libonnxruntime.so: failed to map segment from shared object")
+
+    def load(*_arguments, **_options):
+        raise EngineError(f"{flag} needs onnxruntime ({refused})") from refused
+
+    monkeypatch.setattr("genrec_batch.engines.registry._open_onnxruntime", load)
+    monkeypatch.setattr("genrec_batch.engines.registry.open_engine", load)
+    monkeypatch.setattr("genrec_batch.engines.choose.open_engine", load)
+    monkeypatch.setenv("GENREC_BATCH_ENGINE", "onnxruntime")
+    done = run("score", log_file, "recs.parquet", "--model", model_dir)
+    assert (done.code, "failed to map segment" in done.err) == (75, True), done.err
 
 
 def ended(error):

@@ -141,6 +141,16 @@ def test_carry_for_keeps_users_without_new_events_until_their_rows_are_too_old(b
     assert counts(4) == [2, 38, 38], "whose rows are of day 1 is scored again, the rows of day 3 are young"
 
 
+def test_rows_that_are_all_too_old_are_said_to_be(by_day):
+    by_day(0, "n0")
+    done = by_day(9, "n9", "--previous", "n0", "--carry-for", "2d")
+    assert (done.summary["carried_users"], done.summary["changed_only_by_as_of"]) == (0, 31)
+    assert (
+        "31 users without any change were scored again: their rows are older than --carry-for"
+        in done.summary["warnings"][-1]
+    )
+
+
 def test_rows_that_were_carried_are_those_of_the_earlier_night(by_day):
     by_day(0, "n0.parquet")
     by_day(1, "n1.parquet", "--previous", "n0.parquet", "--carry-for", "36h")

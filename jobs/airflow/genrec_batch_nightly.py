@@ -103,12 +103,15 @@ def pinned(day: str) -> dict[str, str]:
     On another worker `auto` may take another engine or precision, and that would be another run.
     """
     begun, finished = ROOT / "recs" / f".ds={day}.unfinished" / "_run.json", ROOT / "recs" / f"ds={day}"
-    if begun.exists():
-        taken = json.loads(begun.read_text())
-    elif (finished / "_SUCCESS").exists():
-        metadata = json.loads((finished / "_manifest.json").read_text()).get("metadata", {})
-        taken = {name.removeprefix("genrec."): value for name, value in metadata.items()}
-    else:
+    try:
+        if begun.exists():
+            taken = json.loads(begun.read_text())
+        elif (finished / "_SUCCESS").exists():
+            metadata = json.loads((finished / "_manifest.json").read_text()).get("metadata", {})
+            taken = {name.removeprefix("genrec."): value for name, value in metadata.items()}
+        else:
+            return {}
+    except (OSError, ValueError):  # damaged: the command says so, or begins anew
         return {}
     names = {name: f"GENREC_BATCH_{name.upper()}" for name in ("engine", "device", "precision")}
     return {
@@ -206,15 +209,18 @@ with DAG(
 
     @task(trigger_rule="none_failed")
     def report(ds: str, ti: Any) -> dict[str, Any]:
-        """Write a report of the day, also where there was nothing to score."""
+        """Write a report of the day, also where there was nothing to score; a finished day keeps its summary."""
         summary = ti.xcom_pull(task_ids="score") or {"status": "nothing to score"}
         now = published()
-        facts = {"ds": ds, "published": str(now.relative_to(ROOT)) if now else None, **summary}
         folder = ROOT / "reports"
         folder.mkdir(exist_ok=True)
+        earlier = folder / f"ds={ds}.json"
+        if summary.get("already_complete") and earlier.exists():
+            summary = json.loads(earlier.read_text())
+        facts = {**summary, "ds": ds, "published": str(now.relative_to(ROOT)) if now else None}
         scratch = folder / f".ds={ds}.json"
         scratch.write_text(json.dumps(facts, indent=1) + "\n")
-        scratch.replace(folder / f"ds={ds}.json")
+        scratch.replace(earlier)
         return facts
 
     wait_for_log() >> score

@@ -278,8 +278,8 @@ night() {
             say "scored before; its summary stays"
         else
             mv -f "$summary.new" "$summary"
-            check || code=$?
         fi
+        check || code=$? # also of an output that was finished before: it may be one that was not published
         [ "$code" -ne 0 ] || publish || code=1
         ;;
     5)

@@ -98,6 +98,7 @@ class Work:
             "GENREC_JOB_ROOT": str(self.folder),
             "GENREC_JOB_PROGRAM": str(program),
             "GENREC_BATCH_MODEL": str(self.model_dir),
+            "GENREC_BATCH_MIN_MATCH": "0",  # the model is of another log
         }
 
     def report(self, day):
@@ -218,6 +219,23 @@ assert d.carried("2026-05-10") == ["--previous", "recs/ds=2026-05-06", "--carry-
 assert d.carried("2026-05-01") == []
 d.CARRY_FOR = ""
 assert d.carried("2026-05-10") == []
+
+class Score:
+    def __init__(self, **summary):
+        self.summary = summary
+
+    def xcom_pull(self, task_ids):
+        return self.summary
+
+reports = [d.report.function("2026-05-02", Score(rows=100, scored_users=7)),
+           d.report.function("2026-05-02", Score(rows=100, already_complete=True))]
+assert reports[0] == reports[1] and reports[0]["scored_users"] == 7, "a finished day keeps its summary"
+begun = d.ROOT / "recs" / ".ds=2026-05-11.unfinished"
+begun.mkdir()
+(begun / "_run.json").write_text('{"engine": "onnxruntime"}')
+assert d.pinned("2026-05-11")["GENREC_BATCH_ENGINE"] == "onnxruntime"
+(begun / "_run.json").write_text('{"engine": "onn')
+assert d.pinned("2026-05-11") == {}, "damaged: the command begins anew"
 """
 
 

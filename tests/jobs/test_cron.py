@@ -349,6 +349,10 @@ def test_an_output_with_far_fewer_rows_or_a_fault_is_not_published(night):
     code, said = night.run(GENREC_JOB_DATE="2026-05-02", ROWS="49")
     assert (code, "49 rows, under 50 % of the 100" in said) == (6, True), said
     assert night.run(GENREC_JOB_DATE="2026-05-03", ROWS="100", INSPECT="6")[0] == 6
+    again = MANIFEST + """; echo '{"already_complete": true}'"""  # as of an output that is finished
+    night.stand_in(again.replace("{{", "{").replace("}}", "}"))
+    assert night.run(GENREC_JOB_DATE="2026-05-02", ROWS="49")[0] == 6, "the same night once more"
+    assert night.run(GENREC_JOB_DATE="2026-05-03", ROWS="100", INSPECT="6")[0] == 6
     assert night.current == "recs/ds=2026-05-01"
     assert night.run(GENREC_JOB_DATE="2026-05-02", ROWS="49", GENREC_JOB_MIN_ROWS_PERCENT="40") == (0, "")
     assert night.current == "recs/ds=2026-05-02"

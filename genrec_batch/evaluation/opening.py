@@ -72,6 +72,7 @@ def open_test(config: EvaluateConfig, source: str, stages: Stages) -> Opened:
             schema_name=config.schema, as_of_us=score.as_of_us(), since=config.since, timezone=config.timezone,
             dedupe=config.dedupe, dedupe_by=config.dedupe_by,
             max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
+            newest=config.side_tables_newest, rejects=config.rejects,
         )  # fmt: skip
     model = model.with_catalog(len(log.catalog))
     rows = tested_rows.rows_of(

@@ -73,6 +73,8 @@ class EvaluateConfig(LogConfig):
     max_events: int = same_as(ScoreConfig, "max_events")
     seen_limit: int = same_as(ScoreConfig, "seen_limit")
     max_rejects: float = same_as(ScoreConfig, "max_rejects")
+    side_tables_newest: str | None = same_as(ScoreConfig, "side_tables_newest")
+    rejects: str | None = same_as(ScoreConfig, "rejects")
     min_match: float = same_as(ScoreConfig, "min_match")
     limit: int | None = option("Test only the first N users by id.", panel="Input")
     decode: str = option(

@@ -112,6 +112,7 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
             since=config.since, timezone=config.timezone,
             dedupe=config.dedupe, dedupe_by=config.dedupe_by,
             max_rejects=config.max_rejects, min_match=config.min_match, positive=config.positive,
+            newest=config.side_tables_newest, rejects=config.rejects,
         )  # fmt: skip
     cuts = tested_rows.at_moment(log.events, first_us, flag, f"EVENTS {source}")
     ids = log.ids.gather(cuts.user_N)

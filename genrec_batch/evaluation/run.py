@@ -80,6 +80,7 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "seconds": round(stages.elapsed_s, 3),
         "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "peak_rss_mib": round(peak_rss_mib(), 1),
+        **log.facts,
         "matches": dict(log.matches),
         "warnings": console.warned(),
     }

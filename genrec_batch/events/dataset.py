@@ -24,7 +24,7 @@ from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
-from genrec_batch.events.rejects import RejectFile, in_words, reject_file
+from genrec_batch.events.rejects import RejectFile, facts_of, reject_file, warn_of
 from genrec_batch.events.schema_file import BUILT_IN, column_names
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, survey
@@ -131,7 +131,6 @@ class Dataset:
             shard_users=config.shard_users,
             stages=stages,
         )
-        rejected_tables = {"rejected_rows_of_tables": rules.counts} if rules.counts else {}
         dataset = Dataset(
             log=log,
             inputs=inputs,
@@ -140,7 +139,7 @@ class Dataset:
             catalog=catalog,
             model=loaded,
             video_type=found.videos.schema["video_id"],
-            facts={**_facts(log, found, users, catalog), "matches": joins.found, **rejected_tables},
+            facts={**_facts(log, found, users, catalog, rules.counts), "matches": joins.found},
         )
         dataset.warn_of_values(config)
         check_strict(config)
@@ -281,20 +280,24 @@ def check_strict(config: HistoryConfig) -> None:
         raise GateError("--strict: nothing is published, since there were warnings:\n  " + "\n  ".join(said))
 
 
-def _facts(log: EventLog, found: Survey, users: UserHistories, catalog: Catalog) -> dict[str, object]:
+def _facts(
+    log: EventLog,
+    found: Survey,
+    users: UserHistories,
+    catalog: Catalog,
+    of_tables: Mapping[str, Mapping[str, int]],
+) -> dict[str, object]:
     """Return the counts of the summary, and warn of rejected rows."""
     store, events_N = users.store, users.users.events_N
     rejected = sum(found.rejects.values())
     filtered = found.rows - found.usable - rejected
-    if rejected:
-        LOG.warning("%s of %s rows rejected: %s", f"{rejected:,}", f"{found.rows:,}", in_words(found.rejects))
+    warn_of(found.rejects, found.rows)
     as_of = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=found.as_of_us)
     odd = plausible.counts(store.reader.looks)
     return {
         "input_rows": found.rows,
         "events": found.usable,
-        "rejected_rows": rejected,
-        **({"rejected_because": found.rejects} if rejected else {}),
+        **facts_of(found.rejects, of_tables),
         **({"filtered_rows": filtered} if filtered > 0 and not log.contract.explode else {}),
         **({"odd_values": odd} if odd else {}),
         "ignored_columns": list(log.contract.reading.ignored),

@@ -21,6 +21,7 @@ from genrec_batch.events.convert import converted
 from genrec_batch.events.schema import Contract
 from genrec_batch.events.times import FIRST_US
 from genrec_batch.io.durable import disk_errors
+from genrec_batch.runtime.console import LOG
 
 ROW, VALUES = "row number of the file", "values at fault"
 SCHEMA = {"input": pl.String, "reason": pl.String, "file": pl.String, "row": pl.Int64, "values": pl.String}
@@ -91,6 +92,21 @@ def _conditions(contract: Contract, name: str, files: int, last_us: int) -> dict
 def in_words(reasons: Mapping[str, int]) -> str:
     """Return counts by reason as words: "user_id is null: 13, timestamp before 1990: 2"."""
     return ", ".join(f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda each: -each[1]))
+
+
+def warn_of(reasons: Mapping[str, int], rows: int) -> None:
+    """Warn of rejected rows of a log."""
+    if reasons:
+        LOG.warning("%s of %s rows rejected: %s", f"{sum(reasons.values()):,}", f"{rows:,}", in_words(reasons))
+
+
+def facts_of(reasons: Mapping[str, int], of_tables: Mapping[str, Mapping[str, int]]) -> dict[str, object]:
+    """Return the entries of the summary about rejected rows, of the log by reason and of the tables."""
+    return {
+        "rejected_rows": sum(reasons.values()),
+        **({"rejected_because": dict(reasons)} if reasons else {}),
+        **({"rejected_rows_of_tables": dict(of_tables)} if of_tables else {}),
+    }
 
 
 def check_share(reasons: Mapping[str, int], rows: int, most: float, where: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from genrec_batch.core.errors import ConfigError, InputError
+from genrec_batch.core.errors import InputError
 from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns
 from genrec_batch.events.convert import common_type, converted
@@ -63,7 +63,7 @@ def filter_of(sql: str, types: Types, source: str) -> Entry:
     kind = pl.LazyFrame(schema=types).select(value=found.value).collect_schema()["value"]
     if kind not in (pl.Boolean, pl.Null):
         example = "1" if kind.is_numeric() else "'view'"
-        raise ConfigError(
+        raise InputError(
             f"--schema: where = {sql!r} is {kind} in {source}, and has to be true or false for each row, as "
             f'where = "({sql}) = {example}" is'
         )

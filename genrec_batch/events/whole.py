@@ -20,6 +20,7 @@ from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.events.histories import VideoRows
 from genrec_batch.events.joins import Joins
 from genrec_batch.events.log import EventLog
+from genrec_batch.events.rejects import facts_of, reject_file, warn_of
 from genrec_batch.events.splits import ALL_EVENTS
 from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.events.table_rows import TableRules
@@ -47,6 +48,7 @@ class WholeLog:
     found: Survey
     ignored: tuple[str, ...]  # columns that nothing reads
     matches: Mapping[str, object]  # how far the catalog and each table met the log
+    facts: Mapping[str, object]  # for the summary: what of the inputs was not used, or is odd
 
 
 def read_whole(
@@ -68,6 +70,8 @@ def read_whole(
     max_rejects: float = 0.05,
     min_match: float = NEXT_TO_NONE,
     positive: str | None = None,
+    newest: str | None = None,
+    rejects: str | None = None,
 ) -> WholeLog:
     """Read a log with its labels and side tables.
 
@@ -89,6 +93,8 @@ def read_whole(
         max_rejects: `--max-rejects`.
         min_match: `--min-match`.
         positive: the log's own column that is the label of recommendation.
+        newest: `--side-tables-newest`.
+        rejects: `--rejects`.
 
     Raises:
         ConfigError, InputError, GateError, ModelError, RetryError: see each input.
@@ -101,24 +107,29 @@ def read_whole(
         log = EventLog.of(source, schema_name, where, positive=positive, labels=True)
         log = log.in_zone(timezone).since(since, as_of_us)
     sorter = sorter_choice.for_log(log.rows)
-    with stages.time("scan", rows=log.rows):
-        found = survey(log, as_of_us, threads.cores(), sorter)
-    check_rejects(found, max_rejects, where)
-    if not len(found.users):
-        raise InputError(f"{where}: no event up to as-of, so nothing to learn from")
-    ids, video_ids = found.users["user_id"], found.videos["video_id"]
-    catalog = catalog_of(found, video_ids.dtype)
-    token_V = catalog.tokens(video_ids).to_numpy()
-    joins = Joins.of(found, where, min_match)
-    joins.catalog(catalog, token_V, found.videos["count"], "the catalog")
-    inputs = {"events": source}
-    rules = TableRules(max_rejects=max_rejects)
-    with stages.time("tables"):
-        users_table = side_tables.read_users(users, schema_name, joins, inputs, rules)
-        videos_table = side_tables.read_videos(videos, schema_name, joins, inputs, rules)
-        users_table = side_tables.with_extra_features(users_table, extra_features, extra_wanted, joins, inputs, rules)
-        users_side = None if users_table is None else side_tables.users_table(users_table)
-        videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
+    with reject_file(rejects) as rejected:
+        with stages.time("scan", rows=log.rows):
+            found = survey(log, as_of_us, threads.cores(), sorter, rejected)
+        check_rejects(found, max_rejects, where)
+        warn_of(found.rejects, found.rows)
+        if not len(found.users):
+            raise InputError(f"{where}: no event up to as-of, so nothing to learn from")
+        ids, video_ids = found.users["user_id"], found.videos["video_id"]
+        catalog = catalog_of(found, video_ids.dtype)
+        token_V = catalog.tokens(video_ids).to_numpy()
+        joins = Joins.of(found, where, min_match)
+        joins.catalog(catalog, token_V, found.videos["count"], "the catalog")
+        inputs = {"events": source}
+        rules = TableRules(max_rejects=max_rejects, newest=newest, file=rejected)
+        with stages.time("tables"):
+            users_table = side_tables.read_users(users, schema_name, joins, inputs, rules)
+            videos_table = side_tables.read_videos(videos, schema_name, joins, inputs, rules)
+            users_table = side_tables.with_extra_features(
+                users_table, extra_features, extra_wanted, joins, inputs, rules
+            )
+            rules.check_dated(given=users is not None or videos is not None)
+            users_side = None if users_table is None else side_tables.users_table(users_table)
+            videos_side = None if videos_table is None else side_tables.videos_table(videos_table, f"--videos {videos}")
     reader = RecordReader.of(log, found, ids, sorter)
     with stages.time("histories", rows=log.rows):
         chunks = list(
@@ -159,4 +170,9 @@ def read_whole(
         found=found,
         matches=joins.found,
         ignored=log.contract.reading.ignored,
+        facts={
+            **facts_of(found.rejects, rules.counts),
+            **({"odd_values": odd} if (odd := plausible.counts(reader.looks)) else {}),
+            **({"absent_columns": dict(log.contract.reading.absent)} if log.contract.reading.absent else {}),
+        },
     )

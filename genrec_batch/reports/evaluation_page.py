@@ -55,8 +55,9 @@ def brief(report: Report) -> dict[str, Any]:
         return {f"{name}@{k}": each["metrics"][f"{name}@{k}"]["value"] for name in BRIEF}
 
     names = ("status", "command", "version", "model", "recs", "fingerprint", "trained", "engine", "precision", "log")
+    inputs = ("matches", "rejected_rows", "rejected_because", "rejected_rows_of_tables", "odd_values", "absent_columns")
     return {
-        **{name: report[name] for name in names if name in report},
+        **{name: report[name] for name in (*names, *inputs) if name in report},
         "rows": report["counts"]["rows"],
         "seen": report["seen"],
         **{

@@ -281,6 +281,7 @@ def train(options: TrainConfig, path: str, out: Path, stages: Stages | None = No
         "stages": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "seconds": round(stages.elapsed_s, 3),
         "peak_rss_mib": round(peak_rss_mib(), 1),
+        **learned.log.facts,
         "matches": dict(learned.log.matches),
         "warnings": console.warned(),
     }

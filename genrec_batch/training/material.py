@@ -109,6 +109,8 @@ def read(options: TrainConfig, path: str, stages: Stages) -> Material:
             max_rejects=options.max_rejects,
             min_match=options.min_match,
             positive=options.positive,
+            newest=options.side_tables_newest,
+            rejects=options.rejects,
         )
     _check(log, path)
     labels_EH = head_labels(log.events)

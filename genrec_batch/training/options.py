@@ -66,6 +66,8 @@ class TrainConfig(LogConfig):
     dedupe: bool = same_as(HistoryConfig, "dedupe")
     dedupe_by: str | None = same_as(HistoryConfig, "dedupe_by")
     max_rejects: float = same_as(HistoryConfig, "max_rejects")
+    side_tables_newest: str | None = same_as(HistoryConfig, "side_tables_newest")
+    rejects: str | None = same_as(HistoryConfig, "rejects")
     min_match: float = option(
         "Smallest share of ids that each table must have in common with the log, of the side with fewer ids; less is "
         "exit code 6, and next to none (0.01) exit code 3. 0 for no limit.",

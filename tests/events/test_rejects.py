@@ -12,6 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.conftest import small_log
+
 START = 1_775_000_000  # April 2026
 NOW = int(time.time())
 
@@ -274,3 +276,24 @@ def test_rejects_that_no_disk_takes_are_another_time_and_leave_nothing(score, ru
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (done.code, "--rejects rejects.parquet: a file may not be so large" in done.err) == (75, True), done.err
     assert not list(Path().glob("rejects*"))
+
+
+@pytest.mark.parametrize("command", [["train", "--out", "m", "--preset", "tiny", "--epochs", "1"], ["evaluate"]])
+def test_training_and_evaluation_say_what_they_reject(run, model_dir, command):
+    log = small_log(mean=30)
+    bad = log.with_columns(timestamp=pl.when(pl.int_range(pl.len()) < 5).then(None).otherwise("timestamp"))
+    bad.write_parquet("in.parquet")
+    users = log.select(pl.col("user_id").unique(), city=pl.lit("x"))
+    pl.concat([users, users[:1]]).with_columns(day=pl.int_range(pl.len())).write_parquet("users.parquet")
+    model = ["--model", model_dir] if command == ["evaluate"] else []
+    flags = ["--rejects", "rejects.parquet", "--users", "users.parquet"]
+    done = run(command[0], "in.parquet", *command[1:], *model, *flags)
+    assert done.code == 0, done.err
+    reasons = {"timestamp is null": 5}
+    of_tables = {"users": {"user_id repeats": 1}}
+    assert len(pl.read_parquet("rejects.parquet")) == 6
+    assert f"5 of {len(bad):,} rows rejected: timestamp is null: 5" in done.err
+    assert (done.summary["rejected_because"], done.summary["rejected_rows_of_tables"]) == (reasons, of_tables)
+    if command == ["evaluate"]:
+        done = run("evaluate", "in.parquet", *model, *flags, "--side-tables-newest", "day")
+        assert (done.code, done.summary.get("rejected_rows_of_tables")) == (0, None), done.err

@@ -230,8 +230,8 @@ def test_a_column_that_some_files_do_not_have_is_named(run, model_dir):
 @pytest.mark.parametrize(
     ("entry", "code", "said"),
     [
-        ("where = 'device_type'", 2, "where = \"(device_type) = 'view'\""),
-        ("where = 'watch_duration'", 2, 'where = "(watch_duration) = 1"'),
+        ("where = 'device_type'", 3, "where = \"(device_type) = 'view'\""),
+        ("where = 'watch_duration'", 3, 'where = "(watch_duration) = 1"'),
         ("where = 'watch_duration < -1'", 3, "`where` of --schema is true for none of them"),
         ("watch_percentage = 'device_type || 1'", 3, 'watch_percentage = "CAST((device_type || 1) AS DOUBLE)"'),
         ("watch_percentage = 'device_type / 2.0'", 3, "TRY_CAST(device_type AS DOUBLE) makes them null"),

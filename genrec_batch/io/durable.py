@@ -20,10 +20,10 @@ URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's value, None where it is missing, incomplete or not JSON."""
+    """Return a JSON file's value, None where it is missing, incomplete, not JSON or, as a pipe, no file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

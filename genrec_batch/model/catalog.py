@@ -52,6 +52,8 @@ class Catalog:
         Raises:
             ModelError: not a catalog, ids repeat or are null, tokens are not 2, 3, ..., or exceed the vocabulary.
         """
+        if not path.is_file():  # a pipe would be waited for
+            raise ModelError(f"{path}: not a file; {AGAIN}")
         frame = _table(path)
         if not len(frame):
             raise ModelError(f"{path}: the catalog has no rows, so the model can recommend nothing; {AGAIN}")

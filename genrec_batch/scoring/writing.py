@@ -35,7 +35,7 @@ MOVED = (
     "users without any change were scored again: as-of moved, and with it slot 1008, the time since the newest event; "
     "--carry-for 7d lets such users keep rows of up to that age, and the same --as-of in both runs all of them"
 )
-OLD = "users without any change were scored again: their rows are older than --carry-for, or of a later as-of than this run's"
+OLD = "users without any change were scored again: their rows are older than --carry-for, or of a later as-of"
 SHORT = "users have fewer than --top-k videos left to recommend and get fewer rows"
 
 Parts = Callable[[set[int], console.Advance], Generator[Callable[[], OutputPart], None, None]]

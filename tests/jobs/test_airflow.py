@@ -19,7 +19,8 @@ DAG = "genrec_batch_nightly"
 
 KILLED_ONCE = """\
 import os, pathlib, signal, subprocess, sys, time
-command = [sys.executable, "-m", "genrec_batch", *sys.argv[1:], "--shard-users", "5"]
+command = [sys.executable, "-m", "genrec_batch", *sys.argv[1:]]
+os.environ["GENREC_BATCH_SHARD_USERS"] = "5"
 tried = pathlib.Path("tried")
 if tried.exists():
     os.execv(sys.executable, command)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +111,17 @@ def test_every_command_ends_where_nothing_moves(tmp_path, log_file, model_dir, c
     )
     assert (done.returncode, "no progress for 2 s" in done.stderr) == (75, True), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, log_file, model_dir, tmp_path):
+    model = tmp_path / "m"
+    shutil.copytree(model_dir, model)
+    (model / "catalog.parquet").unlink()
+    os.mkfifo(model / "catalog.parquet")
+    done = run("score", log_file, "recs", "--model", model, "--stall-limit", "5")
+    assert (done.code, "catalog.parquet: not a file" in done.err) == (4, True), done.err
+    assert run("score", log_file, "recs", "--model", model_dir).code == 0
+    Path("recs/_manifest.json").unlink()
+    os.mkfifo("recs/_manifest.json")
+    assert run("inspect", "recs", "--stall-limit", "5").code == 3
+    assert run("score", log_file, "recs", "--model", model_dir, "--if-exists", "resume", "--stall-limit", "5").code == 2

@@ -133,6 +133,11 @@ def check_columns(
 def _inside(name: str, columns: Mapping[str, pl.DataType]) -> str:
     """Return the entry that reads a field of this name of a struct, as the end of an error; "" where there is none."""
     for column, kind in columns.items():
+        listed = kind.inner if isinstance(kind, (pl.List, pl.Array)) else None
+        if isinstance(listed, pl.Struct) and _path(name, column, listed):
+            return (
+                f' In --schema FILE.toml, explode = ["{column}"] and {name} = "{_path(name, column, listed)}" read it.'
+            )
         path = _path(name, column, kind)
         if path:
             return f' In --schema FILE.toml, {name} = "{path}" reads the field.'
@@ -163,6 +168,8 @@ def _as_in(name: str, kind: Kind, kind_of: pl.DataType, entries: Mapping[str, st
         sql = f"EXTRACT(HOUR FROM {value}) + EXTRACT(MINUTE FROM {value}) / 60.0"
     elif isinstance(kind_of, (pl.List, pl.Array)) and name not in REQUIRED:
         sql = f"ARRAY_GET({value}, 1)"
+    elif name == "time_of_day" and text:
+        sql = f"CAST(LEFT({value}, 2) AS DOUBLE)"
     elif kind == "number" and (text or kind_of == pl.Boolean):
         sql = f"CAST({value} AS DOUBLE)"
     elif kind in ("flag", "label") and text:

@@ -22,6 +22,7 @@ from genrec_batch.events.columns import KINDS
 
 SAMPLE = 1 << 16  # rows of a row group in which what is not cheap is looked for
 SHARE = 0.01  # of a column's values, above which there is a warning
+OTHER_UNIT = 0.1  # of a column's values, from which on it may be in another unit
 LONGEST_S = 10_000.0  # that a view can last, seconds
 RANGES: dict[str, tuple[float, float, str]] = {  # the least and the largest plausible value, in words
     "watch_duration": (0, LONGEST_S, "seconds from 0 to 10,000"),
@@ -154,8 +155,8 @@ def _number_fault(name: str, look: Look, source: str) -> tuple[str, str] | None:
     run = f"they run from {look.least:g} to {look.largest:g}"
     what = f"{_percent(outside, look.values)} of its values are no {meaning} ({run})"
     within = f"CASE WHEN {source} BETWEEN {low:g} AND {high:g} THEN {source} END"
-    if look.below > look.above:
-        return what, within
+    if look.below > look.above or look.above < OTHER_UNIT * look.values:
+        return what, within  # a few values are faults of their own, such as 999999 for none, and no other unit
     if name in ("watch_duration", "skip_duration"):
         return what + ", milliseconds perhaps", f"{source} / 1000.0"
     if name == "watch_percentage":

@@ -103,6 +103,8 @@ def other_clocks(value: int) -> str:
         text = f"CAST(your_column AS VARCHAR){'' if len(digits) > 10 else _midnight(len(digits))}"
         form = coded + {8: "%H%M", 10: "%M"}.get(len(digits), "")
         return f"it is a date that is written as a number: timestamp = \"STRPTIME({text}, '{form}')\" reads it"
+    if 36_526 <= value < 73_050:  # 2000 to 2099; as days since 1970 it would be 2070 and later
+        return 'it is a date of Excel: timestamp = "(your_column - 25569) * 86400" reads it'
     if 1.2e17 <= value < 1.5e17:
         return 'it is a Windows FILETIME: timestamp = "your_column // 10 - 11644473600000000" reads it'
     if 6.2e17 <= value < 6.6e17:

@@ -101,6 +101,12 @@ def test_flags_as_data_bases_write_them_in_texts(run, model_dir, yes, no):
     assert flags[0].equals(flags[1])
 
 
+def test_a_few_values_beyond_the_range_are_no_other_unit(score):
+    none = pl.when(SPREAD % 30 == 0).then(999_999.0).otherwise("watch_duration")
+    (warning,) = about(score(small_log(mean=40).with_columns(watch_duration=none)), "watch_duration")
+    assert warning.endswith('"CASE WHEN watch_duration BETWEEN 0 AND 10000 THEN watch_duration END"')
+
+
 def test_a_remedy_is_about_the_entry_that_is_there(score):
     log = small_log().rename({"watch_duration": "played"}).with_columns(pl.col("played") * 1e6)
     ran = score(log, schema='watch_duration = "played / 10.0"')

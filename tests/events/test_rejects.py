@@ -187,6 +187,7 @@ TICKS = 10_000_000
         pytest.param((pl.col("timestamp") + 62_135_596_800) * TICKS, id=".NET ticks"),
         pytest.param((pl.col("timestamp") + 11_644_473_600) * 10**6, id="us since 1601"),
         pytest.param(pl.col("timestamp") // 60, id="minutes"),
+        pytest.param(pl.col("timestamp") / 86_400 + 25_569, id="Excel"),
         pytest.param(MOMENT.dt.strftime("%d.%m.%Y %H:%M:%S"), id="text"),
         pytest.param(MOMENT.dt.strftime("%d.%m.%Y"), id="German date"),
         pytest.param(MOMENT.dt.strftime("%m/%d/%Y %I:%M:%S %p"), id="American"),

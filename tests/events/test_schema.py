@@ -192,6 +192,7 @@ def test_a_label_of_the_wrong_type_is_an_error_where_labels_are_wanted():
         ("watch_duration", pl.duration(seconds="watch_duration")),
         ("watch_duration", pl.col("watch_duration").cast(pl.String)),
         ("time_of_day", pl.lit(dt.time(3, 30))),
+        ("time_of_day", pl.lit("14:30:00")),
         ("is_liked", pl.lit("true")),
         ("device_type", pl.lit(1)),
         ("device_type", pl.concat_list(pl.lit("tv"))),
@@ -215,6 +216,18 @@ def test_a_required_field_inside_a_struct_is_found(run, model_dir):
     assert (done.code, entry is not None) == (3, True), done.err
     Path("s.toml").write_text(entry[0])
     assert run("score", "in.parquet", "recs.parquet", "--model", model_dir, "--schema", "s.toml").code == 0
+
+
+def test_required_fields_in_a_list_of_structs_are_found(run, model_dir):
+    rows = small_log().group_by("user_id", maintain_order=True).agg(ev=pl.struct("video_id", "timestamp"))
+    rows.write_parquet("in.parquet")
+    done = run("score", "in.parquet", "recs.parquet", "--model", model_dir)
+    assert done.code == 3
+    said = done.err.replace("\n", " ")
+    entries = [re.search(rf'{name} = (\["ev"\]|"ev.{name}")', said)[0] for name in ("explode", "video_id", "timestamp")]
+    Path("s.toml").write_text("\n".join(entries))
+    done = run("score", "in.parquet", "recs.parquet", "--model", model_dir, "--schema", "s.toml")
+    assert (done.code, done.summary["events"]) == (0, len(small_log())), done.err
 
 
 def test_a_column_that_some_files_do_not_have_is_named(run, model_dir):

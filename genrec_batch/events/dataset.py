@@ -275,7 +275,7 @@ def _arranged(
 
 def check_strict(config: HistoryConfig) -> None:
     """Raise GateError where `--strict` is given and there was a warning."""
-    said = console.warned()
+    said = console.faults()
     if config.strict and said:
         raise GateError("--strict: nothing is published, since there were warnings:\n  " + "\n  ".join(said))
 

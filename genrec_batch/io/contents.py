@@ -20,7 +20,7 @@ from genrec_batch.io.attempt import reading
 from genrec_batch.io.formats import Text
 from genrec_batch.io.forms import Form
 from genrec_batch.io.places import Place
-from genrec_batch.runtime.console import LOG
+from genrec_batch.runtime.console import ADVICE, LOG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ def opened(files: Sequence[str], names: Sequence[str], flag: str, place: Place, 
         name for name, kind in made.forms[0].columns.items() if kind == pl.String and name not in made.forms[0].typed
     ]
     advice = texts[0].way_to_parquet(first, words)
-    LOG.info("%s %s: %s, which every run reads anew; faster is Parquet: %s", flag, first, texts[0].name, advice)
+    said = "%s %s: %s, which every run reads anew; faster is Parquet: %s"
+    LOG.warning(said, flag, first, texts[0].name, advice, extra=ADVICE)
     return made
 
 

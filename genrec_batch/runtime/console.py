@@ -42,6 +42,8 @@ PADDING = re.compile(r" +(?=\n)")
 _SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its title: at most one
 _LATER: list[str] = []  # warnings to log once logs are set up
 _WARNED: list[str] = []  # all warnings since the command began
+_ADVISED: set[str] = set()  # of these, what is no fault of the run: `--strict` lets it pass
+ADVICE = {"advice": True}  # `extra` of such a warning
 
 
 def stdout_refused(error: OSError) -> GenrecError:
@@ -184,15 +186,23 @@ def warned() -> list[str]:
     return list(dict.fromkeys(_WARNED))
 
 
+def faults() -> list[str]:
+    """Return the warnings since the command began that are no mere advice, which `ADVICE` marks."""
+    return [said for said in warned() if said not in _ADVISED]
+
+
 def forget_warnings() -> None:
     """Begin a command, or a call of the Python API, of which no warning is known yet."""
     _WARNED.clear()
+    _ADVISED.clear()
 
 
 def _collect(record: logging.LogRecord) -> bool:
     """Keep a warning for the summary, whoever shows it."""
     if record.levelno == logging.WARNING:
         _WARNED.append(record.getMessage())
+        if hasattr(record, "advice"):
+            _ADVISED.add(record.getMessage())
     return True
 
 

@@ -145,6 +145,7 @@ def test_strict_takes_a_text(run, model_dir):
     write("a.csv", "user_id,video_id,timestamp\n1,1000,1775000000\n1,1001,1775000001\n")
     done = run("score", "a.csv", "recs.parquet", "--model", model_dir, "--strict", "--min-match", "0")
     assert done.code == 0, done.err
+    assert "faster is Parquet" in str(done.summary["warnings"]), "it is said all the same"
 
 
 def test_a_text_of_another_encoding_names_the_file():

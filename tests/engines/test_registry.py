@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from genrec_batch.core import options
+from genrec_batch.core import options, verify_options
 from genrec_batch.core.errors import ConfigError, EngineError
 from genrec_batch.engines import registry
 from genrec_batch.model import weights
@@ -51,5 +51,5 @@ def test_the_choices_of_the_command_line_are_the_engines_that_are_registered():
     assert set(options.ENGINES) == {"auto", *NAMES}
     offered = {precision for entry in registry.ENTRIES for known in entry.precisions.values() for precision in known}
     assert offered <= set(options.PRECISIONS)
-    (against,) = (field for field in dataclasses.fields(options.VerifyConfig) if field.name == "against")
+    (against,) = (field for field in dataclasses.fields(verify_options.VerifyConfig) if field.name == "against")
     assert set(against.metadata["choices"]) == {"auto", *(e.name for e in registry.ENTRIES if "cpu" in e.precisions)}

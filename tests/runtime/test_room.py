@@ -50,7 +50,7 @@ def test_room_for_threads_is_asked_for_before_anything_begins(few_threads, run, 
         done = run("score", log_file, "recs.parquet", "--model", model_dir)
     assert (done.code, "only 3 threads can be started" in done.err) == (75, True), done.err
     assert not (tmp_path / "recs.parquet").exists()
-    assert threading.active_count() == before, "all of them have ended"
+    assert threading.active_count() <= before, "all of them have ended"
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
@@ -71,7 +71,7 @@ def test_a_lane_that_cannot_start_does_not_leave_the_others_waiting(few_threads)
     before = threading.active_count()
     with few_threads(1), pytest.raises(RetryError, match="one of 3 threads"):
         _lane_threads(3)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 AIRFLOW := $(VENV)-airflow
+TRITON := $(VENV)-triton
 
 .PHONY: help demo test lint check format docs sample-data rehearse-image clean
 
@@ -37,19 +38,26 @@ $(AIRFLOW)/.ready: jobs/airflow/constraints.txt
 	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< apache-airflow
 	@touch $@
 
-# Programs that tests drive: a browser for the report's page, a terminal. Installed by root; a user without that right
+# Triton's server and its Python backend come as a package, of which only the binaries are used: no dependencies.
+$(TRITON)/.ready: jobs/triton/constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< --editable '.[cpu]'
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< --no-deps nvidia-pytriton
+	@touch $@
+
+# Programs that tests drive: a browser for the report's page, a terminal, a Redis server. Installed by root; a user without that right
 # has the tests skipped, with the reason.
 APT := apt-get --quiet=2 --yes --no-install-recommends
 $(VENV)/.debian: $(BIN)/python
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    { command -v chromium && command -v tmux; } >/dev/null || \
-	    { $(APT) update && $(APT) install chromium tmux >/dev/null; } || \
-	    echo "chromium and tmux cannot be installed: tests that drive them are skipped, or fail where CI=true" >&2; \
+	    { command -v chromium && command -v tmux && command -v redis-server; } >/dev/null || \
+	    { $(APT) update && $(APT) install chromium tmux redis-server >/dev/null; } || \
+	    echo "chromium, tmux and redis-server cannot be installed: tests that drive them are skipped, or fail where CI=true" >&2; \
 	fi
 	@touch $@
 
-test: $(VENV)/.dev $(VENV)/.debian $(AIRFLOW)/.ready
-	GENREC_TEST_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev $(VENV)/.debian $(AIRFLOW)/.ready $(TRITON)/.ready
+	GENREC_TEST_AIRFLOW=$(abspath $(AIRFLOW)) GENREC_TEST_TRITON=$(abspath $(TRITON)) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 rehearse-image:
 	jobs/docker/rehearse.sh cpu
@@ -72,4 +80,4 @@ sample-data: $(VENV)/.demo
 	$(BIN)/python sample_data/make.py
 
 clean:
-	rm -rf $(VENV) $(AIRFLOW) demo_output build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AIRFLOW) $(TRITON) demo_output build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

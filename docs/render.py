@@ -48,6 +48,8 @@ PANELS = (
     "Training",
     "Test",
     "Decoding",
+    "Rules",
+    "Arms",
     "Engine",
     "Output",
 )  # first those without a panel

@@ -25,6 +25,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's `&` ignores it
         signal.signal(signal.SIGINT, _exit_at_once)
     from genrec_batch.cli import app
+    from genrec_batch.runtime import leftovers
 
     try:
         app.main()
@@ -34,6 +35,7 @@ def main() -> None:
         # All is done and printed: a signal must not turn it into a failure, and freeing gigabytes would take time.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        leftovers.remove()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

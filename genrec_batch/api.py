@@ -7,6 +7,7 @@ the table given to a `Scorer` must hold all events of its users.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from genrec_batch.events.dataset import Dataset, open_model
 from genrec_batch.events.log import EventLog
 from genrec_batch.io import forked
 from genrec_batch.io.read import Source
+from genrec_batch.model import registry
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console, progress
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring import pipeline
-from genrec_batch.scoring.pipeline import Scoring
+from genrec_batch.scoring.carry import Carried
+from genrec_batch.scoring.model_run import Scoring
 from genrec_batch.scoring.rows import no_recommendations
+from genrec_batch.scoring.shape import Shape
 
 
 def score(input: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:  # noqa: A002 (the command's own name for it)
@@ -52,7 +56,11 @@ class Scorer:
     """
 
     def __init__(self, **options: Any) -> None:
-        self.config = ScoreConfig(**options)
+        config = ScoreConfig(**options)
+        config.check_one_model("a Scorer")
+        config.check_one_process("a Scorer")
+        self.config = replace(config, model=registry.pinned(config.model, config.registry))  # for every process
+        self.config.check_target(None)
         self._opened: tuple[Model, int, Selection] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +93,12 @@ class Scorer:
         """Return an empty table with the columns and types that users of such events would get."""
         none = frame.clear()
         types = EventLog.of(Source.of(none.lazy(), 0), self.config.schema, "the table").required(0).schema
-        return no_recommendations(types["user_id"], types["video_id"], nested=self.config.layout == "nested")
+        user_type, video_type = types["user_id"], types["video_id"]
+        composes, explores = self.config.composes, self.config.explore > 0
+        sources = composes or self.config.has_sources
+        rows, users = no_recommendations(user_type, video_type, sources=sources, propensity=explores)
+        shape = Shape.of(self.config, Carried.types(self.config))
+        return shape.table(shape.items(rows), pl.Series("user_id", [], user_type), users, 0)
 
 
 def _frame(events: Any) -> pl.DataFrame:

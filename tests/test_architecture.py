@@ -20,11 +20,12 @@ PACKAGE = TESTS.parent / "genrec_batch"
 OURS = "genrec_batch."
 FLOORS = [  # a room imports only from floors above it in this list, never from its own floor
     {"core"},
-    {"runtime", "model"},
+    {"runtime", "stores"},
+    {"model"},
     {"io", "engines"},
     {"events"},
-    {"features"},
-    {"scoring", "training", "evaluation", "serving"},
+    {"features", "rules"},
+    {"scoring", "training", "evaluation", "serving", "exports"},
     {"reports", "api"},
     {"demo"},
     {"cli"},
@@ -174,6 +175,16 @@ def test_scoring_with_onnxruntime_never_imports_torch(log_file, model_dir, tmp_p
         "print('torch' in sys.modules)"
     )
     assert printed_by(code, cwd=tmp_path) == "False"
+
+
+def test_the_torch_engine_never_imports_pytorch_s_compiler():
+    code = (
+        "import sys\nfrom genrec_batch.engines.registry import open_engine\nfrom genrec_batch.model import weights\n"
+        "model = weights.demo_model(weights.PRESETS['tiny'])\n"
+        "open_engine(model, name='torch', device='cpu', precision='fp32')\n"
+        "print(sorted({'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)))"
+    )
+    assert printed_by(code) == "[]"
 
 
 def test_the_tensorrt_engine_never_imports_torch():

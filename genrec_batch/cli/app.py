@@ -16,7 +16,8 @@ from typing import Annotated, cast
 import typer
 
 from genrec_batch import __version__
-from genrec_batch.cli import evaluate, look, option_file, train
+from genrec_batch.cli import evaluate, export, look, option_file, plan, train
+from genrec_batch.cli import registry as registry_commands
 from genrec_batch.cli.exits import done, fail
 from genrec_batch.cli.flags import OPTION_FILE, located, options
 from genrec_batch.cli.model import model_app
@@ -25,8 +26,11 @@ from genrec_batch.core.errors import ConfigError, GenrecError, nearest
 from genrec_batch.core.options import HistoryConfig, LogConfig
 from genrec_batch.core.verify_options import VerifyConfig
 from genrec_batch.evaluation.options import EvaluateConfig
+from genrec_batch.evaluation.promote_options import PromoteConfig
+from genrec_batch.io.durable import check_local
+from genrec_batch.model import registry
 from genrec_batch.reports.options import ProfileConfig, RunConfig
-from genrec_batch.runtime import console, signals
+from genrec_batch.runtime import aborts, console, signals
 from genrec_batch.runtime.malloc import keep_freed_memory
 from genrec_batch.runtime.threads import take_short_turns
 from genrec_batch.training.options import TrainConfig
@@ -47,15 +51,22 @@ app.add_typer(model_app, name="model", rich_help_panel="Model")
 
 INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet log: a file, a glob, a directory or a URI.")]
 CONFIG_FILE = "genrec-batch.toml"
-MAIN = {
-    "score": RunConfig,
-    "features": HistoryConfig,
-    "verify": VerifyConfig,
-    "profile": ProfileConfig,
-    "evaluate": EvaluateConfig,
-    "train": TrainConfig,
+MAIN: dict[str, set[str]] = {
+    **{
+        name: {field.name for field in dataclasses.fields(kind)}
+        for name, kind in (
+            ("score", RunConfig),
+            ("features", HistoryConfig),
+            ("verify", VerifyConfig),
+            ("profile", ProfileConfig),
+            ("evaluate", EvaluateConfig),
+            ("train", TrainConfig),
+        )
+    },
+    **{f"model {name}": {"registry"} for name in ("register", "list", "rollback", "follow", "info", "build")},
+    "model promote": {f.name for f in dataclasses.fields(PromoteConfig) if hasattr(RunConfig, f.name)},
 }
-"""The commands that entries at the top of the option file are for."""
+"""The commands that entries at the top of the option file are for, each with the options that it takes from there."""
 
 
 def _version(wanted: bool) -> None:
@@ -83,8 +94,8 @@ def root(
         return
     context.meta[OPTION_FILE] = str(path)
     try:
-        main = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in MAIN.items()}
-        context.default_map = option_file.read(path, context.command, main)
+        check_local(path, "--config", reads=True)
+        context.default_map = option_file.read(path, context.command, MAIN)
     except GenrecError as error:
         fail(located(context, error))
 
@@ -102,7 +113,9 @@ def score(
     output: Annotated[
         str | None,
         typer.Argument(
-            metavar="OUTPUT", help="A .parquet file, else a directory of parts; may be omitted with --user."
+            metavar="OUTPUT",
+            help="A .parquet file, else a directory of parts, by path or URI (s3://, gs://, az://), or a table, see "
+            "--output-format; may be omitted with --user.",
         ),
     ] = None,
     *,
@@ -142,7 +155,12 @@ def score(
 @options(HistoryConfig)
 def features(
     input: INPUT,  # noqa: A002
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A .parquet file, else a directory of parts.")],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUTPUT", help="A .parquet file, else a directory of parts, by path or URI (s3://, gs://, az://)."
+        ),
+    ],
     *,
     options: HistoryConfig,
 ) -> None:
@@ -161,10 +179,20 @@ def features(
         console.last_line(summary)
 
 
+for each in (
+    registry_commands.register,
+    registry_commands.promote,
+    registry_commands.rollback,
+    registry_commands.follow,
+):
+    model_app.command()(each)
+model_app.command("list")(registry_commands.list_)
 app.command(rich_help_panel="Model")(train.train)
 app.command(rich_help_panel="Look")(evaluate.evaluate)
 app.command(rich_help_panel="Look")(look.profile)
 app.command(rich_help_panel="Look")(look.inspect)
+app.command(rich_help_panel="Look")(plan.plan)
+app.command(rich_help_panel="Score")(export.export)
 
 
 @app.command(rich_help_panel="Look")
@@ -178,6 +206,7 @@ def verify(input: INPUT, *, options: VerifyConfig) -> None:  # noqa: A002
     from genrec_batch.reports import evaluation_page, tables, terminal
     from genrec_batch.scoring.verify import verified
 
+    options = dataclasses.replace(options, model=registry.pinned(options.model, options.registry))  # for both steps
     report, found = verified(options, input)
     gates = {name: getattr(options, name) for name in ("min_topk_overlap", "min_top1", "max_difference")}
     if options.evaluate:
@@ -208,6 +237,7 @@ def demo(
     """
     from genrec_batch.demo.demo import run
 
+    check_local(folder, "--folder")
     console.last_line(run(folder, users))
 
 
@@ -281,6 +311,7 @@ def main() -> None:
     keep_freed_memory()
     take_short_turns()
     signals.own_process()
+    aborts.end_with_a_code()
     if os.environ.get("NO_COLOR"):
         console.stderr.no_color = console.stdout.no_color = True
     app()

@@ -19,7 +19,8 @@ from genrec_batch.runtime import console
 
 CONTEXT = "called_with"  # the parameter in which Typer passes the source of each value
 OPTION_FILE = "genrec_batch.option_file"  # key of the option file's path in a context's `meta`
-PANELS = ("Input", "Model", "Training", "Test", "Decoding", "Engine", "Output")  # of `--help`, in the order of a run
+# of `--help`, in the order of a run
+PANELS = ("Input", "Model", "Training", "Test", "Decoding", "Rules", "Arms", "Engine", "Output")
 
 
 def beginning(names: Sequence[str]) -> Callable[[str], list[str]]:

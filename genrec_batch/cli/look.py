@@ -59,7 +59,8 @@ def explain(options: RunConfig, source: str, output: str | None) -> None:
     if not options.quiet and options.log_format == "text":
         terminal.show(inspect_text.explanation(found))
         tables.recommendations(pa.Table.from_pylist(found["recommended"]), "long")
-        found = {name: found[name] for name in ("status", "command", "user_id", "events", "recommended")}
+        brief = ("status", "command", "user_id", "arm", "bucket", "events", "recommended")
+        found = {name: found[name] for name in brief if name in found}
     console.last_line(found)
 
 
@@ -91,6 +92,9 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="Model directory whose catalog coverage is shown; default: that of the run.")
     ] = None,
+    registry: Annotated[
+        str | None, typer.Option(envvar="GENREC_BATCH_REGISTRY", help="Directory of the model registry.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Number of most recommended videos to list.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -101,7 +105,7 @@ def inspect(
     from genrec_batch.reports import inspect_text, terminal
     from genrec_batch.reports.inspect import check, inspected
 
-    facts = inspected(output, model=model, top=top)
+    facts = inspected(output, model=model, root=registry, top=top)
     if as_json:
         console.last_line(facts)
     else:

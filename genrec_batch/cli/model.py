@@ -15,9 +15,10 @@ import typer
 from genrec_batch.cli.exits import done
 from genrec_batch.cli.flags import beginning, options
 from genrec_batch.core.errors import ConfigError
-from genrec_batch.core.options import LogConfig
+from genrec_batch.core.options import LogConfig, RegistryConfig
 from genrec_batch.engines.tensorrt.options import BuildConfig
 from genrec_batch.runtime import console
+from genrec_batch.serving.options import ExportConfig
 
 if TYPE_CHECKING:
     from genrec_batch.model.catalog import Catalog
@@ -76,7 +77,7 @@ def _save(directory: Path, items: Catalog | None, save: Callable[[], None]) -> N
                     folder.rmdir()
 
 
-def _say(text: str, written: Path) -> None:
+def _say(text: str, written: str | Path) -> None:
     """Print a line on stdout about a file that was just written.
 
     Raises:
@@ -118,18 +119,14 @@ def init(
     with console.busy("making the weights"):
         initial = weights.initial_weights(config, chosen)
     origin = f"Untrained: preset `{preset}`, seed {chosen}; its ranking means nothing."
-    places.check_free(directory)
-    with console.busy("writing the model"):
-        _save(
-            directory,
-            items,
-            lambda: weights.save(directory, config, initial, trained=False, card=_card(config, origin)),
-        )
+    with places.placed(directory, "DIR") as made, console.busy("writing the model"):
+        places.check_free(made)
+        _save(made, items, lambda: weights.save(made, config, initial, trained=False, card=_card(config, origin)))
     facts = f"{weights.parameters(config):,} parameters" + (f", {len(items):,} videos" if items is not None else "")
     if items is not None and items.unknown_videos:
         every = len(items) + items.unknown_videos
         facts += f" (the most viewed of the log's {every:,}; a --preset with a larger vocabulary holds more)"
-    _say(f"{directory}: {facts}, untrained", directory)
+    _say(f"{places.shown(directory)}: {facts}, untrained", places.shown(directory))
 
 
 @model_app.command("import")
@@ -157,9 +154,13 @@ def import_(
 
     Example: genrec-batch model import weights.safetensors model/ --catalog catalog.parquet
     """
+    from genrec_batch.io import durable
     from genrec_batch.model import catalog, import_torch, places, weight_files
     from genrec_batch.model.weights import parameters, save
 
+    durable.check_local(weights, "WEIGHTS", reads=True)
+    if catalog_file is not None:
+        durable.check_local(catalog_file, "--catalog", reads=True)
     pairs = dict(_pair(text) for text in rename or [])
     counters: dict[str, str] = {}
     config, converted = import_torch.convert(weight_files.read(weights, counters), pairs, heads=heads)
@@ -170,14 +171,14 @@ def import_(
         console.LOG.info("tied: %s and %s are one tensor of the weights", *import_torch.TIED)
     items = catalog.Catalog.read(catalog_file, vocabulary=config.vocabulary) if catalog_file else None
     card = _card(config, f"Imported from `{weights.name}`.")
-    places.check_free(directory)
-    with console.busy("writing the model"):
-        _save(directory, items, lambda: save(directory, config, converted, trained=True, card=card))
+    with places.placed(directory, "DIR") as made, console.busy("writing the model"):
+        places.check_free(made)
+        _save(made, items, lambda: save(made, config, converted, trained=True, card=card))
     if items is None:
         console.LOG.warning(
             "no --catalog: the catalog will be taken from each log that is scored, which is right only by chance"
         )
-    _say(f"{directory}: {parameters(config):,} parameters", directory)
+    _say(f"{places.shown(directory)}: {parameters(config):,} parameters", places.shown(directory))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -188,12 +189,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @model_app.command()
-@options(LogConfig)
+@options(RegistryConfig)
 def info(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The model directory; omit it to describe a preset.")
+        str | None,
+        typer.Argument(metavar="[DIR]", help="The model directory, or registry:NAME; omit it to describe a preset."),
     ] = None,
     *,
+    options: RegistryConfig,
     preset: Annotated[
         str, typer.Option(help="Preset to describe without a directory.", autocompletion=beginning(PRESETS))
     ] = "reference",
@@ -203,14 +206,16 @@ def info(
 
     Example: genrec-batch model info model/
     """
-    from genrec_batch.model import catalog, weights
+    from genrec_batch.model import catalog, opening, weights
     from genrec_batch.reports import tables
 
-    loaded = weights.load(directory, "DIR") if directory else weights.demo_model(weights.preset(preset))
-    file = directory / "catalog.parquet" if directory else None
+    read = opening.open_model
+    loaded = read(directory, options.registry, "DIR") if directory else weights.demo_model(weights.preset(preset))
+    file = loaded.directory / "catalog.parquet" if loaded.directory else None
     has = file is not None and file.exists()
     videos = len(catalog.Catalog.read(file, vocabulary=loaded.config.vocabulary)) if has and file else None
-    facts = tables.model_info(loaded, str(directory) if directory else f"preset {preset}", videos)
+    named = loaded.version.label if loaded.version else directory or f"preset {preset}"
+    facts = tables.model_info(loaded, named, videos)
     if as_json:
         console.last_line(facts)
     else:
@@ -218,24 +223,37 @@ def info(
 
 
 @model_app.command()
-@options(LogConfig)
+@options(ExportConfig)
 def export(
-    directory: DIRECTORY,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The model directory; omit it for the models of --arm.")
+    ] = None,
     *,
-    precision: Annotated[
-        str, typer.Option(help="Number format of the graphs: fp32 or fp16.", autocompletion=beginning(("fp32", "fp16")))
-    ] = "fp32",
+    options: ExportConfig,
 ) -> None:
-    """Write DIR/onnx/: prefill, decode and score graphs with dynamic batch and length, and top-k inside.
+    """Write DIR/onnx/ (prefill, decode and score graphs), or add the model to a Triton model repository.
 
-    Example: genrec-batch model export model/ --precision fp32
+    Example: genrec-batch model export model/ --format triton --out repository/
     """
+    from genrec_batch.io import durable
+    from genrec_batch.model import opening, registry
+
+    if directory is not None and registry.is_reference(str(directory)):
+        raise ConfigError(f"DIR {directory}: a version never changes; export the model directory, then register it")
+    if options.format == "triton":
+        from genrec_batch.serving import repository
+
+        durable.check_local(options.repository, "--out")
+        version = repository.export(None if directory is None else opening.directory(str(directory), "DIR"), options)
+        _say(f"{version}: version {version.name} of {options.name}", version)
+        return
+    if directory is None:
+        raise ConfigError("model export --format onnx needs DIR, the model directory")
+    durable.check_local(directory, "DIR")  # its graphs go into it
     from genrec_batch.engines.onnx import export
     from genrec_batch.model import weights
 
-    if precision not in ("fp32", "fp16"):
-        raise ConfigError(f"--precision {precision!r}: graphs are written in fp32 or fp16")
-    for path in export.export(weights.load(directory, "DIR"), directory, precision=precision):
+    for path in export.export(weights.load(directory, "DIR"), directory, precision=options.precision):
         _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB", path.parent)
 
 

@@ -6,12 +6,16 @@ those in a table such as `[sample]` or `[model.init]` for that command.
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from genrec_batch.core import toml
-from genrec_batch.core.errors import ConfigError, nearest
+from genrec_batch.core.errors import ConfigError, RetryError, nearest
+
+PIPE_S = 60.0  # that a pipe may give nothing
 
 
 def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, Any]:
@@ -20,7 +24,7 @@ def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, A
     Args:
         path: the file.
         commands: the group of all commands.
-        main: the options of the commands that entries at the top are for.
+        main: the options of the commands, such as `score` or `model list`, that entries at the top are for.
 
     Raises:
         ConfigError: not readable, not TOML, or an entry that no command has; all faults at once.
@@ -30,9 +34,13 @@ def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, A
     shared = _underscored({name: value for name, value in entries.items() if not isinstance(value, dict)})
     everywhere = set().union(*main.values())
     faults = [_no_such(name, everywhere) for name in shared if name not in everywhere]
-    defaults: dict[str, Any] = {
-        command: {name: value for name, value in shared.items() if name in known} for command, known in main.items()
-    }
+    defaults: dict[str, Any] = {}
+    for command, known in main.items():
+        *groups, last = command.split()
+        place = defaults
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = {name: value for name, value in shared.items() if name in known}
     _fill(defaults, tables, commands, "", faults)
     if faults:
         raise ConfigError(f"{path}:\n  " + "\n  ".join(faults))
@@ -41,12 +49,36 @@ def read(path: Path, commands: Any, main: Mapping[str, set[str]]) -> dict[str, A
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return toml.parsed(path.read_bytes(), path, str(path))
+        content = _of_pipe(path) if path.is_fifo() else path.read_bytes()
+        return toml.parsed(content, path, str(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
     except ConfigError as error:
         hint = "; beside tables [model.init] and the like, `model` goes under [score]" if "Cannot" in str(error) else ""
         raise ConfigError(f"{error}{hint}") from error
+
+
+def _of_pipe(path: Path) -> bytes:
+    """Return what a pipe gives until its writer ends, as `--config <(command)` does.
+
+    Raises:
+        RetryError: nothing came for `PIPE_S` seconds.
+    """
+    content = b""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without a writer, it would wait for one here
+    try:
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        while ready.poll(PIPE_S * 1000):
+            more = os.read(pipe, 1 << 16)
+            if not more:
+                return content
+            content += more
+    finally:
+        os.close(pipe)
+    raise RetryError(
+        f"--config {path}: a pipe, and nothing came from it for {PIPE_S:g} seconds; look at the command that writes it"
+    )
 
 
 def _underscored(entries: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from genrec_batch.training.options import TrainConfig
 def train(
     events: Annotated[str, typer.Argument(metavar="EVENTS", help="Parquet log: a file, a glob, a directory or a URI.")],
     *,
-    out: Annotated[Path, typer.Option("--out", help="The model directory to make.")],
+    out: Annotated[Path, typer.Option("--out", help="The model directory to make, by path or URI.")],
     options: TrainConfig,
 ) -> None:
     """Train a model on a log: a model directory that `score --model` ranks with.
@@ -34,8 +34,10 @@ def train(
 
     if find_spec("torch") is None:
         raise EngineError("train: the package torch is not installed; pip install 'genrec-batch[train]'")
+    from genrec_batch.model import places
     from genrec_batch.training import job
 
-    summary = job.train(options, events, out)
-    with done(f"the model {out} is whole"):
+    with places.placed(out, "--out", kept=True) as directory:
+        summary = job.train(options, events, directory) | {"model": places.shown(out)}
+    with done(f"the model {places.shown(out)} is whole"):
         console.last_line(summary)

@@ -22,7 +22,7 @@ from genrec_batch.runtime import console
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer's own since 0.20, Click's before; the names are the same
 PREFIX, OTHERS = (
     "GENREC_BATCH",
-    ("GENREC_BATCH_CACHE", "GENREC_BATCH_TENSORRT_INCLUDE"),
+    ("GENREC_BATCH_CACHE", "GENREC_BATCH_STORE_PATIENCE", "GENREC_BATCH_TENSORRT_INCLUDE"),
 )  # variables that belong to no option
 CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
 WANTED = {

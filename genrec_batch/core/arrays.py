@@ -5,13 +5,14 @@ imports none.
 
 Shape legend, used as suffixes everywhere: N users, E events of all those users together, B users of one batch, S
 tokens (the longest history of a batch), F features (1024), P user-profile floats (256), V video-feature floats (512),
-X seen items, C candidates, K items recommended, H task heads (4).
+X seen items, C candidates, K items recommended, H task heads (4), M masks; of masks and logits, V is the vocabulary and
+W its words of 32 tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,27 @@ I8 = npt.NDArray[np.int8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.bool_]
+U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 Pick = slice | npt.NDArray[np.int64]  # a slice of a flat array, or places in it
 
+MASK_BITS = 32  # tokens in a word of a mask
 HEADS = ("recommendation", "engagement", "retention", "monetization")
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
+SOURCES = ("model", "promoted", "explored", "popular")  # why a video is in a list; a code is a place in this tuple
+MODEL, PROMOTED, EXPLORED, POPULAR = range(len(SOURCES))
 
 
 def address(array: npt.NDArray[Any]) -> int:
     """Return the address of an array's first item in memory."""
     start: int = array.__array_interface__["data"][0]
     return start
+
+
+def row_keys(row_E: I64, tokens_E: I32) -> I64:
+    """Return numbers that are equal only for the same token in the same row, and rise by row and token."""
+    return tokens_E.astype(np.int64) + (row_E << 32)
 
 
 def offsets_of(lengths_N: I64) -> I64:
@@ -145,6 +155,7 @@ class Histories:
     user_row_N: I32  # row of the users table, -1 where it has none
     seen: Ragged  # tokens of the newest `--seen-limit` distinct videos; may repeat and hold the unknown token
     as_of_us_N: I64  # the moment that a history is read at, by which its age counts; one for all in a run of `score`
+    beyond: Ragged | None = None  # videos of the user's events that have a number though the model does not know them
 
     def __len__(self) -> int:
         return len(self.offsets_N1) - 1
@@ -158,14 +169,21 @@ class Histories:
         """Return users start..stop as views."""
         offsets_N1 = self.offsets_N1[start : stop + 1]
         events = slice(int(offsets_N1[0]), int(offsets_N1[-1]))
-        return self._pick(offsets_N1 - offsets_N1[0], slice(start, stop), events, self.seen.slice(start, stop))
+        return self._pick(
+            offsets_N1 - offsets_N1[0],
+            slice(start, stop),
+            events,
+            self.seen.slice(start, stop),
+            None if self.beyond is None else self.beyond.slice(start, stop),
+        )
 
     def take(self, rows_B: I64) -> Histories:
         """Return some users' histories in the given order, [B users]."""
         offsets_B1, events_E = _gather(self.offsets_N1, rows_B)
-        return self._pick(offsets_B1, rows_B, events_E, self.seen.take(rows_B))
+        beyond = None if self.beyond is None else self.beyond.take(rows_B)
+        return self._pick(offsets_B1, rows_B, events_E, self.seen.take(rows_B), beyond)
 
-    def _pick(self, offsets_N1: I64, users: Pick, events: Pick, seen: Ragged) -> Histories:
+    def _pick(self, offsets_N1: I64, users: Pick, events: Pick, seen: Ragged, beyond: Ragged | None) -> Histories:
         return Histories(
             offsets_N1=offsets_N1,
             time_us_E=self.time_us_E[events],
@@ -180,6 +198,7 @@ class Histories:
             user_row_N=self.user_row_N[users],
             seen=seen,
             as_of_us_N=self.as_of_us_N[users],
+            beyond=beyond,
         )
 
     def cold_start_N(self) -> U8:
@@ -191,6 +210,78 @@ class Histories:
     def token_rows(self) -> Ragged:
         """Return each user's tokens, oldest first."""
         return Ragged(offsets_N1=self.offsets_N1, values=self.tokens_E)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Which tokens must not be recommended to each of B rows: M different bit maps, and which one a row obeys.
+
+    A rule for everybody is one bit map, a rule for groups a few, lists of each user's own at most B. Bit t % 32 of word
+    t // 32 of a bit map is 1 where token t must not be recommended. V is the model's whole vocabulary.
+
+    `own` holds short lists beside the bit maps: the further tokens that must not be recommended to a row, rising. A
+    bit map of its own for every row would be the largest part of a batch. Engines see no such lists: `ModelInputs`
+    hands them over with what is seen.
+    """
+
+    banned_MW: U32
+    mask_B: I32
+    own: Ragged | None = None
+
+    @staticmethod
+    def of(banned_MV: U8, mask_B: npt.ArrayLike) -> Masks:
+        """Return the masks of B rows from M rules as Booleans, True where a token must not be recommended."""
+        rules, vocabulary = banned_MV.shape
+        bytes_MC = np.zeros((rules, -(-vocabulary // MASK_BITS) * MASK_BITS // 8), np.uint8)
+        packed_MC = np.packbits(banned_MV, axis=1, bitorder="little")
+        bytes_MC[:, : packed_MC.shape[1]] = packed_MC
+        return Masks(banned_MW=bytes_MC.view("<u4").astype(np.uint32, copy=False), mask_B=np.asarray(mask_B, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.mask_B)
+
+    def rows(self, start: int, stop: int) -> Masks:
+        """Return rows start..stop; all bit maps stay."""
+        own = None if self.own is None else self.own.slice(start, stop)
+        return Masks(banned_MW=self.banned_MW, mask_B=self.mask_B[start:stop], own=own)
+
+    def take(self, rows_B: Pick) -> Masks:
+        """Return some rows in the given order, with at most as many bit maps as there are rows."""
+        own = self.own
+        if own is not None:
+            own = own.slice(rows_B.start, rows_B.stop) if isinstance(rows_B, slice) else own.take(rows_B)
+        return Masks(banned_MW=self.banned_MW, mask_B=self.mask_B[rows_B], own=own).compact()
+
+    def bit_maps(self) -> Masks | None:
+        """Return the bit maps without the lists of `own`; None where they ban nothing."""
+        if len(self.banned_MW) == 1 and not self.banned_MW.any():
+            return None
+        return replace(self, own=None)
+
+    def compact(self) -> Masks:
+        """Return the same masks without bit maps that no row obeys, if there are more of them than rows."""
+        if len(self.banned_MW) <= len(self.mask_B):
+            return self
+        used_M, mask_B = np.unique(self.mask_B, return_inverse=True)
+        return Masks(banned_MW=self.banned_MW[used_M], mask_B=mask_B.astype(np.int32), own=self.own)
+
+    def banned_BC(self, tokens_BC: I32) -> U8:
+        """Return which tokens of a row must not be recommended to it, [B, C]."""
+        words_BC = self.banned_MW[self.mask_B[:, None], tokens_BC // MASK_BITS]
+        banned_BC: U8 = (words_BC >> (tokens_BC % MASK_BITS).astype(np.uint32)) & 1 != 0
+        if self.own is not None:
+            own_keys = row_keys(np.repeat(np.arange(len(self)), self.own.lengths_N), self.own.values)
+            banned_BC |= np.isin(row_keys(np.arange(len(self))[:, None], tokens_BC), own_keys)
+        return banned_BC
+
+    def unpacked(self, vocabulary: int) -> U8:
+        """Return the bit maps as Booleans, [M, V]."""
+        return np.unpackbits(self.bytes_MC, axis=1, count=vocabulary, bitorder="little").astype(np.bool_)
+
+    @property
+    def bytes_MC(self) -> npt.NDArray[np.uint8]:
+        """Return the bit maps as bytes, [M, 4 W]: bit t % 8 of byte t // 8 is token t."""
+        return np.ascontiguousarray(self.banned_MW).astype("<u4", copy=False).view(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +301,23 @@ class Batch:
     has_profile_B: U8 | None = None
     video_BV: F32 | None = None
     has_video_B: U8 | None = None
+    masks: Masks | None = None  # what must not be recommended, beside `seen_BX`
 
     def __len__(self) -> int:
         return len(self.lengths_B)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return rows start..stop as views."""
+        return self._picked(slice(start, stop), None if self.masks is None else self.masks.rows(start, stop))
+
+    def take(self, rows_R: I64) -> Batch:
+        """Return copies of some rows, in the order given."""
+        return self._picked(rows_R, None if self.masks is None else self.masks.take(rows_R))
+
+    def _picked(self, rows: Pick, masks: Masks | None) -> Batch:
         arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        there: dict[str, Any] = {name: each[start:stop] for name, each in arrays.items() if each is not None}
-        return Batch(**there)
+        there = {name: each[rows] for name, each in arrays.items() if each is not None and name != "masks"}
+        return Batch(**there, masks=masks)
 
 
 @dataclass(frozen=True, kw_only=True)

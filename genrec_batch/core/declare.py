@@ -98,4 +98,5 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = sorted({*a, *b})
         return [d for key in keys for d in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    a, b = (list(each) if isinstance(each, tuple) else each for each in (a, b))  # as they come back from JSON
     return [] if a == b else [f"{path} ({a!r}, now {b!r})"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class GenrecError(ValueError):
@@ -49,6 +49,13 @@ class EngineError(GenrecError):
         error.about = "device"
         return error
 
+    @classmethod
+    def of_server(cls, text: str) -> EngineError:
+        """Return the error that a server which computes is not what the run needs, or fails at it."""
+        error = cls(text)
+        error.about = "server"
+        return error
+
 
 class GateError(GenrecError):
     """The run worked, but its result is not good enough: too many rejects, parity, quality (exit 6)."""
@@ -79,6 +86,7 @@ EXHAUSTED = re.compile(  # what libraries say where the system refuses a thread 
     r"|Resource temporarily unavailable|pthread_create|out of heap memory",
     re.IGNORECASE,
 )
+E = TypeVar("E", bound=BaseException)
 LOADING = (ImportError, OSError, RuntimeError, SystemError)
 
 
@@ -100,6 +108,16 @@ def is_exhausted(error: BaseException) -> bool:
 def is_panic(error: BaseException) -> bool:
     """Return whether a library in Rust panicked, which Python sees as a BaseException of pyo3's own."""
     return type(error).__name__ == "PanicException"
+
+
+def without_frames(error: E) -> E:
+    """Return an error that is kept as a value: without its traceback and the errors that led to it.
+
+    A traceback keeps the frames that the error passed through, and these keep what they hold, which may be the error
+    itself: a cycle that stays in memory until the garbage collector finds it.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def is_full(error: OSError) -> bool:

@@ -109,10 +109,13 @@ def check_batch_size(text: str) -> None:
         raise ConfigError(f"--batch-size {text!r}: auto or a whole number above 0")
 
 
-def check_device(text: str) -> None:
-    """Raise ConfigError unless `--device` names a device."""
-    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
-        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N")
+def check_device(text: str, *, several: bool = False) -> None:
+    """Raise ConfigError unless `--device` names a device, or where that is possible `several`."""
+    numbers = text.removeprefix("cuda:").split(",")
+    some = text.startswith("cuda:") and all(number.isdigit() for number in numbers)
+    some = some and len(numbers) == (len(set(map(int, numbers))) if several else 1)
+    if text not in ("auto", "cpu", "cuda") and not some:
+        raise ConfigError(f"--device {text!r}: auto, cpu, cuda or cuda:N{', or cuda:N,M for some' if several else ''}")
 
 
 def check_positions(have: int, *, events: int, items: int) -> None:

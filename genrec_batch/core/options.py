@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genrec_batch.core.arm_options import ArmOptions
 from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.check_options import CheckOptions
 from genrec_batch.core.declare import check_at_least, check_choices, check_share, check_types, option
+from genrec_batch.core.drift_options import DriftOptions
 from genrec_batch.core.errors import ConfigError
+from genrec_batch.core.list_options import ListConfig
 from genrec_batch.core.option_values import (
     blend_of,
     check_batch_size,
-    check_device,
     check_positions,
     check_since,
     moment_us,
     size_bytes,
     span_us,
 )
+from genrec_batch.core.output_options import OutputOptions
+from genrec_batch.core.rule_options import RuleConfig
+from genrec_batch.core.servers import check_engine
+from genrec_batch.core.worker_options import WorkerOptions
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
@@ -62,11 +69,19 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HistoryConfig(LogConfig):
+class RegistryConfig(LogConfig):
+    """Where the registry of models is."""
+
+    registry: str | None = option("Directory of the model registry.", panel="Model", identity="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig(RegistryConfig):
     """Which log and tables are read, and how they become histories."""
 
     model: str | None = option(
-        "Model directory; without one, untrained reference weights rank by chance, with a warning.",
+        "Model directory, by path or URI (s3://, gs://, az://), or registry:NAME@champion or registry:NAME@3 of "
+        "--registry; without one, untrained reference weights rank by chance, with a warning.",
         panel="Model",
         identity="content",
     )
@@ -159,9 +174,10 @@ class HistoryConfig(LogConfig):
         identity="content",
     )
     if_exists: str | None = option(
-        "What to do if the output exists. Default: resume an identical unfinished run, else fail.",
+        "What to do if the output exists; append is for tables. Default: resume an identical unfinished run, else "
+        "fail.",
         panel="Output",
-        choices=("error", "resume", "overwrite"),
+        choices=("error", "resume", "overwrite", "append"),
         identity="none",
     )
     shard_users: int = option(
@@ -178,7 +194,9 @@ class HistoryConfig(LogConfig):
         identity="none",
     )
     spill_dir: str | None = option(
-        "Folder for events that do not fit in memory; default: the folder of OUTPUT.", panel="Input", identity="none"
+        "Folder for events that do not fit in memory, and for copies of texts; default: the folder of OUTPUT.",
+        panel="Input",
+        identity="none",
     )
 
     @property
@@ -217,7 +235,9 @@ class HistoryConfig(LogConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(HistoryConfig):
+class ScoreConfig(
+    WorkerOptions, ArmOptions, CheckOptions, DriftOptions, OutputOptions, RuleConfig, ListConfig, HistoryConfig
+):
     """All options of `score` that decide or check its output."""
 
     top_k: int = option("Videos recommended to each user.", 10, panel="Decoding")
@@ -246,13 +266,14 @@ class ScoreConfig(HistoryConfig):
         flags="--include-seen/--exclude-seen",
     )
     engine: str = option(
-        "Engine that computes; auto reports its choice and why.",
+        "Engine that computes: auto, tensorrt, onnxruntime or torch; auto reports its choice and why. "
+        "triton://HOST:PORT,HOST:PORT/MODEL?wait=60 are Triton servers with a repository of `model export --format "
+        "triton`, by their gRPC ports, or tritons:// with TLS; MODEL (genrec) and the seconds to wait where no server "
+        "answers may be left out.",
         "auto",
         panel="Engine",
-        choices=ENGINES,
         identity="content",
     )
-    device: str = option("Device of the engine: auto, cpu, cuda or cuda:N.", "auto", panel="Engine", identity="content")
     precision: str = option(
         "Number format; auto takes the fastest that keeps 98% of fp32's top 10.",
         "auto",
@@ -261,15 +282,6 @@ class ScoreConfig(HistoryConfig):
         identity="content",
     )
     batch_size: str = option("Users per batch: auto or a whole number.", "auto", panel="Engine", identity="bytes")
-    verify_sample: int = option(
-        "Users to compare with fp32 before anything is written; 0 for none.", 0, panel="Engine", identity="none"
-    )
-    min_topk_overlap: float = option(
-        "Smallest share of the top K in common with the reference; less is exit code 6.",
-        0.98,
-        panel="Engine",
-        identity="none",
-    )
     previous: str | None = option(
         "Earlier output of this command: users with the same input, model and options keep their rows.",
         panel="Input",
@@ -279,12 +291,6 @@ class ScoreConfig(HistoryConfig):
         "With --previous: users without new events keep their rows although as-of moved, up to this age, such as 7d.",
         panel="Input",
         identity="bytes",
-    )
-    layout: str = option(
-        "long: one row per user and rank; nested: one row per user with lists.",
-        "long",
-        panel="Output",
-        choices=("long", "nested"),
     )
 
     def __post_init__(self) -> None:
@@ -299,18 +305,27 @@ class ScoreConfig(HistoryConfig):
         if self.carry_for is not None and self.previous is None:
             raise ConfigError("--carry-for goes with --previous, which names the output whose rows are kept")
         self.carry_us()
+        self.check_output(self.top_k, videos=self.videos is not None, users=self.users is not None)
+        self.check_drift()
         check_batch_size(self.batch_size)
-        check_device(self.device)
-        if self.verify_sample < 0:
-            raise ConfigError(f"--verify-sample {self.verify_sample}: a number of users, 0 for none")
-        if not 0 <= self.min_topk_overlap <= 1:
-            raise ConfigError(f"--min-topk-overlap {self.min_topk_overlap}: a share from 0 to 1")
+        self.check_workers()
+        check_engine(self.engine, self.device, ENGINES)
+        self.check_checks()
         self.blend()
+        self.check_rules(videos=self.videos, candidates=self.candidates)
+        scored = None if self.candidates else self.num_candidates
+        self.check_lists(self.list_decode, self.top_k, scored, beams=self.beam_width, videos=self.videos)
+        self.check_arms(self.model)
+
+    @property
+    def list_decode(self) -> str:
+        """`--decode`; auto becomes candidates where rules compose lists, since these have a pool to choose from."""
+        return "candidates" if self.composes and self.decode == "auto" else self.decode
 
     def check_positions(self, have: int) -> None:
         """Raise ConfigError unless a history and the items read after it fit a model's positions."""
-        slate = self.decode != "candidates" and not self.candidates
-        check_positions(have, events=self.max_events, items=self.top_k if slate else 1)
+        slate = self.list_decode != "candidates" and not self.candidates
+        check_positions(have, events=self.max_events, items=self.pool_steps(self.top_k) if slate else 1)
 
     def carry_us(self) -> int:
         """Return `--carry-for` in microseconds, 0 where it is not given.

@@ -7,7 +7,7 @@ names of files. Out: a `Snapshot`, which is checked after each reading.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,11 @@ def state_of(file: str) -> Hashable:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def in_turn(look: Callable[[str], Hashable], files: Sequence[str]) -> Sequence[Hashable]:
+    """Look at files, one after the other."""
+    return [look(file) for file in files]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """The states of some files when a run first looked at them."""
@@ -31,15 +36,22 @@ class Snapshot:
     states: Mapping[str, Hashable]
     where: str  # names the input in errors
     look: Callable[[str], Hashable] = state_of
+    each: Callable[[Callable[[str], Hashable], Sequence[str]], Sequence[Hashable]] = in_turn
 
     @staticmethod
-    def of(files: Iterable[str], where: str, look: Callable[[str], Hashable] = state_of) -> Snapshot:
-        """Look at files.
+    def of(
+        files: Iterable[str],
+        where: str,
+        look: Callable[[str], Hashable] = state_of,
+        each: Callable[[Callable[[str], Hashable], Sequence[str]], Sequence[Hashable]] = in_turn,
+    ) -> Snapshot:
+        """Look at files; `each` looks at all of them, in turn or several at once.
 
         Raises:
             OSError: one is not there, or cannot be reached.
         """
-        return Snapshot(states={file: look(file) for file in files}, where=where, look=look)
+        named = list(files)
+        return Snapshot(states=dict(zip(named, each(look, named), strict=True)), where=where, look=look, each=each)
 
     def check(self, files: Iterable[str] | None = None) -> None:
         """Look at all or some of the files again.
@@ -47,13 +59,18 @@ class Snapshot:
         Raises:
             RetryError: one is another file now, has other content, or is gone.
         """
-        for file in self.states if files is None else files:
-            try:
-                same = self.look(file) == self.states[file]
-            except FileNotFoundError:
-                raise self._changed(file, "was removed") from None
-            if not same:
+        asked = list(self.states if files is None else files)
+        for file, now in zip(asked, self.each(self._now, asked), strict=True):
+            if now is None:
+                raise self._changed(file, "was removed")
+            if now != self.states[file]:
                 raise self._changed(file, "changed")
+
+    def _now(self, file: str) -> Hashable:
+        try:
+            return self.look(file)
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ Owns: their encoding, and the errors about a file that is no TOML. Must not know
 from __future__ import annotations
 
 import codecs
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def parsed(content: bytes, path: str | Path, name: str) -> dict[str, Any]:
     if content.startswith(UTF16) or b"\0" in content:
         raise ConfigError(
             f"{name}: not valid TOML, which is UTF-8: it is UTF-16, as some editors save it; convert it with "
-            f"iconv -f UTF-16 -t UTF-8 {path} > new.toml"
+            f"iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > new.toml"
         )
     try:
         return tomllib.loads(content.removeprefix(codecs.BOM_UTF8).decode())
@@ -37,7 +38,7 @@ def parsed(content: bytes, path: str | Path, name: str) -> dict[str, Any]:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError(
             f"{name}: not valid TOML, which is UTF-8: line {line} has bytes of another encoding; convert it with "
-            f"iconv -f LATIN1 -t UTF-8 {path} > new.toml"
+            f"iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > new.toml"
         ) from error
     except (ValueError, RecursionError) as error:  # of TOML, of a number too long, of brackets too deep
         raise ConfigError(f"{name}: not valid TOML ({error})") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import PRECISIONS, ScoreConfig
+from genrec_batch.core.servers import check_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,12 @@ class VerifyConfig(ScoreConfig):
     )
 
     def __post_init__(self) -> None:
+        self.check_one_model("verify")
         super().__post_init__()
+        self.check_one_process("verify")
         check_at_least(self, sample=1)
+        if self.evaluate:
+            check_here(self.engine, "--evaluate, which measures those of the device,")
         for name in ("test_from", "max_quality_loss"):
             if getattr(self, name) is not None and not self.evaluate:
                 raise ConfigError(f"--{name.replace('_', '-')} goes with --evaluate")

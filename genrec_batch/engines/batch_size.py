@@ -91,4 +91,5 @@ def _expected_bytes(engine: Engine, model: Model, sample: Batch, decoding: Decod
     positions = users * (1 + int(sample.lengths_B.max(initial=0)))
     positions = min(positions, engine.room(users) or positions) + users * width * decoding.top_k
     cache = 2 * config.layers * positions * config.width * BYTES[engine.precision]
-    return (COPIES if engine.rows is None else BUILT_COPIES) * cache + users * width * config.vocabulary * 4
+    logits = 4 if sample.masks is None else 8  # bytes of a token: fp32, a second time with what a mask leaves
+    return (COPIES if engine.rows is None else BUILT_COPIES) * cache + users * width * config.vocabulary * logits

@@ -3,22 +3,28 @@
 Owns: what `auto` means for engine, device and precision, the comparison that `auto` makes, and the sentence that
 explains the choice. Must not know: users, files, output. An engine that is named is used or the run fails; nothing is
 silently replaced. The choice of `auto` depends on the machine's hardware, the installed packages and the overlap over a
-sample of the run's own users, never on a clock, so that the same run on the same machine uses the same engine.
+sample of users, of this run or of an earlier one with the same model and options (`checked`), never on a clock, so that
+the same run on the same machine uses the same engine.
 """
 
 from __future__ import annotations
 
 import importlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from genrec_batch.core.arrays import FIRST_ITEM, I32, I64, Batch
 from genrec_batch.core.errors import EngineError
 from genrec_batch.core.options import ScoreConfig
+from genrec_batch.core.servers import is_servers
+from genrec_batch.engines import checked
 from genrec_batch.engines.batch_size import choose_size
+from genrec_batch.engines.checked import Check, Record, Terms
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, top_overlap
 from genrec_batch.engines.protocol import Engine
@@ -41,6 +47,23 @@ class Selection:
     engine: Engine
     why: str
     batch_users: int  # users of a batch, at most
+    check: Check | None = None  # of its precision against fp32, None: it was asked for, or there is no other
+    checked_before: bool = False  # an earlier run made the check
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the summary says of the check, nothing where there was none."""
+        return {} if self.check is None else {"engine_check": asdict(self.check) | {"taken_again": self.checked_before}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The engine of a run, or the one in fp32 and a faster one that is yet to be compared with it."""
+
+    engines: list[Engine]
+    why: str = ""
+    check: Check | None = None  # an earlier run's, which decided
+    record: Record | None = None  # where the outcome of a comparison is kept
+    why_check: str = "what is found here is not kept"
 
 
 def select(
@@ -55,6 +78,7 @@ def select(
     longest: int | None = None,
     mean: float | None = None,
     ahead: Opening | None = None,
+    terms: Terms | None = None,
 ) -> Selection:
     """Return the engine of a run.
 
@@ -69,26 +93,37 @@ def select(
         longest: the most events kept of a user; by default of the sample.
         mean: the mean of the events kept of a user; by default of the sample.
         ahead: engines that were opened while the log was read.
+        terms: what an earlier check must have had in common to be taken again; None: `auto` checks in any case.
 
     Raises:
         EngineError: the engine, its device or its precision is not there.
     """
     with busy("opening the engine"):
-        ready = ahead.engines() if ahead is not None else None
-        opened, why = ready or _opened(model, name=name, device=device, precision=precision)
-    sizes = [choose_size(engine, model, sample, decoding, batch_size) for engine in opened]
-    for engine, size in zip(opened, sizes, strict=True):  # before they are compared: this builds an engine for the run
+        ready = ahead.opened() if ahead is not None else None
+        asked = partial(_opened, model, decoding, name=name, device=device, precision=precision)
+        opened = ready or asked(terms)
+        if opened.check is not None and not _holds(opened, len(sample)):
+            why = f"the check of {opened.check.at} compared {opened.check.users} users by {opened.check.arithmetic}"
+            opened = replace(asked(None), record=opened.record, why_check=why)
+    sizes = [choose_size(engine, model, sample, decoding, batch_size) for engine in opened.engines]
+    for engine, size in zip(opened.engines, sizes, strict=True):  # before they are compared: this builds an engine
         engine.resize(size.users)
         if sample.candidates_BC is None and len(sample):
             lengths_B = sample.lengths_B
             most = int(lengths_B.max()) if longest is None else longest
             prepare(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
-    taken = 0
-    if len(opened) > 1:
-        taken, why = _faster(opened, sample, decoding)
-    if opened[taken].device != "cpu":
+    taken, why, check = 0, opened.why, opened.check
+    if len(opened.engines) > 1:
+        taken, why, check = _faster(opened, sample, decoding)
+    if opened.engines[taken].device != "cpu":
         LOG.info("batch: %s", sizes[taken].why)
-    return Selection(engine=opened[taken], why=why, batch_users=sizes[taken].users)
+    return Selection(
+        engine=opened.engines[taken],
+        why=why,
+        batch_users=sizes[taken].users,
+        check=check,
+        checked_before=check is not None and check is opened.check,
+    )
 
 
 def prepare(engine: Engine, decoding: Decoding, *, longest: int, mean: float) -> None:
@@ -97,38 +132,70 @@ def prepare(engine: Engine, decoding: Decoding, *, longest: int, mean: float) ->
         engine.expect(longest=longest, mean=mean + 1, steps=decoding.top_k)
 
 
-def _opened(model: Model, *, name: str, device: str, precision: str) -> tuple[list[Engine], str]:
+def _opened(model: Model, decoding: Decoding, terms: Terms | None, *, name: str, device: str, precision: str) -> Opened:
     """Return the engine and why it was chosen, or the engine in fp32 and in a faster precision, to be compared."""
     place = device_of(device, name)
     chosen = _available(place) if name == "auto" else name
+    opens = partial(open_engine, model, name=chosen, device=place)
+    if is_servers(name):
+        servers = opens(precision=precision)
+        return Opened(engines=[servers], why=f"triton: {servers.title}, as asked")
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
-        return [open_engine(model, name=chosen, device=place, precision=precision)], why
-    plain = open_engine(model, name=chosen, device=place, precision="fp32")
+        return Opened(engines=[opens(precision=precision)], why=why)
     fast = _fast_precision(chosen, place)
     if fast is None:
-        return [plain], f"{chosen} in fp32: {WHY} {place}"
-    return [plain, open_engine(model, name=chosen, device=place, precision=fast)], ""
+        return Opened(engines=[opens(precision="fp32")], why=f"{chosen} in fp32: {WHY} {place}")
+    record = None if terms is None else Record.of(model, decoding, terms, engine=chosen, device=place, fast=fast)
+    known = Opened.why_check if record is None else record.read()
+    if isinstance(known, Check):
+        again = f"checked at {known.at} and taken again; --recheck checks anew"
+        why = f"{_reason(chosen, fast, decoding.top_k, known)}, {again}"
+        return Opened(engines=[opens(precision=known.precision)], why=why, check=known, record=record)
+    return Opened(engines=[opens(precision="fp32"), opens(precision=fast)], record=record, why_check=known)
 
 
-def _faster(opened: list[Engine], sample: Batch, decoding: Decoding) -> tuple[int, str]:
+def _holds(opened: Opened, users: int) -> bool:
+    """Return whether an earlier check is as good as one over so many users, by an engine that computes alike."""
+    check = opened.check
+    return check is not None and check.users >= users and check.same_engine(opened.engines[0])
+
+
+def _faster(opened: Opened, sample: Batch, decoding: Decoding) -> tuple[int, str, Check]:
     """Return which of two engines to use, and why: 1, the faster one, if it agrees with the one in fp32, else 0."""
-    plain, faster = opened
+    plain, faster = opened.engines
     fast, narrow = faster.precision, replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
     size = COMPARED_USERS if plain.device == "cpu" else len(sample)
     tokens: list[list[I32]] = [[], []]
     with progress(f"comparing fp32 and {fast}", 2 * len(sample), "users") as advance:
         for start in range(0, len(sample), size):
             batch = sample.rows(start, start + size)
-            for engine, found in zip(opened, tokens, strict=True):
+            for engine, found in zip(opened.engines, tokens, strict=True):
                 answer = next(recommend_all(engine, [batch], narrow))
                 found.append(best(answer, decoding.top_k).tokens_BK)
                 advance(len(batch))
     overlap = top_overlap(*map(np.concatenate, tokens))
-    measured = f"its top {decoding.top_k} share {overlap:.1%} with fp32's over {len(sample)} users"
-    if overlap >= LEAST_OVERLAP:
-        return 1, f"{faster.name} in {fast}: {measured}"
-    return 0, f"{plain.name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
+    taken = int(overlap >= LEAST_OVERLAP)
+    engine = opened.engines[taken]
+    check = Check(
+        precision=engine.precision,
+        arithmetic=engine.arithmetic,
+        overlap=overlap,
+        users=len(sample),
+        at=checked.now(),
+        why=opened.why_check,
+    )
+    if opened.record is not None:
+        opened.record.write(check)
+    return taken, _reason(plain.name, fast, decoding.top_k, check), check
+
+
+def _reason(name: str, fast: str, top_k: int, check: Check) -> str:
+    """Return why an engine computes in a precision."""
+    measured = f"its top {top_k} share {check.overlap:.1%} with fp32's over {check.users} users"
+    if check.precision == fast:
+        return f"{name} in {fast}: {measured}"
+    return f"{name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
 
 
 class Opening:
@@ -140,7 +207,7 @@ class Opening:
     def __init__(self, config: ScoreConfig) -> None:
         self._config = config
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="opening")
-        self._opened: Future[tuple[list[Engine], str]] | None = None
+        self._opened: Future[Opened] | None = None
 
     def start(self) -> None:
         """Import the engine's package and initialize its GPU."""
@@ -151,21 +218,21 @@ class Opening:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def know(self, model: Model) -> None:
-        """Open the engine of a model on a GPU; a CPU is busy reading the log."""
-        if device_of(self._config.device, self._config.engine) != "cpu":
-            self._opened = self._pool.submit(self._open, model)
+        """Open the engine of a model, and on a GPU warm it up; a CPU gains nothing by that."""
+        self._opened = self._pool.submit(self._open, model)
 
-    def _open(self, model: Model) -> tuple[list[Engine], str]:
+    def _open(self, model: Model) -> Opened:
         config = self._config
-        opened = _opened(model, name=config.engine, device=config.device, precision=config.precision)
         decoding = decoding_of(config, model)
-        for engine in opened[0]:
-            if engine.rows is None and engine.room(WARM_UP_USERS):  # nothing is built for this batch
+        given = {"name": config.engine, "device": config.device, "precision": config.precision}
+        opened = _opened(model, decoding, Terms.of(config), **given)
+        for engine in opened.engines:
+            if engine.device != "cpu" and engine.rows is None and engine.room(WARM_UP_USERS):  # nothing is built
                 next(recommend_all(engine, [_warm_up(model, config.max_events)], decoding))
         return opened
 
-    def engines(self) -> tuple[list[Engine], str] | None:
-        """Return the engines for `select` and why they were chosen, None where they are not open."""
+    def opened(self) -> Opened | None:
+        """Return the engines for `select`, None where they are not open."""
         opened, self._opened = self._opened, None  # keep no reference to an engine that is not used
         if opened is None or opened.exception() is not None:
             return None
@@ -206,12 +273,12 @@ def mode_of(decode: str, beam_width: int, model: Model) -> str:
 
 
 def decoding_of(config: ScoreConfig, model: Model) -> Decoding:
-    """Return how lists are made, with no more candidates than the catalog has."""
-    mode = mode_of(config.decode, config.beam_width, model)
+    """Return how lists are made, with no more candidates than the catalog has; rules choose from a longer slate."""
+    mode = mode_of(config.list_decode, config.beam_width, model)
     wanted = config.num_candidates if config.decode != "auto" else max(config.num_candidates, config.top_k)
     return Decoding(
         mode=mode,
-        top_k=config.top_k,
+        top_k=config.pool_steps(config.top_k) if mode == "slate" else config.top_k,
         num_candidates=min(wanted, model.tokens),
         beam_width=min(config.beam_width, model.tokens),
     )
@@ -239,6 +306,8 @@ def device_of(device: str, name: str) -> str:
     """Return the device that `--device` means for an engine: "cpu" or "cuda:N"."""
     if device != "auto":
         return "cuda:0" if device == "cuda" else device
+    if is_servers(name):
+        return "cpu"  # of this process; the servers have their own
     only_gpu = name != "auto" and "cpu" not in entry(name).precisions
     return "cuda:0" if only_gpu or Path("/dev/nvidiactl").exists() else "cpu"
 

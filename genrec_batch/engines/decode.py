@@ -7,17 +7,20 @@ the engine runs. It uses only `protocol.Engine` and NumPy.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Ranked
+from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Masks, Ranked
 from genrec_batch.engines.numbers import NotNumbersError
 from genrec_batch.engines.protocol import Engine, Recorder, State
 from genrec_batch.engines.timing import timed
 
 LOG_PROB = "log_prob"
+
+Prefill = Callable[..., State]  # as `Engine.prefill`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +38,74 @@ class Decoding:
         return self.mode == "slate" and self.beam_width == 1
 
 
-def recommend(engine: Engine, batch: Batch, decoding: Decoding) -> Ranked:
+class WholeEngine(Engine):
+    """An engine that decodes a batch as a whole, elsewhere: it has no steps that could be called."""
+
+    @abstractmethod
+    def rankings(
+        self, batches: Iterable[Batch], decoding: Decoding, record: Recorder | None = None
+    ) -> Iterator[Ranked]:
+        """Yield what `recommend` returns for each batch, in order; several may be on their way."""
+
+    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
+        """Raise NotImplementedError, as all steps do."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
+        """See `prefill`."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def choose(self, state: State) -> tuple[I32, F32]:
+        """See `prefill`."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def log_probs(self, state: State, tokens_BC: I32) -> F32:
+        """See `prefill`."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def score(self, state: State, tokens_BC: I32) -> F32:
+        """See `prefill`."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def select(self, state: State, rows_R: I64) -> State:
+        """See `prefill`."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def collect(self, state: State) -> Ranked:
+        """See `prefill`."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+
+def recommend(engine: Engine, batch: Batch, decoding: Decoding, prefill: Prefill | None = None) -> Ranked:
     """Return what the model recommends to each row of a batch, in decode order.
 
     A slate has K = `top_k` columns, candidates have C = `num_candidates`, given candidates as many as the batch has;
-    ranking cuts candidates to `top_k` once they are scored. Where fewer items are left, token 0 fills the row's end.
+    ranking cuts candidates to `top_k` once they are scored. Items that `batch.masks` bans are left out before the
+    choice, so K others come out. Where fewer items are left, token 0 fills the row's end.
 
-    Given candidates (`batch.candidates_BC`) are scored whatever the mode; padding, unknown, seen items and repeats
-    among them are dropped.
+    Given candidates (`batch.candidates_BC`) are scored whatever the mode; padding, unknown, seen and banned items and
+    repeats among them are dropped.
+
+    Args:
+        engine: computes.
+        batch: B users.
+        decoding: how a list is made.
+        prefill: takes the place of the engine's, where some rows resume what was kept of them.
 
     Raises:
         ConfigError: history and items do not fit the model's positions.
         RetryError: the device is out of memory.
     """
+    if isinstance(engine, WholeEngine):
+        return next(engine.rankings([batch], decoding))
+    prefill = engine.prefill if prefill is None else prefill
     if batch.candidates_BC is not None:
-        return _given(engine, batch, batch.candidates_BC)
+        return _given(engine, batch, batch.candidates_BC, prefill)
     if decoding.mode == "candidates":
-        return _candidates(engine, batch, decoding.num_candidates)
+        return _candidates(engine, batch, decoding.num_candidates, prefill)
     if decoding.beam_width > 1:
-        return _beam(engine, batch, decoding.top_k, decoding.beam_width)
-    return _greedy(engine, batch, decoding.top_k)
+        return _beam(engine, batch, decoding.top_k, decoding.beam_width, prefill)
+    return _greedy(engine, batch, decoding.top_k, prefill)
 
 
 def recommend_all(
@@ -69,6 +120,9 @@ def recommend_all(
         ConfigError: history and items do not fit the model's positions.
         RetryError: the device is out of memory.
     """
+    if isinstance(engine, WholeEngine):
+        yield from engine.rankings(batches, decoding, record)
+        return
     if not (decoding.greedy and engine.has_slate_loop):
         yield from (_recorded(engine, batch, decoding, record) for batch in batches)
         return
@@ -90,32 +144,32 @@ def _recorded(engine: Engine, batch: Batch, decoding: Decoding, record: Recorder
         return recommend(watched, batch, decoding)
 
 
-def _greedy(engine: Engine, batch: Batch, steps: int) -> Ranked:
+def _greedy(engine: Engine, batch: Batch, steps: int, prefill: Prefill) -> Ranked:
     """Read the best choice `steps` times; the last read computes the heads of the last item."""
-    state = engine.prefill(batch, steps=steps)
+    state = prefill(batch, steps=steps)
     for _ in range(steps):
         engine.decode(state)
     return engine.collect(state)
 
 
-def _candidates(engine: Engine, batch: Batch, count: int) -> Ranked:
+def _candidates(engine: Engine, batch: Batch, count: int, prefill: Prefill) -> Ranked:
     """Take the best `count` items after the history and score each alone, best first."""
-    state = engine.prefill(batch, steps=1, choices=count)
+    state = prefill(batch, steps=1, choices=count)
     tokens_BC, log_prob_BC = engine.choose(state)
     return Ranked(tokens_BK=tokens_BC, log_prob_BK=log_prob_BC, heads_BKH=engine.score(state, tokens_BC))
 
 
-def _given(engine: Engine, batch: Batch, candidates_BC: I32) -> Ranked:
+def _given(engine: Engine, batch: Batch, candidates_BC: I32, prefill: Prefill) -> Ranked:
     """Score the given items only; those that may be recommended come first, in their given order."""
-    tokens_BC = _allowed(candidates_BC, batch.seen_BX)
-    state = engine.prefill(batch, steps=1)
+    tokens_BC = _allowed(candidates_BC, batch.seen_BX, batch.masks)
+    state = prefill(batch, steps=1)
     return Ranked(
         tokens_BK=tokens_BC, log_prob_BK=engine.log_probs(state, tokens_BC), heads_BKH=engine.score(state, tokens_BC)
     )
 
 
-def _allowed(candidates_BC: I32, seen_BX: I32) -> I32:
-    """Drop padding, unknown, seen and repeated items; the others move to the row's front, followed by token 0."""
+def _allowed(candidates_BC: I32, seen_BX: I32, masks: Masks | None) -> I32:
+    """Drop padding, unknown, seen, banned and repeated items; the others move to the front, followed by token 0."""
     order = np.argsort(candidates_BC, axis=1, kind="stable")
     ascending = np.take_along_axis(candidates_BC, order, 1)
     first = np.ones(ascending.shape, np.bool_)
@@ -124,6 +178,8 @@ def _allowed(candidates_BC: I32, seen_BX: I32) -> I32:
     np.put_along_axis(keep, order, first, 1)
     keep &= candidates_BC >= FIRST_ITEM
     keep &= ~np.isin(_row_keys(candidates_BC), _row_keys(seen_BX))
+    if masks is not None:
+        keep &= ~masks.banned_BC(candidates_BC)
     front = np.argsort(~keep, axis=1, kind="stable")
     return np.take_along_axis(np.where(keep, candidates_BC, np.int32(PADDING)), front, 1)
 
@@ -133,7 +189,7 @@ def _row_keys(tokens_BC: I32) -> I64:
     return tokens_BC.astype(np.int64) + (np.arange(len(tokens_BC), dtype=np.int64) << 32)[:, None]
 
 
-def _beam(engine: Engine, batch: Batch, steps: int, width: int) -> Ranked:
+def _beam(engine: Engine, batch: Batch, steps: int, width: int, prefill: Prefill) -> Ranked:
     """Search for the slate of the greatest total log-probability with `width` hypotheses per row.
 
     A row's hypotheses are neighbours (row * width + w), best total first. They all start equal, so at first only the
@@ -141,7 +197,7 @@ def _beam(engine: Engine, batch: Batch, steps: int, width: int) -> Ranked:
     """
     rows = len(batch)
     first_B = np.arange(rows, dtype=np.int64) * width
-    state = engine.select(engine.prefill(batch, steps=steps, choices=width), np.repeat(np.arange(rows), width))
+    state = engine.select(prefill(batch, steps=steps, choices=width), np.repeat(np.arange(rows), width))
     total_BW = np.full((rows, width), -np.inf)
     total_BW[:, 0] = 0.0
     greedy_B = np.zeros(rows, np.int64)  # place of the greedy hypothesis

@@ -34,7 +34,8 @@ def check(batch: Batch, ranked: Ranked, *, tokens: int | None, key: Any = None, 
     Args:
         batch: B users.
         ranked: what came back for them, [B, K].
-        tokens: of the model; a list that ends before its user's items do is a fault. None: such lists are accepted.
+        tokens: of the model; a list that ends before its user's items do is a fault, those that were neither seen nor
+            banned by a mask. None: such lists are accepted.
         key: the caller's batch, for the error.
         first: place of the first row in the caller's batch, for the error.
 
@@ -54,11 +55,16 @@ def check(batch: Batch, ranked: Ranked, *, tokens: int | None, key: Any = None, 
 
 
 def _left(batch: Batch, rows_B: U8, tokens: int) -> I64:
-    """Return how many items may be recommended to some users: those of the model that they have not seen."""
+    """Return how many items may be recommended to some users: those of the model, neither seen nor banned."""
     seen_SX = np.sort(batch.seen_BX[rows_B], axis=1)
     counted_SX = (seen_SX >= FIRST_ITEM) & (seen_SX < tokens)
     counted_SX[:, 1:] &= seen_SX[:, 1:] != seen_SX[:, :-1]
-    left_S: I64 = tokens - FIRST_ITEM - counted_SX.sum(axis=1)
+    open_S = np.int64(tokens - FIRST_ITEM)
+    if batch.masks is not None:
+        masks = batch.masks.take(np.flatnonzero(rows_B))
+        open_S = (~masks.unpacked(tokens)[:, FIRST_ITEM:]).sum(axis=1)[masks.mask_B]
+        counted_SX &= ~masks.banned_BC(np.where(counted_SX, seen_SX, 0))
+    left_S: I64 = open_S - counted_SX.sum(axis=1)
     return left_S
 
 

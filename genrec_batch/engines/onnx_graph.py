@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 OPSET = 17
 IR_VERSION = 8  # the oldest that knows opset 17
 FLOAT, INT32, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(TensorProto.INT64)
+UINT8 = int(TensorProto.UINT8)
 FLOAT16, BFLOAT16 = int(TensorProto.FLOAT16), int(TensorProto.BFLOAT16)
 ELEMENTS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
 PINNED = "fp32"  # how the name of a node begins that must be computed in fp32, whatever a builder prefers

@@ -115,6 +115,26 @@ class EngineCache:
         except OSError as error:
             raise EngineError(f"{path}: cannot write the built engine ({error.strerror}); {_WAY_OUT}") from error
 
+    def text(self, name: str) -> bytes | None:
+        """Return a small file beside the engines, None where there is none.
+
+        Raises:
+            EngineError: it belongs to someone else, others may write to it, or it cannot be read.
+        """
+        return _read_own(self.directory / name)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a small file beside the engines, whole or not at all.
+
+        Raises:
+            EngineError: the folder cannot be written.
+        """
+        path = self.directory / name
+        try:
+            _replace(path, content)
+        except OSError as error:
+            raise EngineError(f"{path}: cannot be written ({error.strerror}); {_WAY_OUT}") from error
+
     @contextmanager
     def _lock(self, key: EngineKey) -> Iterator[None]:
         path = self.path(key).with_suffix(".lock")

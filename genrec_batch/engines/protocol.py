@@ -8,7 +8,8 @@ opaque to the caller and may live on a device from the first call to the last.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from genrec_batch.core.arrays import F32, I32, I64, Batch, Ranked
@@ -38,6 +39,15 @@ class Recorder(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The KV cache of one row, of its position 0 and its events: what `Engine.resume` goes on from."""
+
+    cache: Any  # in a form of the engine's own; never written to
+    length: int  # events
+    nbytes: int
+
+
 def nothing() -> None:
     """Do nothing: the default of `Engine.arrived`."""
 
@@ -45,10 +55,12 @@ def nothing() -> None:
 class Engine(ABC):
     """Prefill once, decode K times. All engines agree with the torch fp32 engine within their precision.
 
-    Choosing: an item is never padding (0), unknown (1), in `Batch.seen_BX` or already read by `decode` in this state.
-    Its log-probability is over the whole vocabulary, before any of that is masked. Equal logits: the lower token first.
-    Where nothing is left to choose, the token is 0 and the log-probability -inf; reading token 0 is allowed and its
-    heads are 0.
+    Choosing: an item is never padding (0), unknown (1), in `Batch.seen_BX`, banned by its row's bit map in
+    `Batch.masks`, or already read by `decode` in this state. Its log-probability is over the whole vocabulary, before
+    any of that is masked, so a mask changes which items come out and no item's log-probability. Equal logits: the lower
+    token first. Where nothing is left to choose, the token is 0 and the log-probability -inf; reading token 0 is
+    allowed and its heads are 0. A mask may leave fewer than K items, or none. `log_probs`, `score` and `decode` with
+    given tokens obey no mask: the caller leaves out what must not be recommended.
 
     The abstract methods are the whole of a plain engine. The others have defaults, which suit an engine on a CPU that
     takes batches of any size.
@@ -60,6 +72,15 @@ class Engine(ABC):
     arithmetic: str = ""  # which way it computes its precision, where there are several that differ in the last bits
     has_slate_loop: ClassVar[bool] = False  # whether `slate` is implemented
     arrived: Callable[[], None] = staticmethod(nothing)  # `prefill` calls it once the device holds the batch
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return f"the {self.name} engine in {self.precision}"
+
+    def report(self) -> dict[str, Any]:
+        """Return what the summary says of its work beside what it says of every engine."""
+        return {}
 
     @abstractmethod
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
@@ -81,7 +102,7 @@ class Engine(ABC):
 
     @abstractmethod
     def log_probs(self, state: State, tokens_BC: I32) -> F32:
-        """Return the log-probability of given items at the position right after the history, [B, C]."""
+        """Return the log-probability of given items right after the history, [B, C]; -inf for token 0."""
 
     @abstractmethod
     def score(self, state: State, tokens_BC: I32) -> F32:
@@ -94,6 +115,24 @@ class Engine(ABC):
     @abstractmethod
     def collect(self, state: State) -> Ranked:
         """Return all items read so far with their log-probabilities and heads, in the order they were read."""
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether `kept` and `resume` are implemented on this device."""
+        return False
+
+    def resume(self, batch: Batch, prefixes: Sequence[Prefix | None], *, steps: int, choices: int = 1) -> State:
+        """Do as `prefill` does, but of each row with a prefix read only the events behind it, one after the other.
+
+        A prefix is that of the first events of the row's own history; its position 0 takes the place of what the batch
+        has of the row's features and vectors. Where no event is behind it, the newest one is read again. Costs least
+        where the rows with the most events to read come first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no prefixes")
+
+    def kept(self, state: State, rows: Sequence[int]) -> list[Prefix]:
+        """Return copies of the prefixes of some rows, of their whole histories."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no prefixes")
 
     def slate(self, batches: Iterable[Batch], steps: int, record: Recorder | None = None) -> Iterator[Ranked]:
         """Yield the greedy slates of `steps` items of each batch, in order, copies and computation overlapping.

@@ -12,9 +12,11 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from genrec_batch.core.errors import ConfigError, EngineError, nearest
+from genrec_batch.core.servers import FORM, is_servers, servers_of
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime import room
@@ -130,15 +132,36 @@ ENTRIES = (  # `--engine auto` takes the first that is installed: measured faste
 )
 
 
+def _open_servers(model: Model, *, device: str, precision: str, name: str) -> Engine:
+    from genrec_batch.engines.remote.engine import RemoteEngine
+
+    del device  # the servers have theirs
+    return RemoteEngine(model, servers_of(name), precision=precision)
+
+
+def of_servers(name: str) -> Entry:
+    """Return the entry of the servers that a name is the address of; `auto` never takes them."""
+    precisions = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")  # the servers know which
+    return Entry(
+        name="triton",
+        modules=("tritonclient",),
+        extra="triton",
+        precisions={"cpu": precisions},
+        open=partial(_open_servers, name=name),
+    )
+
+
 def entry(name: str, flag: str = "--engine") -> Entry:
     """Return the entry of an engine; `flag` named it.
 
     Raises:
         ConfigError: no engine has this name.
     """
+    if is_servers(name):
+        return of_servers(name)
     names = [known.name for known in ENTRIES]
     if name not in names:
-        raise ConfigError(f"{flag} {name!r} is not one of {', '.join(names)}.{nearest(name, names)}")
+        raise ConfigError(f"{flag} {name!r} is not one of {', '.join(names)}, {FORM}.{nearest(name, names)}")
     return ENTRIES[names.index(name)]
 
 

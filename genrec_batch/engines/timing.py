@@ -129,7 +129,9 @@ def timed(engine: Engine, record: Recorder) -> Iterator[Timed]:
 def batch_bytes(batch: Batch) -> int:
     """Return the bytes of what an engine reads of a batch."""
     names = ("dense_BF", "tokens_BS", "lengths_B", "seen_BX", "profile_BP", "has_profile_B", "video_BV", "has_video_B")
-    return sum(array.nbytes for name in names if (array := getattr(batch, name)) is not None)
+    arrays = [array for name in names if (array := getattr(batch, name)) is not None]
+    arrays += [] if batch.masks is None else [batch.masks.banned_MW, batch.masks.mask_B]
+    return sum(array.nbytes for array in arrays)
 
 
 class Mark(Protocol):

@@ -48,6 +48,12 @@ def means(values: Mapping[Name, F64], seed: int) -> dict[Name, Estimate]:
     """Return the mean of each array over its rows that are not NaN, with intervals; all have one value a row."""
     if not values:
         return {}
+    whole_X, drawn_RX = drawn_means(values, seed)
+    return {name: estimate(whole_X[i], drawn_RX[:, i]) for i, name in enumerate(values)}
+
+
+def drawn_means(values: Mapping[Name, F64], seed: int) -> tuple[F64, F64]:
+    """Return the mean of each array over its rows that are not NaN, [X], and those of each resample, [R, X]."""
     value_MX = np.stack(list(values.values()), axis=1)
     there_MX = ~np.isnan(value_MX)
     some_X: U8 = ~np.all(there_MX, axis=0)  # columns that some rows lack: the number of the others is resampled, too
@@ -61,8 +67,7 @@ def means(values: Mapping[Name, F64], seed: int) -> dict[Name, Estimate]:
         number_RX[:, some_X] = weight_RM @ there_MS
         return _ratio((weight_RM @ single_MX).astype(np.float64), number_RX)
 
-    drawn_RX = np.concatenate([drawn(weight_RM) for weight_RM in resamples(len(value_MX), seed)])
-    return {name: estimate(whole_X[i], drawn_RX[:, i]) for i, name in enumerate(values)}
+    return whole_X, np.concatenate([drawn(weight_RM) for weight_RM in resamples(len(value_MX), seed)])
 
 
 def estimate(value: float, drawn_R: F64) -> Estimate:

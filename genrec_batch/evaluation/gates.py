@@ -1,4 +1,4 @@
-"""Gates: the least quality that a run must show, such as `ndcg@10>=0.02`.
+"""Gates: the least quality that a run must show, such as `ndcg@10>=0.02` or `ndcg@10>=0.98*champion`.
 
 Owns: reading `--gate`, and comparing. Must not know: how a figure is measured. In: texts, and figures by name. Out: the
 gates with what was measured.
@@ -22,6 +22,9 @@ HOLDS = {
 }
 
 
+_WITH_PROMOTE = "; a share of the champion's figure goes with `model promote`"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """One condition on one figure."""
@@ -30,10 +33,16 @@ class Gate:
     name: str
     sign: str
     limit: float
+    of: str = ""  # limit is a share of this other model's figure; empty: it is the figure itself
 
 
-def parse(texts: Sequence[str], known: Collection[str]) -> list[Gate]:
-    """Read `--gate`; `known` are the names of all figures that the run can measure.
+def parse(texts: Sequence[str], known: Collection[str], others: Collection[str] = ()) -> list[Gate]:
+    """Read `--gate`.
+
+    Args:
+        texts: the conditions.
+        known: the names of all figures that the run can measure.
+        others: the models that it can be compared with, as in `NAME>=0.98*champion`.
 
     Raises:
         ConfigError: not `NAME>=NUMBER` or the like, or a name that the run does not measure.
@@ -44,16 +53,20 @@ def parse(texts: Sequence[str], known: Collection[str]) -> list[Gate]:
         if match is None:
             raise ConfigError(f"--gate {text!r}: not NAME>=NUMBER, such as ndcg@10>=0.02 (or <=, >, <)")
         name = match["name"].lower()
+        share, times, of = match["limit"].rpartition("*")
+        if of not in others:
+            share, of = match["limit"], ""
         try:
-            limit = float(match["limit"])
+            limit = float(share) if times or not of else 1.0
         except ValueError:
-            raise ConfigError(f"--gate {text!r}: {match['limit']!r} is not a number") from None
+            also = "".join(f", nor a number times {other}" for other in others) or (_WITH_PROMOTE if times else "")
+            raise ConfigError(f"--gate {text!r}: {match['limit']!r} is not a number{also}") from None
         if limit != limit:  # noqa: PLR0124 (NaN)
             raise ConfigError(f"--gate {text!r}: NaN is no limit")
         if name not in known:
             hint = nearest(name, sorted(known)) or f" There are {', '.join(sorted(known)[:12])}, ..."
             raise ConfigError(f"--gate {text!r}: this run does not measure {name!r}.{hint}")
-        gates.append(Gate(text=text.strip(), name=name, sign=match["sign"], limit=limit))
+        gates.append(Gate(text=text.strip(), name=name, sign=match["sign"], limit=limit, of=of))
     return gates
 
 
@@ -69,13 +82,14 @@ def judge(gates: Sequence[Gate], measured: Mapping[str, float | None]) -> list[d
     ]
 
 
-def check(judged: Sequence[Mapping[str, Any]]) -> None:
-    """Raise GateError with every gate that fails and what was measured."""
+def check(judged: Sequence[Mapping[str, Any]], what: str = "the quality is not good enough") -> None:
+    """Raise GateError with every gate that fails, what was measured and, where a gate says it, by how much it fails."""
     faults = [
-        f"--gate {each['gate']}: "
+        f"{each.get('flag', '--gate')} {each['gate']}: "
         + ("not measured, see the report" if each["measured"] is None else f"measured {each['measured']:.5g}")
+        + (f", {each['why']}" if each.get("why") else "")
         for each in judged
         if not each["passed"]
     ]
     if faults:
-        raise GateError("the quality is not good enough:\n  " + "\n  ".join(faults))
+        raise GateError(f"{what}:\n  " + "\n  ".join(faults))

@@ -6,7 +6,7 @@ In: lists by name, rows. Out: plain dictionaries, and figures by the names that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from genrec_batch.evaluation.targets import Targets
 
 OF_GROUPS = ("hr", "ndcg")
 Figure = dict[str, float | None]
+ByRow = dict[tuple[str, int, str], F64]  # list, horizon, metric: a value for each row
 
 
 def figure(estimate: Estimate) -> Figure:
@@ -33,34 +34,24 @@ def rounded(value: float | None) -> float | None:
 
 
 def rankings(
+    values: ByRow,
     lists: Mapping[str, Lists],
-    targets: Mapping[int, Targets],
     *,
+    horizons: Sequence[int],
     ks: Sequence[int],
     main_k: int,
-    groups: Mapping[str, U8],
+    groups: Collection[str],
     videos: Videos,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return every metric of each list at each horizon of `targets`, in that order.
+    """Return every metric of each list at each horizon, in that order, from what `by_row` found.
 
     All intervals come from the same resamples of the rows, so that lists can be compared.
     """
-    values: dict[tuple[str, int, str], F64] = {}
-    for name, each in lists.items():
-        of_lists = _merged(metrics.beyond_accuracy(best, videos, some) for best, some in each.by_length(ks))
-        for horizon, wanted in targets.items():
-            accuracy = _merged(metrics.accuracy(best, wanted, some) for best, some in each.by_length(ks))
-            values |= {(name, horizon, metric): found_M for metric, found_M in (accuracy | of_lists).items()}
-            values |= {
-                (name, horizon, f"{group}|{metric}@{main_k}"): np.where(rows_M, accuracy[f"{metric}@{main_k}"], np.nan)
-                for group, rows_M in groups.items()
-                for metric in OF_GROUPS
-            }
     estimates = bootstrap.means(values, seed)
     covered = {name: metrics.coverage(each.tokens_MK, len(videos.views_V), ks) for name, each in lists.items()}
     made = []
-    for horizon in targets:
+    for horizon in horizons:
         for name in lists:
             found = {metric: figure(e) for (n, h, metric), e in estimates.items() if (n, h) == (name, horizon)}
             plain = {metric: found[metric] for metric in found if "|" not in metric}
@@ -81,8 +72,41 @@ def rankings(
     return made
 
 
+def by_row(
+    lists: Mapping[str, Lists],
+    targets: Mapping[int, Targets],
+    *,
+    ks: Sequence[int],
+    main_k: int,
+    groups: Mapping[str, U8],
+    videos: Videos,
+) -> ByRow:
+    """Return the metrics of each row, [M] each, by list, horizon and metric; NaN where a row has none."""
+    values: ByRow = {}
+    for name, each in lists.items():
+        of_lists = _merged(metrics.beyond_accuracy(best, videos, some) for best, some in each.by_length(ks))
+        for horizon, wanted in targets.items():
+            accuracy = _merged(metrics.accuracy(best, wanted, some) for best, some in each.by_length(ks))
+            values |= {(name, horizon, metric): found_M for metric, found_M in (accuracy | of_lists).items()}
+            values |= {
+                (name, horizon, f"{group}|{metric}@{main_k}"): np.where(rows_M, accuracy[f"{metric}@{main_k}"], np.nan)
+                for group, rows_M in groups.items()
+                for metric in OF_GROUPS
+            }
+    return values
+
+
 def _merged(parts: Any) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
+
+
+def named(values: ByRow, main: str) -> dict[str, F64]:
+    """Return what `by_row` found by the names that gates use; those of the list `main` also without its name."""
+    found: dict[str, F64] = {}
+    for (name, horizon, metric), value_M in values.items():
+        ahead = f"next{horizon}." if horizon > 1 else ""
+        found |= {f"{name}.{ahead}{metric}": value_M} | ({f"{ahead}{metric}": value_M} if name == main else {})
+    return found
 
 
 def measured(made: Sequence[Mapping[str, Any]], heads: Mapping[str, Any], main: str) -> dict[str, float | None]:

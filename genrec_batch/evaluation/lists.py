@@ -38,6 +38,14 @@ class Lists:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArmRows:
+    """The arms of an experiment, the one to compare with first, and the place of each row's arm among them, [M]."""
+
+    names: tuple[str, ...]
+    arm_M: I64
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judged:
     """What is judged: its lists, what its heads said of which exposures, and what the report says of it."""
 
@@ -48,3 +56,4 @@ class Judged:
     heads_EH: F32 | None = None
     row_E: I64 | None = None  # of each prediction
     place_E: I64 | None = None  # of each prediction's event in the whole log
+    arms: ArmRows | None = None  # of an output with arms

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from genrec_batch.core.declare import check_at_least, option, same_as
 from genrec_batch.core.errors import ConfigError, nearest
 from genrec_batch.core.option_values import moment_us
-from genrec_batch.core.options import LogConfig, ScoreConfig
+from genrec_batch.core.options import RegistryConfig, ScoreConfig
+from genrec_batch.core.servers import check_here
 from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.evaluation import metrics
@@ -25,7 +26,7 @@ MOST_K = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(LogConfig):
+class EvaluateConfig(RegistryConfig):
     """What `evaluate` takes beside EVENTS."""
 
     model: str | None = same_as(ScoreConfig, "model")
@@ -90,7 +91,7 @@ class EvaluateConfig(LogConfig):
     weights: str | None = same_as(ScoreConfig, "weights")
     include_seen: bool = same_as(ScoreConfig, "include_seen")
     engine: str = same_as(ScoreConfig, "engine")
-    device: str = same_as(ScoreConfig, "device")
+    device: str = option("Device of the engine: auto, cpu, cuda or cuda:N.", "auto", panel="Engine", identity="content")
     precision: str = same_as(ScoreConfig, "precision")
     batch_size: str = same_as(ScoreConfig, "batch_size")
     html: str | None = option("Write the report as one page that needs no network.", panel="Output")
@@ -98,7 +99,8 @@ class EvaluateConfig(LogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.as_score()
+        self.as_score().check_one_process("evaluate")
+        check_here(self.engine, "evaluate, which looks at each step,")
         self.moment_us()
         check_at_least(self, leave_out=1, seed=0)
         if self.test_from is not None and (self.leave_one_out or self.leave_out > 1):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.core.option_values import moment_us
 from genrec_batch.evaluation import tested_rows
-from genrec_batch.evaluation.lists import Judged, Lists
+from genrec_batch.evaluation.lists import ArmRows, Judged, Lists
 from genrec_batch.evaluation.options import EvaluateConfig
 from genrec_batch.evaluation.targets import row_keys
 from genrec_batch.evaluation.tested_rows import Rows
@@ -28,14 +27,16 @@ from genrec_batch.events.histories import rows_of
 from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
-from genrec_batch.io import published
+from genrec_batch.io import fetched, published, table_runs
 from genrec_batch.io.attempt import reading
+from genrec_batch.io.recommended import Recommended
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 
 LEAST_CATALOG = 20_000  # videos of the log that count as its catalog, beside all that the output recommends
-READ = ("user_id", "rank", "video_id", *HEADS)
+KEYS = ("user_id", "rank", "video_id")
+ARM = "arm"  # of an output with arms
 MOST_RANK = 10_000
 
 
@@ -59,12 +60,12 @@ class Output:
 
 
 def read(path: str) -> Output:
-    """Read the recommendations of a finished output, long or nested.
+    """Read the recommendations of a finished output, in whatever layout.
 
     Raises:
         InputError: not there, not finished, or not an output of `score`.
     """
-    place, where = Path(path), f"--recs {path}"
+    place, where = fetched.local(table_runs.newest(path, "--recs"), "--recs"), f"--recs {path}"
     if not place.exists():
         beside = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
         raise InputError(f"{where}: no such file or directory.{nearest(place.name, beside)}")
@@ -76,13 +77,16 @@ def read(path: str) -> Output:
         raise InputError(f"{where}: not a whole Parquet file ({error})") from error
     if not files:
         raise InputError(f"{where}: the output has no rows")
-    frame = reading(lambda: pl.scan_parquet([str(file) for file in files], glob=False), where)
-    schema = reading(frame.collect_schema, where)
-    if missing := [name for name in READ if name not in schema]:
+    form = reading(lambda: Recommended.of(files, metadata), where)
+    if missing := [name for name in KEYS if name not in form.names]:
         raise InputError(f"{where}: column {missing[0]!r} is missing; name an output of `genrec-batch score`")
-    listed = [name for name in READ if isinstance(schema[name], pl.List)]
-    frame = frame.select(READ)
-    rows = reading((frame.explode(listed) if listed else frame).collect, where).drop_nulls(["user_id", "video_id"])
+    lacking = [name for name in HEADS if name not in form.names]
+    if lacking:
+        LOG.warning("%s: it was written without %s (--columns), so heads are not judged", where, ", ".join(lacking))
+    armed = [ARM] if ARM in form.names else []
+    frame = form.all_rows([*KEYS, *(() if lacking else HEADS), *armed])
+    rows = reading(frame.collect, where).drop_nulls(["user_id", "video_id"])
+    rows = rows.with_columns(pl.lit(None, pl.Float32).alias(name) for name in lacking)
     if not len(rows):
         raise InputError(f"{where}: the output has no rows")
     if int(rows["rank"].max() or 0) > MOST_RANK or int(rows["rank"].min() or 0) < 1:  # type: ignore[arg-type]
@@ -149,7 +153,21 @@ def judged(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLo
         "catalog_videos": len(log.catalog),
         "seen": "included" if include_seen else "excluded",
     }
-    return log, rows, _with_heads(rows, lists, heads, facts)
+    judged = _with_heads(rows, lists, heads, facts)
+    return log, rows, replace(judged, arms=_arms(output, users, output_row_M[there]))
+
+
+def _arms(output: Output, users: pl.Series, user_M: I32) -> ArmRows | None:
+    """Return the arms of an output, by their first buckets, and that of some users' rows; None where it has none."""
+    if ARM not in output.rows.columns:
+        return None
+    stored: Mapping[str, Any] = json.loads(output.metadata.get("genrec.arms", "{}"))
+    there = {*output.rows[ARM].drop_nulls(), *(name for name, about in stored.items() if not about["shadow"])}
+    names = sorted(there, key=lambda name: (stored.get(name, {}).get("buckets", [0]), name))
+    arm_U = output.rows.unique("user_id", maintain_order=True)[ARM]
+    assert len(arm_U) == len(users), "in the order of the users"
+    place_U = arm_U.replace_strict(names, list(range(len(names))), return_dtype=pl.Int64).to_numpy()
+    return ArmRows(names=tuple(names), arm_M=place_U[user_M])
 
 
 def _matches(output: Output, users: pl.Series, log: WholeLog, where: str, least: float) -> dict[str, object]:
@@ -227,6 +245,8 @@ def _with_heads(rows: Rows, lists: Lists, heads_MKH: Any, facts: Mapping[str, An
     at_E = np.searchsorted(sorted_keys, keys_E).clip(max=len(sorted_keys) - 1)
     found = np.flatnonzero((sorted_keys[at_E] == keys_E) & (exposures.values >= FIRST_ITEM))
     heads_EH = heads_MKH.reshape(-1, len(HEADS))[order[at_E[found]]]
+    given_F = ~np.isnan(heads_EH).any(axis=1)  # a place that no model filled has none
+    found, heads_EH = found[given_F], heads_EH[given_F]
     place_F = place_E[found]
     return Judged(
         lists={"recs": lists}, main="recs", facts=facts, heads_EH=heads_EH, row_E=row_E[found], place_E=place_F

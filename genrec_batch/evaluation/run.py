@@ -7,15 +7,18 @@ is shown. In: options and a log. Out: the report as a plain dictionary.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from genrec_batch import __version__
-from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.arrays import F64, HEADS, I64
 from genrec_batch.engines.choose import mode_of
 from genrec_batch.engines.feed import Feed
-from genrec_batch.evaluation import baselines, gates, heads, judge, model_lists, opening, recs, tested_rows
+from genrec_batch.evaluation import arms, baselines, gates, heads, judge, model_lists, opening, recs, tested_rows
 from genrec_batch.evaluation.lists import Judged, Lists
 from genrec_batch.evaluation.metrics import Videos
 from genrec_batch.evaluation.options import EvaluateConfig
@@ -31,8 +34,28 @@ SCHEMA, SCHEMA_VERSION = "genrec-batch/evaluation", 1
 NO_LABEL = "no label of it is in the log"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation found: the report, and what it is made of for comparing two of them."""
+
+    report: dict[str, Any]
+    figures: Mapping[str, float | None]  # by the names that gates use
+    value_M: Mapping[str, F64]  # of each row, by the same names, where a figure is a mean over rows
+    row_ids: pl.Series  # user of each row
+    moment_us_M: I64  # moment of each row
+
+
 def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
     """Evaluate what the options name on a log and return the report; gates are judged in it, not enforced.
+
+    Raises:
+        GenrecError: see its subclasses.
+    """
+    return measure(config, source).report
+
+
+def measure(config: EvaluateConfig, source: str, *, rules: bool = True) -> Measured:
+    """Evaluate as `evaluate` does; `rules` says whether simple rules are measured, too.
 
     Raises:
         GenrecError: see its subclasses.
@@ -45,18 +68,22 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         log, rows, judged = _by_model(config, source, stages)
     ks, main_k = config.lengths(), config.main_k()
     with stages.time("baselines", rows=len(rows)), console.busy("ranking by simple rules"):
-        simple = {} if not len(rows.past.histories.values) else dict(baselines.lists(rows.past, ks[-1]))
+        some = rules and len(rows.past.histories.values)
+        simple = dict(baselines.lists(rows.past, ks[-1])) if some else {}
         videos = Videos(views_V=rows.past.views_V, vector_VD=rows.past.co_views.vectors())
     targets = {horizon: rows.targets(horizon) for horizon in config.horizons()}
     with stages.time("metrics", rows=len(rows)), console.busy("comparing with what came next"):
         groups = rows.groups()
+        lists = {**judged.lists, **{name: Lists(tokens_MK=tokens_MK) for name, tokens_MK in simple.items()}}
+        by_row = judge.by_row(lists, targets, ks=ks, main_k=main_k, groups=groups, videos=videos)
         rankings = judge.rankings(
-            {**judged.lists, **{name: Lists(tokens_MK=tokens_MK) for name, tokens_MK in simple.items()}},
-            targets, ks=ks, main_k=main_k, groups=groups, videos=videos, seed=config.seed,
+            by_row, lists,
+            horizons=list(targets), ks=ks, main_k=main_k, groups=groups, videos=videos, seed=config.seed,
         )  # fmt: skip
     with stages.time("heads"), console.busy("comparing the heads with labels"):
         of_heads = _heads(config, log, judged)
-    return {
+    figures = judge.measured(rankings, of_heads, judged.main)
+    report = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "status": "ok",
@@ -76,7 +103,8 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "groups": {name: int(rows_M.sum()) for name, rows_M in groups.items()},
         "rankings": rankings,
         "heads": of_heads,
-        "gates": gates.judge(wanted, judge.measured(rankings, of_heads, judged.main)),
+        **({} if judged.arms is None else {"arms": arms.compared(by_row, judged.main, judged.arms, seed=config.seed)}),
+        "gates": gates.judge(wanted, figures),
         "seconds": round(stages.elapsed_s, 3),
         "stages_s": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "peak_rss_mib": round(peak_rss_mib(), 1),
@@ -84,6 +112,13 @@ def evaluate(config: EvaluateConfig, source: str) -> dict[str, Any]:
         "matches": dict(log.matches),
         "warnings": console.warned(),
     }
+    return Measured(
+        report=report,
+        figures=figures,
+        value_M=judge.named(by_row, judged.main),
+        row_ids=log.ids.gather(rows.cuts.user_N),
+        moment_us_M=rows.cuts.as_of_us_N,
+    )
 
 
 def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[WholeLog, Rows, Judged]:
@@ -109,6 +144,7 @@ def _by_model(config: EvaluateConfig, source: str, stages: Stages) -> tuple[Whol
             lists[mode] = looked if there else model_lists.recommend(feed(mode), opened.inputs, weights)
     facts = {
         "model": config.model or "reference preset",
+        **({} if model.version is None else {"registry": model.version.facts()}),
         "fingerprint": model.fingerprint[:16],
         "trained": model.trained,
         "engine": engine.name,

@@ -15,7 +15,7 @@ from genrec_batch.core import layout
 from genrec_batch.core.arrays import Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
-from genrec_batch.events import histories, side_tables
+from genrec_batch.events import histories, rule_tables, side_tables
 from genrec_batch.events.by_user import Users
 from genrec_batch.events.joins import Joins, Side
 from genrec_batch.events.survey import Survey
@@ -36,7 +36,10 @@ class Beside:
     listed: pl.Series | None  # the ids of `--users`, who are scored
     only: pl.Series | None  # the ids of `--users-only`
     videos: SideTable | None
+    video_rows: pl.DataFrame | None  # of `--videos` as they were read
     video_ids: pl.Series | None
+    catalog_videos: pl.DataFrame | None  # columns of `--videos`, row i is token i + 2, null where the table has no row
+    uploaded: pl.DataFrame | None  # see `rule_tables.uploaded`
     given: pl.DataFrame | None
 
     @property
@@ -67,9 +70,38 @@ class Beside:
                 only=side_tables.read_users_only(config.users_only, joins, inputs, rules),
                 listed=None if users is None else users["user_id"],
                 videos=None if videos is None else side_tables.videos_table(videos, f"--videos {config.videos}"),
+                video_rows=videos,
                 video_ids=None if videos is None else videos["video_id"],
+                uploaded=_uploaded(config, videos) if isinstance(config, ScoreConfig) else None,
+                catalog_videos=None if videos is None else side_tables.by_token(videos, catalog),
                 given=candidates,
             )
+
+
+def _uploaded(config: ScoreConfig, videos: pl.DataFrame | None) -> pl.DataFrame | None:
+    return rule_tables.uploaded(videos, config.max_age_of(), f"--videos {config.videos}")
+
+
+def named_rows(config: HistoryConfig, videos: pl.DataFrame | None) -> pl.DataFrame | None:
+    """Return video_id and the columns that rows of videos beyond the catalog need too, of all rows of `--videos`.
+
+    These are the columns of `--carry`, and with `--fallback` those of `--max-per`; None where nothing asks for them.
+    """
+    if videos is None or not isinstance(config, ScoreConfig):
+        return None
+    carried = set() if config.carry is None else {entry.column for entry in config.carried()}
+    named = carried | (set(config.caps()) if config.fallback is not None else set())
+    return videos.select(name for name in videos.columns if name in {"video_id", *named}) if named else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What further models of a run are joined with: what was found and read beside the log."""
+
+    found: Survey
+    joins: Joins
+    beside: Beside
+    promoted: pl.DataFrame | None  # `--promote`, see `promoted.read_promoted`
 
 
 def users_to_score(found: Survey, beside: Beside, config: HistoryConfig, joins: Joins) -> Users:

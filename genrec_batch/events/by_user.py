@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,7 @@ from genrec_batch.events.plausible import Look, looks
 from genrec_batch.events.records import Records, RecordType
 from genrec_batch.events.sorter import Sorter
 from genrec_batch.events.survey import Survey
-from genrec_batch.io.durable import disk_errors
+from genrec_batch.io.durable import check_local, disk_errors
 from genrec_batch.io.spill import SpillFolder, remove_abandoned
 from genrec_batch.runtime import console, threads
 
@@ -48,6 +48,7 @@ RADIX = 1 << 16  # users of a bucket: their order is then one pass over 16 bits
 DIRECT_SHARE = 1.5  # of the log's row groups, read for all buckets together, up to which no pass is needed
 BUCKET_EVENTS = 1 << 20  # that are sorted together, at most: larger buckets measurably leave the caches
 MOST_TILES = 1 << 14  # into which a row group is split at once; above it, into buckets only
+BALANCE = 8  # buckets of each process, at least, so that all end at about the same time
 WORKING_BYTES = 600  # of memory per event of a bucket besides its record: histories, and a bucket read ahead
 
 
@@ -85,6 +86,7 @@ def spill_folder(named: str | None, target: str | None) -> Path:
     """
     if named is None:
         return Path(target).absolute().parent if target else Path(tempfile.gettempdir())
+    check_local(named, "--spill-dir")
     if not Path(named).is_dir() or not os.access(named, os.W_OK | os.X_OK):
         raise ConfigError(f"--spill-dir {named}: not a folder that this user may write; create it first")
     return Path(named)
@@ -170,17 +172,21 @@ class EventStore:
 
     reader: RecordReader
     buckets: list[Bucket]
-    way: str  # "memory", "spill" or "direct"
+    way: str  # "memory", "spill", "direct", or "elsewhere": in other processes
     row_groups: dict[int, list[int]] = field(default_factory=dict)  # direct: of each bucket
     held: dict[int, list[Records]] = field(default_factory=dict)  # memory: of each bucket
     folder: SpillFolder | None = None  # spill: a file for each bucket
     spilled: dict[int, list[int]] = field(default_factory=dict)  # spill: rows of each chunk in a bucket's file
     spilled_bytes: int = 0
+    fetch: Callable[[int], list[Records]] | None = None  # elsewhere: the records of a bucket, by its number
+    kept: bool = False  # whether a bucket may be loaded again: several processes share them
 
     def load(self, bucket: Bucket) -> list[Records]:
         """Return all records of a bucket's users in chunks, each user's in input order."""
         if self.way == "memory":
             return self.held.get(bucket.number, [])
+        if self.fetch is not None:
+            return self.fetch(bucket.number)
         if self.way == "spill":
             assert self.folder is not None
             records = np.fromfile(_file(self.folder.path, bucket), self.reader.record.kind)
@@ -194,6 +200,8 @@ class EventStore:
 
     def done(self, bucket: Bucket) -> None:
         """Release a bucket that will not be loaded again."""
+        if self.kept:
+            return
         if self.way == "memory":
             self.held.pop(bucket.number, None)
         elif self.way == "spill":
@@ -219,6 +227,7 @@ def store(
     memory_bytes: int,
     spill_to: Path,
     workers: int,
+    processes: int = 1,
 ) -> EventStore:
     """Arrange a log by users in one of three ways; see the module.
 
@@ -230,6 +239,7 @@ def store(
         memory_bytes: of memory that events and histories may take.
         spill_to: the folder in which a folder of spill files is made if one is needed.
         workers: threads that read.
+        processes: that will load buckets at the same time.
 
     Raises:
         InputError: a page is damaged.
@@ -239,26 +249,41 @@ def store(
         remove_abandoned(spill_to)
     size = reader.record.kind.itemsize
     total = int(users.events_N.sum())
-    in_flight = loaders(threads.cores()) + 2
+    in_flight = processes * (loaders(threads.cores() // processes) + 2)
     most = max(1, min(BUCKET_EVENTS, memory_bytes // (in_flight * (size + WORKING_BYTES))))
-    fits = 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes
-    made = buckets(users, shard_users, most)
-    read = _groups_of(made, users, found)
-    if len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(reader.log.row_groups):
-        return EventStore(reader=reader, buckets=made, way="direct", row_groups=read)
-    if fits:
-        out = EventStore(reader=reader, buckets=made, way="memory")
-        for number, records in _by_bucket(reader, users, made, workers):
+    out = planned(reader, users, found, shard_users=shard_users, most=most, processes=processes)
+    if out.way == "direct":
+        return out
+    if 2 * total * size + min(total, 2 * most) * WORKING_BYTES <= memory_bytes:
+        out.way = "memory"
+        for number, records in _by_bucket(reader, users, out.buckets, workers):
             out.held.setdefault(number, []).append(records)
         return out
     with disk_errors(spill_to, "--spill-dir"):
-        folder = SpillFolder.make(spill_to)
-    out = EventStore(reader=reader, buckets=made, way="spill", folder=folder)
+        out.folder = folder = SpillFolder.make(spill_to)
     with ExitStack() as stack:
         stack.callback(out.close)  # removes the files, however this pass ends
         out.spilled_bytes = _spill(out, users, folder.path, workers)
         stack.pop_all()
     return out
+
+
+def planned(
+    reader: RecordReader, users: Users, found: Survey, *, shard_users: int, most: int = BUCKET_EVENTS, processes: int
+) -> EventStore:
+    """Return the buckets of a log, of `most` events, which are read directly or are still to be split; see `store`."""
+    if processes > 1:
+        most = max(1, min(most, int(users.events_N.sum()) // (BALANCE * processes)))
+    made = buckets(users, shard_users, most)
+    read = _groups_of(made, users, found)
+    direct = len(made) > 1 and sum(map(len, read.values())) <= DIRECT_SHARE * len(reader.log.row_groups)
+    return EventStore(
+        reader=reader,
+        buckets=made,
+        way="direct" if direct else "spill",
+        row_groups=read if direct else {},
+        kept=processes > 1,
+    )
 
 
 def _groups_of(made: list[Bucket], users: Users, found: Survey) -> dict[int, list[int]]:

@@ -6,33 +6,37 @@ know: engines, decoding, the output. In: options and a log. Out: a `Dataset`, wh
 
 from __future__ import annotations
 
-import datetime as dt
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import polars as pl
 
+from genrec_batch.core.arrays import I32
 from genrec_batch.core.errors import GateError, NothingToScoreError
 from genrec_batch.core.options import HistoryConfig, ScoreConfig
 from genrec_batch.events import by_user, histories, plausible, sorter_choice
-from genrec_batch.events.beside import Beside, given_candidates, users_to_score
+from genrec_batch.events.beside import Beside, Shared, given_candidates, named_rows, users_to_score
 from genrec_batch.events.by_user import EventStore, RecordReader, Users
+from genrec_batch.events.dataset_facts import facts_of_run
 from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.events.histories import VideoRows
-from genrec_batch.events.joins import Joins
+from genrec_batch.events.joins import Joins, not_in_catalog
 from genrec_batch.events.log import EventLog
-from genrec_batch.events.rejects import RejectFile, facts_of, reject_file, warn_of
+from genrec_batch.events.promoted import promoted_tokens, read_promoted
+from genrec_batch.events.rejects import RejectFile, reject_file
+from genrec_batch.events.rule_tables import RuleTables, read_rules
 from genrec_batch.events.schema_file import BUILT_IN, column_names
 from genrec_batch.events.side_tables import Tables
 from genrec_batch.events.survey import Survey, check_rejects, survey
 from genrec_batch.events.table_rows import TableRules
 from genrec_batch.events.user_histories import UserHistories
 from genrec_batch.io import read
-from genrec_batch.model import weights
+from genrec_batch.model import opening, weights
 from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.registry import Begun
 from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console, threads
 from genrec_batch.runtime.clock import Stages
@@ -43,6 +47,9 @@ MASKED = (
     "with --include-seen for one that ranks both"
 )
 UNTRAINED = "untrained weights: the ranking means nothing until --model names a trained model"
+
+
+Arranged = Callable[[RecordReader, Users, Survey], EventStore]
 
 
 class HeadStart(Protocol):
@@ -63,10 +70,17 @@ class Dataset:
     inputs: Mapping[str, read.Source]  # every log and table that was read, by name, for lineage
     users: UserHistories
     tables: Tables
+    catalog_videos: pl.DataFrame | None  # columns of `--videos`: see `Beside`
+    named_videos: pl.DataFrame | None  # see `beside.named_rows`
+    rules: RuleTables  # what was given about which videos may be recommended
+    log_videos: pl.DataFrame  # video_id and count of all videos of the log, by rising id
+    promoted: pl.DataFrame | None  # see `promoted.read_promoted`
     catalog: Catalog
     model: Model
     video_type: pl.DataType  # of the log's own ids
     facts: dict[str, object]  # counts, for the summary
+    token_V: I32 | None = None  # token of each video code that histories hold in the place of tokens, None: they do not
+    shared: Shared | None = None  # of a run with arms: see `arm_datasets`
 
     @staticmethod
     def open(
@@ -75,8 +89,12 @@ class Dataset:
         stages: Stages | None = None,
         *,
         model: Model | None = None,
+        begun: Begun | None = None,
+        arms: bool = False,
         spill_beside: str | None = None,
         ahead: HeadStart | None = None,
+        processes: int = 1,
+        arranged: Arranged | None = None,
     ) -> Dataset:
         """Read a log and what the options name beside it, and arrange the events by user; `users.close` ends it.
 
@@ -85,8 +103,12 @@ class Dataset:
             config: the options.
             stages: the clock of the run; a new one by default.
             model: a model that is open already; by default that of `--model`.
+            begun: what an earlier try of this run recorded of its model, which is then taken again.
+            arms: whether histories hold the log's codes of videos, which further models read: see `arm_datasets`.
             spill_beside: the output, whose folder takes spill files where `--spill-dir` names none.
             ahead: work to begin while the log is read.
+            processes: that will load users' events at the same time.
+            arranged: arranges the events by user elsewhere.
 
         Raises:
             ConfigError, InputError, GateError, ModelError, NothingToScoreError, RetryError: see each input.
@@ -100,7 +122,7 @@ class Dataset:
             sorter_choice.for_log(log.rows)  # an import, which would hold up one that `ahead` makes
         if ahead is not None:
             ahead.start()
-        loaded = _model(config, model, stages)
+        loaded = _model(config, model, begun, stages)
         with reject_file(config.rejects) as rejected:
             found = _survey(log, config, inputs, stages, rejected)
             warn_about(loaded, config)
@@ -113,17 +135,28 @@ class Dataset:
                 ahead.know(loaded)
             joins = Joins.of(found, name, config.min_match, block=isinstance(source, pl.DataFrame))
             joins.catalog(catalog, token_V, found.videos["count"], f"--model {config.model}")
-            rules = TableRules(max_rejects=config.max_rejects, newest=config.side_tables_newest, file=rejected)
+            rules = TableRules(
+                max_rejects=config.max_rejects, newest=config.side_tables_newest, spill_to=spill_to, file=rejected
+            )
             beside = Beside.read(config, joins, catalog, loaded, inputs, rules, stages)
+            of_rules, promote, promoted = RuleTables(), None, None
+            if isinstance(config, ScoreConfig):
+                of_rules = read_rules(config, beside.uploaded, joins, catalog, found.as_of_us, inputs, rules)
+                promote = read_promoted(config.promote, config.top_k, joins, inputs, rules)
+                promoted = promoted_tokens(promote, config.promote, catalog, joins)
         scored = users_to_score(found, beside, config, joins)
         _check_not_empty(scored, catalog, config, name)
         given = given_candidates(beside.given, scored.ids, catalog, config)
-        store = _arranged(log, scored, found, config, spill_to, stages)
+        reader = RecordReader.of(log, found, scored.ids, sorter_choice.for_log(log.rows))
+        if arranged is not None:
+            store = arranged(reader, scored, found)
+        else:
+            store = _arranged(reader, scored, found, config, spill_to, stages, processes)
         users = UserHistories(
             users=scored,
             store=store,
             duplicates=Duplicates.of(store.reader.record, all_columns=config.dedupe, by=config.dedupe_by),
-            videos=VideoRows(token_V=token_V, row_V=histories.rows_of(found.videos["video_id"], beside.video_ids)),
+            videos=VideoRows.of(found.videos["video_id"], beside.video_ids, None if arms else token_V),
             table_row_N=histories.rows_of(scored.ids, beside.user_ids),
             as_of_us=found.as_of_us,
             max_events=config.max_events,
@@ -136,10 +169,21 @@ class Dataset:
             inputs=inputs,
             users=users,
             tables=Tables(users=beside.users, videos=beside.videos, candidates=given),
+            catalog_videos=beside.catalog_videos,
+            named_videos=named_rows(config, beside.video_rows),
+            rules=of_rules,
+            log_videos=found.videos,
+            promoted=promoted,
             catalog=catalog,
             model=loaded,
             video_type=found.videos.schema["video_id"],
-            facts={**_facts(log, found, users, catalog, rules.counts), "matches": joins.found},
+            facts={
+                **facts_of_run(log, found, users, catalog, rules.counts),
+                **not_in_catalog(found.videos, token_V, loaded.directory),
+                "matches": joins.found,
+            },
+            token_V=token_V if arms else None,
+            shared=Shared(found=found, joins=joins, beside=beside, promoted=promote) if arms else None,
         )
         dataset.warn_of_values(config)
         check_strict(config)
@@ -151,8 +195,7 @@ class Dataset:
         A log that is nearly in id order is read while it is scored; its warnings come at the end.
         """
         reader = self.users.store.reader
-        empty = reader.empty_columns()
-        if empty:
+        if empty := reader.empty_columns():
             what = "no value in the whole log (null, not finite, or a flag that is not 0 or 1)"
             LOG.warning("%s: %s", ", ".join(empty), what)
         entries = column_names(config.schema).events
@@ -175,10 +218,13 @@ def warn_about(model: Model, config: HistoryConfig) -> None:
         LOG.warning(MASKED if masked else UNTRAINED)
 
 
-def open_model(config: HistoryConfig) -> Model:
+def open_model(config: HistoryConfig, begun: Begun | None = None) -> Model:
     """Return the model of `--model`, else the packaged demo rule: seeded `reference` weights."""
     if config.model is not None:
-        return weights.load(Path(config.model))
+        model = opening.open_model(config.model, config.registry, begun=begun)
+        if model.version is not None:
+            LOG.info("model: %s of %s", model.version.label, config.model)
+        return model
     return weights.demo_model(weights.PRESETS["reference"])
 
 
@@ -209,9 +255,9 @@ def _log(
         return EventLog.of(opened, config.schema, f"INPUT {source}"), {"events": opened}
 
 
-def _model(config: HistoryConfig, given: Model | None, stages: Stages) -> Model:
+def _model(config: HistoryConfig, given: Model | None, begun: Begun | None, stages: Stages) -> Model:
     with stages.time("model"), console.busy("reading the model"):
-        loaded = given or open_model(config)
+        loaded = given or open_model(config, begun)
     if isinstance(config, ScoreConfig):
         config.check_positions(loaded.config.positions)
     return loaded
@@ -256,10 +302,15 @@ def _check_not_empty(users: Users, catalog: Catalog, config: HistoryConfig, name
 
 
 def _arranged(
-    log: EventLog, users: Users, found: Survey, config: HistoryConfig, spill_to: Path | None, stages: Stages
+    reader: RecordReader,
+    users: Users,
+    found: Survey,
+    config: HistoryConfig,
+    spill_to: Path | None,
+    stages: Stages,
+    processes: int,
 ) -> EventStore:
     """Arrange the events by user, in memory or in files; a log in memory stays there, whatever its size."""
-    reader = RecordReader.of(log, found, users.ids, sorter_choice.for_log(log.rows))
     events = int(users.events_N.sum())
     with stages.time("partition", rows=events, bytes=events * reader.record.kind.itemsize):
         return by_user.store(
@@ -270,47 +321,11 @@ def _arranged(
             memory_bytes=sys.maxsize if spill_to is None else config.memory_bytes(),
             spill_to=spill_to or Path(),
             workers=threads.cores(),
+            processes=processes,
         )
 
 
 def check_strict(config: HistoryConfig) -> None:
     """Raise GateError where `--strict` is given and there was a warning."""
-    said = console.faults()
-    if config.strict and said:
+    if config.strict and (said := console.faults()):
         raise GateError("--strict: nothing is published, since there were warnings:\n  " + "\n  ".join(said))
-
-
-def _facts(
-    log: EventLog,
-    found: Survey,
-    users: UserHistories,
-    catalog: Catalog,
-    of_tables: Mapping[str, Mapping[str, int]],
-) -> dict[str, object]:
-    """Return the counts of the summary, and warn of rejected rows."""
-    store, events_N = users.store, users.users.events_N
-    rejected = sum(found.rejects.values())
-    filtered = found.rows - found.usable - rejected
-    warn_of(found.rejects, found.rows)
-    as_of = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(microseconds=found.as_of_us)
-    odd = plausible.counts(store.reader.looks)
-    return {
-        "input_rows": found.rows,
-        "events": found.usable,
-        **facts_of(found.rejects, of_tables),
-        **({"filtered_rows": filtered} if filtered > 0 and not log.contract.explode else {}),
-        **({"odd_values": odd} if odd else {}),
-        "ignored_columns": list(log.contract.reading.ignored),
-        **({"absent_columns": dict(log.contract.reading.absent)} if log.contract.reading.absent else {}),
-        "timestamps": log.contract.reading.time_unit,
-        "time_ordered": found.by_time,
-        "partitioned": store.way,
-        "buckets": len(store.buckets),
-        "spilled_mib": round(store.spilled_bytes / 2**20, 1),
-        "as_of": as_of.replace(tzinfo=None).isoformat() + "Z",
-        "users": len(users),
-        "users_without_events": int((events_N == 0).sum()),
-        "kept_events": int(users.lengths_N.sum()),
-        "catalog_videos": len(catalog),
-        "videos_beyond_vocabulary": catalog.unknown_videos,
-    }

@@ -24,7 +24,7 @@ class Duplicates:
     """Finds repeated events of a user, and counts them."""
 
     fields: tuple[str, ...]  # of the records, in which repeated events are equal
-    dropped: list[int] = field(default_factory=list, repr=False)  # of each bucket
+    dropped: dict[int, int] = field(default_factory=dict, repr=False)  # by the first user of each bucket
 
     @staticmethod
     def of(record: RecordType, *, all_columns: bool, by: str | None) -> Duplicates | None:
@@ -51,6 +51,6 @@ class Duplicates:
         records = joined(chunks, record.kind)
         key = np.ascontiguousarray(repack_fields(records[list(self.fields)]))
         _, first = np.unique(key.view(np.dtype((np.void, key.dtype.itemsize))), return_index=True)
-        self.dropped.append(len(records) - len(first))
+        self.dropped[start] = len(records) - len(first)
         kept = records[np.sort(first)]
         return kept, np.bincount(kept["user"] - start, minlength=users)

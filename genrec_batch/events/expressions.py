@@ -1,30 +1,27 @@
 """The expressions of `--schema`: Polars SQL over the columns of one row, and nothing else.
 
 Owns: what an entry may be (the name of a column, a field of a struct, or SQL that is row-wise and the same at every
-evaluation), integers that never wrap, and the rows on which an expression fails. Must not know: the events contract.
-In: an entry and the types of a file's columns. Out: an `Entry`.
+evaluation), and the rows on which an expression fails. Must not know: the events contract. In: an entry and the types
+of a file's columns. Out: an `Entry`.
 
-Polars keeps the width of integers (UInt8 3 - 5 is 254) and ends the query at the first text that is no number. So the
-tree of an expression is rebuilt: integers become Int64, decimal literals Float64, strict conversions give null, and a
-second expression says where one of them failed.
+Polars ends the query at the first text that is no number. So the tree of an expression is rebuilt: decimal literals
+become Float64, strict conversions and results beyond 64 bits give null (`whole_numbers`), and a second expression says
+where one of them failed.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from genrec_batch.core.errors import ConfigError, InputError, nearest
+from genrec_batch.events import whole_numbers
 from genrec_batch.events.times import iso_time
-
-Types = Mapping[str, pl.DataType]
-Node = Any  # of an expression's tree, as Polars serializes it
+from genrec_batch.events.trees import Node, Types, any_of, expression, first, node_of, type_of
 
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 SUBQUERY = re.compile(r"\bselect\b|\b(?:read|scan)_\w+\s*\(", re.IGNORECASE)
@@ -32,7 +29,6 @@ CHANGING = re.compile(
     r"(?<![.\w])(?:(?:current|local)_?(?:date|time|timestamp)\b|(?:now|today|random|rand|uuid|gen_random_uuid)\s*\()",
     re.IGNORECASE,
 )
-ARITHMETIC = {"Plus", "Minus", "Multiply", "Divide", "TrueDivide", "FloorDivide", "RustDivide", "Modulus"}
 ROW_WISE: dict[str, set[str] | None] = {  # functions by family: None for all of it
     **dict.fromkeys(("Sql", "StructExpr", "TemporalExpr", "ArrayExpr", "BinaryExpr", "Pow", "Trigonometry", "Abs")),
     **dict.fromkeys(("Sign", "Round", "RoundSF", "Floor", "Ceil", "Log", "Log1p", "Exp", "Negate", "Atan2", "Clip")),
@@ -92,7 +88,7 @@ def entry(name: str, sql: str, types: Types, source: str) -> Entry:
     used = {column: types[column] for column in reads}
     try:
         node, fails = _Rebuild(types=used, said=said).of(tree)
-        value = _expression(node)
+        value = expression(node)
         _trial(used).select(value=value)
     except pl.exceptions.PolarsError as error:
         raise InputError(
@@ -180,24 +176,6 @@ def _trial(types: Types) -> pl.DataFrame:
     )
 
 
-def _expression(node: Node) -> pl.Expr:
-    return pl.Expr.deserialize(io.BytesIO(json.dumps(node).encode()), format="json")
-
-
-def _node(expression: pl.Expr) -> Node:
-    return json.loads(expression.meta.serialize(format="json"))
-
-
-def _first(node: Node) -> tuple[str, Any]:
-    """Return the name of a node, and what is inside; a node without inside is its name."""
-    return next(iter(node.items())) if isinstance(node, dict) else (node, None)
-
-
-def _any(fails: Sequence[pl.Expr | None]) -> pl.Expr | None:
-    there = [each for each in fails if each is not None]
-    return pl.any_horizontal(there) if there else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Rebuild:
     """Rebuilds the tree of one expression; each step returns the new node and where it fails."""
@@ -206,7 +184,7 @@ class _Rebuild:
     said: str
 
     def of(self, node: Node) -> tuple[Node, pl.Expr | None]:
-        kind, inside = _first(node)
+        kind, inside = first(node)
         if kind == "Column":
             return node, None
         if kind == "Literal":
@@ -240,26 +218,24 @@ class _Rebuild:
         return ConfigError(f"{self.said} {what.get(kind, aggregate)}")
 
     def _type(self, node: Node) -> pl.DataType:
-        frame = pl.LazyFrame(schema=self.types)
-        return frame.select(x=_expression(node)).collect_schema()["x"]
+        return type_of(node, self.types)
 
-    def _wide(self, node: Node) -> tuple[Node, pl.Expr | None]:
-        """Return an integer as Int64; it fails where it does not fit."""
-        kind = self._type(node)
-        if not kind.is_integer() or kind == pl.Int64:
-            return node, None
-        own = _expression(node)
-        value = own.cast(pl.Int64, strict=False)
-        large = kind in (pl.UInt64, pl.Int128, pl.UInt128)
-        return _node(value), own.is_not_null() & value.is_null() if large else None
+    def _inner(self, node: Node) -> pl.DataType:
+        """Return the type of a list's elements."""
+        return type_of(node_of(expression(node).list.first()), self.types)
 
     def _binary(self, inside: dict[str, Node]) -> tuple[Node, pl.Expr | None]:
         (left, left_fails), (right, right_fails) = self.of(inside["left"]), self.of(inside["right"])
-        narrow: tuple[pl.Expr | None, ...] = ()
-        if inside["op"] in ARITHMETIC:
-            (left, left_large), (right, right_large) = self._wide(left), self._wide(right)
-            narrow = (left_large, right_large)
-        return {"BinaryExpr": {**inside, "left": left, "right": right}}, _any([left_fails, right_fails, *narrow])
+        fails, operation = [left_fails, right_fails], inside["op"]
+        if operation not in whole_numbers.OPERATIONS:
+            return {"BinaryExpr": {**inside, "left": left, "right": right}}, any_of(fails)
+        node, beyond = whole_numbers.computed(
+            operation,
+            [left, right],
+            lambda both: {"BinaryExpr": {**inside, "left": both[0], "right": both[1]}},
+            self.types,
+        )
+        return node, any_of([*fails, beyond])
 
     def _ternary(self, inside: dict[str, Node]) -> tuple[Node, pl.Expr | None]:
         (predicate, asked), (truthy, then), (falsy, otherwise) = (
@@ -269,62 +245,68 @@ class _Rebuild:
         if then is None and otherwise is None:
             return node, asked
         never = pl.lit(value=False)
-        taken = pl.when(_expression(predicate)).then(never if then is None else then)
-        return node, _any([asked, taken.otherwise(never if otherwise is None else otherwise)])
+        taken = pl.when(expression(predicate)).then(never if then is None else then)
+        return node, any_of([asked, taken.otherwise(never if otherwise is None else otherwise)])
 
     def _cast(self, inside: dict[str, Node]) -> tuple[Node, pl.Expr | None]:
         child, fails = self.of(inside["expr"])
         have, to = self._type(child), inside["dtype"]["Literal"]
         family = to if isinstance(to, str) else next(iter(to))
         if have == pl.String and family in TEMPORAL:
-            child = _node(iso_time(_expression(child)))
+            child = node_of(iso_time(expression(child)))
         value = {"Cast": {**inside, "expr": child, "options": "NonStrict"}}
         sure = family == "String" or have == pl.Boolean or (have.is_numeric() and str(family).startswith("Float"))
         if inside["options"] != "Strict" or sure:
             return value, fails
         given, _ = self.of(inside["expr"])
-        return value, _any([fails, _expression(given).is_not_null() & _expression(value).is_null()])
+        return value, any_of([fails, expression(given).is_not_null() & expression(value).is_null()])
 
     def _function(self, inside: dict[str, Node]) -> tuple[Node, pl.Expr | None]:
         function = inside["function"]
-        family, what = _first(function)
+        family, what = first(function)
         member = what if isinstance(what, str) else next(iter(what), "") if isinstance(what, dict) else ""
         allowed = ROW_WISE.get(family, set())
         if (allowed is not None and member not in allowed) or member in REFUSED:
             raise self._refused(member if family in ("Boolean", "Bitwise", "StringExpr", "ListExpr") else family)
         built = [self.of(each) for each in inside["input"]]
-        nodes, fails = [node for node, _ in built], _any([fails for _, fails in built])
+        nodes, fails = [node for node, _ in built], any_of([fails for _, fails in built])
         if member == "IsIn" and "Literal" not in nodes[1] and not self._type(nodes[1]).is_nested():
             raise self._refused("IsIn over a column")
-        if family in ("Negate", "Pow", "Abs") or member == "Binary":
-            wide = [self._wide(node) for node in nodes]
-            nodes, fails = [node for node, _ in wide], _any([fails, *(large for _, large in wide)])
+        if family in ("Negate", "Abs") or member == "Binary":
+            operation = what["Binary"] if member == "Binary" else family
+            node, beyond = whole_numbers.computed(
+                operation, nodes, lambda operands: {"Function": {**inside, "input": operands}}, self.types
+            )
+            return node, any_of([fails, beyond])
+        if family == "ListExpr" and member == "Sum" and self._inner(nodes[0]).is_integer():
+            node, beyond = whole_numbers.sum_of_lists(nodes[0])
+            return node, any_of([fails, beyond])
         if family == "Pow":  # of integers it would wrap
-            nodes = [_node(_expression(node).cast(pl.Float64)) for node in nodes]
+            nodes = [node_of(expression(node).cast(pl.Float64)) for node in nodes]
         if member == "Strptime":
             return self._strptime(inside, nodes, fails)
         if not all("Literal" in node for node in nodes[1:]):  # a pattern from a column that is none gives null
             function = json.loads(json.dumps(function).replace('"strict": true', '"strict": false'))
         value = {"Function": {**inside, "input": nodes, "function": function}}
         if family == "Coalesce" and fails is not None:
-            fails = fails & _expression(value).is_null()
+            fails = fails & expression(value).is_null()
         return value, fails
 
     def _strptime(
         self, inside: dict[str, Node], nodes: list[Node], fails: pl.Expr | None
     ) -> tuple[Node, pl.Expr | None]:
         to, how = inside["function"]["StringExpr"]["Strptime"]
-        text = _expression(nodes[0])
+        text = expression(nodes[0])
         if how["format"] is None and to != {"Literal": "Time"}:  # Polars would guess it from the first row
-            value = _node(iso_time(text).cast(pl.Date) if to == {"Literal": "Date"} else iso_time(text))
+            value = node_of(iso_time(text).cast(pl.Date) if to == {"Literal": "Date"} else iso_time(text))
         elif how["format"] is None:
-            value = _node(text.str.to_time("%H:%M:%S%.f", strict=False))
+            value = node_of(text.str.to_time("%H:%M:%S%.f", strict=False))
         else:
             lenient = {"StringExpr": {"Strptime": [to, {**how, "strict": False}]}}
             value = {"Function": {**inside, "input": nodes, "function": lenient}}
         if not how["strict"]:
             return value, fails
-        return value, _any([fails, text.is_not_null() & _expression(value).is_null()])
+        return value, any_of([fails, text.is_not_null() & expression(value).is_null()])
 
 
 def _literal(node: Node) -> Node:

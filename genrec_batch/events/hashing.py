@@ -5,11 +5,14 @@ Owns: the place and the sign of a text, which columns are hashed. Must not know:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 import xxhash
 
 from genrec_batch.core.arrays import F32, F64
+from genrec_batch.core.errors import InputError
 from genrec_batch.core.layout import HASHED
 
 
@@ -50,6 +53,31 @@ def hash_columns(frame: pl.DataFrame) -> F32:
         signs = np.array([sign for _, sign in places] or [0.0])
         total_R200[rows_R[there], slots[code_R[there]]] += signs[code_R[there]]
     return total_R200.astype(np.float32)
+
+
+def check_values(values: Mapping[str, object], name: str) -> None:
+    """Raise InputError, naming the value, where `hash_values` cannot hash one; `name` says what they are."""
+    for key, value in values.items():
+        if not isinstance(value, (bool, int, float, str, type(None), list)):
+            raise InputError(f"{name}: {key!r} is an object, expected a number, a Boolean or a string")
+        if isinstance(value, int) and abs(value) > 2**64:
+            raise InputError(f"{name}: {key!r} is a whole number beyond 64 bits")
+
+
+def hash_values(values: Mapping[str, object]) -> F32:
+    """Hash one row of values by column name, [200], as `hash_columns` does with the row of a table."""
+    total_200: F64 = np.zeros(HASHED)
+    for name, value in values.items():
+        if name == "id" or name.endswith("_id") or value is None or isinstance(value, list):
+            continue
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            place, sign = slot(name)
+            x = float(value) if np.isfinite(value) else 0.0
+            total_200[place] += sign * np.sign(x) * np.log1p(abs(x))
+        else:
+            place, sign = slot(f"{name}={str(value).lower() if isinstance(value, bool) else value}")
+            total_200[place] += sign
+    return total_200.astype(np.float32)
 
 
 def _text(column: pl.Series) -> pl.Series:

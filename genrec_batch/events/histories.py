@@ -30,6 +30,13 @@ class VideoRows:
 
     token_V: I32
     row_V: I32
+    beyond_V: I32 | None = None  # numbers above 0 of videos that the model does not know
+
+    @staticmethod
+    def of(videos: pl.Series, table: pl.Series | None, token_V: I32 | None) -> VideoRows:
+        """Return those of the log's videos, whose tokens are their places among them where none are given."""
+        codes_V = np.arange(len(videos), dtype=np.int32) if token_V is None else token_V
+        return VideoRows(token_V=codes_V, row_V=rows_of(videos, table))
 
 
 def build(
@@ -80,7 +87,16 @@ def build(
         seen=Ragged(offsets_N1=offsets_N1, values=tokens_E)
         if video_R is None
         else seen_tokens(video_R, total_N, videos.token_V, seen_limit, sorter),
+        beyond=None if videos.beyond_V is None else _numbered(video_E if video_R is None else video_R, total_N, videos),
     )
+
+
+def _numbered(video_R: I32, total_N: I64, videos: VideoRows) -> Ragged:
+    """Return the numbers of each user's videos that the model does not know, of all events."""
+    assert videos.beyond_V is not None
+    number_R = videos.beyond_V[video_R]
+    lengths_N = np.bincount(np.repeat(np.arange(len(total_N)), total_N)[number_R > 0], minlength=len(total_N))
+    return Ragged(offsets_N1=offsets_of(lengths_N), values=number_R[number_R > 0])
 
 
 def _columns(record: RecordType, events: int) -> dict[str, npt.NDArray[Any]]:

@@ -8,6 +8,7 @@ smaller.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,7 @@ HALF = 0.5  # rates below it are a warning
 FEW = 3  # ids: where the smaller side has fewer, none in common may be chance
 FEW_OF_A_BLOCK = 100  # where the log is one block of many, which can have new users and videos alone
 SHOWN = 3  # ids of each side in an error
+NAMED = 5  # videos of the log that a model does not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,24 @@ class Joins:
         ours = Side(name="the model's catalog", ids=catalog.items["video_id"])
         self._judge("candidate_videos", side, ours, met, "video_id", InputError, few=1)
 
+    def rule(self, name: str, side: Side, catalog: Catalog) -> None:
+        """Compare the videos of a rule with those of the catalog and of the log; one that is in neither has no effect.
+
+        Raises:
+            InputError: none of them is in either.
+        """
+        known = (catalog.tokens(side.ids) >= FIRST_ITEM) | side.ids.is_in(self.videos.implode())
+        met = int(known.sum())
+        self.found[name] = {"ids": len(side.ids), "against": "catalog and log", "met": met}
+        said = f"{side.name}: {met:,} of its {len(side.ids):,} video_id are in the model's catalog or in {self.where}"
+        if not met and self.least:
+            raise InputError(
+                f"{said}, so the rule has no effect; its video_id: {side.some()}; there: "
+                f"{Side(name='', ids=catalog.items['video_id']).some()}. Give the one whose ids are those of this log, "
+                "or --min-match 0 to go on all the same"
+            )
+        LOG.info("%s", said)
+
     def _judge(
         self, name: str, table: Side, other: Side, met: int, key: str, error: type[GenrecError], few: int | None = None
     ) -> None:
@@ -142,6 +162,30 @@ class Joins:
         if share < self.least and self.least > NEXT_TO_NONE:
             raise GateError(f"{said}, a share of {share:.3f} of the smaller side, less than --min-match {self.least}")
         LOG.warning("%s, under half of the smaller side: %s", said, shown)
+
+
+def not_in_catalog(videos: pl.DataFrame, token_V: I32, model: Path | None) -> dict[str, object]:
+    """Return how many videos of a log (columns video_id and count, tokens V) a model does not know, and some of them.
+
+    Nothing where the catalog has all of them, or is that of the log itself because there is no `model`.
+    """
+    missing = videos.filter(pl.Series(token_V < FIRST_ITEM, dtype=pl.Boolean))
+    if model is None or not len(missing):
+        return {}
+    most = missing.sort(["count", "video_id"], descending=[True, False]).head(NAMED)
+    views = int(missing["count"].sum())
+    LOG.info(
+        "%s videos of the log, with %s views, are not in the model's catalog and cannot be recommended by it; most "
+        "viewed: %s",
+        f"{len(missing):,}", f"{views:,}", ", ".join(map(str, most["video_id"])),
+    )  # fmt: skip
+    return {
+        "videos_not_in_catalog": {
+            "videos": len(missing),
+            "views": views,
+            "most_viewed": [{"video_id": video, "views": count} for video, count in most.iter_rows()],
+        }
+    }
 
 
 def _met(one: Side, other: Side) -> int:

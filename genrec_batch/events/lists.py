@@ -5,11 +5,14 @@ Owns: which rows have lists that make events, and these. Must not know: what a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
 from genrec_batch.core.errors import InputError, nearest
+from genrec_batch.io.row_groups import GROUP_ROWS, RowGroup, smaller
+
+MOST_EVENTS = 4 * GROUP_ROWS  # that are read at once; each part of a file's row group costs the decoding of all of it
 
 
 def listed(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
@@ -34,6 +37,22 @@ def exploded(frame: pl.LazyFrame, columns: Sequence[str], where: str) -> pl.Lazy
         if not isinstance(types[name], (pl.List, pl.Array)):
             raise InputError(f"--schema: explode names {name!r}, which is {types[name]} in {where} and not a list")
     return listed(frame, columns).filter(even(columns)).explode(*columns) if columns else frame
+
+
+def bounded(groups: Sequence[RowGroup], columns: Sequence[str], where: str) -> Iterator[RowGroup]:
+    """Yield row groups of about `MOST_EVENTS` events each, in order: a million rows may have a billion.
+
+    `where` names the log in errors.
+
+    Raises:
+        InputError, RetryError: see `RowGroup.collect`.
+    """
+    for group in groups:
+        yield from smaller(group, lambda frame: _lengths(frame, columns[0]), MOST_EVENTS, where)
+
+
+def _lengths(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:
+    return listed(frame, [column]).select(pl.col(column).list.len())
 
 
 def even(columns: Sequence[str]) -> pl.Expr:

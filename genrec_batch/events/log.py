@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from genrec_batch.core.option_values import is_span, since_us
-from genrec_batch.events import schema, schema_file
+from genrec_batch.events import lists, schema, schema_file
 from genrec_batch.events.columns import REQUIRED
 from genrec_batch.events.plausible import SAMPLE
 from genrec_batch.events.rejects import faulty_rows
@@ -71,7 +71,10 @@ class EventLog:
             said = ", ".join(f"{name} (in {files:,} of {len(source.files):,})" for name, files in absent.items())
             LOG.info("%s: columns that are missing in some files, and null there: %s", where, said)
         last_us = time.time_ns() // 1000 + DAY_US
-        return EventLog(row_groups=source.row_groups, contract=contract, where=where, last_us=last_us)
+        groups = source.row_groups
+        if names.explode:
+            groups = tuple(lists.bounded(groups, names.explode, where))
+        return EventLog(row_groups=groups, contract=contract, where=where, last_us=last_us)
 
     @property
     def rows(self) -> int:
@@ -87,7 +90,7 @@ class EventLog:
         """
         if number not in self._kept:
             frame = self._read(number, REQUIRED)
-            if self.rows > KEPT_ROWS:
+            if self.rows > KEPT_ROWS or self.contract.explode:  # rows of lists may be any number of events
                 return self._recent(frame)
             self._kept[number] = frame
         return self._recent(self._kept[number])
@@ -105,6 +108,35 @@ class EventLog:
         else:
             frame = self._read(number, self.contract.reading.columns)
         return self._recent(frame.filter(schema.usable()) if any(frame[n].null_count() for n in REQUIRED) else frame)
+
+    def with_column(self, number: int, column: str | None) -> pl.DataFrame:
+        """Return user, video and time of the usable events of a row group, and one more column of the log as text.
+
+        A column of the contract is what the contract makes of it; another one is as it is in the files, null where one
+        does not have it.
+
+        Raises:
+            InputError, RetryError: see `required`.
+        """
+        if column is None or column in REQUIRED:
+            frame = self.required(number)
+        elif column in self.contract.reading.columns:
+            frame = self._read(number, (*REQUIRED, column)).with_columns(pl.col(column).cast(pl.String))
+        else:
+            own = self.row_groups[number].collect(lambda rows, kind: self._own(rows, column, kind), self.where)
+            frame = pl.concat([self._read(number, REQUIRED), own], how="horizontal")
+        return self._recent(frame.filter(schema.usable()))
+
+    def _own(self, rows: pl.LazyFrame, column: str, kind: int) -> pl.LazyFrame:
+        there = column in rows.collect_schema().names()
+        value = pl.col(column) if there else pl.lit(None)
+        return self.contract.rows(rows, kind).select(value.cast(pl.String, strict=False).alias(column))
+
+    def own_columns(self) -> list[str]:
+        """Return the names of the log's columns, its own and those of the contract."""
+        kinds = {piece.columns: piece.frame for group in self.row_groups for piece in group.pieces}
+        own = [name for frame in kinds.values() for name in frame.collect_schema().names()]
+        return list(dict.fromkeys([*self.contract.reading.columns, *own]))
 
     def in_zone(self, zone: str | None) -> EventLog:
         """Return the log with hours and weekdays of `--timezone`.
@@ -134,8 +166,10 @@ class EventLog:
             return frame
         return frame.filter(~schema.usable() | (pl.col("timestamp").dt.epoch("us") >= self.since_us))
 
-    def faulty(self, number: int) -> pl.DataFrame:
+    def faulty(self, number: int, *, events: bool = True) -> pl.DataFrame:
         """Return file, row (from 0), reason and values of the rows of a row group that cannot be used.
+
+        Without `events`, only rows whose lists are of unequal length: the events are known to be all right.
 
         Raises:
             InputError, RetryError: see `required`.
@@ -144,7 +178,7 @@ class EventLog:
         for piece in group.pieces:
             of_piece = replace(group, pieces=(piece,))
             rows = of_piece.collect(
-                lambda frame, kind: faulty_rows(self.contract, frame, kind, self.last_us), self.where
+                lambda frame, kind: faulty_rows(self.contract, frame, kind, self.last_us, events=events), self.where
             )
             found.append(in_files(rows, piece))
         return pl.concat(found)

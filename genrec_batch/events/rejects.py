@@ -6,6 +6,9 @@ rows of a log and its contract. Out: a frame with a row for each reject; counts 
 
 from __future__ import annotations
 
+import datetime as dt
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,14 +23,19 @@ from genrec_batch.events.columns import KINDS, REQUIRED
 from genrec_batch.events.convert import converted
 from genrec_batch.events.schema import Contract
 from genrec_batch.events.times import FIRST_US
+from genrec_batch.io import stored
 from genrec_batch.io.durable import disk_errors
 from genrec_batch.runtime.console import LOG
+from genrec_batch.stores.bucket import Bucket, is_uri, uri_of
 
+FUTURE = "timestamp more than a day after now"
 ROW, VALUES = "row number of the file", "values at fault"
 SCHEMA = {"input": pl.String, "reason": pl.String, "file": pl.String, "row": pl.Int64, "values": pl.String}
 
 
-def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: int) -> pl.LazyFrame:
+def faulty_rows(
+    contract: Contract, frame: pl.LazyFrame, files: int, last_us: int, *, events: bool = True
+) -> pl.LazyFrame:
     """Return row, reason and values (as JSON) of the rows of some files that cannot be scored.
 
     A row whose id or time an entry of `--schema` makes null on purpose is no event, and no reject.
@@ -37,12 +45,23 @@ def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: in
         frame: rows of its files, as they are in them.
         files: the number of their kind.
         last_us: the last plausible time, epoch us.
+        events: whether events may be faulty, not only the lists that they are in.
     """
     numbered = frame.with_row_index(ROW)
+    found = [_faulty_events(contract, numbered, files, last_us)] if events else []
+    if contract.explode:
+        lengths = pl.struct(pl.col(name).list.len() for name in contract.explode).struct.json_encode().alias(VALUES)
+        uneven = lists.listed(numbered, contract.explode).filter(~lists.even(contract.explode)).select(ROW, lengths)
+        found.append(uneven.with_columns(reason=pl.lit("lists of unequal length")))
+    together = pl.concat(found, how="diagonal")
+    return together.select(pl.col(ROW).cast(pl.Int64).alias("row"), "reason", pl.col(VALUES).alias("values"))
+
+
+def _faulty_events(contract: Contract, numbered: pl.LazyFrame, files: int, last_us: int) -> pl.LazyFrame:
     raw = {name: contract.raw(name, files) for name in REQUIRED if contract.has(name, files)}
     fails = contract.failing(files)
     read = sorted({name for each in [*raw.values(), *fails.values()] for name in each.meta.root_names()})
-    types = frame.collect_schema()
+    types = numbered.collect_schema()
     values = pl.lit("{}").alias(VALUES)
     if read:
         values = pl.struct(_in_json(name, types[name]) for name in read).struct.json_encode().alias(VALUES)
@@ -53,12 +72,7 @@ def faulty_rows(contract: Contract, frame: pl.LazyFrame, files: int, last_us: in
     for name in REQUIRED:
         conditions |= _conditions(contract, name, files, last_us)
     reason = pl.coalesce(pl.when(each).then(pl.lit(said)) for said, each in conditions.items())
-    found = rows.select(ROW, VALUES, reason=reason).filter(pl.col("reason").is_not_null())
-    if contract.explode:
-        lengths = pl.struct(pl.col(name).list.len() for name in contract.explode).struct.json_encode().alias(VALUES)
-        uneven = lists.listed(numbered, contract.explode).filter(~lists.even(contract.explode)).select(ROW, lengths)
-        found = pl.concat([found, uneven.with_columns(reason=pl.lit("lists of unequal length"))])
-    return found.select(pl.col(ROW).cast(pl.Int64).alias("row"), "reason", pl.col(VALUES).alias("values"))
+    return rows.select(ROW, VALUES, reason=reason).filter(pl.col("reason").is_not_null())
 
 
 def _in_json(name: str, kind: pl.DataType) -> pl.Expr:
@@ -83,7 +97,7 @@ def _conditions(contract: Contract, name: str, files: int, last_us: int) -> dict
             faults |= unit.others(number, last_us)
             time_us = unit.microseconds(number)
         faults["timestamp before 1990"] = time_us < FIRST_US
-        faults["timestamp more than a day after now"] = time_us > last_us
+        faults[FUTURE] = time_us > last_us
     elif contract.types[name] == pl.String:
         faults[f"{name} is empty"] = value.str.strip_chars() == ""
     return {**faults, f"{name} cannot be read": value.is_null()}
@@ -116,7 +130,19 @@ def check_share(reasons: Mapping[str, int], rows: int, most: float, where: str) 
         raise GateError(
             f"{where}: {rejected:,} of {rows:,} rows are rejected ({in_words(reasons)}), more than "
             f"--max-rejects {most}; --rejects FILE.parquet writes them; correct them or raise the limit"
+            f"{clock_hint(reasons)}"
         )
+
+
+def clock_hint(reasons: Mapping[str, int]) -> str:
+    """Return what this machine's clock says, where most rejects are future by it: it may be the clock that is wrong."""
+    if reasons.get(FUTURE, 0) * 2 <= sum(reasons.values()):
+        return ""
+    now = dt.datetime.fromtimestamp(time.time_ns() // 10**9, dt.timezone.utc)
+    return (
+        f"; or this machine's clock is wrong, which says {now:%Y-%m-%d %H:%M} UTC: set it (timedatectl set-ntp true) "
+        "and run the same command again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +172,10 @@ def reject_file(path: str | None) -> Iterator[RejectFile]:
     if path is None:
         yield RejectFile(writer=None)
         return
+    if is_uri(path):
+        with _goes_up(path) as local, reject_file(local) as file:
+            yield file
+        return
     scratch = Path(f"{path}.tmp")
     try:
         with disk_errors(Path(path), "--rejects"):
@@ -166,3 +196,24 @@ def reject_file(path: str | None) -> Iterator[RejectFile]:
                     scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def _goes_up(uri: str) -> Iterator[str]:
+    """Yield a local path, whose file, if there is one at the end of the block, becomes the object of a URI.
+
+    Raises:
+        ConfigError: the store refuses.
+        RetryError: it cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="genrec-rejects-") as folder:
+        file = Path(folder, "rejects.parquet")
+        with stored.failures(f"--rejects {uri}"):
+            store = Bucket(uri_of(uri), "--rejects")
+            store.probe(f"{store.key}.")
+        try:
+            yield str(file)
+        finally:
+            if file.is_file():
+                with stored.failures(f"--rejects {uri}"):
+                    store.put(store.key, file)

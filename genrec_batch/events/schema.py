@@ -16,9 +16,10 @@ from genrec_batch.core.errors import InputError
 from genrec_batch.events import lists
 from genrec_batch.events.columns import KINDS, KNOWN, LABELS, REQUIRED, SCORED, check_columns
 from genrec_batch.events.convert import common_type, converted
-from genrec_batch.events.expressions import Entry, Types, entry
+from genrec_batch.events.expressions import Entry, entry
 from genrec_batch.events.schema_file import BUILT_IN, column_names
 from genrec_batch.events.times import LOCAL, TimeUnit, check_zone, local_values, time_unit
+from genrec_batch.events.trees import Types
 from genrec_batch.io.row_groups import Columns
 
 FAILED = "an entry fails"  # a column beside those of the contract

@@ -14,6 +14,7 @@ from pathlib import Path
 from genrec_batch.core import toml
 from genrec_batch.core.errors import ConfigError, nearest
 from genrec_batch.events.columns import KINDS, KNOWN
+from genrec_batch.io.durable import check_local
 
 FOLDER = resources.files("genrec_batch.events").joinpath("schemas")
 BUILT_IN = sorted(p.name.removesuffix(".toml") for p in FOLDER.iterdir() if p.name.endswith(".toml"))
@@ -46,6 +47,7 @@ def column_names(name: str | None) -> ColumnNames:
         return ColumnNames()
     if name in BUILT_IN:
         return _parse(FOLDER.joinpath(f"{name}.toml").read_bytes(), name)
+    check_local(name, "--schema", reads=True)
     if not Path(name).is_file():
         hint = nearest(name, BUILT_IN)
         raise ConfigError(f"--schema {name!r} is neither a TOML file nor built in ({', '.join(BUILT_IN)}).{hint}")

@@ -17,15 +17,15 @@ import polars as pl
 from genrec_batch.core.arrays import F32, FIRST_ITEM, I32, U8, Ragged, SideTable
 from genrec_batch.core.errors import ConfigError, InputError
 from genrec_batch.events import hashing, schema, schema_file, user_list, vectors
+from genrec_batch.events.given_ids import lists_of_type, same_type
 from genrec_batch.events.joins import Joins, Side
-from genrec_batch.events.table_rows import GIVEN, TableRules
+from genrec_batch.events.table_rows import TableRules
 from genrec_batch.io import read
 from genrec_batch.model.catalog import Catalog
 
 PROFILE_VECTOR, VIDEO_VECTOR = 256, 512
 USER_VECTORS: vectors.Widths = {"profile": None, "profile_vector": PROFILE_VECTOR}
 VIDEO_VECTORS: vectors.Widths = {"embedding": None, "video_vector": VIDEO_VECTOR}
-WHOLE = r"^(?:0|-?[1-9]\d*)$"  # a text that an integer is written as; 007 is another id than 7
 EXTRA = "extra_features"  # of the users, beside their own columns
 
 
@@ -57,8 +57,7 @@ def read_users(
     """
     if path is None:
         return None
-    names = schema_file.column_names(schema_name)
-    rename = partial(schema.rename, expressions=names.users, where=names.where.get("users"), source=f"--users {path}")
+    rename = _renaming("--users", path, schema_name)
     users = _read(path, "--users", "user_id", rename, joins, inputs, rules, USER_VECTORS)
     check_users(users, f"--users {path}")
     return users
@@ -75,11 +74,37 @@ def read_videos(
     """
     if path is None:
         return None
-    names = schema_file.column_names(schema_name)
-    rename = partial(
-        schema.rename, expressions=names.videos, where=names.where.get("videos"), source=f"--videos {path}"
-    )
+    rename = _renaming("--videos", path, schema_name)
     return _read(path, "--videos", "video_id", rename, joins, inputs, rules, VIDEO_VECTORS)
+
+
+def _renaming(flag: str, path: str, schema_name: str | None) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    names = schema_file.column_names(schema_name)
+    expressions = names.users if flag == "--users" else names.videos
+    return partial(schema.rename, expressions=expressions, where=names.where.get(flag[2:]), source=f"{flag} {path}")
+
+
+def no_rows(flag: str, path: str | None, schema_name: str | None) -> pl.DataFrame:
+    """Return `--users` or `--videos` with its columns and no rows, and no columns where it is not given.
+
+    Raises:
+        InputError: not readable.
+    """
+    if path is None:
+        return pl.DataFrame()
+    opened = read.scan(path, flag, hashed=False)
+    return pl.DataFrame(
+        schema=opened.frame(_renaming(flag, path, schema_name), where=f"{flag} {path}").collect_schema()
+    )
+
+
+def by_token(videos: pl.DataFrame, catalog: Catalog) -> pl.DataFrame:
+    """Return the rows of `--videos` in the order of the catalog's tokens: row i is token i + 2, null without one."""
+    columns = videos.drop(read.ROW, read.PIECE, read.GIVEN, strict=False)
+    token_R = catalog.tokens(columns["video_id"])
+    known = columns.drop("video_id").with_columns(token=token_R).filter(token_R >= FIRST_ITEM)
+    tokens = pl.DataFrame({"token": range(FIRST_ITEM, FIRST_ITEM + len(catalog))}, {"token": pl.Int32})
+    return tokens.join(known, on="token", how="left", maintain_order="left").drop("token")
 
 
 def _read(
@@ -93,37 +118,13 @@ def _read(
     widths: vectors.Widths | None = None,
 ) -> pl.DataFrame:
     where = f"{flag} {path}"
-    frame, source = read.table(path, flag, key, rename)
+    frame, source = read.table(path, flag, key, rename, rules.spill_to)
     name = flag.lstrip("-").replace("-", "_")
     inputs[flag.lstrip("-")] = source
-    frame = _same_type(frame, key, joins.log(key).ids.dtype, where)
+    frame = same_type(frame, key, joins.log(key).ids.dtype, where)
     frame = rules.usable(frame, key, where, name, source, widths)
     joins.table(name, Side(name=where, ids=frame[key]), key)
     return frame
-
-
-def _same_type(frame: pl.DataFrame, key: str, log: pl.DataType, source: str) -> pl.DataFrame:
-    """Return a table whose ids are of the log's type: an integer and the text that it is written as are one id.
-
-    Ids that can be none of the log are null, and in a column `GIVEN` as text.
-
-    Raises:
-        InputError: none of them can.
-    """
-    given = frame[key]
-    if given.dtype == log:
-        return frame
-    can = pl.col(key).str.contains(WHOLE) if given.dtype == pl.String and log.is_integer() else pl.lit(value=True)
-    there = frame.select(pl.when(can).then(pl.col(key)).cast(log, strict=False))[key]
-    odd = given.is_not_null() & there.is_null()
-    if not odd.any():
-        return frame.with_columns(there)
-    if not there.count():
-        raise InputError(
-            f"{source}: column {key!r} is {given.dtype}, such as {given.drop_nulls()[0]!r}, and that of the log is "
-            f"{log}: no row would ever match; give the table whose ids are those of this log"
-        )
-    return frame.with_columns(there, pl.when(odd).then(given).cast(pl.String).alias(GIVEN))
 
 
 def read_candidates(
@@ -139,19 +140,18 @@ def read_candidates(
     """
     if path is None:
         return None
-    frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy)
+    frame, source = read.table(path, "--candidates", "user_id", lambda lazy: lazy, rules.spill_to)
     inputs["candidates"] = source
     where = f"--candidates {path}"
-    frame = _same_type(_as_lists(frame), "user_id", joins.users.dtype, where)
+    frame = same_type(_as_lists(frame), "user_id", joins.users.dtype, where)
     frame = rules.usable(frame, "user_id", where, "candidates", source)
     kind = frame.schema.get("video_id")
     if not isinstance(kind, (pl.List, pl.Array)):
         raise InputError(f"{where}: column 'video_id' is {kind or 'missing'}, expected a list of video ids per user")
-    frame = frame.with_columns(pl.col("video_id").cast(pl.List(kind.inner)))
-    videos = frame.select(pl.col("video_id").explode()).drop_nulls().unique(maintain_order=True)
-    videos = _same_type(videos, "video_id", joins.videos.dtype, where)
+    frame = lists_of_type(frame, "video_id", joins.videos.dtype, where)
+    videos = frame["video_id"].explode().unique(maintain_order=True).cast(joins.videos.dtype, strict=False).drop_nulls()
     joins.table("candidate_users", Side(name=where, ids=frame["user_id"]), "user_id")
-    joins.candidates(Side(name=where, ids=videos["video_id"].drop_nulls()), catalog)
+    joins.candidates(Side(name=where, ids=videos), catalog)
     return frame
 
 
@@ -159,7 +159,8 @@ def _as_lists(frame: pl.DataFrame) -> pl.DataFrame:
     """Gather the videos of each user where they have a row each."""
     if "video_id" not in frame.columns or frame.schema["video_id"].is_nested():
         return frame
-    return frame.group_by("user_id", maintain_order=True).agg("video_id", pl.col(read.ROW, read.PIECE).first())
+    keys = [name for name in ("user_id", read.GIVEN) if name in frame.columns]
+    return frame.group_by(keys, maintain_order=True).agg("video_id", pl.col(read.ROW, read.PIECE).first())
 
 
 def read_users_only(
@@ -179,11 +180,11 @@ def read_users_only(
     def ids(lazy: pl.LazyFrame) -> pl.LazyFrame:
         return lazy.select("user_id", read.ROW) if "user_id" in lazy.collect_schema() else lazy
 
-    frame, source = read.table(path, "--users-only", "user_id", ids)
+    frame, source = read.table(path, "--users-only", "user_id", ids, rules.spill_to)
     inputs["users_only"] = source
     frame = frame.filter(frame["user_id"].is_null() | frame["user_id"].is_first_distinct())  # to repeat is no fault
     where = f"--users-only {path}"
-    frame = _same_type(frame, "user_id", joins.users.dtype, where)
+    frame = same_type(frame, "user_id", joins.users.dtype, where)
     return rules.usable(frame, "user_id", where, "users_only", source)["user_id"].sort()
 
 

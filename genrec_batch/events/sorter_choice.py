@@ -5,11 +5,10 @@ Owns: loading the compiled version, and the size of a log from which that pays. 
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 
 from genrec_batch.events.sorter import NUMPY, Sorter
-from genrec_batch.runtime.console import LOG
+from genrec_batch.runtime import compiled, room
 
 COMPILED_FROM = 4_000_000  # rows of a log from which loading compiled code pays
 
@@ -21,14 +20,18 @@ def for_log(rows: int) -> Sorter:
 
 @cache
 def fastest() -> Sorter:
-    """Return the compiled sorter, or the NumPy one where numba is not installed or does not load."""
-    if importlib.util.find_spec("numba") is None:
+    """Return the compiled sorter, or the NumPy one where numba is not installed or does not load.
+
+    Raises:
+        RetryError: there is no room for it.
+    """
+
+    def load() -> None:
+        room.check_address_space(room.KERNELS_MIB, f"a log of {COMPILED_FROM:,} rows and more")
+        from genrec_batch.events import sorter_numba  # noqa: F401 - does it load?
+
+    if not compiled.loads(load, "NumPy sorts the events"):
         return NUMPY
-    try:
-        from genrec_batch.events.sorter_numba import NumbaSorter
-        from genrec_batch.runtime import jit
-    except ImportError as error:
-        LOG.warning("numba is installed but does not load (%s); NumPy sorts the events, more slowly", error)
-        return NUMPY
-    jit.warn_if_not_cached()
+    from genrec_batch.events.sorter_numba import NumbaSorter
+
     return NumbaSorter()

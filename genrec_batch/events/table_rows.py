@@ -7,7 +7,9 @@ columns mean. In: a table as it was read. Out: the table with one row per id.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import polars as pl
 
@@ -15,31 +17,38 @@ from genrec_batch.core.errors import ConfigError
 from genrec_batch.events.rejects import RejectFile, check_share, in_words
 from genrec_batch.events.schema import FAILED
 from genrec_batch.events.vectors import Widths, odd_rows
-from genrec_batch.io.read import PIECE, ROW, Source
+from genrec_batch.io.read import GIVEN, PIECE, ROW, Source
 from genrec_batch.io.row_groups import in_files
 from genrec_batch.runtime.console import LOG
-
-GIVEN = "id as it was given"  # a column of ids that are none of the log's type, as text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRules:
-    """What becomes of rows of side tables that cannot be used."""
+    """How side tables are read, and what becomes of their rows that cannot be used."""
 
     max_rejects: float = 0.05
     newest: str | None = None  # the column by which the newest row of an id is found
+    spill_to: Path | None = None  # the folder for copies of tables that are texts
     file: RejectFile = field(default_factory=lambda: RejectFile(writer=None))
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of rejected rows, by table and reason
     dated: set[str] = field(default_factory=set)  # tables that have the column `newest`
 
     def usable(
-        self, frame: pl.DataFrame, key: str, where: str, name: str, source: Source, vectors: Widths | None = None
+        self,
+        frame: pl.DataFrame,
+        key: str,
+        where: str,
+        name: str,
+        source: Source,
+        vectors: Widths | None = None,
+        faults: Mapping[str, pl.Expr] | None = None,
     ) -> pl.DataFrame:
         """Return the rows of a table that can be used, one for each id, in their order.
 
         A row is rejected where its id is null, empty, of another type than the log's or repeats, where an entry of
         `--schema` fails on it, or where a vector has a hole or another width than most. Of an id's rows, the one with
-        the largest value of `newest` is taken, and the others are no rejects; else the first.
+        the largest value of `newest` is taken, and the others are no rejects; else the first. A table with `faults` of
+        its own has any number of rows for an id.
 
         Args:
             frame: the table with the columns `ROW` and `PIECE`, and perhaps `GIVEN`.
@@ -48,6 +57,7 @@ class TableRules:
             name: names it in the summary.
             source: where it was read.
             vectors: the widths of its columns of vectors.
+            faults: when else a row is rejected, by reason.
 
         Raises:
             GateError: more rows are rejected than `--max-rejects` allows.
@@ -56,7 +66,9 @@ class TableRules:
         if FAILED in frame.columns:
             conditions["an expression cannot be computed"] = pl.col(FAILED)
         if GIVEN in frame.columns:
-            conditions[f"{key} is no {frame.schema[key]}, as the log's are"] = pl.col(GIVEN).is_not_null()
+            kind = frame.schema[key]
+            odd_id = f"{key} is no {kind}, as the log's are" if kind.is_integer() else f"{key} is no whole number"
+            conditions[odd_id] = pl.col(GIVEN).is_not_null()
         conditions[f"{key} is null"] = pl.col(key).is_null()
         if frame.schema[key] == pl.String:
             conditions[f"{key} is empty"] = pl.col(key) == ""
@@ -66,13 +78,14 @@ class TableRules:
                 if len(frame) and not frame[column].count():
                     LOG.warning("%s: column %r has no value in any row", where, column)
                 conditions[f"{column} holds null, NaN or infinity, or has another width"] = pl.lit(odd)
+        conditions |= faults or {}
         reason = pl.coalesce(pl.when(each).then(pl.lit(said)) for said, each in conditions.items())
         read = frame.with_columns(reason.alias("reason"))
         good = read.filter(pl.col("reason").is_null())
         if self.newest is not None and self.newest in good.columns:
             self.dated.add(name)
             good = _newest(good, key, self.newest)
-        again = ~good[key].is_first_distinct()
+        again = ~good[key].is_first_distinct() if faults is None else pl.repeat(False, len(good), eager=True)
         repeated = good.filter(again).with_columns(reason=pl.lit(f"{key} repeats"))
         rejected = pl.concat([read.filter(pl.col("reason").is_not_null()), repeated])
         self._tell(rejected, key, where, name, source, len(frame))

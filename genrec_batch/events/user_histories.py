@@ -6,7 +6,9 @@ features, the model. In: users, their event store, and what is known of the vide
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from bisect import bisect
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +20,9 @@ from genrec_batch.events.by_user import Bucket, EventStore, Users
 from genrec_batch.events.duplicates import Duplicates
 from genrec_batch.runtime import threads
 from genrec_batch.runtime.clock import Stages
+
+Group = Sequence[int]
+"""Numbers of shards that lie in one bucket, rising: they are loaded together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,31 +111,40 @@ class UserHistories:
             self._loaded[bucket.number] = self.load(bucket)
         return self._loaded[bucket.number].slice(0, min(self.shard_users, len(self)))
 
-    def shards(self, skip: Collection[int] = ()) -> Iterator[Shard]:
-        """Yield each shard whose number is not in `skip`, in order; buckets are loaded ahead and released.
+    def groups(self, skip: Collection[int] = ()) -> list[Group]:
+        """Return the numbers of all shards that are not in `skip`, those of a bucket together."""
+        size, done = self.shard_users, set(skip)
+        of_buckets = [range(bucket.start // size, -(-bucket.stop // size)) for bucket in self.store.buckets]
+        left = [[number for number in numbers if number not in done] for numbers in of_buckets]
+        return [numbers for numbers in left if numbers]
+
+    def shards(self, groups: Iterable[Group] | None = None) -> Iterator[Shard]:
+        """Yield the shards of some groups, in order, by default of all; buckets are loaded ahead and released.
 
         Raises:
             InputError, RetryError: see `load`.
         """
         size = self.shard_users
-        wanted = [
-            bucket
-            for bucket in self.store.buckets
-            if not set(range(bucket.start // size, -(-bucket.stop // size))) <= set(skip)
-        ]
+        starts = [bucket.start for bucket in self.store.buckets]
 
-        def loaded(bucket: Bucket) -> tuple[Bucket, Histories]:
+        def loaded(group: Group) -> tuple[Group, Bucket, Histories]:
+            bucket = self.store.buckets[bisect(starts, group[0] * size) - 1]
             built = self._loaded.pop(bucket.number, None)
             built = self.load(bucket) if built is None else built
             self.store.done(bucket)
-            return bucket, built
+            return group, bucket, built
 
+        wanted = self.groups() if groups is None else groups
         workers = by_user.loaders(threads.cores())
-        for bucket, built in threads.ordered(loaded, wanted, workers=workers, name="histories"):
-            for start, stop in by_user.shards(bucket.stop - bucket.start, size):
-                number = (bucket.start + start) // size
-                if number not in skip:
-                    yield Shard(number=number, start=bucket.start + start, histories=built.slice(start, stop))
+        for group, bucket, built in threads.ordered(loaded, wanted, workers=workers, name="histories"):
+            shards: deque[Shard] = deque()
+            for number in group:
+                start, stop = number * size, min((number + 1) * size, bucket.stop)
+                histories = built.slice(start - bucket.start, stop - bucket.start)
+                shards.append(Shard(number=number, start=start, histories=histories))
+            del built, histories  # a shard is not held while the consumer works
+            while shards:
+                yield shards.popleft()
 
     def close(self) -> None:
         """Remove what was spilled."""

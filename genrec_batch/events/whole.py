@@ -143,7 +143,7 @@ def read_whole(
         if duplicates is not None:
             kept, total_N = duplicates.without(chunks, reader.record, 0, len(ids))
             chunks = [kept]
-            LOG.info("%s duplicates dropped", f"{sum(duplicates.dropped):,}")
+            LOG.info("%s duplicates dropped", f"{sum(duplicates.dropped.values()):,}")
         events = histories.build(
             chunks,
             reader.record,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from genrec_batch.core.arrays import F32, U8, Histories, SideTable, offsets_of
 from genrec_batch.features import from_log, from_videos
 from genrec_batch.features.from_log import Chunk
 from genrec_batch.features.segments import CACHE_LINE, CHUNK_EVENTS, Segments, chunks, weighted_sums
-from genrec_batch.runtime.console import LOG
+from genrec_batch.runtime import compiled
 
 Kernel = Literal["numba", "numpy"]
 COMPILED_FROM = 100_000  # users of a run from which loading numba and its kernels pays
@@ -37,16 +36,10 @@ def kernel_name(users: int) -> Kernel:
 
 @cache
 def _fastest() -> Kernel:
-    if find_spec("numba") is None:
-        return "numpy"
-    try:
+    def load() -> None:
         from genrec_batch.features.numba import fill  # noqa: F401 - does it load?
-        from genrec_batch.runtime.jit import warn_if_not_cached
-    except ImportError as error:
-        LOG.warning("numba is installed but does not load (%s); NumPy computes the features, more slowly", error)
-        return "numpy"
-    warn_if_not_cached()
-    return "numba"
+
+    return "numba" if compiled.loads(load, "NumPy computes the features") else "numpy"
 
 
 def compute(

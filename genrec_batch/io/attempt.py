@@ -18,7 +18,11 @@ from genrec_batch.runtime import progress
 
 T = TypeVar("T")
 
-LOST = re.compile(r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)", re.IGNORECASE)
+LOST = re.compile(
+    r"error sending request|dns error|timed? ?out|connection (reset|refused|closed)|status code: (5\d\d|429)"
+    r"|server returned non-2xx status code: (5\d\d|429)|SlowDown|after \d+ retries",
+    re.IGNORECASE,
+)
 
 
 def reading(read: Callable[[], T], source: str) -> T:
@@ -42,11 +46,16 @@ def reading(read: Callable[[], T], source: str) -> T:
     ) as error:
         if "://" in source and LOST.search(str(error)):
             raise RetryError(f"{source}: connection lost ({error}); run the same command again") from error
-        if "No space left" in str(error) or (isinstance(error, OSError) and is_full(error)):
+        if is_disk_full(error):
             raise RetryError(f"{source}: the disk is full; free space and run the same command again") from error
         raise InputError(f"{source}: cannot be read: {error}") from error
     progress.step()
     return result
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a library could not write because the disk is full."""
+    return "No space left" in str(error) or (isinstance(error, OSError) and is_full(error))
 
 
 def unchanged(read: Callable[[], T], snapshot: Snapshot | None, files: Sequence[str], where: str) -> T:
@@ -56,12 +65,15 @@ def unchanged(read: Callable[[], T], snapshot: Snapshot | None, files: Sequence[
         InputError: see `reading`.
         RetryError: see `reading`; or a file was replaced, written to or removed.
     """
+
+    def check() -> None:
+        if snapshot is not None:
+            reading(lambda: snapshot.check(files), where)  # in a store, that is asked
+
     try:
         result = reading(read, where)
     except InputError:
-        if snapshot is not None:
-            snapshot.check(files)
+        check()
         raise
-    if snapshot is not None:
-        snapshot.check(files)
+    check()
     return result

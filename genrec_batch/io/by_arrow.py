@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genrec_batch.io.places import Place
@@ -52,8 +51,8 @@ def polars_type(column: pa.Field) -> pl.DataType | None:
     if _panics(_known_type(column.type)):
         return None
     try:
-        empty = _known(pa.table({column.name: pa.array([], column.type)}))
-        return pl.DataFrame(empty).schema[column.name]
+        empty = _known(pa.table({"column": pa.array([], column.type)}))  # Polars renames one without a name
+        return pl.DataFrame(empty).schema["column"]
     except REFUSED:
         return None
 
@@ -101,6 +100,8 @@ def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column.validate(full=True)
     except pa.ArrowInvalid:
         bad = [value for value in raw.unique().to_pylist() if value is not None and not _is_utf8(value)]
+        from pyarrow import compute as pc  # a twentieth of a second, for damaged files only
+
         kept = pc.if_else(pc.is_in(raw, pa.array(bad, bytes_of)), pa.scalar(None, bytes_of), raw)
         return kept.cast(column.type)
     return column

@@ -14,11 +14,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec_batch.core.errors import InputError
+from genrec_batch.core.errors import InputError, RetryError
 from genrec_batch.io import formats, forms, places, text
-from genrec_batch.io.attempt import reading
+from genrec_batch.io.attempt import is_disk_full, reading
 from genrec_batch.io.formats import Text
 from genrec_batch.io.forms import Form
+from genrec_batch.io.odd_lines import OddLines
 from genrec_batch.io.places import Place
 from genrec_batch.runtime.console import ADVICE, LOG
 
@@ -31,6 +32,7 @@ class Contents:
     rows: list[list[int]]  # of each row group of each file
     forms: list[Form]
     copies: bool  # they were made of texts
+    odd: pl.DataFrame | None = None  # lines of the texts that are no rows: file, row, reason, values
 
 
 def opened(files: Sequence[str], names: Sequence[str], flag: str, place: Place, spill_to: Path | None) -> Contents:
@@ -40,7 +42,7 @@ def opened(files: Sequence[str], names: Sequence[str], flag: str, place: Place, 
         InputError: one is neither, or they are of both kinds; the message says what to do.
         RetryError: a connection was lost, or the disk is full.
     """
-    heads = [_head(file, flag, place) for file in files]
+    heads = place.each(lambda file: _head(file, flag, place), files)
     texts = [head for head in heads if isinstance(head, Text)]
     if not texts:
         found = [
@@ -71,12 +73,13 @@ def _of_texts(
     files: Sequence[str], names: Sequence[str], texts: Sequence[Text], flag: str, place: Place, spill_to: Path | None
 ) -> Contents:
     folder = text.folder(spill_to)
-    made = []
+    made, lines_of = [], []
     for file, name, how in zip(files, names, texts, strict=True):
         target = text.place_in(folder, name)
-        odd = reading(lambda: text.convert(file, how, target, place.open), f"{flag} {file}")  # noqa: B023 (is called at once)
-        if odd is not None:
-            LOG.warning("%s %s: %s", flag, file, odd)
+        odd, said = _converted(file, how, target, place, flag)
+        if said is not None:
+            LOG.warning("%s %s: %s", flag, file, said)
+            lines_of.append(odd.frame(file))
         made.append(str(target))
     found = [_parquet(file, flag, pq.read_metadata(file), places.LOCAL) for file in made]
     lines = [at for at, how in enumerate(texts) if how.separator is not None]  # JSON has types of its own
@@ -89,7 +92,26 @@ def _of_texts(
             for _, form in found
         ],
         copies=True,
+        odd=pl.concat(lines_of) if lines_of else None,
     )
+
+
+def _converted(file: str, how: Text, target: Path, place: Place, flag: str) -> tuple[OddLines, str | None]:
+    """Write the copy of a text; see `text.convert`.
+
+    Raises:
+        InputError, RetryError: see `reading`; where the disk is full, the message names its folder.
+    """
+    try:
+        return reading(lambda: text.convert(file, how, target, place.open), f"{flag} {file}")
+    except RetryError as error:
+        if error.__cause__ is None or not is_disk_full(error.__cause__):
+            raise
+        raise RetryError(
+            f"{flag} {file}: a text is read from a copy as Parquet, and the disk of {target.parent} is full: free "
+            "space, name a folder on another disk with --spill-dir (TMPDIR, for commands without it), or give the "
+            "table as Parquet"
+        ) from error
 
 
 def _head(file: str, flag: str, place: Place) -> pq.FileMetaData | Text | None:

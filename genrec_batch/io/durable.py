@@ -27,13 +27,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def check_local(path: Path, flag: str) -> None:
-    """Raise ConfigError where an output is a URI, which a `Path` has with one slash less."""
+def check_local(path: str | Path, flag: str, *, reads: bool = False) -> None:
+    """Raise ConfigError where what is only written locally, or only read there, is a URI.
+
+    A URI has one slash less in a `Path`.
+    """
     if URI.match(str(path)):
-        raise ConfigError(
-            f"{flag} {str(path).replace(':/', '://', 1)}: an output is written to a local path; name one, and copy it "
-            "to the store once the run is done"
-        )
+        out = "an output is written to a local path; name one, and copy it to the store once the run is done"
+        into = "is read from a local path; copy it from the store, and name the copy"
+        raise ConfigError(f"{flag} {re.sub(':/+', '://', str(path), count=1)}: {into if reads else out}")
 
 
 def missing_folder(folder: Path) -> str:

@@ -10,12 +10,13 @@ import errno
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from genrec_batch.core.errors import InputError, nearest
 from genrec_batch.io import formats
+from genrec_batch.io.forms import hive_values
 from genrec_batch.io.places import Store, matching
 
 LOST = "lost+found"  # of a file system; only root may list it
@@ -33,6 +34,7 @@ class Found:
     files: tuple[str, ...]
     names: tuple[str, ...]  # of the same files, below the folder or the fixed part of the pattern
     skipped: tuple[str, ...] = ()  # that were left out for their name or format, by these names
+    links: tuple[tuple[str, str], ...] = ()  # names that were left out because another name is the same file
     table: str | None = None  # "Delta" or "Iceberg": the one file is a table
 
 
@@ -65,7 +67,7 @@ def _found(path: str, flag: str) -> Found:
         return Found(files=(path,), names=(place.name,))
     if place.is_dir():
         _check_no_part_of_a_table(place, where)
-        return chosen(_under(place, flag), where, lambda file: str(Path(file).relative_to(place)))
+        return _once(chosen(_under(place, flag), where, lambda file: str(Path(file).relative_to(place))))
     if place.exists():
         raise InputError(f"{where}: {NO_FILE}")
     if not glob.has_magic(path):
@@ -77,7 +79,23 @@ def _found(path: str, flag: str) -> Found:
     matched = sorted(set(_matched(path, fixed, flag)))
     if not matched:
         raise InputError(f"{where}: no file matches this pattern")
-    return chosen(matched, where, lambda file: str(Path(file).relative_to(fixed)))
+    return _once(chosen(matched, where, lambda file: str(Path(file).relative_to(fixed))))
+
+
+def _once(found: Found) -> Found:
+    """Return files without those that are the same file under a later name: symbolic and hard links, as `latest`.
+
+    In folders of other partition values it is not the same: these are columns of its rows.
+    """
+    kept: dict[object, tuple[str, str]] = {}
+    links = []
+    for file, name in zip(found.files, found.names, strict=True):
+        state = os.stat(file)  # noqa: PTH116 (a log may have thousands of files)
+        first = kept.setdefault((state.st_dev, state.st_ino, *hive_values(name).items()), (file, name))
+        if first[1] != name:
+            links.append((name, first[1]))
+    files, names = zip(*kept.values(), strict=True)
+    return replace(found, files=files, names=names, links=tuple(links))
 
 
 def _matched(path: str, fixed: Path, flag: str) -> Iterator[str]:
@@ -213,13 +231,15 @@ def in_store(store: Store, where: str) -> Found:
         OSError: the store cannot be reached, or refuses.
     """
     key = store.key
-    if key and not key.endswith("/") and not glob.has_magic(key) and store.exists():
+    there = bool(key) and not key.endswith("/") and store.exists()
+    is_name = not glob.has_magic(key) or there or bool(store.keys_below(key.rstrip("/")))
+    if there:
         table = "Iceberg" if key.endswith(ICEBERG) else None
         return Found(files=(store.uri(key),), names=(key.rpartition("/")[2],), table=table)
     parts = key.rstrip("/").split("/")
-    fixed = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    fixed = next((at for at, part in enumerate(parts) if glob.has_magic(part) and not is_name), len(parts))
     folder = "/".join(parts[:fixed])
-    keys = store.below(folder)
+    keys = store.keys_below(folder)
     if not keys:
         raise InputError(f"{where}: no such object or folder")
     names = {name.removeprefix(folder).lstrip("/"): name for name in keys}

@@ -13,10 +13,13 @@ from typing import TypeVar
 
 from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.io.attempt import unchanged
+from genrec_batch.io.find import some
 from genrec_batch.runtime import progress, signals
+from genrec_batch.runtime.console import LOG
 
 T = TypeVar("T")
 
+SMALLEST_COPY = 1 << 13  # bytes; files with few rows, or none, may well be the same
 HASHED_AT_ONCE = 1 << 18  # bytes: they stay in a core's own cache
 
 
@@ -40,7 +43,27 @@ def of_files(files: Sequence[str], names: Sequence[str], snapshot: Snapshot) -> 
 
     with ThreadPoolExecutor() as pool:
         contents = list(pool.map(one, files))
+    _tell_copies(names, contents, snapshot)
     return hashlib.sha256(repr(list(zip(names, contents, strict=True))).encode()).hexdigest()
+
+
+def _tell_copies(names: Sequence[str], contents: Sequence[str], snapshot: Snapshot) -> None:
+    """Warn of files with the same content, as a second delivery has: each of their events counts twice."""
+    first: dict[str, str] = {}
+    sizes = [state[2] if isinstance(state, tuple) else 0 for state in snapshot.states.values()]
+    copies = [
+        f"{name} is {known}"
+        for name, content, size in zip(names, contents, sizes, strict=True)
+        if (known := first.setdefault(content, name)) != name and size > SMALLEST_COPY
+    ]
+    if copies:
+        LOG.warning(
+            "%s: %d files have the content of others, so their rows count twice: %s; remove them, or drop equal "
+            "events with --dedupe",
+            snapshot.where,
+            len(copies),
+            some(copies),
+        )
 
 
 def of_states(names: Sequence[str], states: Sequence[Hashable]) -> str:

@@ -15,7 +15,7 @@ from genrec_batch.core.errors import ConfigError
 
 TASKS = Path("/proc/self/task")
 WORKER = re.compile(r"polars-\d+\s*")
-STARTS_S = 0.5  # within which new threads have their names
+STARTS_S = 5.0  # within which new threads have their names, also where many processes share the cores
 
 
 def check() -> None:

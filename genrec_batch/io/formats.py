@@ -27,6 +27,7 @@ COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 SUFFIXES = (".csv", ".tsv", ".ndjson", ".jsonl")  # of texts in a folder, also with one of these:
 PACKED = (".gz", ".zst")
 
+UNREAD = (".bz2", ".xz")
 PYTHON = "python -c {}"
 FEATHER = "import pyarrow.feather as f, pyarrow.parquet as p; p.write_table(f.read_table({source}), {target})"
 STREAM = "import pyarrow as a, pyarrow.parquet as p; p.write_table(a.ipc.open_stream({source}).read_all(), {target})"
@@ -48,6 +49,7 @@ class Other:
     what: str
     way_out: str = ""
     code: str = ""  # Python that makes Parquet of `source` in `target`
+    program: str = ""  # of a shell, from what is read of such a file to what can be read here
 
 
 OTHERS = (
@@ -62,8 +64,8 @@ OTHERS = (
     Other(begins=b"ORC", what="an ORC file", code=ORC),
     Other(begins=b"Obj\x01", what="an Avro file", code=AVRO),
     Other(begins=b"PK\x03\x04", what="a zip archive or an Excel file", way_out="unpack it, or export its sheet as CSV"),
-    Other(begins=b"BZh", what="packed with bzip2", way_out="unpack it with bunzip2"),
-    Other(begins=b"\xfd7zXZ", what="packed with xz", way_out="unpack it with unxz"),
+    Other(begins=b"BZh", what="packed with bzip2", program="bunzip2"),
+    Other(begins=b"\xfd7zXZ", what="packed with xz", program="unxz"),
     Other(begins=b"SQLite format 3", what="an SQLite data base", way_out="export the table as CSV or Parquet"),
     Other(begins=b"\x89HDF", what="an HDF5 file", way_out="export the table as CSV or Parquet"),
     Other(
@@ -71,8 +73,8 @@ OTHERS = (
         what="a pointer of git-lfs, not the file itself",
         way_out="fetch the file with git lfs pull",
     ),
-    Other(begins=b"\xff\xfe", what="text in UTF-16", way_out="convert it with iconv -f UTF-16 -t UTF-8"),
-    Other(begins=b"\xfe\xff", what="text in UTF-16", way_out="convert it with iconv -f UTF-16 -t UTF-8"),
+    Other(begins=b"\xff\xfe", what="text in UTF-16", program="iconv -f UTF-16 -t UTF-8"),
+    Other(begins=b"\xfe\xff", what="text in UTF-16", program="iconv -f UTF-16 -t UTF-8"),
 )
 
 
@@ -109,6 +111,14 @@ def command(code: str, file: str) -> str:
     return PYTHON.format(shlex.quote(filled))
 
 
+def through(program: str, file: str, suffix: str = "") -> str:
+    """Return the shell command that sends a file, or the copy of an object, through a program into a file beside it."""
+    place = Path(file.rpartition("/")[2] if "://" in file else file)
+    target = place.with_suffix("") if place.suffix in (*PACKED, *UNREAD) else place.with_name(f"new-{place.name}")
+    target = place.with_suffix(suffix) if suffix not in ("", place.suffix) else target
+    return f"{program} < {shlex.quote(str(place))} > {shlex.quote(str(target))}"
+
+
 def is_parquet(file: str, open_file: Callable[[str], IO[bytes]] = LOCAL.open) -> bool:
     """Return whether a file begins as Parquet does; OSError where it cannot be read."""
     with open_file(file) as opened:
@@ -138,7 +148,8 @@ def text_of(file: str, where: str, open_file: Callable[[str], IO[bytes]] = LOCAL
         if head.startswith(b"PAR1"):
             unpack = {"gzip": "gunzip", "zstd": "unzstd"}[packed]
             raise InputError(
-                f"{where}: Parquet packed with {packed}: unpack it with {unpack}; Parquet is compressed inside"
+                f"{where}: Parquet packed with {packed}, though it is compressed inside; unpack it with "
+                f"{through(unpack, file)}"
             )
     if not head:
         raise InputError(f"{where}: empty (0 bytes), so no table; copy it again")
@@ -146,7 +157,8 @@ def text_of(file: str, where: str, open_file: Callable[[str], IO[bytes]] = LOCAL
         raise InputError(f"{where}: truncated or damaged: it begins as Parquet and has no footer; copy it again")
     other = next((each for each in OTHERS if head.startswith(each.begins)), None)
     if other is not None:
-        way_out = other.way_out or f"convert it with {command(other.code, file)}"
+        shell = through(other.program, file) if other.program else command(other.code, file)
+        way_out = other.way_out or f"convert it with {shell}"
         raise InputError(f"{where}: {other.what}; {way_out}")
     return _of_text(head.removeprefix(b"\xef\xbb\xbf"), file, where)
 
@@ -180,46 +192,73 @@ def _of_text(head: bytes, file: str, where: str) -> Text:
         raise InputError(f"{where}: a web page (HTML), such as a login form; download the file itself")
     if start.startswith(b"<"):
         raise InputError(f"{where}: XML, such as the answer of a store that refused; download the file itself")
-    if b"\0" in head:
+    begin, nul, _ = head.partition(b"\0")
+    if nul and b"\n" in begin and begin.isascii() and any(each.encode() in begin for each in SEPARATORS):
+        line, remove = begin.count(b"\n") + 1, through(r"tr -d '\000'", file)
+        raise InputError(
+            f"{where}: a text with bytes 0 in line {line:,}, as a crash leaves them; remove them with {remove}"
+        )
+    if nul:
         raise InputError(f"{where}: neither Parquet nor a text; export the table as Parquet or CSV")
     if start.startswith(b"["):
         raise InputError(f"{where}: a JSON array; convert it with {command(ARRAY, file)}")
     if start.startswith(b"{"):
         _check_lines_of_json(head, file, where)
         return Text(separator=None)
-    lines = _lines(head, where)
+    lines = _lines(head, file, where)
     if re.fullmatch(r"sep=.", lines[0]):
         raise InputError(
             f"{where}: a text with a line for Excel ({lines[0]!r}) above the names of its columns; remove this line "
             f"with sed -i 1d {shlex.quote(file)}"
         )
+    if lines[0].startswith("#"):
+        comments = through("grep -v '^#'", file)
+        raise InputError(f"{where}: a text with lines of comments ({lines[0]!r:.60}); remove them with {comments}")
     if "::" in lines[0] and not any(separator in lines[0] for separator in SEPARATORS):
         raise InputError(
             f"{where}: values with '::' between them, and no names of columns; convert it with {command(COLONS, file)} "
             'and name the columns with --schema FILE.toml, such as user_id = "column_1"'
         )
-    return Text(separator=_separator(lines, where))
+    separator = _separator(lines, where)
+    _check_names(next(csv.reader(lines[:1], delimiter=separator)), separator, file, where)
+    return Text(separator=separator)
+
+
+def _check_names(names: Sequence[str], separator: str, file: str, where: str) -> None:
+    """Raise InputError where two columns of a text have one name, or none."""
+    if names.count("") > 1:
+        line = separator.join(name or f"column_{at}" for at, name in enumerate(names, start=1))
+        raise InputError(
+            f"{where}: {names.count('')} columns have no name; give them some with "
+            f"sed -i {shlex.quote(f'1c {line}')} {shlex.quote(file)}"
+        )
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{where}: two columns are named {twice!r}; rename one of them in its first line, as with "
+            f"sed -i '1s/{twice}/other_{twice}/2' {shlex.quote(file)} for the second"
+        )
 
 
 def _check_lines_of_json(head: bytes, file: str, where: str) -> None:
     """Raise InputError for JSON of which the first objects go over several lines."""
-    lines = [line for line in head.splitlines()[:-1] if line.strip()][:3]
-    if lines and all(line.strip() in (b"{", b"}", b"},") or not line.rstrip().endswith(b"}") for line in lines):
-        target = shlex.quote(str(Path(file).with_suffix(".ndjson")))
+    lines = [line.strip() for line in head.splitlines()[:-1] if line.strip()][:3]
+    if lines and all(line in (b"{", b"}", b"},") or not line.endswith((b"}", b"},")) for line in lines):
         raise InputError(
             f"{where}: JSON whose objects go over several lines; put each on a line of its own with "
-            f"jq -c . {shlex.quote(file)} > {target}"
+            f"{through('jq -c .', file, '.ndjson')}"
         )
 
 
-def _lines(head: bytes, where: str) -> list[str]:
+def _lines(head: bytes, file: str, where: str) -> list[str]:
     """Return the whole lines of the beginning of a text."""
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
         if len(head) - error.start > 4:  # not just a character that is cut at the end
             raise InputError(
-                f"{where}: a text that is not UTF-8 (byte {error.start}); convert it with iconv -f ISO-8859-1 -t UTF-8"
+                f"{where}: a text that is not UTF-8 (byte {error.start}); convert it with "
+                f"{through('iconv -f ISO-8859-1 -t UTF-8', file)}"
             ) from error
         text = head[: error.start].decode()
     lines = text.splitlines() or [""]

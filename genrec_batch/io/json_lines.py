@@ -15,36 +15,31 @@ from typing import IO
 import pyarrow as pa
 
 from genrec_batch.io.formats import unpacked
+from genrec_batch.io.odd_lines import OddLines
 
 NOT_JSON = {"NaN": None, "Infinity": None, "-Infinity": None}  # as Python's json and pandas write them
 
 
-def mended(open_file: Callable[[], IO[bytes]], target: Path) -> str | None:
-    """Copy a text to `target`; return what is wrong with some of its lines, None if nothing is.
+def mended(open_file: Callable[[], IO[bytes]], target: Path) -> OddLines:
+    """Copy a text to `target`; return its odd lines.
 
     Raises:
         OSError: the disk is full, or the text cannot be read.
     """
-    odd: dict[int, bytes] = {}
+    odd = OddLines()
     row = 0
     with unpacked(open_file) as content, target.open("w", encoding="utf-8") as copy:
         lines = io.BufferedReader(content) if isinstance(content, pa.NativeFile) else content
         for line in lines:
-            text = line.strip().removeprefix(b"\xef\xbb\xbf")
+            text = line.strip().removeprefix(b"\xef\xbb\xbf").removesuffix(b",")
             if not text:
                 continue
             found = _object(text)
             if found is None:
-                odd[row] = text
+                odd.add(row, "line is no JSON object", text.decode(errors="backslashreplace"))
             copy.write(json.dumps(found or {}, ensure_ascii=False) + "\n")
             row += 1
-    if not odd:
-        return None
-    first, line = min(odd.items())
-    return (
-        f"{len(odd):,} of its lines are no JSON object, and are rejected, such as row {first:,} "
-        f"({line.decode(errors='backslashreplace')[:60]!r})"
-    )
+    return odd
 
 
 def _object(text: bytes) -> dict[str, object] | None:

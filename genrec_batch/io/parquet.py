@@ -7,7 +7,7 @@ files belong together.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from genrec_batch.io.durable import sha256, sync
 COMPRESSED: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 QUICK: dict[str, Any] = {"compression": "lz4", "write_page_checksum": True}  # of parts that are joined into one file
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)  # raised for damaged files
+
+AT_ONCE = 1 << 16  # rows that are read at once for a check
 
 
 def write(target: Path, table: pa.Table, *, quick: bool = False) -> None:
@@ -53,7 +55,8 @@ def whole_groups(part: Path) -> list[bool]:
         with pq.ParquetFile(part, page_checksum_verification=True) as opened:
             for group in range(opened.num_row_groups):
                 try:
-                    opened.read_row_group(group)
+                    for _ in opened.iter_batches(AT_ONCE, row_groups=[group]):
+                        pass
                 except UNREADABLE:
                     whole.append(False)
                 else:
@@ -85,8 +88,13 @@ def facts(part: Path, key: str, *, hashed: bool) -> PartFacts:
 
 def sums(parts: Iterable[PartFacts]) -> dict[str, int]:
     """Return the counts of parts, added up."""
+    return summed(part.counts for part in parts)
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return counts by name, added up."""
     total: dict[str, int] = {}
-    for part in parts:
-        for name, count in part.counts.items():
+    for each in counts:
+        for name, count in each.items():
             total[name] = total.get(name, 0) + count
     return total

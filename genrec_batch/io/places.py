@@ -1,7 +1,7 @@
 """Where files are: the local file system or an object store, with the same three things to do with a file of either.
 
-Owns: opening a file, its state and its size; listing a store (package obstore, extra `store`). Must not know: what is
-in the files, which of them are data (`find`). In: a path or URI. Out: a `Place`, and what a store lists.
+Owns: opening a file, its state and its size, also of objects in a store. Must not know: what is in the files, which of
+them are data (`find`), how a store is asked (`stores`). In: a path or URI. Out: a `Place`, and what a store lists.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import fnmatch
 import io
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from genrec_batch.core.errors import EngineError
 from genrec_batch.core.snapshot import state_of
+from genrec_batch.stores.bucket import AT_ONCE, Bucket, Entry, in_threads
 
 T = TypeVar("T")
 
-INSTALL = "pip install 'genrec-batch[store]'"
 READ_AHEAD = 1 << 16  # bytes that one request to a store brings at least: most footers are smaller
 
 
@@ -31,13 +29,22 @@ class Place:
     open: Callable[[str], IO[bytes]]
     state: Callable[[str], Hashable]  # see `core.snapshot`
     size: Callable[[str], int]  # bytes
+    at_once: int = 1  # files that are looked at together: each may be a request, which takes its time
+
+    def each(self, look: Callable[[str], T], files: Sequence[str]) -> list[T]:
+        """Look at files, several at once where that is faster; the first error ends it."""
+        return in_threads(look, files, self.at_once)
 
 
 def _open(file: str) -> IO[bytes]:
     return Path(file).open("rb")
 
 
-LOCAL = Place(open=_open, state=state_of, size=lambda file: Path(file).stat().st_size)
+def _size(file: str) -> int:
+    return Path(file).stat().st_size
+
+
+LOCAL = Place(open=_open, state=state_of, size=_size)
 
 
 def local_path(path: str) -> str:
@@ -51,7 +58,7 @@ def local_path(path: str) -> str:
 class _Object(io.RawIOBase):
     """An object as a file: each read is a request for a range of it."""
 
-    def __init__(self, store: Store, key: str, size: int) -> None:
+    def __init__(self, store: Bucket, key: str, size: int) -> None:
         self._store, self._key, self._size, self._at = store, key, size, 0
 
     def readable(self) -> bool:
@@ -76,73 +83,63 @@ class _Object(io.RawIOBase):
         return count
 
 
-class Store:
-    """The bucket, container or server of a URI; its objects have URIs, and keys inside of it."""
+class Store(Bucket):
+    """The bucket, container or server of an input's URI."""
 
     def __init__(self, uri: str, flag: str) -> None:
-        """Open the store of a URI, without a request yet.
+        """Open the store of a URI; see `Bucket`."""
+        super().__init__(uri, flag)
+        self._flag = flag
+        self._sizes: dict[str, int] = {}  # bytes by key, as last seen; whoever reads an object checks its state
+        self.place = Place(open=self._open, state=self._state, size=self._size, at_once=AT_ONCE)
 
-        Raises:
-            EngineError: the package obstore is not installed.
-            OSError: the URI names no store that obstore knows.
-        """
-        try:
-            self._obstore: Any = import_module("obstore")
-            stores = import_module("obstore.store")
-        except ImportError as error:
-            raise EngineError(f"{flag} {uri}: reading from a store needs the package obstore: {INSTALL}") from error
-        parts = urlsplit(uri)
-        self.root = f"{parts.scheme}://{parts.netloc}"
-        self.key = uri.removeprefix(self.root).lstrip("/")  # of the URI
-        options = {"allow_http": True} if parts.scheme in ("http", "s3", "s3a") else {}
-        self._at = self._asked(lambda: stores.from_url(self.root, client_options=options))
-        self.place = Place(open=self._open, state=self._state, size=lambda file: int(self._head(file)["size"]))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.uri(self.key), self._flag)  # another process has connections of its own
 
-    def _asked(self, ask: Callable[[], T]) -> T:
-        """Map what obstore raises to the errors of files."""
-        known = self._obstore.exceptions
-        try:
-            return ask()
-        except (known.NotFoundError, FileNotFoundError) as error:
-            raise FileNotFoundError(str(error)) from error
-        except (known.BaseError, ValueError) as error:
-            raise OSError(str(error).split("\n\nDebug source")[0]) from error
+    def entry(self, key: str) -> Entry | None:
+        """Return an object's size and version; see `Bucket.entry`."""
+        found = super().entry(key)
+        if found is not None:
+            self._sizes[key] = found.bytes
+        return found
 
-    def uri(self, key: str) -> str:
-        """Return the URI of an object."""
-        return f"{self.root}/{key}"
+    def below(self, prefix: str) -> list[Entry]:
+        """Return all objects in a folder; see `Bucket.below`."""
+        found = super().below(prefix)
+        self._sizes |= {each.key: each.bytes for each in found}
+        return found
 
     def exists(self) -> bool:
         """Return whether the URI names an object."""
-        try:
-            self._head(self.uri(self.key))
-        except FileNotFoundError:
-            return False
-        return True
+        return self.entry(self.key) is not None
 
-    def below(self, prefix: str) -> list[str]:
+    def keys_below(self, prefix: str) -> list[str]:
         """Return the keys of all objects in a folder."""
-        listed = self._asked(lambda: [each for many in self._obstore.list(self._at, prefix or None) for each in many])
-        return sorted(str(each["path"]) for each in listed if not (each["size"] == 0 and each["path"].endswith("/")))
+        return [each.key for each in self.below(prefix)]
 
-    def _head(self, file: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._asked(lambda: self._obstore.head(self._at, self._key(file)))
+    def open_key(self, key: str) -> IO[bytes]:
+        """Open an object as a file; FileNotFoundError where there is none."""
+        return self._open(self.uri(key))
+
+    def _there(self, file: str) -> Entry:
+        found = self.entry(self._key(file))
+        if found is None:
+            raise FileNotFoundError(f"{file}: no such object")
         return found
+
+    def _size(self, file: str) -> int:
+        known = self._sizes.get(self._key(file))
+        return self._there(file).bytes if known is None else known
 
     def _key(self, file: str) -> str:
         return file.removeprefix(self.root + "/")
 
     def _state(self, file: str) -> Hashable:
-        found = self._head(file)
-        return found["size"], found["e_tag"] or found["last_modified"]
+        found = self._there(file)
+        return found.bytes, found.version.get("e_tag") or found.modified
 
     def _open(self, file: str) -> IO[bytes]:
-        raw = _Object(self, self._key(file), int(self._head(file)["size"]))
-        return io.BufferedReader(raw, READ_AHEAD)
-
-    def range(self, key: str, start: int, length: int) -> bytes:
-        """Return some bytes of an object; OSError where it cannot be read."""
-        return self._asked(lambda: bytes(self._obstore.get_range(self._at, key, start=start, length=length)))
+        return io.BufferedReader(_Object(self, self._key(file), self._size(file)), READ_AHEAD)
 
 
 def matching(keys: Sequence[str], pattern: str) -> Iterator[str]:

@@ -6,10 +6,8 @@ not know: how an output is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +18,14 @@ import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.io import parquet
-from genrec_batch.io.durable import check_local, disk_errors, missing_folder, read_json, sha256
+from genrec_batch.io.durable import disk_errors, missing_folder, read_json, sha256
+from genrec_batch.io.identity import Identity, difference
+from genrec_batch.io.manifest import PLACE, checked, seal
 
 RUN_FILE, MANIFEST, SUCCESS, LOCK = "_run.json", "_manifest.json", "_SUCCESS", ".lock"
+RECEIPTS = "_receipts"  # of parts in folders, until the output is in place
+PARTITION = "genrec.partition"  # in the metadata of an output in folders: the column and its type, as JSON
 FINGERPRINTS = "_fingerprints"  # in a directory of parts; beside a single file it is FILE.fingerprints
-PART = re.compile(r"part-\d{5,9}\.parquet")
 LINEAGE = ("run_id", "version", "model", "catalog", "layout", "engine", "device", "precision", "users")
 OTHER_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".arrow", ".feather", ".avro", ".orc", ".xlsx")
 LONGEST_NAME = 200  # bytes; leaves room for the names beside it
@@ -34,7 +35,10 @@ COUNTS = "genrec.counts"  # of a part: numbers that the run's summary adds up
 
 def fingerprint_file(path: Path) -> Path:
     """Return where the fingerprints of an output's users are kept."""
-    return path.with_name(path.name + ".fingerprints") if path.suffix == ".parquet" else path / FINGERPRINTS
+    if path.suffix == ".parquet":
+        return path.with_name(path.name + ".fingerprints")
+    of_run = sorted(path.glob(f"{FINGERPRINTS}-*"))  # of a copy of an output in a store
+    return of_run[0] if len(of_run) == 1 else path / FINGERPRINTS
 
 
 def finished_id(path: Path) -> str | None:
@@ -51,26 +55,7 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
 
     Its files are names of parts in this directory, never a path that leads elsewhere.
     """
-    found = read_json(path / MANIFEST)
-    if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
-        return None
-    if not all(isinstance(value, str) for value in found["metadata"].values()):
-        return None
-    entries = found.get("files")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return None
-    named = all(isinstance(entry.get(name), str) for entry in entries for name in ("file", "sha256"))
-    return found if named and all(PART.fullmatch(entry["file"]) for entry in entries) else None
-
-
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest with the sha256 of itself: of its JSON with sorted names, without that entry."""
-    return {**manifest, "sha256": _seal(manifest)}
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return checked(read_json(path / MANIFEST))
 
 
 def manifest_faults(path: Path, manifest: Mapping[str, Any], *, beside: Collection[str] = ()) -> Iterator[str]:
@@ -80,20 +65,26 @@ def manifest_faults(path: Path, manifest: Mapping[str, Any], *, beside: Collecti
     """
     entries, metadata = manifest["files"], manifest["metadata"]
     parts = {path / entry["file"]: entry for entry in entries}
-    yield from (f"{part.name} is a link" for part in parts if part.is_symlink())
-    facts = {part: found for part in parts if part.name not in beside and (found := _facts(part)) is not None}
+    yield from (f"{entry['file']} is a link" for part, entry in parts.items() if part.is_symlink())
+    facts = {p: found for p, entry in parts.items() if entry["file"] not in beside and (found := _facts(p)) is not None}
     if len(facts) == len(entries):
         rows, counts = sum(found.rows for found in facts.values()), json.dumps(parquet.sums(facts.values()))
         if str(rows) != metadata.get(ROWS):
             yield f"it has {rows:,} rows and its metadata says {metadata.get(ROWS)}"
-        if json.loads(counts) != _value(metadata.get(COUNTS, "{}")):
+        in_folders = PARTITION in metadata  # whose files have no counts of their own
+        if not in_folders and json.loads(counts) != _value(metadata.get(COUNTS, "{}")):
             yield f"its parts count {counts} and its metadata says {metadata.get(COUNTS)}"
     for part, found in facts.items():
         yield from _differs(part, found, parts[part], metadata)
-    wanted = [f"part-{number:05d}.parquet" for number in range(len(entries))]
-    if [entry["file"] for entry in entries] != wanted:
+    named = [entry["file"] for entry in entries]
+    run_id = metadata.get("genrec.run_id")
+    of_run = f"-{run_id}" if any(run_id and run_id in name for name in named) else ""
+    wanted = [f"part-{n:05d}{of_run}.parquet" for n in range(len(entries))]
+    if PARTITION in metadata and len(set(named)) < len(named):
+        yield f"{MANIFEST} names a part twice"
+    elif PARTITION not in metadata and named != wanted:
         yield f"{MANIFEST} does not name all parts from {wanted[0] if wanted else 'the first'} on, each once"
-    if manifest.get("sha256") != _seal(manifest):
+    if manifest.get("sha256") != seal(manifest):
         why = "its sha256 is another" if "sha256" in manifest else "it has no sha256 of itself"
         yield f"{MANIFEST} was changed since it was written ({why})"
 
@@ -140,7 +131,6 @@ def check(path: Path, if_exists: str | None) -> None:
         ConfigError: its name, its folder or an existing file does not allow it.
         RetryError: the disk has no room for another file.
     """
-    check_local(path, "OUTPUT")
     if path.name in ("", "..", ".parquet") or len(path.name.encode()) > LONGEST_NAME:
         raise ConfigError(f"OUTPUT {str(path)!r}: not a name that an output can have")
     _check_kind(path)
@@ -201,8 +191,9 @@ def ours(path: Path) -> bool:
     manifest = manifest_of(path)
     if manifest is not None:
         return not strangers(path, manifest["files"])
-    parts = [file for file in path.iterdir() if PART.fullmatch(file.name)]
-    return not strangers(path, [{"file": file.name} for file in parts]) and any(map(_finished_id, parts))
+    places = [str(file.relative_to(path)) for file in path.rglob("*.parquet")]
+    parts = [place for place in places if PLACE.fullmatch(place)]
+    return not strangers(path, [{"file": p} for p in parts]) and any(_finished_id(path / p) for p in parts)
 
 
 def _foreign(path: Path) -> str:
@@ -215,8 +206,13 @@ def _foreign(path: Path) -> str:
 
 def strangers(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names in a directory of parts that are not in its manifest and that no run writes."""
-    known = {entry["file"] for entry in entries} | {MANIFEST, SUCCESS, RUN_FILE, LOCK, FINGERPRINTS}
-    return sorted({file.name for file in path.iterdir()} - known)
+    parts = {entry["file"] for entry in entries}
+    folders = {file.partition("/")[0] for file in parts if "/" in file}
+    known = parts | folders | {MANIFEST, SUCCESS, RUN_FILE, LOCK, fingerprint_file(path).name, RECEIPTS}
+    inside = {
+        f"{folder}/{file.name}" for folder in folders if (path / folder).is_dir() for file in (path / folder).iterdir()
+    }
+    return sorted(({file.name for file in path.iterdir()} | inside) - known)
 
 
 def altered(path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -295,8 +291,44 @@ def files_of(path: Path) -> tuple[list[Path], dict[str, str]]:
     return [path / entry["file"] for entry in manifest["files"]], manifest["metadata"]
 
 
+def begun(path: Path, arm: str | None = None) -> Mapping[str, str] | None:
+    """Return the fingerprints that the finished output there, else its unfinished run, records; None without either.
+
+    They are those of the model of `arm`, where one is named.
+    """
+    if present(path):
+        metadata = files_of(path)[1] if finished_id(path) else {}
+        found = {name.removeprefix("genrec."): value for name, value in metadata.items()}
+    else:
+        found = read_json(staging(path) / RUN_FILE)
+    return models_of(found, arm)
+
+
+def models_of(found: Any, arm: str | None) -> Mapping[str, str] | None:
+    """Return the fingerprints of a model, or that of an arm, in what a run recorded of itself; see `begun`."""
+    if arm is not None:
+        found = _arm(found, arm)
+    known = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("model", "catalog"))
+    return {name: found[name] for name in ("model", "catalog")} if known else None
+
+
+def _arm(found: Any, name: str) -> Any:
+    arms = found.get("arms") if isinstance(found, dict) else None
+    arms = json.loads(arms) if isinstance(arms, str) else arms
+    return arms.get(name) if isinstance(arms, dict) else None
+
+
 def finished_facts(path: Path) -> dict[str, Any]:
     """Return files, rows, bytes and counts of a finished output."""
     files, metadata = files_of(path)
     counts = json.loads(metadata.get(COUNTS, "{}"))
     return {"files": len(files), "rows": int(metadata[ROWS]), "bytes": sum(f.stat().st_size for f in files), **counts}
+
+
+def difference_from(path: Path, identity: Identity) -> str:
+    """Return in words how a run differs from the one that wrote an output."""
+    if path.is_dir() and (path / MANIFEST).exists() and manifest_of(path) is None:
+        return f"its {MANIFEST} is damaged"
+    if finished_id(path) is None:
+        return "it has no _SUCCESS, so it may be incomplete"
+    return difference(files_of(path)[1], identity)

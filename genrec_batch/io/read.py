@@ -7,7 +7,7 @@ files there are (`find`), the types of columns (`forms`), output (`output`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ import polars as pl
 
 from genrec_batch.core.errors import InputError, nearest
 from genrec_batch.core.snapshot import Snapshot
-from genrec_batch.io import contents, find, fingerprint, forms, places, tables
+from genrec_batch.io import catalogs, contents, find, fingerprint, forms, places, tables
 from genrec_batch.io.attempt import reading, unchanged
 from genrec_batch.io.common_types import common_types, in_types
+from genrec_batch.io.find import Found
 from genrec_batch.io.forms import Form
 from genrec_batch.io.places import Place
 from genrec_batch.io.row_groups import Columns, Piece, RowGroup, columns, cut, row_groups
@@ -26,6 +27,11 @@ from genrec_batch.io.tables import Table
 from genrec_batch.runtime.console import LOG
 
 ROW, PIECE = "row of the piece", "piece of the table"  # columns of numbered frames
+GIVEN = "id as it was given"  # a column of ids that are none, as text
+EXACT: dict[pl.DataType, int] = {
+    pl.Float32(): 2**24,
+    pl.Float64(): 2**53,
+}  # from which on neighbouring integers are one float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class Source:
     bytes: int | None  # None for a URI
     contents: Future[str] | None  # the fingerprint, computed on another thread
     first_look: Snapshot | None = None  # of the files
+    table: Mapping[str, object] | None = None  # of a table: see `tables.Table.about`
 
     @staticmethod
     def of(frame: pl.LazyFrame, rows: int, path: str = "the table") -> Source:
@@ -61,13 +68,14 @@ class Source:
         return self.contents.result()
 
     def snapshot(self) -> dict[str, object]:
-        """Return the record of this source in the lineage: files, rows, bytes, fingerprint."""
+        """Return the record of this source in the lineage: files, rows, bytes, fingerprint, version of a table."""
         return {
             "path": self.path,
             "files": len(self.files),
             "rows": self.rows,
             "bytes": self.bytes,
             "sha256": self.fingerprint,
+            **({} if self.table is None else {"table": dict(self.table)}),
         }
 
     def frame(
@@ -112,14 +120,9 @@ def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = N
         RetryError: a file has changed meanwhile, or a connection was lost.
         EngineError: the package for such a store or table is not installed.
     """
-    where, local = f"{flag} {path}", places.local_path(path)
-    if "://" in local:
-        store = reading(lambda: places.Store(local, flag), where)
-        found, place = reading(lambda: find.in_store(store, where), where), store.place
-    else:
-        found, place = find.found(local, flag), places.LOCAL
+    where, (found, place, version) = f"{flag} {path}", _found(path, flag)
     if found.table is not None:
-        return _of_table(path, tables.opened(found.files[0], found.table, where))
+        return _of_table(path, tables.opened(found.files[0], found.table, where, version, spill_to))
     files, names = found.files, found.names
     if found.skipped:
         LOG.warning(
@@ -128,7 +131,14 @@ def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = N
             len(found.skipped),
             find.some(found.skipped),
         )
-    first_look = unchanged(lambda: Snapshot.of(files, where, place.state), None, files, where)
+    if found.links:
+        LOG.warning(
+            "%s: %d names are links to files of other names, which are read once: %s",
+            where,
+            len(found.links),
+            find.some([f"{name} is {first}" for name, first in found.links]),
+        )
+    first_look = unchanged(lambda: Snapshot.of(files, where, place.state, place.each), None, files, where)
     read = unchanged(lambda: contents.opened(files, names, flag, place, spill_to), first_look, files, where)
     of_files = _partitioned(read.forms, names, where)
     kept = None if read.copies else first_look
@@ -140,13 +150,41 @@ def scan(path: str, flag: str, *, hashed: bool = True, spill_to: Path | None = N
     return Source(
         path=path,
         columns=tuple(columns(said, read_from, of_files, numbers)),
-        row_groups=tuple(row_groups(said, read_from, of_files, numbers, counts, kept)),
+        row_groups=tuple(row_groups(said, read_from, of_files, numbers, counts, kept, read.odd)),
         files=files,
         rows=sum(map(sum, read.rows)),
-        bytes=sum(map(place.size, files)),
+        bytes=reading(lambda: sum(map(place.size, files)), where),
         contents=_fingerprint(files, names, first_look, place) if hashed else None,
         first_look=first_look,
     )
+
+
+def _found(path: str, flag: str) -> tuple[Found, Place, str | None]:
+    """Return what a path or URI is, and the version of a table that it names.
+
+    Raises:
+        InputError: nothing is there, or a version is named and what is there is no table.
+    """
+    where, local = f"{flag} {path}", places.local_path(path)
+    base, version = tables.split(local)
+    if catalogs.is_name(local):
+        return Found(files=(base,), names=(base,), table="Iceberg"), places.LOCAL, version
+    if "://" in local:
+        store = reading(lambda: places.Store(local, flag), where)
+        try:
+            return reading(lambda: find.in_store(store, where), where), store.place, None
+        except InputError:
+            if version is None:
+                raise
+            store = reading(lambda: places.Store(base, flag), where)
+            found, place = reading(lambda: find.in_store(store, where), where), store.place
+    elif version is None or Path(local).exists() or not Path(base).exists():
+        return find.found(local, flag), places.LOCAL, None
+    else:
+        found, place = find.found(base, flag), places.LOCAL
+    if found.table is None:
+        raise InputError(f"{where}: only a table has versions (TABLE@VERSION), and {base} is neither Delta nor Iceberg")
+    return found, place, version
 
 
 def _of_table(path: str, table: Table) -> Source:
@@ -162,6 +200,7 @@ def _of_table(path: str, table: Table) -> Source:
         rows=table.rows,
         bytes=None,
         contents=version,
+        table=table.about,
     )
 
 
@@ -187,14 +226,20 @@ def _partitioned(of_files: Sequence[Form], names: Sequence[str], where: str) -> 
 
 
 def table(
-    path: str, flag: str, key: str, rename: Callable[[pl.LazyFrame], pl.LazyFrame]
+    path: str,
+    flag: str,
+    key: str,
+    rename: Callable[[pl.LazyFrame], pl.LazyFrame],
+    spill_to: Path | None = None,
 ) -> tuple[pl.DataFrame, Source]:
     """Read a table with a column of ids, in memory, after `rename`; `ROW` and `PIECE` say where each row was.
 
+    Numbers that are no ids, such as 12.5, are null, and in a column `GIVEN` as text.
+
     Raises:
-        InputError: the key column is missing, or neither integer nor string.
+        InputError: the key column is missing, or holds neither integers nor strings.
     """
-    source, where = scan(path, flag), f"{flag} {path}"
+    source, where = scan(path, flag, spill_to=spill_to), f"{flag} {path}"
     frame = source.frame(rename, numbered=True, where=where)
     names = [name for name in frame.collect_schema().names() if name not in (ROW, PIECE)]
     if key not in names:
@@ -202,18 +247,30 @@ def table(
             f"{where}: column {key!r} is missing.{nearest(key, names)} Its columns: {', '.join(names[:40])}"
         )
     read = unchanged(frame.collect, source.first_look, source.files, where)
-    return read.with_columns(_ids(read[key], where)), source
+    return read.with_columns(*ids_of(read[key], where)), source
 
 
-def _ids(column: pl.Series, where: str) -> pl.Series:
-    """Return ids as integers or as text; whole floats, which pandas makes of integers beside a null, are integers."""
+def ids_of(column: pl.Series, where: str) -> list[pl.Series]:
+    """Return ids as integers or as text, and those that are neither.
+
+    Whole floats, which pandas makes of integers beside a null, are integers.
+    """
     kind = column.dtype
     if kind.is_integer():
-        return column
+        return [column]
     if kind in (pl.String, pl.Categorical, pl.Enum, pl.Binary):
-        return reading(lambda: column.cast(pl.String), f"{where}: column {column.name!r}")
+        return [reading(lambda: column.cast(pl.String), f"{where}: column {column.name!r}")]
     if kind.is_numeric():
-        whole = column.cast(pl.Int64, strict=False)
-        if (whole.cast(kind) == column).all():
-            return whole
+        ids = column.to_frame().select(whole(pl.col(column.name), kind)).to_series()
+        given = column.fill_nan(None) if kind.is_float() else column
+        odd = given.is_not_null() & ids.is_null()
+        if ids.count() or not odd.any():
+            return [ids, given.cast(pl.String).set(~odd, None).alias(GIVEN)] if odd.any() else [ids]
     raise InputError(f"{where}: column {column.name!r} is {kind}, expected an integer or a string")
+
+
+def whole(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    """Return floats or decimals as integers; a fraction, and a float that stands for several integers, is null."""
+    number = value.cast(pl.Int64, strict=False)
+    same = (number.cast(kind) == value) & (number.abs() < EXACT.get(kind, 2**63 - 1))
+    return pl.when(same).then(number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, groupby
 
@@ -43,6 +43,7 @@ class Piece:
     by_arrow: Callable[[], pl.LazyFrame] | None = None  # the same rows, where a text that is no UTF-8 is null
     files: tuple[str, ...] = ()
     starts: tuple[int, ...] = ()  # the place of each file's first row in its rows; below 0 where a file is cut
+    odd: pl.DataFrame | None = None  # rows of its files that stand for odd lines of a text: file, row, reason, values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +93,12 @@ def row_groups(
     numbers: Sequence[int],
     counts: Sequence[Sequence[int]],
     snapshot: Snapshot | None,
+    odd: pl.DataFrame | None = None,
 ) -> Iterator[RowGroup]:
     """Yield the row groups of a log: neighbouring small files together, a large file by its own row groups.
 
-    `names` are those of the input's files, of which `files` may be copies; then there is no snapshot.
+    `names` are those of the input's files, of which `files` may be copies; then there is no snapshot. `odd` are rows of
+    them that stand for odd lines of a text.
     """
     small: list[int] = []
     held = 0
@@ -108,6 +111,7 @@ def row_groups(
             by_arrow=partial(form.scan_by_arrow, read, -starts[0], rows),
             files=tuple(names[i] for i in at),
             starts=starts,
+            odd=odd,
         )
 
     def together() -> RowGroup:
@@ -148,13 +152,42 @@ def cut(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, held
 
 
-def in_files(rows: pl.DataFrame, piece: Piece) -> pl.DataFrame:
-    """Return rows of a piece, whose column `row` counts in it, with their file and their row there.
+def smaller(
+    group: RowGroup, values_of: Callable[[pl.LazyFrame], pl.LazyFrame], most: int, where: str
+) -> Iterator[RowGroup]:
+    """Yield a row group in parts of about `most` values, which `values_of` counts by row.
 
-    Rows in memory are in no file.
+    Raises:
+        InputError, RetryError: see `RowGroup.collect`.
+    """
+    for piece in group.pieces:
+        alone = replace(group, pieces=(piece,))
+        counted = alone.collect(lambda frame, _: values_of(frame).select(rows=pl.len(), values=pl.first().sum()), where)
+        rows, values = counted.row(0)
+        step = max(1, rows * most // max(values or 0, most))
+        for start in range(0, rows, step):
+            yield RowGroup(pieces=(_part(piece, start, step),), rows=min(step, rows - start), snapshot=group.snapshot)
+
+
+def _part(piece: Piece, start: int, rows: int) -> Piece:
+    """Return some neighbouring rows of a piece."""
+    by_arrow = piece.by_arrow
+    return replace(
+        piece,
+        frame=piece.frame.slice(start, rows),
+        by_arrow=None if by_arrow is None else lambda: by_arrow().slice(start, rows),
+        starts=tuple(each - start for each in piece.starts),
+    )
+
+
+def in_files(rows: pl.DataFrame, piece: Piece) -> pl.DataFrame:
+    """Return rejected rows of a piece, whose column `row` counts in it, with their file and their row there.
+
+    Rows in memory are in no file. Those that stand for an odd line have the reason and the text of that line.
     """
     if not piece.files:
         return rows.with_columns(file=pl.lit(None, pl.String))
     starts = pl.DataFrame({"file": piece.files, "start": piece.starts}, schema={"file": pl.String, "start": pl.Int64})
     at = rows.sort("row", maintain_order=True).join_asof(starts, left_on="row", right_on="start")
-    return at.with_columns(pl.col("row") - pl.col("start")).drop("start")
+    found = at.with_columns(pl.col("row") - pl.col("start")).drop("start")
+    return found if piece.odd is None else found.update(piece.odd, on=["file", "row"])

@@ -22,13 +22,15 @@ from genrec_batch.io import json_lines
 from genrec_batch.io.csv_lines import CsvLines
 from genrec_batch.io.durable import disk_errors
 from genrec_batch.io.formats import Text
+from genrec_batch.io.odd_lines import OddLines
 from genrec_batch.io.places import LOCAL
 from genrec_batch.io.spill import SpillFolder, remove_abandoned
 from genrec_batch.runtime import progress
 
 GROUP_ROWS = 1 << 18  # rows of a row group
 WHOLE = r"^-?(?:0|[1-9]\d{0,17})$"  # 007 is a text, as is a number of 19 digits and more
-NUMBER = r"^-?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$|^(?i:nan|-?inf)$"  # 20 digits are an id
+NUMBER = r"^-?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:e[+-]?\d+|E-?\d+)?$|^(?i:nan|-?inf)$"
+# In NUMBER, 20 digits are an id, and 1.2E+11 is one that Excel has cut.
 BOOLEAN = r"^(?i:true|false)$"
 LADDER: dict[pl.DataType, str] = {pl.Boolean(): BOOLEAN, pl.Int64(): WHOLE, pl.Float64(): NUMBER}  # narrow first
 WITH_COMMA = LADDER | {pl.Float64(): NUMBER.replace(r"\.", "[.,]")}  # 1,5 is a number unless , is between values
@@ -53,8 +55,10 @@ def place_in(folder: SpillFolder, name: str) -> Path:
     return folder.path / f"{name}.parquet"
 
 
-def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[bytes]] = LOCAL.open) -> str | None:
-    """Write a text as Parquet, a part at a time; return what is wrong with some of its lines, None if nothing is.
+def convert(
+    file: str, text: Text, target: Path, open_file: Callable[[str], IO[bytes]] = LOCAL.open
+) -> tuple[OddLines, str | None]:
+    """Write a text as Parquet, a part at a time; return its odd lines, and a sentence about them where there are any.
 
     A line with more or fewer values than the first one has names, or that is no JSON object, becomes a row of nulls in
     its place; empty lines are left out.
@@ -65,11 +69,12 @@ def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[b
     target.parent.mkdir(parents=True, exist_ok=True)
     if text.separator is None:
         with progress.growing(target):
-            return _convert_json(file, target, open_file)
+            odd = _convert_json(file, target, open_file)
+        return odd, odd.said("are no JSON object")
     lines = CsvLines(open_file=lambda: open_file(file), separator=text.separator)
     with lines.read({}) as reader:
         types = dict.fromkeys(reader.schema.names, pa.string())
-    lines.odd.clear()
+    lines.clear()
     start = 0
     with (
         progress.growing(target),
@@ -81,22 +86,22 @@ def convert(file: str, text: Text, target: Path, open_file: Callable[[str], IO[b
             table = lines.with_odd_rows(read, start)
             start += len(table)
             writer.write_table(table, row_group_size=GROUP_ROWS)
-    return lines.said()
+    return lines.odd, lines.said()
 
 
-def _convert_json(file: str, target: Path, open_file: Callable[[str], IO[bytes]]) -> str | None:
+def _convert_json(file: str, target: Path, open_file: Callable[[str], IO[bytes]]) -> OddLines:
     """Write JSON lines as Parquet; where Polars refuses some, or does not reach the file, from a copy without these."""
     try:
         if Path(file).is_file():
             _sink_json(file, target)
-            return None
+            return OddLines()
     except pl.exceptions.PolarsError:
         pass
     copy = target.with_suffix(".ndjson")
-    said = json_lines.mended(lambda: open_file(file), copy)
+    odd = json_lines.mended(lambda: open_file(file), copy)
     _sink_json(str(copy), target)
     copy.unlink()
-    return said
+    return odd
 
 
 def _sink_json(file: str, target: Path) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from genrec_batch.core.errors import ConfigError, InputError
-from genrec_batch.io import parquet, published, read
+from genrec_batch.io import fetched, parquet, published, read, table_runs
+from genrec_batch.stores.bucket import is_uri
 
 PAGES = "pages"
 AGAIN = "copy it again from where it was made"
@@ -44,7 +45,7 @@ def recorded(earlier: str) -> dict[str, dict[str, object]]:
     Raises:
         ConfigError: not a finished output.
     """
-    path = Path(earlier)
+    path = fetched.local(table_runs.newest(earlier, "--verify-input"), "--verify-input")
     if published.finished_id(path) is None:
         raise ConfigError(
             f"--verify-input {earlier}: neither `{PAGES}` nor a finished output of genrec-batch, whose record of its "
@@ -67,6 +68,12 @@ def check_recorded(earlier: str, inputs: Mapping[str, Mapping[str, object]]) -> 
         was = before.get(name)
         if was is None:
             faults.append(f"{name} {now['path']}: the run of {earlier} had no such input")
+        elif "table" not in was and is_uri(str(was["path"])) != is_uri(str(now["path"])):
+            here, there = ("a store", "a disk") if is_uri(str(now["path"])) else ("a disk", "a store")
+            faults.append(
+                f"{name} {now['path']}: in {here}, and {earlier} was made from {there} ({was['path']}), whose contents "
+                "are told apart in another way: by ETags in a store, by sha256 on a disk"
+            )
         elif was["sha256"] != now["sha256"]:
             sizes = ", ".join(f"{was[unit]} {unit}, now {now[unit]}" for unit in ("files", "rows", "bytes"))
             faults.append(f"{name} {now['path']}: not the contents that {earlier} was made from ({sizes})")

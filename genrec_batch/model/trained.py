@@ -6,10 +6,11 @@ Owns: the names and the checks of that entry. Must not know: how a model is trai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from genrec_batch.core.drift import Distribution
 from genrec_batch.core.errors import ConfigError, ModelError
 
 MODES = ("slate", "candidates")
@@ -27,11 +28,19 @@ class Trained:
     weights_sha256: str = ""  # of the weights as they were saved
     timezone: str = ""  # of hours and weekdays; empty where it was not recorded
     inputs: Mapping[str, list[float]] = field(default_factory=dict)  # mean and deviation of each feature in training
+    distribution: Distribution | None = None  # of what the model read and scored at the end of its training
     facts: Mapping[str, Any] = field(default_factory=dict)  # further figures for people, JSON-able
 
     def stored(self) -> dict[str, Any]:
         """Return the entry of `config.json`."""
-        return {**asdict(self), "heads": list(self.heads), "facts": dict(self.facts), "inputs": dict(self.inputs)}
+        found = self.distribution
+        return {
+            **asdict(replace(self, distribution=None)),
+            "heads": list(self.heads),
+            "facts": dict(self.facts),
+            "inputs": dict(self.inputs),
+            "distribution": None if found is None else found.stored(),
+        }
 
     def check_catalog(self, sha256: str, path: Path) -> None:
         """Raise ModelError where a catalog is not the one that the weights were trained with."""
@@ -68,6 +77,7 @@ class Trained:
                 weights_sha256=str(entry.get("weights_sha256", "")),
                 timezone=str(entry.get("timezone", "")),
                 inputs=entry.get("inputs", {}),
+                distribution=None if (known := entry.get("distribution")) is None else Distribution.read(known),
                 facts=entry.get("facts", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

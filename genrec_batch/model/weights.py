@@ -27,12 +27,14 @@ from genrec_batch.core.errors import ConfigError, ModelError, RetryError, neares
 from genrec_batch.core.snapshot import Snapshot
 from genrec_batch.model import sealed
 from genrec_batch.model.places import check_free, check_reached, directory_of
+from genrec_batch.model.registry import Version
 from genrec_batch.model.trained import Trained
 
 Weights = Mapping[str, F32]
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
 DEMO_SEED = 20260501
+MOST = {"layers": 1000}  # far beyond any model; a damaged number must not be counted up to
 EPSILON = 1e-5  # of every LayerNorm, nn.TransformerEncoderLayer's default
 
 
@@ -51,9 +53,9 @@ class ModelConfig:
     video: int = 512  # floats of a video's own feature vector
 
     def __post_init__(self) -> None:
-        bad = [f.name for f in fields(self) if not isinstance(getattr(self, f.name), int) or getattr(self, f.name) < 1]
+        bad = [n for n, size in asdict(self).items() if not isinstance(size, int) or not 0 < size <= MOST.get(n, 2**31)]
         if bad:
-            raise ModelError(f"model sizes must be whole numbers above 0: {', '.join(bad)}")
+            raise ModelError(f"model sizes must be whole numbers above 0, layers at most 1,000: {', '.join(bad)}")
         if self.width % self.heads:
             raise ModelError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.vocabulary < 3:
@@ -167,14 +169,14 @@ def weights_fingerprint(weights: Weights) -> str:
 
 
 def check_weights(weights: Weights, config: ModelConfig, source: str) -> None:
-    """Raise ModelError naming every tensor of `source` that is missing, unknown, not finite or of another shape."""
+    """Raise ModelError naming each tensor of `source` that is unknown, not finite, misshapen or (50) missing."""
     shapes = parameter_shapes(config)
     faults = [
         f"{n}: shape {w.shape}, expected {shapes[n]}" if n in shapes else f"{n}: not a parameter of this model"
         for n, w in weights.items()
         if n not in shapes or w.shape != shapes[n]
     ]
-    faults += [f"{n}: missing.{nearest(n, list(weights), 1)}" for n in shapes.keys() - weights.keys()]
+    faults += [f"{n}: missing.{nearest(n, list(weights), 1)}" for n in sorted(shapes.keys() - weights.keys())[:50]]
     faults += [f"{n}: holds NaN or infinity" for n in shapes if n in weights and not np.isfinite(weights[n]).all()]
     if faults:
         raise ModelError(f"{source} does not fit the model's config:\n  " + "\n  ".join(sorted(faults)))
@@ -210,8 +212,7 @@ def _as_float32(file: Any, name: str, path: Path) -> F32:
         return _bfloat16(path, name)
     if kind not in ("F64", "F32", "F16"):
         raise ModelError(f"{path}: tensor {name!r} has type {kind}; weights must be F32, F16, BF16 or F64")
-    array: F32 = np.asarray(file.get_tensor(name)).astype(np.float32)
-    return array
+    return np.asarray(file.get_tensor(name)).astype(np.float32, copy=False)
 
 
 def _bfloat16(path: Path, name: str) -> F32:
@@ -240,6 +241,7 @@ class Model:
     tokens: int  # padding, unknown and the catalog; tokens from here on have no video and are never recommended
     training: Trained | None = None  # None: imported weights, or seeded ones
     files: Snapshot = NO_FILES  # of the directory, as they were when the model was read
+    version: Version | None = None  # of a registry; None: a directory, or seeded weights
 
     def with_catalog(self, videos: int) -> Model:
         """Return the model with a catalog of so many videos; an engine never chooses a token beyond them."""
@@ -256,12 +258,11 @@ def _model(
 ) -> Model:
     text = json.dumps(asdict(config), sort_keys=True) + weights_fingerprint(weights)
     text += "" if training is None else training.decode  # what decides rows beside the weights
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
     return Model(
         config=config,
         weights=weights,
         directory=directory,
-        fingerprint=fingerprint,
+        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         trained=trained,
         tokens=config.vocabulary,
         training=training,
@@ -272,8 +273,8 @@ def load(directory: Path, named: str = "--model") -> Model:
     """Read a model directory, `config.json` and `model.safetensors`; `named` is the option that an error names.
 
     Raises:
-        ModelError: the directory or a file is missing; the config is damaged, or of another layout or version; the
-            weights are truncated or do not fit the config; weights or catalog are not those of `save`.
+        ModelError: a file is missing; the config is damaged, or of another layout or version; the weights are
+            truncated or do not fit the config; weights or catalog are not those of `save`.
         RetryError: a file changed meanwhile.
     """
     path = directory / "config.json"
@@ -287,8 +288,7 @@ def load(directory: Path, named: str = "--model") -> Model:
     present = [directory / name for name in (path.name, sealed.WEIGHTS, sealed.CATALOG)]
     files = Snapshot.of([str(file) for file in present if file.is_file()], f"{named} {directory}")
     try:
-        stored = json.loads(path.read_text())
-        sizes = stored["model"]
+        sizes = (stored := json.loads(path.read_text()))["model"]
         trained, stored_layout = stored["trained"] is True, str(stored["layout"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a config.json of genrec-batch ({type(error).__name__}: {error})") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genrec_batch.reports import charts
+from genrec_batch.reports import arm_tables, charts, drift_tables
 from genrec_batch.reports.sections import Section, Table, duration, figure, rate, share, size
 
 Report = Mapping[str, Any]
@@ -47,11 +47,13 @@ def _machine(report: Report) -> Section:
 
 def _run(run: Report) -> Section:
     summary = run["summary"]
-    tables = [_outcome(run, summary), _stages(run), _lanes(run)]
+    arms = arm_tables.tables(summary.get("arms", {}))
+    tables = [_outcome(run, summary), *arms, *_shortfalls(summary), _stages(run), _lanes(run)]
     if run["bounds"]:
         tables.append(_bounds(run))
     lead = [run["verdict"], *(summary.get("warnings") or [])]
-    shown = [charts.timeline(run), charts.stage_seconds(run)]
+    tables += drift_tables.tables(summary.get("drift"))
+    shown = [charts.timeline(run), charts.stage_seconds(run), *drift_tables.charts(summary.get("drift"))]
     return Section(name="run", title="A real run", lead=lead, tables=tables, charts=shown)
 
 
@@ -73,6 +75,17 @@ def _outcome(run: Report, summary: Report) -> Table:
         ["no stage at work", duration(run["overlap"]["idle_s"])],
     ]
     return Table(title="The run", columns=["", ""], rows=facts)
+
+
+def _shortfalls(summary: Report) -> list[Table]:
+    """Return why lists are short, with some users for each reason; nothing where all are whole."""
+    some = summary.get("shortfall_users") or {}
+    rows = [
+        [reason, figure(users), ", ".join(map(str, some.get(reason, [])))]
+        for reason, users in (summary.get("shortfalls") or {}).items()
+    ]
+    title = "Users with fewer videos than --top-k"
+    return [Table(title=title, columns=["reason", "users", "some of them"], rows=rows)] if rows else []
 
 
 def _stages(run: Report) -> Table:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genrec_batch.evaluation.arms import too_few
 from genrec_batch.reports import page
 from genrec_batch.reports.charts import Chart
 from genrec_batch.reports.sections import Section, Table, figure, share
@@ -27,6 +28,7 @@ def sections(report: Report) -> list[Section]:
     horizons = sorted({each["next"] for each in report["rankings"]})
     made = [_test(report)]
     made += [_ranking(report, horizon) for horizon in horizons]
+    made += [_arms(report)] if "arms" in report else []
     made += [_groups(report)]
     made += [_heads(report)] if report["heads"] else []
     made += [_gates(report["gates"])] if report["gates"] else []
@@ -54,7 +56,8 @@ def brief(report: Report) -> dict[str, Any]:
     def main(each: Report) -> dict[str, float | None]:
         return {f"{name}@{k}": each["metrics"][f"{name}@{k}"]["value"] for name in BRIEF}
 
-    names = ("status", "command", "version", "model", "recs", "fingerprint", "trained", "engine", "precision", "log")
+    run = ("status", "command", "version", "model", "registry", "recs", "fingerprint", "trained")
+    names = (*run, "engine", "precision", "log")
     inputs = ("matches", "rejected_rows", "rejected_because", "rejected_rows_of_tables", "odd_values", "absent_columns")
     return {
         **{name: report[name] for name in (*names, *inputs) if name in report},
@@ -70,10 +73,25 @@ def brief(report: Report) -> dict[str, Any]:
             head: {name: one["value"] for name, one in facts["metrics"].items()} if "metrics" in facts else None
             for head, facts in report["heads"].items()
         },
+        **({"arms": _arms_in_brief(report, k)} if "arms" in report else {}),
         "gates": report["gates"],
         "seconds": report["seconds"],
         "peak_rss_mib": report["peak_rss_mib"],
         "warnings": report["warnings"],
+    }
+
+
+def _arms_in_brief(report: Report, k: int) -> dict[str, Any]:
+    next_video = [each for each in report["arms"] if each["next"] == min(one["next"] for one in report["arms"])]
+    return {
+        each["arm"]: {
+            "users": each["rows"],
+            **{f"{name}@{k}": each["metrics"][f"{name}@{k}"] for name in FIRST[:2]},
+            "difference": {
+                f"{name}@{k}": each["difference"][f"{name}@{k}"] for name in FIRST[:2] if each["difference"]
+            },
+        }
+        for each in next_video
     }
 
 
@@ -185,6 +203,34 @@ def _by_length(report: Report, made: Sequence[Report], horizon: int) -> Chart:
             for each in made
         ],
     }
+
+
+def _arms(report: Report) -> Section:
+    """Return the arms of an output, and how far each is from the first."""
+    k, first = report["main_k"], report["arms"][0]["arm"]
+    tables = []
+    for horizon in sorted({each["next"] for each in report["arms"]}):
+        metrics = FIRST if horizon > 1 else FIRST[:3]
+        made = [each for each in report["arms"] if each["next"] == horizon]
+        what = "The next video" if horizon == 1 else f"The next {horizon} videos"
+        rows = [
+            [each["arm"], figure(each["rows"]), *(_interval(each["metrics"][f"{name}@{k}"]) for name in metrics)]
+            for each in made
+        ]
+        rows += [
+            [f"{each['arm']} less {first}", "", *(_interval(each["difference"][f"{name}@{k}"]) for name in metrics)]
+            for each in made
+            if each["difference"]
+        ]
+        columns = ["arm", "users", *(f"{TITLES[name]}@{k}" for name in metrics)]
+        tables.append(Table(title=f"{what}: lists of {k}, with 95% intervals", columns=columns, rows=rows))
+    lead = [
+        "Each arm on its own users. A difference whose interval holds 0 may be chance.",
+        "Users were assigned to these arms; whether they were shown the lists, the output does not know.",
+    ]
+    few = too_few(report["arms"])
+    lead += [f"{few[0].upper()}{few[1:]}."] if few else []
+    return Section(name="arms", title="Arms", lead=lead, tables=tables)
 
 
 def _groups(report: Report) -> Section:

@@ -8,6 +8,8 @@ side by side: once as always, once with nothing seen, both reading the same vide
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -15,16 +17,25 @@ import numpy as np
 import polars as pl
 
 from genrec_batch.core import layout
-from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32, Batch, Histories
+from genrec_batch.core.arrays import FIRST_ITEM, HEADS, I32, U8, Batch, Histories, Ranked
+from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import decoding_of, select
 from genrec_batch.engines.decode import Decoding, blend, recommend
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events.dataset import Dataset
-from genrec_batch.features.batches import ModelInputs, Vectorizer
+from genrec_batch.features.batches import ModelInputs
+from genrec_batch.reports.composed import composition, filled
+from genrec_batch.rules.assign import Assignment
+from genrec_batch.rules.ranking import Ranking
 from genrec_batch.runtime import console
 from genrec_batch.runtime.console import LOG
-from genrec_batch.scoring.rows import Ranking, UserColumns, recommendations
+from genrec_batch.scoring.arm_run import of_arm
+from genrec_batch.scoring.carry import Carried
+from genrec_batch.scoring.composing import Composing
+from genrec_batch.scoring.filling import Filled
+from genrec_batch.scoring.rows import recommendations
+from genrec_batch.scoring.rules import Ruling
 
 COMPARED = 100  # best videos of each step, seen ones among them, that are searched for the chosen one
 LISTED = 5  # best videos listed for each step, and slots for each feature block
@@ -39,20 +50,28 @@ SHOWN = (
 def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
     """Return the user's kept history, unknown and seen videos, feature blocks, candidates per step, and the list.
 
+    With arms, it is the list of the arm that the user is in; shadows explain nothing, as nobody gets their lists.
+
     Raises:
         GenrecError: see its subclasses; ConfigError if the user is in no input.
     """
+    if config.arm:
+        return _in_the_own_arm(config, source, user)
     config = dataclasses.replace(config, user=(user,))
     dataset = Dataset.open(source, config)
     with closing(dataset.users):
         histories = dataset.users.first_shard()
-    inputs = Vectorizer.of(dataset, include_seen=config.include_seen).inputs(histories, 0)
+    composing, ruling = Composing.of(config, dataset), Ruling.of(config, dataset)
+    inputs = ruling.vectorizer(config, dataset).inputs(histories, 0)
+    rules = [] if ruling.rules is None else list(ruling.rules.removed_from(0))
     batch = inputs.batch(np.zeros(1, np.int64))
     decoding = decoding_of(config, dataset.model)
     chosen = select(
         dataset.model, batch, decoding, name=config.engine, device=config.device, precision=config.precision
     )
     LOG.info("engine: %s", chosen.why)
+    ranked = recommend(chosen.engine, batch, decoding)
+    seen = set() if config.include_seen else set(histories.seen.values.tolist())
     total, kept = int(histories.total_events_N[0]), int(histories.lengths_N[0])
     events = _events(dataset)
     return {
@@ -67,11 +86,30 @@ def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
         "events": {"in_all": total, "kept": kept, "older_left_out": total - kept, "max_events": config.max_events},
         **_history(dataset, histories, events),
         "seen": _seen(dataset, events, config),
+        "rules": [_rule(name, removed_U, dataset) for name, removed_U in rules],
         "features": _blocks(inputs.dense_NF[0]),
-        "steps": _steps(chosen.engine, batch, decoding, dataset, histories),
-        "recommended": _recommended(chosen.engine, batch, decoding, dataset, config, inputs),
+        "steps": _steps(chosen.engine, batch, decoding, dataset, seen, rules),
+        **_recommended(ranked, inputs, dataset, config, ruling, composing),
         "warnings": console.warned(),
     }
+
+
+def _in_the_own_arm(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
+    """Return what explains the list that the arm gives which a user is in.
+
+    Raises:
+        ConfigError: the id is not written as it is hashed, so it could be the bucket of another.
+    """
+    arms = config.arms()
+    assignment = Assignment.of(arms, salt=config.salt or "", assign=config.assign)
+    bucket_N = assignment.buckets([user.encode("utf-8", "surrogateescape")])
+    arm = arms[int(assignment.arms(bucket_N)[0])]
+    with of_arm(arm):
+        found = explained(config.of_arm(arm), source, user)
+    hashed = str(found["user_id"])
+    if hashed != user:
+        raise ConfigError(f"--explain {user}: the log's id is {hashed}, by which the arm is chosen; give it so")
+    return found | {"arm": arm.name, "bucket": int(bucket_N[0])}
 
 
 def _events(dataset: Dataset) -> pl.DataFrame:
@@ -112,6 +150,13 @@ def _seen(dataset: Dataset, events: pl.DataFrame, config: ScoreConfig) -> dict[s
     }
 
 
+def _rule(name: str, removed_U: U8, dataset: Dataset) -> dict[str, Any]:
+    """Return how many videos of the catalog a rule removes for the user, and the most viewed of them."""
+    tokens = np.flatnonzero(removed_U[: FIRST_ITEM + len(dataset.catalog)])
+    some = dataset.catalog.ids(pl.Series(tokens[:LISTED].astype(np.int32))).to_list()
+    return {"rule": name, "videos": len(tokens), "most_viewed": some}
+
+
 def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, Any]]:
     """Return the feature blocks by falling magnitude (Euclidean norm), each with its largest slots."""
     blocks: dict[str, list[tuple[int, str]]] = {}
@@ -139,9 +184,14 @@ def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, An
 
 
 def _steps(
-    engine: Engine, batch: Batch, decoding: Decoding, dataset: Dataset, histories: Histories
+    engine: Engine,
+    batch: Batch,
+    decoding: Decoding,
+    dataset: Dataset,
+    seen: Collection[int],
+    rules: Sequence[tuple[str, U8]],
 ) -> list[dict[str, Any]]:
-    """Return the best videos at each step of a greedy slate: the chosen one, and those removed as seen.
+    """Return the best videos at each step of a greedy slate: the chosen one, and what removed others.
 
     Beam search and candidates have one step; given candidates have none.
     """
@@ -150,9 +200,8 @@ def _steps(
     looks = min(COMPARED, dataset.model.tokens)
     greedy = decoding.mode == "slate" and decoding.beam_width == 1
     steps = decoding.top_k if greedy else 1
-    seen = set(histories.seen.values.tolist()) if batch.seen_BX.any() else set()
     masked = engine.prefill(batch, steps=steps, choices=1)
-    everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32))
+    everything = dataclasses.replace(batch, seen_BX=np.zeros((1, 1), np.int32), masks=None)
     free = engine.prefill(everything, steps=steps, choices=looks)
     rows = []
     for step in range(1, steps + 1):
@@ -163,7 +212,15 @@ def _steps(
             break
         ids = dataset.catalog.ids(pl.Series(tokens_BK[0])).to_list()
         best = [
-            {"video_id": video, "log_prob": round(float(log_prob), 4), "removed_as_seen": int(token) in seen}
+            {
+                "video_id": video,
+                "log_prob": round(float(log_prob), 4),
+                "removed_as_seen": int(token) in seen,
+                "removed_by": [
+                    *(["seen"] if int(token) in seen else []),
+                    *(name for name, removed_U in rules if removed_U[token]),
+                ],
+            }
             for video, token, log_prob in zip(ids, tokens_BK[0], log_prob_BK[0], strict=True)
             if token
         ]
@@ -173,7 +230,7 @@ def _steps(
                 "step": step,
                 "chosen": dataset.catalog.ids(pl.Series(choice_B)).to_list()[0],
                 "removed_before_it": sum(
-                    row["removed_as_seen"] for row in best[: place if place is not None else looks]
+                    bool(row["removed_by"]) for row in best[: place if place is not None else looks]
                 ),
                 "more_than_told": place is None,
                 "best": best[:LISTED],
@@ -186,20 +243,37 @@ def _steps(
 
 
 def _recommended(
-    engine: Engine, batch: Batch, decoding: Decoding, dataset: Dataset, config: ScoreConfig, inputs: ModelInputs
-) -> list[dict[str, Any]]:
-    """Return the user's rows, as `score` writes them."""
-    ranked = recommend(engine, batch, decoding)
-    ranking = Ranking.empty(1, config.top_k)
-    ranking.put(np.zeros(1, np.int64), ranked, blend(ranked, config.blend()))
-    table = recommendations(
-        dataset.users.ids,
-        ranking,
-        UserColumns.of(inputs),
-        catalog=dataset.catalog,
-        video_type=dataset.video_type,
-        nested=False,
-    )
-    columns = ["user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS]
-    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
-    return rows
+    ranked: Ranked,
+    inputs: ModelInputs,
+    dataset: Dataset,
+    config: ScoreConfig,
+    ruling: Ruling,
+    composing: Composing | None,
+) -> dict[str, Any]:
+    """Return the user's rows, as `score` writes them, and what rules moved in the list."""
+    ids, first_B, score_BP = dataset.users.ids, np.zeros(1, np.int64), blend(ranked, config.blend())
+    moved: list[dict[str, Any]] = []
+    if composing is None:
+        ranking = Ranking.empty(1, config.top_k)
+        ranking.put(first_B, ranked, score_BP)
+    else:
+        ranking, promoted = composing.room(1), composing.promoted(first_B, inputs)
+        promoted_BK = None if promoted is None else promoted.tokens_NK
+        composing.put(ranking, first_B, ranked, score_BP, promoted_BK, composing.keys(ids))
+        moved = composition(composing, ranked, score_BP, promoted_BK, ids)
+    if ruling.filling is not None:
+        ranking, _ = ruling.filling.filled(ranking, Filled.of(inputs, first_B))
+    rows = recommendations(dataset.users.ids, ranking, catalog=ruling.catalog, video_type=dataset.video_type)
+    columns = ["user_id", "rank", "video_id", "score", "log_prob", "step", *HEADS, "source", "propensity"]
+    mine = rows.select(name for name in columns if name in rows.columns).to_dicts()
+    carried = Carried.of(config, dataset, ruling.catalog)
+    of_videos, (of_user,) = _plain(carried.of_videos(rows["video_id"]), len(mine)), _plain(carried.of_users(0, 1), 1)
+    return {
+        "recommended": [row | video | of_user for row, video in zip(mine, of_videos, strict=True)],
+        **({} if composing is None else {"composed": moved if ruling.filling is None else filled(moved, mine)}),
+    }
+
+
+def _plain(frame: pl.DataFrame, rows: int) -> list[dict[str, Any]]:
+    """Return rows of columns of any types as JSON has them."""
+    return json.loads(frame.write_json()) if frame.width else [{} for _ in range(rows)]

@@ -22,10 +22,19 @@ from genrec_batch.core.errors import InputError, nearest
 from genrec_batch.io import parquet, published
 from genrec_batch.io.attempt import reading
 from genrec_batch.io.published import MANIFEST, SUCCESS
+from genrec_batch.io.recommended import Recommended
 from genrec_batch.runtime import console
 
-LISTED = ("rank", "video_id", "score", *HEADS)  # columns that are lists in the nested form
-NOTHING = {**dict.fromkeys(("user_id", *LISTED, "history_length"), pl.Float32), "cold_start": pl.Boolean}
+NUMBERS = ("user_id", "rank", "video_id", "score", "log_prob", *HEADS, "history_length")
+READ = (*NUMBERS, "cold_start", "source", "arm", "bucket")
+NOTHING = {**dict.fromkeys(NUMBERS, pl.Float32), "cold_start": pl.Boolean}
+
+
+KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("config", "input", "arms", "counts", "registry"), dict),
+    **dict.fromkeys(("drift", "distribution"), (dict, type(None))),
+    **dict.fromkeys(("rows", "users"), int),
+}  # of the metadata that is read here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,7 @@ class Finished:
     files: tuple[Path, ...]
     metadata: Mapping[str, str]  # without the prefix `genrec.`
     manifest: tuple[Mapping[str, Any], ...]  # an entry for each part; empty for a single file
-    nested: bool
+    form: Recommended | None  # how its rows are read; None where no file can be
     altered: tuple[str, ...] = ()  # files that are missing or not what the manifest says
     damaged: Mapping[Path, list[bool]] = field(default_factory=dict)  # of damaged files: which row groups are whole
 
@@ -46,17 +55,18 @@ class Finished:
         return int(self.metadata.get("rows", 0))
 
     def rows(self) -> pl.LazyFrame:
-        """Return user_id, rank, video_id, score, heads, history_length, cold_start; a row per recommendation."""
-        whole = [str(file) for file in self.files if file not in self.damaged]
-        frames = [pl.scan_parquet(whole, glob=False)] if whole else []
+        """Return those columns of `READ` that the output has, a row for each recommendation."""
+        whole = [file for file in self.files if file not in self.damaged]
+        if self.form is None:
+            return pl.LazyFrame(schema=NOTHING)  # without rows there are no lists to explode
+        frames = [self.form.stored(whole)] if whole else []
         for file, start, rows in self.groups():  # damaged ones are left out
             if file in self.damaged:
-                frames.append(pl.scan_parquet(str(file), glob=False).slice(start, rows))
+                some = pl.scan_parquet(str(file), glob=False, hive_partitioning=False).slice(start, rows)
+                frames.append(self.form.placed(some, file.parent))
         if not frames:
-            return pl.LazyFrame(schema=NOTHING)  # without rows there are no lists to explode
-        columns = ("user_id", *LISTED, "history_length", "cold_start")
-        frame = pl.concat([frame.select(columns) for frame in frames])
-        return frame.explode(LISTED).filter(pl.col("rank").is_not_null()) if self.nested else frame
+            return pl.LazyFrame(schema=NOTHING)
+        return self.form.rows(pl.concat(frames), [name for name in READ if name in self.form.names])
 
     def groups(self) -> Iterator[tuple[Path, int, int]]:
         """Yield the file, the first row and the rows of each row group that can be read."""
@@ -105,24 +115,57 @@ def opened(path: Path) -> Finished:
     metadata = {key.removeprefix("genrec."): value for key, value in stored.items() if key.startswith("genrec.")}
     if "run_id" not in metadata:
         raise InputError(f"OUT {path}: not written by genrec-batch: its metadata names no run (genrec.run_id)")
-    try:
-        parsed = {name: json.loads(metadata.get(name, "{}")) for name in ("config", "input", "rows", "users")}
-    except ValueError as error:
-        raise InputError(f"OUT {path}: its metadata is damaged ({error}); `score` makes the output anew") from error
+    _check_metadata(path, metadata)
     with console.busy("checking the files"):
         altered = tuple(reading(lambda: list(published.altered(path, entries)), f"OUT {path}"))
-        schema = _schema([*(f for f in files if f.name not in altered), *(f for f in files if f.name in altered)])
-        if schema is not None and "score" not in schema.names:
-            raise InputError(
-                f"OUT {path}: no column 'score', so not an output of `score`; it has {', '.join(schema.names[:8])}"
-            )
-        suspects = [file for file in files if not entries or file.name in altered]
+        ordered = sorted(files, key=lambda file: _place(path, file) in altered)  # whole ones first
+        schema, form = _schema(ordered), None
+        if schema is not None:
+            form = _form(path, ordered, stored, schema)
+        suspects = [file for file in files if not entries or _place(path, file) in altered]
         damaged = {file: whole for file in suspects if not (whole := _whole(file, schema)) or not all(whole)}
-    nested = parsed["config"].get("layout") == "nested"
-    if schema is not None:
-        nested = pa.types.is_list(schema.field("score").type) or pa.types.is_large_list(schema.field("score").type)
-    found = Finished(path=path, files=files, metadata=metadata, manifest=entries, nested=nested, altered=altered)
+    found = Finished(path=path, files=files, metadata=metadata, manifest=entries, form=form, altered=altered)
     return replace(found, damaged=damaged)
+
+
+def _place(path: Path, file: Path) -> str:
+    """Return the name of a file in the manifest."""
+    return str(file.relative_to(path)) if path.is_dir() else file.name
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Raise InputError where an entry that is read later is not what a run writes."""
+    for name, kind in KINDS.items():
+        if name not in metadata:
+            continue
+        try:
+            value = json.loads(metadata[name])
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, name, str(error)) from error
+        right = isinstance(value, kind)
+        if right and name == "config":
+            right = isinstance(value.get("model"), str | None)
+        if right and name == "registry":
+            right = {"name", "version"} <= value.keys()
+        if not right:
+            raise _damaged(path, name, f"it is {metadata[name][:40]!r}")
+
+
+def _damaged(path: Path, name: str, why: str) -> InputError:
+    return InputError(f"OUT {path}: its metadata genrec.{name} is damaged ({why}); `score` makes the output anew")
+
+
+def _form(path: Path, files: list[Path], metadata: Mapping[str, str], schema: pa.Schema) -> Recommended:
+    columns = dict(pl.DataFrame(pl.from_arrow(schema.empty_table())).schema)
+    try:
+        form = Recommended.of(files, metadata, columns)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"OUT {path}: its metadata is damaged ({error}); `score` makes the output anew") from error
+    if "video_id" not in form.names:
+        raise InputError(
+            f"OUT {path}: no column 'video_id', so not an output of `score`; it has {', '.join(schema.names[:8])}"
+        )
+    return form
 
 
 def _schema(files: list[Path]) -> pa.Schema | None:
@@ -139,7 +182,9 @@ def _whole(file: Path, schema: pa.Schema | None) -> list[bool]:
     if not whole or schema is None or not pq.read_schema(file).equals(schema):
         return []
     try:
-        pl.scan_parquet(str(file), glob=False).select(pl.all().null_count()).collect(engine="streaming")
+        pl.scan_parquet(str(file), glob=False, hive_partitioning=False).select(pl.all().null_count()).collect(
+            engine="streaming"
+        )
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
         return [] if all(whole) else whole  # one reader accepts the file, the other does not
     return whole

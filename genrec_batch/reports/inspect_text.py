@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from genrec_batch.reports import arm_tables, drift_tables
 from genrec_batch.reports.sections import Section, Table, figure, size
 
 Facts = Mapping[str, Any]
@@ -34,6 +35,8 @@ def inspection(facts: Facts) -> list[Section]:
         ["share of the top 1% of these videos", f"{videos['top_1_percent_share']:.1%}"],
     ]
     lineage = [[name.replace("_", " "), str(value)] for name, value in facts["lineage"].items()]
+    if facts["registry"]:
+        lineage.append(["registry", "{name}@{version}, as {alias}".format(**facts["registry"])])
     for name, source in facts["input"].items():
         lineage.append(
             [name, f"{source['path']}: {source['files']} files, {source['rows']:,} rows, {size(source['bytes'])}"]
@@ -53,6 +56,7 @@ def inspection(facts: Facts) -> list[Section]:
             title=facts["output"],
             tables=[
                 Table(title="Counts", columns=["", ""], rows=rows),
+                *arm_tables.tables(facts.get("arms", {})),
                 Table(title="Lineage", columns=["", ""], rows=lineage, left=2),
                 Table(
                     title="Score by rank (quantiles to within 1/4096 of the range)",
@@ -61,6 +65,7 @@ def inspection(facts: Facts) -> list[Section]:
                     left=0,
                 ),
                 Table(title="Most recommended videos", columns=["video_id", "lists", "share of rows"], rows=named),
+                *drift_tables.tables(facts["drift"]),
                 Table(title="Checks", columns=["check", "holds", "found"], rows=checks, left=3),
             ],
         )
@@ -76,6 +81,8 @@ def explanation(facts: Facts) -> list[Section]:
         + ("No known video among them: a cold start. " if facts["cold_start"] else "")
         + f"Engine: {facts['engine']}."
     ]
+    if "arm" in facts:
+        lead.insert(0, f"In the arm {facts['arm']}, by bucket {facts['bucket']:,} of 0 to 9,999.")
     unknown = facts["unknown_videos"]
     lead.append(
         f"Not in the catalog, so read as unknown: {_some(unknown)}."
@@ -87,14 +94,39 @@ def explanation(facts: Facts) -> list[Section]:
     lead.append(f"{count} {verb}: {_some(seen['videos'])}." if seen["videos"] else f"{count}.")
     if seen["not_in_catalog"]:
         lead.append(f"{seen['not_in_catalog']:,} other seen videos are not in the catalog.")
+    lead += [
+        f"{rule['rule']} removes {rule['videos']:,} videos of the catalog: {_some(rule['most_viewed'])}"
+        f"{', ...' if rule['videos'] > len(rule['most_viewed']) else ''}."
+        for rule in facts["rules"]
+    ]
     return [
         Section(
             name="user",
             title=f"User {facts['user_id']}",
             lead=[*lead, *facts["warnings"]],
-            tables=[_history(facts["history"]), _features(facts["features"]), *_steps(facts["steps"])],
+            tables=[
+                _history(facts["history"]),
+                _features(facts["features"]),
+                *_steps(facts["steps"]),
+                *_composed(facts),
+            ],
         )
     ]
+
+
+def _composed(facts: Facts) -> list[Table]:
+    """Return which rule moved which video, where rules compose the list."""
+    rows = [
+        [str(row["video_id"]), _cell("rank", row["ranks"].get("score")), _cell("rank", row["rank"]),
+         row["source"] or "-", "; ".join(row["moved_by"]) or "-"]
+        for row in facts.get("composed", [])
+    ]  # fmt: skip
+    columns = ["video_id", "by score", "rank", "source", "moved by"]
+    return [Table(title="How rules composed the list", columns=columns, rows=rows, left=5)] if rows else []
+
+
+def _because(reasons: list[str]) -> str:
+    return f" {', '.join(reasons)}" if reasons else ""
 
 
 def _some(values: list[Any]) -> str:
@@ -137,15 +169,14 @@ def _steps(steps: list[Facts]) -> list[Table]:
     rows = []
     for step in steps:
         best = ", ".join(
-            f"{row['video_id']} {row['log_prob']:.2f}{' seen' if row['removed_as_seen'] else ''}"
-            for row in step["best"]
+            f"{row['video_id']} {row['log_prob']:.2f}{_because(row['removed_by'])}" for row in step["best"]
         )
         removed = f"{'over ' if step['more_than_told'] else ''}{step['removed_before_it']}"
         rows.append([str(step["step"]), str(step["chosen"]), removed, best])
     return [
         Table(
-            title="Candidates per step, best log_prob first; seen ones are removed",
-            columns=["step", "chosen", "seen before it", "best candidates"],
+            title="Candidates per step, best log_prob first; those with a reason are removed",
+            columns=["step", "chosen", "removed before it", "best candidates"],
             rows=rows,
             left=4,
         )

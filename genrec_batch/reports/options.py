@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from genrec_batch.core.declare import option
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import ScoreConfig
+from genrec_batch.core.servers import check_here
 
 CPU_SIZES, GPU_SIZES = "1,4,16,64,256", "1,16,256,2048,8192"
 
@@ -35,6 +36,12 @@ class RunConfig(ScoreConfig):
     def user_flag(self) -> str:
         """The option that `user` came from, for errors."""
         return "--explain" if self.explain is not None else super().user_flag
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explain is not None:
+            self.check_one_process("--explain")
+            check_here(self.engine, "--explain, which shows each step,")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,10 @@ class ProfileConfig(ScoreConfig):
     trace: str | None = option("Write the run's timeline (.json) for Perfetto, with a lane per thread.", panel="Output")
 
     def __post_init__(self) -> None:
+        self.check_one_model("profile")
         super().__post_init__()
+        self.check_one_process("profile")
+        check_here(self.engine, "profile")
         self.sizes()
         if not 0 <= self.seconds <= 3600:
             raise ConfigError(f"--seconds {self.seconds}: from 0 to 3600")

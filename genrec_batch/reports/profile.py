@@ -19,13 +19,13 @@ from genrec_batch.core.arrays import Batch
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import decoding_of, device_of, sample_rows
 from genrec_batch.events.dataset import UNTRAINED, Dataset, open_model
-from genrec_batch.features.batches import Vectorizer
 from genrec_batch.io import find
-from genrec_batch.model import weights
+from genrec_batch.model import registry, weights
 from genrec_batch.model.weights import Model
 from genrec_batch.reports import ceilings, data_facts, engine_facts, model_facts, report, run_facts, separate, trace
 from genrec_batch.reports.options import ProfileConfig
 from genrec_batch.runtime import console
+from genrec_batch.scoring.rules import Ruling
 
 COMPARED_USERS = 256  # of the log, for the overlap with fp32
 
@@ -40,6 +40,7 @@ def profiled(config: ProfileConfig) -> dict[str, Any]:
     device = device_of(config.device, config.engine)
     wanted = engine_facts.choices(_listed(config.engines), device)
     compared = {name: weights.preset(name) for name in _listed(config.compare)}
+    config = dataclasses.replace(config, model=registry.pinned(config.model, config.registry))  # for both processes
     model = open_model(config)
     config.check_positions(model.config.positions)
     with tempfile.TemporaryDirectory(prefix="genrec-batch-profile-") as folder:
@@ -146,5 +147,5 @@ def _dataset(config: ProfileConfig, loaded: Model) -> Dataset:
 def _sample(config: ProfileConfig, dataset: Dataset) -> Batch:
     first = dataset.users.first_shard()
     rows = sample_rows(first.lengths_N, most=COMPARED_USERS)
-    vectorizer = Vectorizer.of(dataset, include_seen=config.include_seen)
+    vectorizer = Ruling.of(config, dataset).vectorizer(config, dataset)
     return vectorizer.inputs(first, 0, rows).batch(np.arange(len(rows)))

@@ -15,10 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.drift import Distribution
+from genrec_batch.core.output_options import ITEM_COLUMNS, USER_COLUMNS
 from genrec_batch.core.text import harmless
+from genrec_batch.features.sampled import in_short
+from genrec_batch.io import fetched, table_runs
 from genrec_batch.model import weights
+from genrec_batch.reports import arm_tables, drift_tables, terminal
 from genrec_batch.runtime.console import stderr, stdout
 
+BUILT_IN = (*ITEM_COLUMNS, *USER_COLUMNS)
+WHY = ("source", "propensity")
 NARROW = 112  # columns of a terminal below which a table of recommendations has only the main columns
 
 
@@ -49,7 +56,11 @@ def summary(facts: Mapping[str, Any]) -> None:
         "  carried over": facts.get("carried_users"),
         "  of an earlier as-of": facts.get("carried_of_earlier_as_of"),
         "given videos seen": facts.get("seen_candidates"),
+        "given videos excluded": facts.get("excluded_candidates"),
+        "short lists": facts.get("short_users") or None,
+        "filled with popular": facts.get("popular_users"),
         "catalog videos": facts.get("catalog_videos"),
+        "drift": drift_tables.worst(facts.get("drift")),
         "engine": facts.get("engine_why"),
         "users/s (model)": facts.get("users_per_s"),
         "seconds": facts.get("seconds"),
@@ -69,34 +80,43 @@ def summary(facts: Mapping[str, Any]) -> None:
     if stages:
         table.add_row("[dim]stage seconds[/]", stages)
     stderr.print(table)
+    for each in arm_tables.tables(facts.get("arms", {})):
+        stderr.print(terminal.rich_table(each, len(each.columns)))
 
 
 def recommendations(rows: pa.Table, layout: str, most: int = 200) -> None:
     """Print recommendations, at most `most` rows, on stdout."""
-    if layout == "nested":
+    if layout != "long":
         for user in rows.slice(0, most).to_pylist():
             stdout.print_json(data=user, default=str)
         return
     narrow = stdout.width < NARROW
+    main = ("user_id", "rank", "video_id", "score", *(() if narrow else ("log_prob", "step")), *HEADS, *WHY)
+    names = [name for name in main if name in rows.column_names]
+    names += [name for name in rows.column_names if name not in BUILT_IN]  # carried ones
     table = Table()
-    for name in ("user_id", "rank", "video_id", "score"):
-        table.add_column(name, justify="left" if name.endswith("_id") else "right", no_wrap=True, overflow="ignore")
-    for name in () if narrow else ("log_prob", "step"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for head in HEADS:
-        table.add_column(f"{head[:5]}." if narrow else head, justify="right", no_wrap=True)
+    for name in names:
+        left = name.endswith("_id") or name not in main
+        short = f"{name[:5]}." if narrow and name in HEADS else name
+        ids = {"overflow": "ignore"} if name in main[:4] else {}
+        table.add_column(short, justify="left" if left else "right", no_wrap=name in main, **ids)  # type: ignore[arg-type]
     for row in rows.slice(0, most).to_pylist():
-        cells = [str(row["user_id"]), str(row["rank"]), str(row["video_id"]), f"{row['score']:.4f}"]
-        cells += [] if narrow else [f"{row['log_prob']:.4f}", str(row["step"])]
-        table.add_row(*(Text(harmless(cell, one_line=True)) for cell in cells), *(f"{row[head]:.4f}" for head in HEADS))
+        table.add_row(*(Text(harmless(_cell(row[name]), one_line=True)) for name in names))
     stdout.print(table)
     if len(rows) > most:
         stdout.print(f"... and {len(rows) - most:,} more rows")
 
 
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def written(output: str, layout: str, most: int = 200) -> None:
     """Print the first rows of an output that was just written."""
-    recommendations(pq.read_table(output), layout, most)
+    place = fetched.local(table_runs.newest(output, "OUTPUT"), "OUTPUT")
+    recommendations(pq.read_table(place, partitioning=None), layout, most)
 
 
 def parity(report: Mapping[str, Any]) -> None:
@@ -148,7 +168,13 @@ def model_table(info: Mapping[str, Any]) -> None:
     taught = (
         "" if training is None else f", histories of {training['max_events']}, --decode auto is {training['decode']}"
     )
+    recorded = None if training is None else training["distribution"]
+    known = [] if recorded is None else in_short(Distribution.read(recorded), training["decode"])
     for line in (
+        *(
+            f"at the end of training: {name}: mean {number(mean)}, median {number(median)}"
+            for name, mean, median in known
+        ),
         f"memory: {memory}",
         f"sizes: {sizes}",
         f"catalog: {catalog}",

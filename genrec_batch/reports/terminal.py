@@ -37,14 +37,15 @@ def _print(table: Table) -> None:
     """Print a table; columns at its end that do not fit the terminal are only named."""
     columns = len(table.columns)
     endless = stdout.options.update(max_width=10_000)
-    while columns > LEAST and Measurement.get(stdout, endless, _rich(table, columns)).minimum > stdout.width:
+    while columns > LEAST and Measurement.get(stdout, endless, rich_table(table, columns)).minimum > stdout.width:
         columns -= 1
-    stdout.print(_rich(table, columns))
+    stdout.print(rich_table(table, columns))
     if columns < len(table.columns):
         stdout.print(Text(f"  on a wider terminal also: {', '.join(table.columns[columns:])}\n", style="dim"))
 
 
-def _rich(table: Table, columns: int) -> RichTable:
+def rich_table(table: Table, columns: int) -> RichTable:
+    """Return the first columns of a table as Rich prints it."""
     shown = RichTable(
         title=_text(table.title),
         title_justify="left",

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import IO, Any, Protocol, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -43,6 +44,7 @@ _SHOWN: list[tuple[Progress, str]] = []  # the step that is shown now, with its 
 _LATER: list[str] = []  # warnings to log once logs are set up
 _WARNED: list[str] = []  # all warnings since the command began
 _ADVISED: set[str] = set()  # of these, what is no fault of the run: `--strict` lets it pass
+_ABOUT: ContextVar[tuple[str, tuple[str, ...]]] = ContextVar("about", default=("", ()))  # see `about`
 ADVICE = {"advice": True}  # `extra` of such a warning
 
 
@@ -125,8 +127,8 @@ class _Stream(Console):
 
 def _console(*, err: bool) -> Console:
     """Return a console as wide as its terminal; a pipe or a file has 160 columns unless COLUMNS is set."""
-    made = _Stream(stderr=err)
-    return made if made.is_terminal or "COLUMNS" in os.environ else _Stream(stderr=err, width=160)
+    made = _Stream(stderr=err, emoji=False)
+    return made if made.is_terminal or "COLUMNS" in os.environ else _Stream(stderr=err, emoji=False, width=160)
 
 
 stderr, stdout = _console(err=True), _console(err=False)
@@ -197,8 +199,21 @@ def forget_warnings() -> None:
     _ADVISED.clear()
 
 
+@contextmanager
+def about(name: str, beginnings: tuple[str, ...]) -> Iterator[None]:
+    """Put a name before what this thread logs in the block, where that begins in one of these ways."""
+    token = _ABOUT.set((name, beginnings))
+    try:
+        yield
+    finally:
+        _ABOUT.reset(token)
+
+
 def _collect(record: logging.LogRecord) -> bool:
-    """Keep a warning for the summary, whoever shows it."""
+    """Name what a log is about, and keep a warning for the summary, whoever shows it."""
+    name, beginnings = _ABOUT.get()
+    if name and record.getMessage().startswith(beginnings):
+        record.msg, record.args = name + record.getMessage(), ()
     if record.levelno == logging.WARNING:
         _WARNED.append(record.getMessage())
         if hasattr(record, "advice"):

@@ -19,6 +19,7 @@ from genrec_batch.runtime.threads import cores
 SPARE_THREADS = 16  # beside the pools of libraries and of our own, which have one a core each
 POOLS = 4
 TABLES_MIB, TORCH_MIB = 850, 1_700  # of address space, measured on two cores: Polars and Arrow with a run; PyTorch
+KERNELS_MIB = 450  # of LLVM, of OpenBLAS, which never returns where it is refused, and of a large log that they sort
 CORE_MIB = 64  # of stacks and of malloc's arenas, a core
 
 

@@ -46,6 +46,7 @@ def ordered(work: Callable[[A], B], items: Iterable[A], *, workers: int, name: s
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
+            del item  # what was handed over is not held while the consumer works
             if len(waiting) > workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -62,7 +63,9 @@ def background(items: Iterator[A], *, ahead: int, name: str) -> Iterator[A]:
     try:
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, items, end))
-            yield item
+            handed = [item]
+            del item
+            yield handed.pop()  # so that it is not held while the consumer works
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         close = getattr(items, "close", None)

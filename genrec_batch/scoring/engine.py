@@ -11,6 +11,7 @@ import numpy as np
 from genrec_batch.core.arrays import Ranked
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines import batch_size, parity
+from genrec_batch.engines.checked import Terms
 from genrec_batch.engines.choose import (
     Opening,
     Selection,
@@ -50,6 +51,8 @@ def open_engine(
     with stages.time("engine"):
         selection = selected(config, dataset, vectorizer, ahead)
     LOG.info("engine: %s", selection.why)
+    if selection.check is not None and not selection.checked_before:
+        LOG.info("its precision was checked now: %s", selection.check.why)
     if config.verify_sample:
         with stages.time("verify"):
             first = dataset.users.first_shard()
@@ -79,6 +82,7 @@ def selected(config: ScoreConfig, dataset: Dataset, vectorizer: Vectorizer, ahea
         longest=config.max_events,
         mean=dataset.users.mean_events,
         ahead=ahead,
+        terms=Terms.of(config),
     )
 
 

@@ -7,15 +7,15 @@ Beside it lie the feature that moves with as-of for everybody, and the moment th
 them a later run knows whose input is the same but for as-of, and how old rows are.
 
 A fingerprint covers the 1024 features (so the kept history, the profile, the videos, and as-of), the tokens, the seen
-videos, given candidates and vectors; a `scope` covers what all users share: version, model, catalog, layout, engine,
-precision, and the options that change rows.
+videos, given candidates, vectors and the mask of what must not be recommended; a `scope` covers what all users share:
+version, model, catalog, layout, engine, precision, and the options that change rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,12 +29,16 @@ from genrec_batch.core.declare import values
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.events.sorter import NUMPY, Sorter
 from genrec_batch.features.batches import ModelInputs
+from genrec_batch.scoring import shortfalls
 
 WORDS = 2  # of 64 bits in a fingerprint
+NEVER = np.uint64(0x9E3779B97F4A7C15)  # with a fingerprint it is none of any input
+MASK_SALT, OWN_SALT = 9, 10  # after those of what a user read and of the vectors
 WORD_NAMES = [f"fingerprint_{word}" for word in range(WORDS)]
 RECENCY, AS_OF = "recency", "as_of"
-COLUMNS = ["user_id", *WORD_NAMES, RECENCY, AS_OF]
+COLUMNS = ["user_id", *WORD_NAMES, RECENCY, AS_OF, shortfalls.COLUMN]
 SHARED = ("version", "model", "catalog", "layout", "engine", "device", "precision", "arithmetic")
+ARMS = "arms"  # of a run that has some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +67,18 @@ class Prints:
             as_of_us_N=frame[AS_OF].dt.epoch("us").to_numpy().astype(np.int64),
         )
 
-    def table(self, ids: pl.Series) -> pa.Table:
-        """Return users and their prints as a table."""
+    def table(self, ids: pl.Series, short: pl.Series) -> pa.Table:
+        """Return users, their prints and why their lists are short (null for a whole one) as a table."""
         words = {name: self.words_NW[:, word] for word, name in enumerate(WORD_NAMES)}
         as_of = pl.Series(self.as_of_us_N).cast(pl.Datetime("us", "UTC"))
-        frame = pl.DataFrame({"user_id": ids, **words, RECENCY: self.recency_N, AS_OF: as_of})
+        frame = pl.DataFrame({"user_id": ids, **words, RECENCY: self.recency_N, AS_OF: as_of, shortfalls.COLUMN: short})
         return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def without(self, rows_R: I64) -> Prints:
+        """Return prints with which nobody at some rows keeps these rows in a later run."""
+        words_NW = self.words_NW.copy()
+        words_NW[rows_R] ^= NEVER
+        return replace(self, words_NW=words_NW)
 
     def take(self, rows_N: I64) -> Prints:
         """Return the prints of some users."""
@@ -102,7 +112,8 @@ class Prints:
 
 def scope(identity: Mapping[str, Any], config: ScoreConfig) -> dict[str, Any]:
     """Return what decides the rows of all users, from a run's identity and options, and is in no fingerprint."""
-    return {**{name: identity[name] for name in SHARED}, "config": values(config, "rows")}
+    shared = {name: identity[name] for name in (*SHARED, ARMS) if name in identity}
+    return {**shared, "config": values(config, "rows")}
 
 
 @lru_cache(maxsize=8)
@@ -127,6 +138,11 @@ def fingerprints(inputs: ModelInputs, sorter: Sorter = NUMPY) -> U64:
     for salt, vector in enumerate(vectors, start=7):
         if vector is not None:
             total_NW += _of_vectors(*vector) * np.uint64(2 * salt + 1)
+    if inputs.masks is not None:
+        of_masks_MW = _of_rows(inputs.masks.banned_MW.view(np.float32), sorter) * np.uint64(2 * MASK_SALT + 1)
+        total_NW += of_masks_MW[inputs.masks.mask_B]
+        if inputs.masks.own is not None:
+            total_NW += _of_ragged(inputs.masks.own) * np.uint64(2 * OWN_SALT + 1)
     return total_NW
 
 

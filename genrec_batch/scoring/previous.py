@@ -8,26 +8,27 @@ which users are unchanged, and their rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec_batch.core.arrays import I64, U8
 from genrec_batch.core.declare import differences
 from genrec_batch.core.errors import ConfigError, InputError, RetryError
+from genrec_batch.core.output_options import ITEM_COLUMNS, listed, wide_name
 from genrec_batch.core.snapshot import Snapshot
-from genrec_batch.io import parquet, published
+from genrec_batch.io import fetched, parquet, published, table_runs
 from genrec_batch.io.attempt import reading
+from genrec_batch.io.recommended import Recommended
 from genrec_batch.scoring.fingerprints import COLUMNS, Prints
 
 T = TypeVar("T")
-SCOPE = b"genrec.scope"
+SCOPE, DISTRIBUTION = b"genrec.scope", b"genrec.distribution"
 OF_EARLIER_AS_OF = "carried_of_earlier_as_of"  # users who keep rows although as-of moved
 AS_OF_ONLY = "changed_only_by_as_of"  # users who are scored though their input differs by nothing else
 
@@ -52,11 +53,14 @@ class Previous:
     path: str
     ids: pl.Series  # rising
     prints: Prints
-    stored_N: I64  # rows of each
-    rows: pl.LazyFrame
+    items_N: I64  # recommendations to each
+    rows: pl.LazyFrame  # as stored
+    form: Recommended  # how these are read
+    columns: tuple[str, ...] | None  # that it was limited to
     run_id: str
     scope: Mapping[str, Any]
     seen: Snapshot  # its files, as they were checked
+    distribution: str | None = None  # of its users, as its run kept it
     why_not: str = ""  # why no row of it can be kept, "" if rows can
 
     @staticmethod
@@ -81,7 +85,7 @@ class Previous:
 
     @staticmethod
     def _open(path: str) -> Previous:
-        place = Path(path)
+        place = fetched.local(table_runs.newest(path, "--previous"), "--previous")
         kept = published.fingerprint_file(place)
         seen = _seen(path, place)
         run_id = _checked_files(path, place)
@@ -112,26 +116,47 @@ class Previous:
         ):
             if str(count) != said:
                 raise _damaged(path, f"it has {count:,} {what} and its metadata says {said}")
-        rows = pl.scan_parquet([str(file) for file in files], glob=False)
+        form = _read(path, lambda: Recommended.of(files, metadata))
         return Previous(
             path=path,
             ids=frame["user_id"],
             prints=Prints.read(frame),
-            stored_N=_stored(path, rows, frame["user_id"]),
-            rows=rows,
+            items_N=_items(path, form, frame["user_id"]),
+            rows=form.stored(),
+            form=form,
+            columns=_chosen(metadata),
             run_id=run_id,
             scope=json.loads(about[SCOPE]),
             seen=seen,
+            distribution=about[DISTRIBUTION].decode() if DISTRIBUTION in about else None,
         )
 
-    def compared(self, shared: Mapping[str, Any], user_type: pl.DataType, video_type: pl.DataType) -> Previous:
-        """Return this output with the reason why no row of it can be kept; `shared` is this run's scope."""
+    def compared(
+        self,
+        shared: Mapping[str, Any],
+        user_type: pl.DataType,
+        video_type: pl.DataType,
+        needs: Sequence[str] | None = None,
+    ) -> Previous:
+        """Return this output with the reason why no row of it can be kept.
+
+        Args:
+            shared: this run's scope.
+            user_type: of this run's user_id.
+            video_type: of this run's video_id.
+            needs: columns of a recommendation that this run writes, None for all that it has.
+        """
         differing = differences(self.scope, shared)
-        video = self.rows.collect_schema()["video_id"]
+        types = self.rows.collect_schema()
+        video = types[wide_name("video_id", 1) if self.form.layout == "wide" else "video_id"]
         video = video.inner if isinstance(video, pl.List) else video  # type: ignore[assignment]
         for name, before, now in (("user_id", self.ids.dtype, user_type), ("video_id", video, video_type)):
             if before != now:
                 differing.append(f"{name} ({before}, now {now})")
+        had = ITEM_COLUMNS if self.columns is None else (*self.columns, "rank")
+        lacking = [name for name in (ITEM_COLUMNS if needs is None else needs) if name not in had]
+        if lacking:
+            differing.append(f"its columns, which were chosen by --columns without {', '.join(lacking)}")
         return replace(self, why_not=", ".join(differing))
 
     def kept(self, ids: pl.Series, prints: Prints, carry_us: int = 0) -> Kept:
@@ -157,29 +182,29 @@ class Previous:
         place_N: I64 = self.ids.search_sorted(ids, "left").to_numpy().astype(np.int64)
         return np.minimum(place_N, len(self.ids) - 1)
 
-    def rows_of(self, ids: pl.Series) -> tuple[pa.Table, I64]:
-        """Return the rows of N of its users (rising ids), in order, and the number of items of each, [N].
+    def rows_of(self, ids: pl.Series, columns: Sequence[str] | None = None) -> tuple[pl.DataFrame, I64]:
+        """Return the recommendations to N of its users (rising ids), in order, and the number for each, [N].
+
+        `columns` are those of a recommendation that are wanted, with user_id and rank; by default all.
 
         Raises:
             RetryError: the files have changed since they were opened.
         """
         low, high = ids[0], ids[-1]
         near = self.rows.filter(pl.col("user_id").is_between(pl.lit(low, ids.dtype), pl.lit(high, ids.dtype)))
-        wanted = near.filter(pl.col("user_id").is_in(ids.implode()))
+        wanted = self.form.rows(near.filter(pl.col("user_id").is_in(ids.implode())), columns)
         try:
-            found = _read(self.path, wanted.collect)
+            found = _read(self.path, wanted.sort("user_id", "rank").collect)
         except DamagedError as error:
             raise _changed(self.path, str(error.__cause__)) from error
         place_R = ids.search_sorted(found["user_id"], "left").to_numpy()
-        rows_N = np.bincount(place_R, minlength=len(ids))
-        lost_N = rows_N != self.stored_N[self._places(ids)]
+        items_N = np.bincount(place_R, minlength=len(ids)).astype(np.int64)
+        lost_N = items_N != self.items_N[self._places(ids)]
         if lost_N.any():
             user = ids[int(lost_N.argmax())]
             raise _changed(self.path, f"rows of user {user} are missing")
         self.seen.check()
-        lists = found.schema["video_id"].is_nested()
-        items_N = found["video_id"].list.len().to_numpy().astype(np.int64) if lists else rows_N.astype(np.int64)
-        return found.to_arrow(compat_level=pl.CompatLevel.oldest()), items_N
+        return found, items_N
 
 
 def _damaged(path: str, what: str) -> DamagedError:
@@ -201,7 +226,7 @@ def _read(path: str, read: Callable[[], T]) -> T:
 
 def _seen(path: str, place: Path) -> Snapshot:
     """Look at the files of an earlier output before they are checked."""
-    found = [place, published.fingerprint_file(place), *(place.iterdir() if place.is_dir() else ())]
+    found = [place, published.fingerprint_file(place), *(place.rglob("*") if place.is_dir() else ())]
     return Snapshot.of([str(file) for file in found if file.is_file()], f"--previous {path}")
 
 
@@ -235,27 +260,33 @@ def _checked_files(path: str, place: Path) -> str | None:
     return run_id
 
 
-def _stored(path: str, rows: pl.LazyFrame, ids: pl.Series) -> I64:
-    """Return the number of rows of each user of an earlier output, [N].
+def _chosen(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    columns = json.loads(metadata.get("genrec.config", "{}")).get("columns")
+    return None if columns is None else listed(columns, "--columns")
+
+
+def _items(path: str, rows: Recommended, ids: pl.Series) -> I64:
+    """Return the number of recommendations of each user of an earlier output, [N].
 
     Raises:
         InputError: a user without a fingerprint, or one whose ranks are not 1, 2, 3, ...
     """
-    nested = rows.collect_schema()["video_id"].is_nested()
-    last = pl.len() if nested else pl.col("rank").max()  # one row for each user, or for each rank
-    by_user = rows.group_by("user_id").agg(rows=pl.len(), last=last.cast(pl.Int64))
+    by_user = rows.all_rows(["user_id", "rank"]).group_by("user_id").agg(items=pl.len(), last=pl.col("rank").max())
     counted = _read(path, lambda: by_user.collect(engine="streaming"))
-    users = ids.to_frame().join(counted, on="user_id", how="left", maintain_order="left").fill_null(0)
-    wrong = users.filter(pl.col("rows") != (1 if nested else pl.col("last")))
-    for user in wrong["user_id"].head(1):
+    users = ids.to_frame().join(counted, on="user_id", how="left", maintain_order="left")
+    wrong = users.filter(pl.col("items") != pl.col("last"))["user_id"]
+    if rows.layout != "long":
+        stored = _read(path, lambda: rows.stored().select("user_id").collect(engine="streaming"))["user_id"]
+        again = stored.filter(stored.is_duplicated())
+        wrong = again if len(again) else ids.filter(~ids.is_in(stored.implode()))
+    for user in wrong.head(1):
         raise _damaged(path, f"user {user} has too many or too few rows in it")
-    if int(users["rows"].sum()) != int(counted["rows"].sum()):
+    items_N = users["items"].fill_null(0)
+    if int(items_N.sum()) != int(counted["items"].sum()):
         raise _damaged(path, "it has rows of users without a fingerprint")
-    return users["rows"].to_numpy().astype(np.int64)
+    return items_N.to_numpy().astype(np.int64)
 
 
-def merged(scored: pa.Table, carried: pa.Table) -> pa.Table:
+def merged(scored: pl.DataFrame, carried: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of two groups of users, each in order, in the order of one output."""
-    both = pl.concat([pl.DataFrame(scored), pl.DataFrame(carried)])
-    keys = ["user_id", "rank"] if "rank" in both.columns and not both.schema["rank"].is_nested() else ["user_id"]
-    return both.sort(keys).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(scored.schema)
+    return pl.concat([scored, carried.select(scored.columns).cast(scored.schema)]).sort(["user_id", "rank"])

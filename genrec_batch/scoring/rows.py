@@ -1,56 +1,25 @@
 """From tokens and scores to rows: the recommendations table.
 
-Owns: the order of a user's rows, the output's columns and types, the long and the nested form. Must not know: how items
-were chosen, or where the table goes.
+Owns: the columns that every output has and their types. Must not know: how items were chosen or ordered (`Ranking`),
+which columns are written in which layout (`shape`), or where the table goes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from genrec_batch.core.arrays import F32, HEADS, I32, I64, U8, Ranked
+from genrec_batch.core.arrays import F32, HEADS, I8, I32, I64, MODEL, SOURCES, U8
 from genrec_batch.features import feature_scores
 from genrec_batch.features.batches import ModelInputs
 from genrec_batch.model.catalog import Catalog
+from genrec_batch.rules.ranking import Ranking
 
 FEATURE_SCORES = ("engagement", "retention", "diversity")
-PER_USER = ("feature_scores", "history_length", "cold_start")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """The rows of N users in rank order, best first; token 0 (only at a row's end) is no row."""
-
-    tokens_NK: I32
-    score_NK: F32
-    log_prob_NK: F32
-    step_NK: I32  # decode order, from 1
-    heads_NKH: F32
-
-    @staticmethod
-    def empty(users: int, top_k: int) -> Ranking:
-        """Return room for `users` rows of `top_k` items."""
-        return Ranking(
-            tokens_NK=np.zeros((users, top_k), np.int32),
-            score_NK=np.full((users, top_k), -np.inf, np.float32),
-            log_prob_NK=np.full((users, top_k), -np.inf, np.float32),
-            step_NK=np.zeros((users, top_k), np.int32),
-            heads_NKH=np.zeros((users, top_k, len(HEADS)), np.float32),
-        )
-
-    def put(self, rows_B: I64, ranked: Ranked, score_BK: F32) -> None:
-        """Rank B users' items by falling score, ties in decode order, and keep the best top_k at `rows_B`."""
-        order_BK = np.argsort(-score_BK, axis=1, kind="stable")[:, : self.tokens_NK.shape[1]]
-        width = order_BK.shape[1]
-        self.tokens_NK[rows_B, :width] = np.take_along_axis(ranked.tokens_BK, order_BK, axis=1)
-        self.score_NK[rows_B, :width] = np.take_along_axis(score_BK, order_BK, axis=1)
-        self.log_prob_NK[rows_B, :width] = np.take_along_axis(ranked.log_prob_BK, order_BK, axis=1)
-        self.step_NK[rows_B, :width] = order_BK + 1
-        self.heads_NKH[rows_B, :width] = np.take_along_axis(ranked.heads_BKH, order_BK[:, :, None], axis=1)
+PER_USER = ("feature_scores", "history_length", "cold_start", "arm", "bucket")  # the last two in a run with arms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +29,8 @@ class UserColumns:
     feature_scores_N3: F32
     history_length_N: I64
     cold_start_N: U8
+    arm_N: pl.Series | None = None  # names, of a run with arms
+    bucket_N: I32 | None = None
 
     @staticmethod
     def of(inputs: ModelInputs) -> UserColumns:
@@ -70,20 +41,39 @@ class UserColumns:
             cold_start_N=inputs.histories.cold_start_N(),
         )
 
-    def __len__(self) -> int:
-        return len(self.history_length_N)
+    def frame(self, ids: pl.Series) -> pl.DataFrame:
+        """Return the columns with the users' ids."""
+        return pl.DataFrame(
+            {
+                "user_id": ids,
+                "feature_scores": pl.DataFrame(self.feature_scores_N3, schema=list(FEATURE_SCORES)).to_struct(),
+                "history_length": pl.Series(self.history_length_N.astype(np.int32)),
+                "cold_start": pl.Series(self.cold_start_N),
+                **({} if self.arm_N is None else {"arm": self.arm_N}),
+                **({} if self.bucket_N is None else {"bucket": pl.Series(self.bucket_N, dtype=pl.Int32)}),
+            }
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[I64, UserColumns]], arm_N: pl.Series, bucket_N: I32) -> UserColumns:
+        """Return the columns of N users of several arms, each part with the rows of its users among them."""
+        order_N = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        return UserColumns(
+            feature_scores_N3=np.concatenate([users.feature_scores_N3 for _, users in parts])[order_N],
+            history_length_N=np.concatenate([users.history_length_N for _, users in parts])[order_N],
+            cold_start_N=np.concatenate([users.cold_start_N for _, users in parts])[order_N],
+            arm_N=arm_N,
+            bucket_N=bucket_N,
+        )
 
 
 def recommendations(
-    user_ids: pl.Series,
-    ranking: Ranking,
-    users: UserColumns,
-    *,
-    catalog: Catalog,
-    video_type: pl.DataType,
-    nested: bool,
-) -> pa.Table:
-    """Return the rows of N users, sorted as `user_ids` is and by rank; `video_type` is the log's own type."""
+    user_ids: pl.Series, ranking: Ranking, *, catalog: Catalog, video_type: pl.DataType
+) -> pl.DataFrame:
+    """Return a row for each recommendation to N users, sorted as `user_ids` is and by rank.
+
+    Its columns are user_id and those of a recommendation; `video_type` is the log's own type.
+    """
     user_R, column_R = np.nonzero(ranking.tokens_NK)
     rows = {
         "user_id": user_ids.gather(user_R),
@@ -94,36 +84,34 @@ def recommendations(
         "step": pl.Series(ranking.step_NK[user_R, column_R]),
     }
     rows |= {head: pl.Series(ranking.heads_NKH[user_R, column_R, h]) for h, head in enumerate(HEADS)}
-    per_user = {
-        "feature_scores": pl.DataFrame(users.feature_scores_N3, schema=list(FEATURE_SCORES)).to_struct(),
-        "history_length": pl.Series(users.history_length_N.astype(np.int32)),
-        "cold_start": pl.Series(users.cold_start_N),
-    }
-    if not nested:
-        rows |= {name: values.gather(user_R) for name, values in per_user.items()}
-        return pl.DataFrame(rows).to_arrow(compat_level=pl.CompatLevel.oldest())
-    lists = pl.DataFrame(rows).group_by("user_id", maintain_order=True).all()
-    joined = pl.DataFrame({"user_id": user_ids, **per_user}).join(
-        lists, on="user_id", how="left", maintain_order="left"
-    )
-    listed = [name for name in rows if name != "user_id"]
-    filled = joined.with_columns(pl.col(listed).fill_null([])).select("user_id", *listed, *PER_USER)
-    return filled.to_arrow(compat_level=pl.CompatLevel.oldest())
+    if ranking.source_NK is not None:
+        rows = _with_source(rows, ranking.source_NK[user_R, column_R])
+    if ranking.propensity_NK is not None:
+        rows["propensity"] = pl.Series(ranking.propensity_NK[user_R, column_R])
+    return pl.DataFrame(rows)
 
 
-def no_recommendations(user_type: pl.DataType, video_type: pl.DataType, *, nested: bool) -> pa.Table:
-    """Return the table of no user, with the columns and types of `recommendations`."""
-    none = np.zeros(0)
+def _with_source(rows: dict[str, pl.Series], source_R: I8) -> dict[str, pl.Series]:
+    """Add the column source; what no model computed, and the score of a place that it did not decide, become null."""
+    score_R = np.where(source_R == MODEL, rows["score"].to_numpy(), np.float32(np.nan))
+    nullable = rows | {"score": pl.Series(score_R)}
+    numbers = ("score", "log_prob", *HEADS)
+    nullable |= {name: nullable[name].fill_nan(None) for name in numbers}
+    step_R = rows["step"]
+    nullable["step"] = step_R.set(step_R == 0, None)
+    return nullable | {"source": pl.Series(SOURCES).gather(source_R)}
+
+
+def no_recommendations(
+    user_type: pl.DataType, video_type: pl.DataType, *, sources: bool = False, propensity: bool = False
+) -> tuple[pl.DataFrame, UserColumns]:
+    """Return the rows and the columns of no user, with the types of `recommendations`."""
     users = UserColumns(
         feature_scores_N3=np.zeros((0, len(FEATURE_SCORES)), np.float32),
-        history_length_N=none.astype(np.int64),
-        cold_start_N=none.astype(np.bool_),
+        history_length_N=np.zeros(0, np.int64),
+        cold_start_N=np.zeros(0, np.bool_),
     )
-    return recommendations(
-        pl.Series("user_id", [], user_type),
-        Ranking.empty(0, 1),
-        users,
-        catalog=Catalog(items=pl.DataFrame(schema={"video_id": video_type, "count": pl.UInt64})),
-        video_type=video_type,
-        nested=nested,
-    )
+    none = Catalog(items=pl.DataFrame(schema={"video_id": video_type, "count": pl.UInt64}))
+    ids = pl.Series("user_id", [], user_type)
+    ranking = Ranking.empty(0, 1, sources=sources, propensity=propensity)
+    return recommendations(ids, ranking, catalog=none, video_type=video_type), users

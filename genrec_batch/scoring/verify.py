@@ -13,10 +13,10 @@ from genrec_batch.engines.choose import decoding_of, reference_engine, sample_ro
 from genrec_batch.engines.parity import Parity
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.events.dataset import Dataset
-from genrec_batch.features.batches import Vectorizer
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring.engine import agreement, selected
+from genrec_batch.scoring.rules import Ruling
 
 
 def verified(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]:
@@ -31,7 +31,7 @@ def verified(config: VerifyConfig, source: str) -> tuple[dict[str, Any], Parity]
     dataset = Dataset.open(source, config, stages)
     with closing(dataset.users):
         first = dataset.users.first_shard()
-    vectorizer = Vectorizer.of(dataset, include_seen=config.include_seen)
+    vectorizer = Ruling.of(config, dataset).vectorizer(config, dataset)
     with stages.time("engine"):
         chosen = selected(config, dataset, vectorizer)
         reference = reference_engine(dataset.model, name=config.against, precision=config.against_precision)

@@ -6,7 +6,6 @@ Owns: the columns of that table. Must not know: how features are computed, engin
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,13 @@ import pyarrow as pa
 
 from genrec_batch.core.arrays import F32, Histories
 from genrec_batch.core.options import HistoryConfig
-from genrec_batch.events.user_histories import Shard
+from genrec_batch.events.user_histories import Group, Shard
 from genrec_batch.features.batches import Vectorizer, workers
 from genrec_batch.runtime import console, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.scoring.lineage import Run
 from genrec_batch.scoring.results import OutputPart
-from genrec_batch.scoring.writing import opened, write
+from genrec_batch.scoring.writing import here, opened, write
 
 
 def write_features(config: HistoryConfig, source: str, target: str) -> dict[str, Any]:
@@ -47,14 +46,14 @@ def write_features(config: HistoryConfig, source: str, target: str) -> dict[str,
                 counts={"cold_start_users": cold},
             )
 
-        def parts(skip: set[int], advance: console.Advance) -> Generator[Callable[[], OutputPart], None, None]:
-            shards = dataset.users.shards(skip)
+        def parts(groups: list[Group], advance: console.Advance) -> Generator[Callable[[], OutputPart], None, None]:
+            shards = dataset.users.shards(groups)
             for part in threads.ordered(made, shards, workers=workers(threads.cores()), name="features"):
                 advance(part.users)
                 yield lambda part=part: part  # type: ignore[misc]
 
         run = Run.of("features", config, dataset, stages, engine=None)
-        return write(run, Path(target), parts, report=dict, scope=None)
+        return write(run, target, here(dataset.users, parts, stages), report=dict, scope=None)
 
 
 def _table(ids: pl.Series, dense_NF: F32, histories: Histories) -> pa.Table:

@@ -20,8 +20,9 @@ from torch import Tensor
 from genrec_batch.core.declare import differences
 from genrec_batch.core.errors import ConfigError, RetryError, refused
 from genrec_batch.io.durable import read_json, sync, write_json
+from genrec_batch.model.registry import Begun
 
-RUN, STATE, FORMAT = "run.json", "state.safetensors", 1
+RUN, STATE, SETS, FORMAT = "run.json", "state.safetensors", "sets.safetensors", 1
 FULL = ("No space left", "quota exceeded")  # what safetensors says of a full disk
 
 
@@ -39,7 +40,7 @@ class Checkpoints:
             ConfigError: it is another training's, or cannot be written.
             RetryError: the disk is full.
         """
-        folder = out.absolute().parent / f".{out.absolute().name}.training"
+        folder = _folder(out)
         earlier = read_json(folder / RUN)
         if earlier is not None and earlier != identity:
             raise ConfigError(
@@ -53,6 +54,13 @@ class Checkpoints:
         except OSError as error:
             raise refused(error, f"--out {out}", ConfigError) from error
         return Checkpoints(folder=folder)
+
+    @staticmethod
+    def begun(out: Path) -> Begun | None:
+        """Return the model that an earlier try of the training of a model directory began with, None without any."""
+        found = read_json(_folder(out) / RUN)
+        model = found.get("begins_with") if isinstance(found, dict) else None
+        return Begun(model=model) if isinstance(model, str) else None
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write tensors and facts as one file.
@@ -106,3 +114,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove the folder: the training is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _folder(out: Path) -> Path:
+    return out.absolute().parent / f".{out.absolute().name}.training"

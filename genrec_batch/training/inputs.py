@@ -18,7 +18,7 @@ from genrec_batch import features
 from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, I32, I64, U8, UNKNOWN, Histories, SideTable
 from genrec_batch.events import splits
 from genrec_batch.events.splits import Cuts
-from genrec_batch.training.rows import Rows, Window, batches, draw, generator
+from genrec_batch.training.rows import Rows, Window, batches, draw, generator, shuffled
 from genrec_batch.training.sampled import Sample, Sampler
 
 SEEN_EVENTS = 1000  # newest events of a user whose videos are masked
@@ -83,8 +83,8 @@ class Vectors:
 class TrainingBatch:
     """What one step reads. Places are those of hidden states, [B, S + 1] laid end to end.
 
-    Hidden state p of a row has read position 0 and p tokens. `seen_start_P` and `seen_count_P` say which of
-    `Events.known_M` are masked at each position.
+    Hidden state p of a row has read position 0 and p tokens. `seen_start_P` and `seen_count_P` say which of `seen_M`
+    are masked at each position.
     """
 
     tokens_BS: I32  # left-aligned, padded with 0
@@ -94,6 +94,7 @@ class TrainingBatch:
     place_P: I64
     target_P: I64  # row of the catalog
     weight_P: F32  # 0 for a target that is unknown or seen already
+    seen_M: I32  # catalog rows of what the users have watched, row by row, in the order in which it is read
     seen_start_P: I64
     seen_count_P: I64
     place_Q: I64
@@ -110,8 +111,6 @@ class Events:
     videos: SideTable | None
     labels_EH: F32
     repeated_E: U8  # the user has an earlier event of the same video
-    known_M: I32  # catalog rows of the events whose video has one, in order
-    known_before_E1: I64  # how many of them are before each event
     include_seen: bool
     window: Window
     kernel: features.Kernel
@@ -134,20 +133,16 @@ class Events:
         _, first = np.unique(user_E << 32 | whole.video_code_E, return_index=True)
         repeated_E = np.ones(len(user_E), np.bool_)
         repeated_E[first] = False
-        known_E = whole.tokens_E >= FIRST_ITEM
-        known_M = whole.tokens_E[known_E] - np.int32(FIRST_ITEM)
         return Events(
             whole=whole,
             users=users,
             videos=videos,
             labels_EH=labels_EH,
             repeated_E=repeated_E,
-            known_M=known_M,
-            known_before_E1=np.concatenate([np.zeros(1, np.int64), np.cumsum(known_E)]),
             include_seen=include_seen,
             window=window,
             kernel=kernel,
-            sampler=Sampler.of(known_M, items),
+            sampler=Sampler.of(whole.tokens_E[whole.tokens_E >= FIRST_ITEM] - FIRST_ITEM, items),
         )
 
     def vectors(self, cuts: Cuts) -> Vectors:
@@ -162,9 +157,12 @@ class Events:
         return rows, batches(rows, size, random)
 
     def batches(
-        self, rows: Rows, order: list[I64], *, seed: int, epoch: int, start: int, unknown: float
+        self, rows: Rows, order: list[I64], *, seed: int, epoch: int, start: int, unknown: float, block: int = 1
     ) -> Iterator[TrainingBatch]:
-        """Yield the batches of an epoch from `start` on; a share `unknown` of the tokens read is unknown."""
+        """Yield the batches of an epoch from `start` on; a share `unknown` of the tokens read is unknown.
+
+        Rows with features read what follows the cut in an order that is shuffled within blocks of `block` events.
+        """
         for first in range(start, len(order), FEATURED_BATCHES):
             some = order[first : first + FEATURED_BATCHES]
             cut = [rows_B[rows.cut_R[rows_B]] for rows_B in some]
@@ -173,7 +171,7 @@ class Events:
             for number, rows_B in enumerate(some, first):
                 count = len(cut[number - first])
                 random = generator(seed, DROPPED, epoch, number)
-                yield self._batch(rows.take(rows_B), vectors.take(slice(begin, begin + count)), random, unknown)
+                yield self._batch(rows.take(rows_B), vectors.take(slice(begin, begin + count)), random, unknown, block)
                 begin += count
 
     def standard(self, seed: int, most: int) -> Standard:
@@ -193,19 +191,22 @@ class Events:
             as_of_us_N=before_us_R + waited_us_R,
         )
 
-    def _batch(self, rows: Rows, vectors: Vectors, random: np.random.Generator, unknown: float) -> TrainingBatch:
+    def _batch(
+        self, rows: Rows, vectors: Vectors, random: np.random.Generator, unknown: float, block: int
+    ) -> TrainingBatch:
         lengths_B = rows.stop_R - rows.first_R - ~rows.cut_R  # the last event without features is a target only
         width = int(lengths_B.max(initial=0))
-        places_BS = rows.first_R[:, None] + np.arange(width)
-        tokens_BS = self.whole.tokens_E.take(places_BS, mode="clip")
+        place_P, row_P = splits.places(rows.target_R, rows.stop_R - rows.target_R)
+        event_P = place_P if block == 1 else place_P[shuffled(rows, block, random)]
+        read_BS = rows.first_R[:, None] + np.arange(width + 1)
+        read_BS[row_P, place_P - rows.first_R[row_P]] = event_P
+        tokens_BS = self.whole.tokens_E.take(read_BS[:, :-1], mode="clip")
         tokens_BS[random.random(tokens_BS.shape, np.float32) < unknown] = UNKNOWN
         tokens_BS[np.arange(width) >= lengths_B[:, None]] = 0
-        event_P, row_P = splits.places(rows.target_R, rows.stop_R - rows.target_R)
-        place_P = row_P * (width + 1) + event_P - rows.first_R[row_P]
         known_P = self.whole.tokens_E[event_P] >= FIRST_ITEM
-        counted_P = known_P if self.include_seen else known_P & ~self.repeated_E[event_P]
-        begin_P = np.maximum(self.whole.offsets_N1[rows.user_R[row_P]], event_P - SEEN_EVENTS)
-        seen_start_P = self.known_before_E1[begin_P]
+        state_P = row_P * (width + 1) + place_P - rows.first_R[row_P]
+        repeated_P = self.repeated_E[event_P] if block == 1 else self._repeated(row_P, place_P, event_P)
+        seen_M, seen_start_P, seen_count_P = self._seen(rows, row_P, place_P, event_P)
         with_heads_P = rows.cut_R[row_P]
         target_P = np.where(known_P, self.whole.tokens_E[event_P] - FIRST_ITEM, 0).astype(np.int64)
         return TrainingBatch(
@@ -213,17 +214,40 @@ class Events:
             lengths_B=lengths_B,
             rows_K=np.flatnonzero(rows.cut_R),
             vectors=vectors,
-            place_P=place_P,
+            place_P=state_P,
             target_P=target_P,
-            weight_P=counted_P.astype(np.float32),
+            weight_P=(known_P if self.include_seen else known_P & ~repeated_P).astype(np.float32),
+            seen_M=seen_M,
             seen_start_P=seen_start_P,
-            seen_count_P=np.zeros_like(seen_start_P)
-            if self.include_seen
-            else self.known_before_E1[event_P] - seen_start_P,
-            place_Q=place_P[with_heads_P] + 1,
+            seen_count_P=seen_count_P,
+            place_Q=state_P[with_heads_P] + 1,
             labels_QH=self.labels_EH[event_P[with_heads_P]],
             sample=None if self.sampler is None else self.sampler.sample(target_P, random),
         )
+
+    def _seen(self, rows: Rows, row_P: I64, place_P: I64, event_P: I64) -> tuple[I32, I64, I64]:
+        """Return what users watch until the ends of rows as it is read, [M], and which of it each position masks."""
+        if self.include_seen:
+            return np.zeros(0, np.int32), np.zeros_like(place_P), np.zeros_like(place_P)
+        begin_R = np.maximum(self.whole.offsets_N1[rows.user_R], rows.target_R - SEEN_EVENTS)
+        event_X, _ = splits.places(begin_R, rows.stop_R - begin_R)
+        first_R = np.cumsum(rows.stop_R - begin_R) - (rows.stop_R - begin_R)
+        at_P = (first_R - begin_R)[row_P] + place_P
+        event_X[at_P] = event_P
+        token_X = self.whole.tokens_E[event_X]
+        known_X = token_X >= FIRST_ITEM
+        before_X1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(known_X)])
+        start_P = before_X1[np.maximum(first_R[row_P], at_P - SEEN_EVENTS)]
+        return token_X[known_X] - np.int32(FIRST_ITEM), start_P, before_X1[at_P] - start_P
+
+    def _repeated(self, row_P: I64, place_P: I64, event_P: I64) -> U8:
+        """Return whether a user has watched each event's video before it, in the order in which events are read."""
+        video_P, as_read_P = (row_P << 32 | self.whole.video_code_E[each] for each in (place_P, event_P))
+        videos, first = np.unique(video_P, return_index=True)
+        before_cut = self.repeated_E[place_P[first]]
+        repeated_P = np.ones(len(row_P), np.bool_)
+        repeated_P[np.unique(as_read_P, return_index=True)[1]] = False
+        return repeated_P | before_cut[np.searchsorted(videos, as_read_P)]
 
 
 def vectors_of(

@@ -6,45 +6,31 @@ a log, the place of the model. Out: a model directory, and a summary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from genrec_batch.core.arrays import F32, FIRST_ITEM, HEADS
+from genrec_batch.core.arrays import F32, HEADS
 from genrec_batch.core.errors import GateError
-from genrec_batch.engines.registry import open_engine
 from genrec_batch.model import places, weights
 from genrec_batch.model.trained import Trained
-from genrec_batch.model.weights import Model
 from genrec_batch.runtime import console
 from genrec_batch.runtime.clock import Stages, peak_rss_mib
 from genrec_batch.runtime.console import LOG
-from genrec_batch.training import finish, material, network, phase
-from genrec_batch.training.checkpoint import STATE, Checkpoints
+from genrec_batch.training import distribution, finish, material, network, phase, precheck
+from genrec_batch.training.checkpoint import SETS, STATE, Checkpoints
+from genrec_batch.training.choice import Choice, better, choose, engine_of, exported
 from genrec_batch.training.device import Place
-from genrec_batch.training.heads import Calibration, calibrate
 from genrec_batch.training.inputs import Standard
 from genrec_batch.training.material import Material
 from genrec_batch.training.options import TrainConfig
-from genrec_batch.training.phase import REFIT, SEARCH, Phase, State
+from genrec_batch.training.phase import REFIT, REFIT_SETS, SEARCH, SEARCH_SETS, Phase, State
 from genrec_batch.training.saving import save
-from genrec_batch.training.validate import Validation, better_mode, gain, helpful
+from genrec_batch.training.validate import Validation
 
 STANDARD_ROWS = 20_000  # whose features are looked at
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What validation decided, and its figures."""
-
-    amount: float  # of the correction of the output bias
-    decode: str
-    calibrations: list[Calibration]
-    figures: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +78,25 @@ class Training:
         held_out = Validation.of(everything, self.material.cuts, self.options.seed)
         search = self.phase(SEARCH, held_out)
         best = self._search(search, state, tensors)
-        with self.stages.time("choose"), console.busy("choosing the decoding, calibrating the heads"):
-            choice = self._choose(search, best, held_out)
+        choice = self._choose(search, best)
+        if self.options.set_epochs:
+            best, choice = self._on_sets(search, best, choice, state, tensors)
         last, of_last = search, best
         if self.options.refit:
-            last = self.phase(REFIT, None)
-            tensors = tensors if state.phase == REFIT else None
-            if state.phase == SEARCH:
-                state.next_phase()
             with self.stages.time("refit"):
-                of_last = self._guarded(
-                    last, state, lambda: phase.run(last, self.initial(last.standard), state, self.checkpoints, tensors)
-                )
-        arrays = self._exported(last, of_last, choice)
+                last, of_last = self._refit(choice, state, tensors)
+        arrays = exported(last, self.material, of_last, choice)
         facts = self._facts(state, choice)
+        with self.stages.time("distribution"), console.busy("recording the distribution of inputs and scores"):
+            engine = engine_of(last, arrays)
+            found_now = distribution.recorded(everything, engine, self.material.config.features, self.material.items)
         with self.stages.time("save"), console.busy("writing the model"):
-            save(
-                self.out, self.options, self.material, arrays, self._trained(last, arrays, choice, facts), state.history
-            )
+            trained = self._trained(last, arrays, choice, facts)
+            save(self.out, self.options, self.material, arrays, replace(trained, distribution=found_now), state.history)
         self.checkpoints.remove()
-        return facts
+        with self.stages.time("precision"):
+            check = precheck.checked(self.out, self.options, everything, self.material.items)
+        return facts | check
 
     def _search(self, search: Phase, state: State, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         if state.phase != SEARCH:
@@ -120,102 +105,85 @@ class Training:
         if not state.planned:
             state.planned = self._planned(search, initial)
         with self.stages.time("search"):
-            return self._guarded(search, state, lambda: phase.run(search, initial, state, self.checkpoints, tensors))
+            return self._phase(search, state.planned, initial, state, tensors)
+
+    def _on_sets(
+        self, search: Phase, best: dict[str, Tensor], plain: Choice, state: State, tensors: dict[str, Tensor] | None
+    ) -> tuple[dict[str, Tensor], Choice]:
+        """Train on sets from the best weights on; return those that rank better on validation, and the choice."""
+        sets, epochs = search.on_sets(SEARCH_SETS, state.best_epoch), self.options.set_epochs
+        if state.phase in (SEARCH, SEARCH_SETS):
+            with self.stages.time("sets"):
+                after = self._phase(sets, epochs, best, state, tensors)
+            self.checkpoints.save(SETS, after, {})
+        else:
+            after = phase.stored_weights(SETS, self.checkpoints, self.place)
+        choice = better(plain, self._choose(sets, after), epochs, several=self.material.several)
+        LOG.info(
+            "epochs on sets: %s", "lists are better, kept" if choice.set_epochs else "lists are not better, undone"
+        )
+        return (after if choice.set_epochs else best), choice
+
+    def _refit(
+        self, choice: Choice, state: State, tensors: dict[str, Tensor] | None
+    ) -> tuple[Phase, dict[str, Tensor]]:
+        """Train anew on the whole log, for as many epochs as validation found."""
+        refit = self.phase(REFIT, None)
+        found = self.initial(refit.standard)
+        if state.phase != REFIT_SETS:
+            found = self._phase(refit, state.best_epoch, found, state, tensors)
+        if choice.set_epochs:
+            sets = refit.on_sets(REFIT_SETS, state.best_epoch)
+            found = self._phase(sets, choice.set_epochs, found, state, tensors)
+        return refit, found
 
     def _planned(self, search: Phase, initial: dict[str, Tensor]) -> int:
         """Return the epochs that are planned, and say how long they will take."""
         steps = search.steps()
         planned = self.options.epochs or phase.planned_epochs(steps)
+        more = self.options.set_epochs
         epoch_s = phase.estimated_epoch_s(search, initial) * (2 if self.options.refit else 1)
         limit_s = self.options.time_limit_s()
         if limit_s is not None:
-            planned = max(1, min(planned, int(limit_s / epoch_s)))
+            planned = max(1, min(planned, int(limit_s / epoch_s) - more))
         LOG.info(
-            "at most %d epochs of %s steps, about %s%s; held out: %s",
+            "at most %d epochs%s of %s steps, about %s%s; held out: %s",
             planned,
+            f" and {more} on sets" if more else "",
             f"{steps:,}",
-            _span(planned * epoch_s),
+            _span((planned + more) * epoch_s),
             " with the refit" if self.options.refit else "",
             self.material.split,
         )
         return planned
 
-    def _guarded(self, run: Phase, state: State, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Do a phase's work; where it diverges, what validated best so far becomes a model beside the checkpoint."""
+    def _phase(
+        self, run: Phase, epochs: int, initial: dict[str, Tensor], state: State, tensors: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Run a phase, from where the checkpoint is if that is in it.
+
+        Where it diverges, what validated best so far becomes a model beside the checkpoint.
+        """
+        if state.phase != run.name:
+            state.next_phase(run.name)
+            tensors = None
         try:
-            return work()
+            return phase.run(run, epochs, initial, state, self.checkpoints, tensors)
         except GateError as error:
             said = "no epoch was validated yet"
             if state.best_file is not None and run.held_out is not None:
                 best = phase.best_weights(state, self.checkpoints, self.place)
                 place = self.checkpoints.folder / "last-good"
-                choice = Choice(amount=0.0, decode="candidates", calibrations=[Calibration()] * len(HEADS), figures={})
-                arrays = self._exported(run, best, choice)
+                choice = Choice(decode="candidates")
+                arrays = exported(run, self.material, best, choice)
                 trained = self._trained(run, arrays, choice, self._facts(state, choice))
                 save(place, self.options, self.material, arrays, trained, state.history, replace=True)
                 said = f"the model of epoch {state.best_epoch}, the last good one, is {place}"
             raise GateError(f"{error}; {said}. Try a smaller --lr, after rm -r {self.checkpoints.folder}") from error
 
-    def _choose(self, search: Phase, best: dict[str, Tensor], held_out: Validation) -> Choice:
-        """Measure what may be chosen on the held-out rows, with the engine that scores."""
-        day_C = finish.last_day(search.events, self.material.items)
-        amounts = finish.AMOUNTS if self.material.real_times else finish.AMOUNTS[:1]
-        ranks_AN, loss = held_out.ranks(
-            best,
-            search.config,
-            search.standard,
-            search.items,
-            [amount * day_C if amount else None for amount in amounts],
-        )
-        place = helpful(ranks_AN)
-        plain = Choice(amount=amounts[place], decode="slate", calibrations=[Calibration()] * len(HEADS), figures={})
-        engine = open_engine(
-            self._model(self._exported(search, best, plain)),
-            name="torch",
-            device=str(self.place.device),
-            precision="fp32",
-        )
-        modes = held_out.decoding(engine, self.material.items)
-        calibrations, of_heads = calibrate(held_out.probabilities(engine), held_out.labels_NCH)
-        return Choice(
-            amount=amounts[place],
-            decode=better_mode(modes, several=self.material.several),
-            calibrations=calibrations,
-            figures={
-                "loss": loss,
-                "hr@10": float((ranks_AN[place] < 10).mean()),
-                "ndcg@10": float(gain(ranks_AN[place]).mean()),
-                "bias_correction": {
-                    str(amount): float(gain(ranks_N).mean()) for amount, ranks_N in zip(amounts, ranks_AN, strict=True)
-                },
-                "decode": modes,
-                "heads": of_heads,
-                "rows": len(held_out),
-            },
-        )
-
-    def _exported(self, run: Phase, parameters: dict[str, Tensor], choice: Choice) -> dict[str, F32]:
-        bias_C = choice.amount * finish.last_day(run.events, self.material.items) if choice.amount else None
-        sides = {"profile": self.material.log.users, "video": self.material.log.videos}
-        return finish.exported(
-            parameters,
-            run.config,
-            run.standard,
-            choice.calibrations,
-            items=run.items,
-            bias_added=None if bias_C is None else bias_C.astype(np.float32),
-            without=[name for name, side in sides.items() if side is None or side.dense_RD is None],
-        )
-
-    def _model(self, arrays: dict[str, F32]) -> Model:
-        return Model(
-            config=self.material.config,
-            weights=arrays,
-            directory=None,
-            fingerprint="",
-            trained=True,
-            tokens=FIRST_ITEM + self.material.items,
-        )
+    def _choose(self, run: Phase, parameters: dict[str, Tensor]) -> Choice:
+        with self.stages.time("choose"), console.busy("choosing the decoding, calibrating the heads"):
+            return choose(run, self.material, parameters)
 
     def _trained(self, run: Phase, arrays: dict[str, F32], choice: Choice, facts: dict[str, Any]) -> Trained:
         return Trained(
@@ -245,6 +213,8 @@ class Training:
             "validation": choice.figures,
             "epochs": state.best_epoch,
             "planned_epochs": state.planned,
+            "set_epochs": choice.set_epochs,
+            "sets": choice.sets,
             "refit": self.options.refit,
             "decode": choice.decode,
             "bias_correction": choice.amount,
@@ -263,7 +233,7 @@ def train(options: TrainConfig, path: str, out: Path, stages: Stages | None = No
     stages = stages or Stages()
     places.check_free(out)
     place = Place.of(options.device, options.precision)
-    learned = material.read(options, path, stages)
+    learned = material.read(options, path, stages, Checkpoints.begun(out))
     checkpoints = Checkpoints.open(out, learned.identity(options, path))
     facts = Training(
         options=options,
@@ -277,6 +247,7 @@ def train(options: TrainConfig, path: str, out: Path, stages: Stages | None = No
     return {
         "status": "done",
         "model": str(out),
+        **({} if learned.base is None or learned.base.version is None else {"init_from": learned.base.version.facts()}),
         **facts,
         "stages": {name: round(seconds, 3) for name, seconds in stages.seconds.items()},
         "seconds": round(stages.elapsed_s, 3),

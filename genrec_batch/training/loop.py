@@ -91,7 +91,6 @@ class Trainer:
         weights: dict[str, Tensor],
         *,
         items: int,
-        seen_M: Tensor,
         standard: Standard,
         schedule: Schedule,
         place: Place,
@@ -106,7 +105,7 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.peak, betas=BETAS, fused=True)
         self.average = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-        self._items, self._seen_M = items, seen_M.to(self._device)
+        self._items = items
         self._mean_F, self._factor_F = self._put(standard.mean_F.astype(np.float32)), self._put(standard.factor_F)
         self._dropout, self._seed = dropout, seed
         compiles = place.device.type == "cuda" and schedule.steps >= COMPILED_STEPS
@@ -174,7 +173,7 @@ class Trainer:
             wanted=Wanted(
                 target_P=target_P if column_C is None else column_C[target_P],
                 weight_P=put(batch.weight_P),
-                seen_M=self._seen_M,
+                seen_M=put(batch.seen_M.astype(np.int64)),
                 seen_start_P=put(batch.seen_start_P),
                 seen_count_P=put(batch.seen_count_P),
                 masked_P1=np.concatenate([np.zeros(1, np.int64), np.cumsum(batch.seen_count_P)]),

@@ -7,7 +7,6 @@ and paths. Out: `Material`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from genrec_batch.events.splits import DAY_US, Cuts
 from genrec_batch.events.survey import Survey
 from genrec_batch.events.whole import WholeLog, read_whole
 from genrec_batch.features import kernel_name
-from genrec_batch.model import weights
+from genrec_batch.model import opening
 from genrec_batch.model.catalog import Catalog
+from genrec_batch.model.registry import Begun
 from genrec_batch.model.weights import Model, ModelConfig
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
@@ -83,13 +83,17 @@ class Material:
         }
 
 
-def read(options: TrainConfig, path: str, stages: Stages) -> Material:
-    """Read what is learned from.
+def read(options: TrainConfig, path: str, stages: Stages, begun: Begun | None = None) -> Material:
+    """Read what is learned from; `begun` is what a training that is continued began with.
 
     Raises:
         ConfigError, InputError, GateError, ModelError, RetryError: see each input, and `_check`.
     """
-    base = None if options.init_from is None else weights.load(Path(options.init_from), "--init-from")
+    base = (
+        None
+        if options.init_from is None
+        else opening.open_model(options.init_from, options.registry, "--init-from", begun=begun)
+    )
     config = sizes(options, base)
     with stages.watched(options.stall_limit):
         log = read_whole(

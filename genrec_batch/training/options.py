@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from genrec_batch.core.declare import check_at_least, check_share, option, same_as
 from genrec_batch.core.errors import ConfigError, ModelError
 from genrec_batch.core.option_values import check_device, check_since, moment_us
-from genrec_batch.core.options import NEXT_TO_NONE, HistoryConfig, LogConfig
+from genrec_batch.core.options import NEXT_TO_NONE, HistoryConfig, RegistryConfig
 from genrec_batch.model.weights import PRESETS, ModelConfig
 
 HORIZON = 25  # events after a cut that are predicted one by one, as a slate is decoded
@@ -39,7 +39,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(LogConfig):
+class TrainConfig(RegistryConfig):
     """Everything that `train` takes beside EVENTS and `--out`."""
 
     users: str | None = same_as(HistoryConfig, "users")
@@ -91,7 +91,8 @@ class TrainConfig(LogConfig):
     ffn: int | None = option("Inner size of the feed-forward layers. Default: the preset's.", panel="Model")
     positions: int | None = option("Position table. Default: the preset's.", panel="Model")
     init_from: str | None = option(
-        "Model directory to begin with; embeddings are mapped by video_id, so the catalog may differ.",
+        "Model directory, or registry:NAME@champion, to begin with; embeddings are mapped by video_id, so the catalog "
+        "may differ.",
         panel="Model",
         identity="content",
     )
@@ -115,6 +116,11 @@ class TrainConfig(LogConfig):
     time_limit: str | None = option(
         "Time that training may take, such as 45m or 2h: fewer epochs are planned.", panel="Training"
     )
+    set_epochs: int = option(
+        "More epochs in which the order of what follows is shuffled in tens; kept where lists then validate better.",
+        0,
+        panel="Training",
+    )
     refit: bool = option(
         "Whether to train again on the whole log, for the epochs that validation found.",
         default=True,
@@ -137,7 +143,7 @@ class TrainConfig(LogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_events=1)
+        check_at_least(self, max_events=1, set_epochs=0)
         check_device(self.device)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)

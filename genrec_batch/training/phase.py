@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,8 @@ from genrec_batch.training.loop import Losses, Schedule, Trainer
 from genrec_batch.training.options import Recipe
 from genrec_batch.training.validate import Validation, gain
 
-SEARCH, REFIT = "search", "refit"
+SEARCH, SEARCH_SETS, REFIT, REFIT_SETS = "search", "search on sets", "refit", "refit on sets"
+SET_EVENTS, SET_RATE = 10, 0.3  # after a cut that are one set, as many as a list has; share of the highest rate
 UNKNOWN_SHARE = 0.12  # of the tokens that are read as unknown
 CHECKPOINT_S = 60.0  # between two checkpoints within an epoch
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 3500, 8, 60  # that are planned: so many steps, within these epochs
@@ -55,9 +55,9 @@ class State:
         """Name of the best weights."""
         return f"best-{self.best_epoch}.safetensors" if self.best_epoch else None
 
-    def next_phase(self) -> None:
-        """Go from the search to the refit."""
-        self.phase, self.epoch, self.batch, self.step, self.sums = REFIT, 0, 0, 0, [0.0] * 4
+    def next_phase(self, name: str) -> None:
+        """Go on to another phase, at its first step."""
+        self.phase, self.epoch, self.batch, self.step, self.sums = name, 0, 0, 0, [0.0] * 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,17 @@ class Phase:
     recipe: Recipe
     place: Place
     seed: int
+    first_epoch: int = 0  # by whose number rows are drawn
+    block: int = 1  # events after a cut whose order is shuffled
+
+    def on_sets(self, name: str, first_epoch: int) -> Phase:
+        """Return a phase that continues this one on sets, at a low rate."""
+        recipe = replace(self.recipe, lr=self.recipe.lr * SET_RATE)
+        return replace(self, name=name, first_epoch=first_epoch, block=SET_EVENTS, recipe=recipe)
 
     def order(self, epoch: int) -> tuple[Any, list[Any]]:
         """Return the rows of an epoch and those of each batch."""
-        return self.events.epoch(self.seed, epoch, self.recipe.batch_size)
+        return self.events.epoch(self.seed, self.first_epoch + epoch, self.recipe.batch_size)
 
     def steps(self) -> int:
         """Return the steps of an epoch."""
@@ -88,7 +95,6 @@ class Phase:
             self.config,
             weights,
             items=self.items,
-            seen_M=torch.from_numpy(self.events.known_M.astype(np.int64)),
             schedule=Schedule(peak=self.recipe.lr, steps=epochs * self.steps()),
             place=self.place,
             dropout=self.recipe.dropout,
@@ -99,7 +105,15 @@ class Phase:
     def batches(self, epoch: int, start: int) -> Any:
         """Yield the batches of an epoch from `start` on, made on a thread ahead of the steps."""
         rows, order = self.order(epoch)
-        made = self.events.batches(rows, order, seed=self.seed, epoch=epoch, start=start, unknown=UNKNOWN_SHARE)
+        made = self.events.batches(
+            rows,
+            order,
+            seed=self.seed,
+            epoch=self.first_epoch + epoch,
+            start=start,
+            unknown=UNKNOWN_SHARE,
+            block=self.block,
+        )
         return threads.background(made, ahead=8, name="batches")
 
 
@@ -132,9 +146,14 @@ def estimated_epoch_s(phase: Phase, weights: dict[str, Tensor]) -> float:
 
 
 def run(
-    phase: Phase, initial: dict[str, Tensor], state: State, checkpoints: Checkpoints, tensors: dict[str, Tensor] | None
+    phase: Phase,
+    epochs: int,
+    initial: dict[str, Tensor],
+    state: State,
+    checkpoints: Checkpoints,
+    tensors: dict[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """Train from where `state` is to the end of the phase; return the best weights, or the last without validation.
+    """Train from where `state` is to the end of the phase; return the best weights of a search, else the last.
 
     `tensors` are those of the checkpoint that `state` is of.
 
@@ -142,7 +161,6 @@ def run(
         GateError: the loss is not a number, or it diverges.
         RetryError: the disk is full.
     """
-    epochs = state.planned if phase.held_out is not None else state.best_epoch
     trainer = phase.trainer(initial, epochs)
     if tensors is not None:
         trainer.restore(tensors, state.step)
@@ -152,7 +170,8 @@ def run(
         began = time.perf_counter()
         title = f"{phase.name}, epoch {epoch + 1} of {epochs}"
         with console.progress(title, steps, "steps", done=state.batch) as advance:
-            for losses in trainer.train(phase.batches(epoch, state.batch), epoch=epoch, start=state.batch):
+            batches, number = phase.batches(epoch, state.batch), phase.first_epoch + epoch
+            for losses in trainer.train(batches, epoch=number, start=state.batch):
                 waiting.append(losses)
                 advance(1)
                 late = time.perf_counter() - saved > CHECKPOINT_S
@@ -165,7 +184,7 @@ def run(
             _add(state, waiting, phase)
         _end_epoch(phase, trainer, state, checkpoints, time.perf_counter() - began)
         saved = time.perf_counter()
-    if phase.held_out is None:
+    if phase.name != SEARCH:
         return dict(trainer.average)
     return best_weights(state, checkpoints, phase.place)
 
@@ -173,14 +192,19 @@ def run(
 def best_weights(state: State, checkpoints: Checkpoints, place: Place) -> dict[str, Tensor]:
     """Return the weights that validated best."""
     assert state.best_file is not None, "an epoch was validated"
-    found = checkpoints.load(state.best_file)
-    assert found is not None, state.best_file
+    return stored_weights(state.best_file, checkpoints, place)
+
+
+def stored_weights(file: str, checkpoints: Checkpoints, place: Place) -> dict[str, Tensor]:
+    """Return the weights of a file beside the checkpoint."""
+    found = checkpoints.load(file)
+    assert found is not None, file
     return {name: tensor.to(place.device) for name, tensor in found[0].items()}
 
 
 def _is_enough(phase: Phase, state: State) -> bool:
     patience = max(3, math.ceil(state.planned * PATIENCE))
-    return phase.held_out is not None and state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
+    return phase.name == SEARCH and state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
 
 
 def _add(state: State, waiting: list[Losses], phase: Phase) -> None:
@@ -232,7 +256,7 @@ def _end_epoch(phase: Phase, trainer: Trainer, state: State, checkpoints: Checkp
             "valid_ndcg": value,
         }
         said = f", validation: loss {loss:.4f}, HR@10 {row['valid_hr@10']:.4f}, NDCG@10 {row['valid_ndcg@10']:.4f}"
-        if value > state.best_value:
+        if phase.name == SEARCH and value > state.best_value:
             state.best_epoch, state.best_value = state.epoch, value
             assert state.best_file is not None
             checkpoints.save(state.best_file, trainer.average, {"epoch": state.epoch})

@@ -91,6 +91,18 @@ def draw(offsets_N1: I64, window: Window, random: np.random.Generator) -> Rows:
     )
 
 
+def shuffled(rows: Rows, block: int, random: np.random.Generator) -> I64:
+    """Return the order in which targets are read, [P]: in rows with features at random within each block after the cut.
+
+    What follows soon is then one set to recommend, whatever comes first in it. Targets are numbered row by row.
+    """
+    count_R = rows.stop_R - rows.target_R
+    row_P = np.repeat(np.arange(len(rows)), count_R)
+    place_P = np.arange(len(row_P)) - (np.cumsum(count_R) - count_R)[row_P]
+    key_P = np.where(rows.cut_R[row_P], random.random(len(row_P)), place_P)
+    return np.lexsort((key_P, place_P // block, row_P))
+
+
 def batches(rows: Rows, size: int, random: np.random.Generator) -> list[I64]:
     """Return the rows of each batch of an epoch: neighbours in length among some batches, batches in random order.
 

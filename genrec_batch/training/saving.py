@@ -14,6 +14,7 @@ from typing import Any
 
 from genrec_batch.core.arrays import F32, HEADS
 from genrec_batch.core.errors import ModelError, refused
+from genrec_batch.features.sampled import in_short
 from genrec_batch.model import weights
 from genrec_batch.model.trained import Trained
 from genrec_batch.training.material import Material
@@ -31,13 +32,13 @@ Score a log with it: `genrec-batch score events.parquet recs.parquet --model DIR
 
 ## Training
 
-Held out: {split}. Of {planned_epochs} planned epochs, {epochs} validated best{again}. {seen} Seed {seed}, {precision}
-on {device}; the last day's popularity corrects the output bias by {bias_correction:g}.
+Held out: {split}. Of {planned_epochs} planned epochs, {epochs} validated best{again}.{on_sets}
+{seen} Seed {seed}, {precision} on {device}; the last day's popularity corrects the output bias by {bias_correction:g}.
 {missing}
 ![loss and NDCG@10 by epoch]({curves})
 
 The figures of each epoch are in `{log}`.
-{measured}
+{measured}{distribution}
 ## Files
 
 | file | what |
@@ -49,6 +50,7 @@ The figures of each epoch are in `{log}`.
 | `onnx/` | graphs, after `genrec-batch model export` |
 """
 AGAIN = ", and the model was trained again on the whole log for as many"
+ON_SETS = " {set_epochs} further epochs were on sets: the order of what follows is shuffled in tens."
 MASKED = (
     "Videos that a user had seen were left out of the softmax: this model ranks seen videos badly, so do not score "
     "with `--include-seen`."
@@ -68,6 +70,16 @@ The heads are calibrated on these users.
 | head | views | mean label | AUC | log loss | log loss uncalibrated | log loss of the mean label |
 | --- | --- | --- | --- | --- | --- | --- |
 {heads}
+"""
+DISTRIBUTION = """
+## Inputs and scores
+
+Of {users:,} users at the end of the training, with `--decode {decode}`. `config.json` has the distribution of these and
+further quantities; each run of `score` tells how far its own has moved from it.
+
+| | mean | median |
+| --- | --- | --- |
+{rows}
 """
 HEADER = (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11" '
@@ -131,11 +143,13 @@ def card(options: TrainConfig, material: Material, trained: Trained) -> str:
         **sizes,
         max_events=trained.max_events,
         again=AGAIN if facts["refit"] else "",
+        on_sets=ON_SETS.format(**facts) if facts["set_epochs"] else "",
         seen=MASKED if trained.seen_masked else UNMASKED,
         seed=options.seed,
         curves=CURVES,
         log=LOG_FILE,
         measured=_validation(facts["validation"], trained),
+        distribution=_distribution(trained),
         missing=f"\nWithout labels, so of no meaning: {', '.join(missing)}.\n" if missing else "",
     )
 
@@ -143,9 +157,14 @@ def card(options: TrainConfig, material: Material, trained: Trained) -> str:
 def _validation(valid: Mapping[str, Any], trained: Trained) -> str:
     if not valid:
         return ""
+    measured = dict(valid["decode"])
+    sets = trained.facts["sets"]
+    if sets is not None:
+        other, said = ("before", "") if sets["kept"] else ("after", ", which were undone")
+        measured |= {f"{mode}, {other} {sets['epochs']} epochs on sets{said}": of for mode, of in sets[other].items()}
     lists = [
         f"| {mode} | {found['hr@10']:.4f} | {found['ndcg@10']:.4f} | {found['recall@10']:.4f} |"
-        for mode, found in valid["decode"].items()
+        for mode, found in measured.items()
     ]
     heads = [
         f"| {head} | {found['exposures']:,} | {found['mean_label']:.4f} | "
@@ -154,6 +173,14 @@ def _validation(valid: Mapping[str, Any], trained: Trained) -> str:
         for head, found in valid["heads"].items()
     ]
     return MEASURED.format(rows=valid["rows"], decode=trained.decode, lists="\n".join(lists), heads="\n".join(heads))
+
+
+def _distribution(trained: Trained) -> str:
+    if trained.distribution is None:
+        return ""
+    known = in_short(trained.distribution, trained.decode)
+    rows = [f"| {name} | {mean:.4g} | {median:.4g} |" for name, mean, median in known if mean is not None]
+    return DISTRIBUTION.format(users=trained.distribution.users, decode=trained.decode, rows="\n".join(rows))
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ Shapes besides those of `core.arrays`: A amounts of a correction that are tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,36 @@ MOST_ROWS, ROWS_AT_ONCE = 4096, 256
 SEEN_LIMIT, TOP, NEXT = 1000, 10, 10  # as in `score`; places of a list, and events after the cut that it is judged by
 FAR = np.int64(1 << 40)  # the rank of what cannot be recommended
 SIGNIFICANT = 1.0  # standard errors by which a change must help to be made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """How good each row's list is: whether it holds the next video, how far up, and how much of the next ones."""
+
+    hit_N: F64
+    gain_N: F64
+    recall_N: F64
+
+    def figures(self) -> dict[str, float]:
+        """Return the means."""
+        means = {"hr@10": self.hit_N, "ndcg@10": self.gain_N, "recall@10": self.recall_N}
+        return {name: float(each_N.mean()) for name, each_N in means.items()}
+
+    def worth(self, *, several: bool) -> float:
+        """Return how good they are: by the next video, and by the next ten where there are `several`."""
+        return float(self.gain_N.mean() * (self.recall_N.mean() if several else 1.0))
+
+    def more_than(self, other: Lists, *, several: bool) -> F64:
+        """Return of each row, of the same rows in both, what it adds to how much more these are worth on average."""
+        more_N: F64 = self.gain_N - other.gain_N
+        if several:
+            recall, gains = (self.recall_N + other.recall_N).mean() / 2, (self.gain_N + other.gain_N).mean() / 2
+            more_N = more_N * recall + (self.recall_N - other.recall_N) * gains
+        return more_N
+
+    def better_than(self, other: Lists, *, several: bool) -> bool:
+        """Return whether these are worth more than others, by more than the standard error of that."""
+        return significant(self.more_than(other, several=several))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +153,10 @@ class Validation:
             logits_BC[row, seen_BX[row, place]] = -torch.inf
             yield rows_B, logits_BC
 
-    def decoding(self, engine: Engine, items: int) -> dict[str, dict[str, float]]:
+    def decoding(self, engine: Engine, items: int) -> dict[str, Lists]:
         """Return how well the lists of each mode hold the next video and the next ones."""
         inputs = replace(self.inputs, candidates=None)
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, Lists] = {}
         for mode in ("candidates", "slate"):
             tokens_NK = np.zeros((len(self), TOP), np.int32)
             spans = batch_rows(inputs.histories.lengths_N, ROWS_AT_ONCE)
@@ -194,29 +224,29 @@ def gain(ranks: I64, top: int | None = TOP) -> F64:
     return np.where(ranks < (FAR if top is None else top), gains, 0.0)
 
 
-def _of_lists(tokens_NK: I32, target_N: I32, following: Ragged) -> dict[str, float]:
-    """Return hit rate and gain of the next video, and the share of the next ones that the lists hold."""
+def _of_lists(tokens_NK: I32, target_N: I32, following: Ragged) -> Lists:
+    """Return how good lists are; `following` are the next videos."""
     hit_NK = (tokens_NK == target_N[:, None]) & (target_N[:, None] >= FIRST_ITEM)
-    gains = (hit_NK * gain(np.arange(tokens_NK.shape[1]))).sum(1)
+    gains_N = (hit_NK * gain(np.arange(tokens_NK.shape[1]))).sum(1)
     row = np.repeat(np.arange(len(target_N)), following.lengths_N)
     held = (tokens_NK[row] == following.values[:, None]).any(1) & (following.values >= FIRST_ITEM)
-    recall = np.bincount(row, held, len(target_N)) / following.lengths_N
-    return {"hr@10": float(hit_NK.any(1).mean()), "ndcg@10": float(gains.mean()), "recall@10": float(recall.mean())}
+    recall_N = np.bincount(row, held, len(target_N)) / following.lengths_N
+    return Lists(hit_N=hit_NK.any(1).astype(np.float64), gain_N=gains_N, recall_N=recall_N)
 
 
-def better_mode(found: dict[str, dict[str, float]], *, several: bool) -> str:
-    """Return the mode that ranks better: by the next video, and by the next ten where there are `several`."""
-
-    def worth(mode: str) -> float:
-        return found[mode]["ndcg@10"] * (found[mode]["recall@10"] if several else 1.0)
-
-    return "slate" if worth("slate") > worth("candidates") else "candidates"
+def better_mode(found: Mapping[str, Lists], *, several: bool) -> str:
+    """Return the mode that ranks better."""
+    better = found["slate"].worth(several=several) > found["candidates"].worth(several=several)
+    return "slate" if better else "candidates"
 
 
 def helpful(ranks_AN: I64) -> int:
     """Return which correction ranks best, 0 (none) unless another gains more than its standard error."""
     gains_AN = gain(ranks_AN, None)
     place = int(gains_AN.mean(1).argmax())
-    difference_N = gains_AN[place] - gains_AN[0]
-    error = difference_N.std() / max(1.0, np.sqrt(len(difference_N)))
-    return place if difference_N.mean() > SIGNIFICANT * error else 0
+    return place if significant(gains_AN[place] - gains_AN[0]) else 0
+
+
+def significant(more_N: F64) -> bool:
+    """Return whether a change that gains so much in each row gains more than its standard error."""
+    return bool(more_N.mean() > SIGNIFICANT * more_N.std() / np.sqrt(max(1, len(more_N))))

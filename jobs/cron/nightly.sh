@@ -18,6 +18,7 @@
 #                            saves scoring them; default 7d; empty: all users are scored every night
 #   GENREC_JOB_MIN_ROWS_PERCENT  of the rows that are published now; an output with fewer is exit 6; default 50, 0: any
 #   GENREC_JOB_ON_FAILURE    program called with CODE DATE LOG when the night failed
+#   GENREC_JOB_EXIT_DEVICE   exit code when this machine's device is at fault; default 5, as for all that an engine lacks
 #   GENREC_JOB_EXIT_WHEN_EMPTY  exit code when there is nothing to score; default 99 (0 for Kubernetes)
 # GENREC_BATCH_* and $GENREC_JOB_ROOT/genrec-batch.toml are options of genrec-batch itself, such as the model.
 #
@@ -74,6 +75,7 @@ read_settings() {
     carry_for=${GENREC_JOB_CARRY_FOR-7d}
     min_rows_percent=${GENREC_JOB_MIN_ROWS_PERCENT:-50}
     on_failure=${GENREC_JOB_ON_FAILURE:-}
+    exit_device=${GENREC_JOB_EXIT_DEVICE:-5}
     exit_when_empty=${GENREC_JOB_EXIT_WHEN_EMPTY:-99}
     whole_number GENREC_JOB_TIMEOUT "$timeout_s"
     whole_number GENREC_JOB_RETRIES "$retries"
@@ -81,6 +83,7 @@ read_settings() {
     whole_number GENREC_JOB_KEEP_OUTPUTS "$keep_outputs"
     whole_number GENREC_JOB_KEEP_LOGS "$keep_logs"
     whole_number GENREC_JOB_MIN_ROWS_PERCENT "$min_rows_percent"
+    whole_number GENREC_JOB_EXIT_DEVICE "$exit_device"
     whole_number GENREC_JOB_EXIT_WHEN_EMPTY "$exit_when_empty"
     [ "$keep_outputs" -gt 0 ] || refuse 2 "GENREC_JOB_KEEP_OUTPUTS=0 would remove what was just published"
     for tool in flock timeout gzip "$program"; do
@@ -284,7 +287,10 @@ night() {
         ;;
     5)
         case $(grep -o '(exit 5: [a-z]*)' "$log" | tail -n 1) in
-        *device*) say "the device of this machine ($(uname -n)) is at fault; another machine may do" ;;
+        *device*)
+            say "the device of this machine ($(uname -n)) is at fault; another machine may do"
+            code=$exit_device
+            ;;
         *scores*) say "the engine computed no finite scores; look at the users and inputs that it names" ;;
         *) say "something is not installed here; the message says what" ;;
         esac

@@ -1,18 +1,18 @@
 # genrec-batch on a CPU: ONNX Runtime, no PyTorch. From the repository's root:
 #   docker build --file jobs/docker/cpu.Dockerfile --tag genrec-batch:0.1.0-cpu .
 #   docker run --rm --volume /data/genrec:/data genrec-batch:0.1.0-cpu score events.parquet recs.parquet --model model
-FROM python:3.11.14-slim-bookworm AS build
+FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/genrec-batch
 COPY constraints.txt pyproject.toml README.md LICENSE /src/
 COPY genrec_batch /src/genrec_batch/
-RUN /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.txt '/src[cpu]' \
+RUN /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.txt '/src[cpu,store]' \
     && /opt/genrec-batch/bin/python -m pip uninstall --yes pip setuptools
-COPY jobs/cron/nightly.sh jobs/docker/compile-kernels.sh /opt/genrec-batch/bin/
+COPY jobs/cron/nightly.sh jobs/cron/weekly.sh jobs/docker/compile-kernels.sh /opt/genrec-batch/bin/
 RUN PATH=/opt/genrec-batch/bin:$PATH NUMBA_CACHE_DIR=/opt/genrec-batch/kernels compile-kernels.sh
 COPY jobs/docker/genrec-batch /opt/genrec-batch/start/
 
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 RUN useradd --uid 10001 --user-group --no-create-home genrec
 COPY --from=build /opt/genrec-batch /opt/genrec-batch
 ENV PATH=/opt/genrec-batch/start:/opt/genrec-batch/bin:$PATH \

@@ -1,6 +1,6 @@
 """The commands as a user runs them: results, options from everywhere, exit codes, streams.
 
-Also tests `flags`, `look`, `model`, `option_file`, `reports.tables` and `scoring.write_features`.
+Also tests `flags`, `look`, `model`, `reports.tables` and `scoring.write_features`.
 """
 
 from __future__ import annotations
@@ -440,12 +440,14 @@ def test_a_changed_schema_file_is_another_run(run, log_file, model_dir, tmp_path
 
 
 def test_data_that_looks_like_markup_is_printed_as_it_is(run, log, model_dir):
-    odd = log.with_columns(pl.format("[red]{}[/b]", "user_id").alias("user_id")).rename({"device_type": "play[/x]"})
+    odd = log.with_columns(user_id=pl.format("[red]{}:100:[/b]", "user_id")).rename({"device_type": "play[/x]"})
     odd.write_parquet("odd.parquet")
-    done = run("score", "odd.parquet", "--user", "[red]103[/b]", "--model", model_dir, "--top-k", "2")
+    done = run("score", "odd.parquet", "--user", "[red]103:100:[/b]", "--model", model_dir, "--top-k", "2")
     assert done.code == 0, done.err
-    assert "[red]103[/b]" in done.out
+    assert "[red]103:100:[/b]" in done.out.rpartition("\n{")[0], "in the table, without Rich's emoji"
     assert "play[/x]" in done.err
+    refused = run("score", "odd.parquet", "o.parquet", "--salt", "x", "--arm", "a=m:100:SHADOW")
+    assert "--arm 'a=m:100:SHADOW'" in refused.err
 
 
 def test_cold_start_users_are_those_without_a_known_video(run, log, model_dir):

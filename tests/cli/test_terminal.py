@@ -65,7 +65,7 @@ def on_a_terminal(*arguments, columns=80, until=None, **environment):
     ("line", "said"),
     [
         ("scroe", "no such command 'scroe'. Did you mean 'score'?"),
-        ("model exprot x", "no such command 'exprot'. Did you mean 'export'?"),
+        ("model exprot x", "no such command 'exprot'. Did you mean 'export', 'promote'?"),
         ("score a b --top-kk 3", "no such option --top-kk. Did you mean '--top-k'?"),
         ("score a b --top-k many", "--top-k 'many': not a whole number."),
         ("score a b --max-rejects some", "--max-rejects 'some': not a number."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from genrec_batch.core.declare import differences, recorded, values
 from genrec_batch.core.options import ScoreConfig
 
@@ -29,3 +31,9 @@ def test_differences_name_the_place_and_both_values():
     before, now = {"model": "a", "config": {"top_k": 3, "user": []}}, {"model": "a", "config": {"top_k": 5, "user": []}}
     assert differences(before, now) == ["config.top_k (3, now 5)"]
     assert differences(before, before) == []
+
+
+def test_a_list_that_came_back_from_json_is_the_tuple_that_was_written():
+    now = {"schema": {"explode": (), "columns": ("a", "b")}}
+    assert differences(json.loads(json.dumps(now)), now) == []
+    assert differences({"explode": ["a"]}, {"explode": ()}) == ["explode (['a'], now [])"]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from genrec_batch.core.arrays import Batch
+from genrec_batch.core.arrays import Batch, Masks
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.engines import batch_size, choose
 from genrec_batch.engines.decode import Decoding
@@ -54,6 +54,17 @@ def test_the_constant_is_that_of_the_kind_of_device():
     found = batch_size.choose_size(Device(), TINY, sample(), DECODING)
     assert (found.users, found.why) == (8192, "8,192 users a batch: fixed for cuda")
     assert users(Device("cpu")) == 256
+
+
+def test_a_mask_needs_room_for_a_second_copy_of_the_logits():
+    rules = Masks.of(np.zeros((1, REFERENCE.config.vocabulary), np.bool_), np.zeros(20))
+    masked = dataclasses.replace(sample(), masks=rules)
+    logits_gib = 8192 * REFERENCE.config.vocabulary * 4 / 2**30
+    needed_gib = batch_size._expected_bytes(Device(), REFERENCE, sample(), DECODING, 8192) / 2**30
+    for free_gib, expected in ((needed_gib + 0.9 * logits_gib, 4096), (needed_gib + 1.1 * logits_gib, 8192)):
+        found = batch_size.choose_size(Device(free_gib=free_gib), REFERENCE, masked, DECODING)
+        assert found.users == expected
+        assert batch_size.choose_size(Device(free_gib=free_gib), REFERENCE, sample(), DECODING).users == 8192
 
 
 def test_each_beam_is_a_row_of_the_batch():

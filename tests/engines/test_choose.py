@@ -57,6 +57,18 @@ def test_auto_takes_the_fast_precision_only_while_it_keeps_the_top_10(monkeypatc
     assert (other.engine.precision, "90.0%" in other.why) == ("fp32", True)
 
 
+def test_the_engine_of_a_cpu_is_opened_while_the_log_is_read(monkeypatch):
+    opened = []
+    monkeypatch.setattr(choose, "open_engine", lambda _model, **asked: opened.append(asked) or Pretend("fp32", 2))
+    asked = {"name": "torch", "device": "cpu", "precision": "fp32"}
+    ahead = choose.Opening(ScoreConfig(engine="torch", device="cpu", precision="fp32"))
+    ahead.know(TINY)
+    ahead.close()
+    assert len(opened) == 1
+    chosen = choose.select(TINY, SAMPLE, Decoding(top_k=10), ahead=ahead, **asked)
+    assert (len(opened), chosen.engine.precision) == (1, "fp32"), "it is opened twice"
+
+
 def test_what_is_asked_for_by_name_is_taken_without_a_check(monkeypatch):
     assert chosen(monkeypatch, 500, precision="bf16").engine.precision == "bf16"
 
@@ -161,7 +173,7 @@ def opening(monkeypatch, make, **asked):
     try:
         return choose.select(TINY, SAMPLE, Decoding(top_k=10), **given), made
     finally:
-        assert ahead.engines() is None, "an engine that is not taken must be free to go"
+        assert ahead.opened() is None, "an engine that is not taken must be free to go"
         ahead.close()
 
 

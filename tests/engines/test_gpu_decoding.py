@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.arrays import Batch, Masks, Ranked
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines import driver
-from genrec_batch.engines.decode import Decoding, recommend
+from genrec_batch.engines.decode import Decoding, recommend, recommend_all
 from genrec_batch.engines.onnx.engine import OnnxRuntimeEngine
 from genrec_batch.engines.parity import top_overlap
 from genrec_batch.engines.plan_cache import EngineCache
@@ -36,7 +36,21 @@ def sharp(model):
     return dataclasses.replace(model, weights=weights)
 
 
-def users(*, given, seed=0, rows=37, width=16):
+MASKS = ("none", "one for all", "of each user")
+
+
+def masks_of(kind, rows):
+    """Masks that leave some users fewer items than they ask for, and one user none."""
+    random, vocabulary = np.random.default_rng(9), MODEL.config.vocabulary
+    if kind == "none":
+        return None
+    if kind == "one for all":
+        return Masks.of(random.random((1, vocabulary)) < 0.7, np.zeros(rows))
+    banned_BV = random.random((rows, vocabulary)) < np.linspace(0.5, 1, rows)[:, None]
+    return Masks.of(banned_BV, np.arange(rows))
+
+
+def users(*, given, seed=0, rows=37, width=16, masks="none"):
     random = np.random.default_rng(seed)
     lengths = random.integers(0, width + 1, rows).astype(np.int32)
     tokens = random.integers(1, MODEL.tokens, (rows, width)).astype(np.int32)
@@ -50,6 +64,7 @@ def users(*, given, seed=0, rows=37, width=16):
         candidates_BC=random.integers(0, MODEL.tokens, (rows, 12)).astype(np.int32) if given else None,
         profile_BP=np.where(has[:, None], profiles, np.float32(0)),
         has_profile_B=has,
+        masks=masks_of(masks, rows),
     )
 
 
@@ -91,7 +106,11 @@ def opened(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected():
     engine = OnnxRuntimeEngine(sharp(MODEL), device="cpu", precision="fp32")
-    return {way: recommend(engine, users(given=given), decoding) for way, (decoding, given) in WAYS.items()}
+    return {
+        (way, masks): recommend(engine, users(given=given, masks=masks), decoding)
+        for way, (decoding, given) in WAYS.items()
+        for masks in MASKS
+    }
 
 
 def by_token(ranked):
@@ -103,11 +122,16 @@ def by_token(ranked):
     )
 
 
+@pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("word", ENGINES)
-def test_a_gpu_recommends_what_the_cpu_does(opened, expected, word, way):
+def test_a_gpu_recommends_what_the_cpu_does(opened, expected, word, way, masks):
     decoding, given = WAYS[way]
-    mine, theirs = recommend(opened(word), users(given=given), decoding), expected[way]
+    batch, theirs = users(given=given, masks=masks), expected[way, masks]
+    (mine,) = recommend_all(opened(word), [batch], decoding)
+    np.testing.assert_array_equal((mine.tokens_BK > 0).sum(1), (theirs.tokens_BK > 0).sum(1))
+    if batch.masks is not None:
+        assert not (batch.masks.banned_BC(mine.tokens_BK) & (mine.tokens_BK > 0)).any()
     exact = word.endswith("fp32")
     overlap = top_overlap(mine.tokens_BK, theirs.tokens_BK)
     assert overlap == 1 if exact else overlap > 0.9

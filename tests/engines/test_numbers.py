@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.arrays import Batch, Masks, Ranked
 from genrec_batch.engines import numbers
 
 TOKENS = 8  # padding, unknown and six items
@@ -50,6 +50,17 @@ def test_items_lost_to_nan_are_a_fault_unless_the_items_are_not_known():
     numbers.check(batch(), lost, tokens=None)
     given = replace(batch(), candidates_BC=np.array([[2], [4], [0]], np.int32))
     numbers.check(given, lost, tokens=TOKENS)
+
+
+def test_items_that_a_mask_bans_are_not_lost():
+    found = ranked([[2, 3, 6, 7], [4, 5, 0, 0], [0, 0, 0, 0]])
+    banned_MV = np.zeros((4, TOKENS), np.bool_)
+    banned_MV[0, 4:6] = banned_MV[1, [3, 6, 7]] = banned_MV[2, 2:] = True  # 3 was seen too, and counts once
+    masked = replace(batch(), masks=Masks.of(banned_MV, [0, 1, 2]))
+    numbers.check(masked, found, tokens=TOKENS)
+    with pytest.raises(numbers.NotNumbersError) as error:
+        numbers.check(replace(masked, masks=Masks.of(banned_MV, [0, 3, 2])), found, tokens=TOKENS)
+    assert error.value.rows_R.tolist() == [1]
 
 
 def test_the_largest_input_of_the_first_row_is_named():

@@ -24,6 +24,13 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, name, e
         registry.open_engine(TINY, name=name, device="cuda:0", precision="fp32")
 
 
+def test_servers_without_their_client_say_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda _: None)
+    said = r"--engine triton: the package tritonclient is not installed; pip install 'genrec-batch\[triton\]'"
+    with pytest.raises(EngineError, match=said):
+        registry.open_engine(TINY, name="triton://127.0.0.1:1", device="cpu", precision="auto")
+
+
 @pytest.mark.parametrize(
     ("name", "device", "precision", "message"),
     [

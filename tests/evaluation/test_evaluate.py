@@ -87,7 +87,10 @@ def test_lists_are_those_that_score_writes(run, evaluated, log, model_dir, mode,
     assert value(report, mode, "recall@10", ahead=10) == pytest.approx(np.mean(recall), rel=1e-5)
 
 
-@pytest.mark.parametrize("flags", [[], ["--layout", "nested", "--shard-users", 16]])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--layout", "nested", "--shard-users", 16], ["--layout", "wide"], ["--partition-by", "cold_start"]],
+)
 def test_an_earlier_output_is_judged_as_its_model_is(run, evaluated, log, log_file, model_dir, flags):
     by_model = evaluated("--test-from", SPLIT, "--decode", "slate", "--ks", "1,5,10").report
     target = "nested" if flags else "recs.parquet"

@@ -58,8 +58,8 @@ def test_shards_that_are_skipped_are_not_loaded(log_file, config):
     dataset = Dataset.open(str(log_file), config)
     loaded = []
     dataset.users.load = lambda bucket: loaded.append(bucket) or dataset.users.__class__.load(dataset.users, bucket)
-    assert [shard.number for shard in dataset.users.shards({0, 2})] == [1, 3, 4, 5]
-    assert list(dataset.users.shards(range(6))) == []
+    assert [shard.number for shard in dataset.users.shards(dataset.users.groups({0, 2}))] == [1, 3, 4, 5]
+    assert list(dataset.users.shards(dataset.users.groups(range(6)))) == []
     assert len(loaded) == 1
 
 

@@ -142,3 +142,64 @@ def test_a_log_that_is_read_while_it_is_scored_is_judged_before_it_is_published(
     ran = score(log, "--strict", "--shard-users", "20", "--memory-limit", "1MiB")
     assert ran.code == 6
     assert not (tmp_path / "recs.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", [pl.Date, pl.Datetime("us", "Asia/Shanghai"), pl.Int64])
+def test_dates_in_the_place_of_times_are_told_and_the_remedy_mends_it(score, log, kind):
+    start = pl.lit(1_776_000_000 // 86_400 * 86_400)
+    if kind == pl.Int64:  # all the same
+        days = log.with_columns(at="timestamp", timestamp=start)
+    else:
+        day = pl.from_epoch(start + SPREAD % 9 * 86_400, "s")
+        moved = day.dt.replace_time_zone("Asia/Shanghai") if kind != pl.Date else day.cast(pl.Date)
+        days = log.with_columns(at="timestamp", timestamp=moved)
+    ran = score(days)
+    assert ran.code == 0, ran.err
+    (said,) = about(ran, "timestamp")
+    assert f"have the same time of day ({'16:00:00' if 'Shanghai' in str(kind) else '00:00:00'} UTC)" in said
+    assert not about(score(days, "--if-exists", "overwrite", schema='timestamp = "at"\n'), "timestamp")
+    assert score(days, "--strict", "--if-exists", "overwrite").code == 6
+
+
+def test_times_of_one_event_each_may_be_dates(score, log):
+    one = log.unique("user_id").with_columns(timestamp=pl.lit(1_776_038_400))
+    assert not about(score(one), "timestamp")
+
+
+def test_one_user_with_a_large_part_of_the_events_is_named_and_the_remedy_leaves_them_out(score):
+    log = small_log(users=120)
+    shared = log.with_columns(user_id=pl.when(SPREAD % 3 == 0).then(0).otherwise("user_id"))
+    ran = score(shared)
+    (said,) = about(ran, "user_id")
+    assert "user_id: 0 has 33% of the events of 121 users" in said
+    remedy = re.search(r"where = \".*\"", said)[0]
+    after = score(shared, schema=remedy)
+    assert after.code == 0, after.err
+    assert not about(after, "user_id")
+    assert 0 not in pl.read_parquet("recs.parquet")["user_id"].to_list()
+    assert not about(score(log), "user_id")
+
+
+def test_texts_for_no_id_are_told_and_the_remedy_leaves_them_out(score, log):
+    column = "user_id"
+    texts = log.with_columns(pl.col(column).cast(pl.String))
+    odd = pl.when(SPREAD % 7 == 0).then(pl.lit("None")).when(SPREAD % 7 == 1).then(pl.lit("NaN")).otherwise(column)
+    mixed = texts.with_columns(odd.alias(column))
+    ran = score(mixed, "--min-match", "0")
+    (said,) = about(ran, column)
+    assert "have an id that says that there is none ('NaN', 'None')" in said
+    after = score(mixed, "--min-match", "0", schema=re.search(r"where = \".*\"", said)[0])
+    assert after.code == 0, after.err
+    assert not about(after, column)
+    assert after.summary["events"] < ran.summary["events"]
+    assert not about(score(texts, "--min-match", "0"), column)
+
+
+def test_ids_that_excel_has_cut_are_told_and_its_numbers_are_read(run, model_dir, tmp_path):
+    rows = [f"1.2345{n}E+11,{1000 + n},{1_775_000_000 + n},1.5E+0{n % 2}" for n in range(10)]
+    (tmp_path / "a.csv").write_text("\n".join(["user_id,video_id,timestamp,watch_duration", *rows]))
+    ran = run("score", "a.csv", "recs.parquet", "--model", model_dir, "--min-match", "0")
+    assert ran.code == 0, ran.err
+    assert "10 events have an id such as '1.23450E+11', which Excel has cut" in about(ran, "user_id")[0]
+    assert not about(ran, "watch_duration")
+    assert ran.summary.get("odd_values", {}) == {}

@@ -12,6 +12,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from genrec_batch.events import lists
+from genrec_batch.events.log import EventLog
+from genrec_batch.io import read
 from tests.conftest import small_log
 
 START = 1_775_000_000  # April 2026
@@ -138,6 +141,20 @@ def test_where_leaves_rows_out_that_are_no_rejects(score):
     assert score(log, schema='where = "watch_duration"').code == 3
 
 
+@pytest.mark.parametrize(("clock", "code"), [(300, 3), (START + 3_600, 6)], ids=["1970", "a day behind"])
+def test_a_clock_that_is_behind_is_named_where_it_calls_most_rows_future(score, monkeypatch, clock, code):
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time_ns", lambda: clock * 10**9)
+        ran = score(events())
+    said = re.search(r"this machine's clock is wrong, which says (\S+ \S+) UTC: set it", ran.err)
+    assert (ran.code, said is not None) == (code, True), ran.err
+    assert said[1].startswith(f"{dt.datetime.fromtimestamp(clock, dt.timezone.utc):%Y-%m-%d}")
+    assert not Path("recs.parquet").exists()
+    assert score(events()).code == 0
+    few = score(events(user_id=with_bad(pl.col("user_id"), None, row=5)), "--max-rejects", "0")
+    assert (few.code, "clock" in few.err) == (6, False)
+
+
 def test_an_expression_over_a_null_is_a_null(score):
     ran = score(events(n=with_bad(pl.int_range(pl.len()), None)), schema='user_id = "n % 20"')
     assert ran.summary["rejected_because"] == {"user_id is null": 1}
@@ -171,6 +188,27 @@ def test_lists_of_unequal_length_and_empty_ones(score):
     assert ran.summary["events"] == 780
     assert pl.read_parquet("rejects.parquet")["row"].to_list() == [5]
     assert score(wide, schema='explode = ["video"]').code == 3
+
+
+def test_lists_are_read_in_parts_of_bounded_size_with_the_same_rows_and_rejects(score, monkeypatch):
+    wide = events(rows=800).with_columns(user_id=pl.int_range(pl.len()) // 10).group_by("user_id", maintain_order=True)
+    wide = wide.agg("video_id", "timestamp").with_columns(
+        video_id=pl.when(pl.col("user_id") == 61).then(pl.col("video_id").list.head(3)).otherwise("video_id"),
+        timestamp=pl.when(pl.col("user_id") == 70).then(pl.lit([None] * 10)).otherwise("timestamp"),
+    )
+    schema, found = 'explode = ["video_id", "timestamp"]', []
+    for most in (lists.MOST_EVENTS, 100, 1):
+        monkeypatch.setattr(lists, "MOST_EVENTS", most)
+        ran = score(wide, "--rejects", "rejects.parquet", schema=schema)
+        assert ran.code == 0, ran.err
+        found.append((pl.read_parquet("recs.parquet"), pl.read_parquet("rejects.parquet")))
+        (Path("s.toml")).write_text(schema)
+        groups = EventLog.of(read.scan("in.parquet", "INPUT"), "s.toml", "INPUT").row_groups
+        assert len(groups) == {100: 8, 1: 80}.get(most, 1)
+    for recs, rejects in found[1:]:
+        assert recs.equals(found[0][0])
+        assert rejects.equals(found[0][1])
+    assert set(rejects["row"]) == {61, 70}
 
 
 MOMENT = pl.from_epoch("timestamp")

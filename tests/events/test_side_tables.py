@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from genrec_batch.core.errors import InputError
 from genrec_batch.events.hashing import slot
-from genrec_batch.events.side_tables import check_users, users_table, videos_table
+from genrec_batch.events.side_tables import by_token, check_users, users_table, videos_table
+from genrec_batch.io import read
+from genrec_batch.model.catalog import Catalog
 
 
 def add(vector, text, amount):
@@ -303,3 +305,11 @@ def test_vectors_without_any_value_are_warned_about(run, model_dir, log_file, lo
     done = run("score", log_file, "recs.parquet", "--model", model_dir, "--videos", "videos.parquet")
     assert done.code == 0, done.err
     assert "column 'embedding' has no value in any row" in done.err.replace("\n", " ")
+
+
+def test_videos_stand_in_the_order_of_the_catalogs_tokens():
+    catalog = Catalog(items=pl.DataFrame({"video_id": [30, 10, 20], "count": [3, 2, 1]}))
+    videos = pl.DataFrame(
+        {"video_id": [10, 99, 30], "creator_id": ["a", "b", "c"], read.ROW: [0, 1, 2], read.PIECE: [0, 0, 0]}
+    )
+    assert by_token(videos, catalog).to_dict(as_series=False) == {"creator_id": ["c", "a", None]}

@@ -74,6 +74,14 @@ class GenrecKernel(OpRun):
         return np.einsum("bhk,bkhd->bhd", share, np.where(seen[:, :, None, None], every[:, :, 2], 0)).reshape(rows, 512)
 
     def rank_items(self, x, sizes):
+        return self.ranked(x, sizes, None)
+
+    def rank_masked_items(self, x, sizes):
+        mask, masks = x[5:]
+        bits = np.unpackbits(np.ascontiguousarray(masks[mask]).view(np.uint8), axis=1, bitorder="little")
+        return self.ranked(x[:5], sizes, bits[:, : sizes.items].astype(bool))
+
+    def ranked(self, x, sizes, banned):
         logits, seen, seen_width, read, step = x
         items, limit, rows = sizes.items, sizes.limit, len(logits)
         seen = seen.reshape(-1)[: rows * seen_width[0]].reshape(rows, -1)  # so many columns, one row after the other
@@ -81,6 +89,8 @@ class GenrecKernel(OpRun):
         heads = 1 / (1 + np.exp(-logits[:, items : items + len(HEADS)]))
         left = logits[:, :items].copy()
         left[:, limit:] = -np.inf
+        if banned is not None:
+            left[banned] = -np.inf
         for row in range(len(left)):
             left[row, seen[row]] = -np.inf
             left[row, read[: step[0] + 1, row]] = -np.inf

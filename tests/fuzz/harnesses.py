@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from genrec_batch.core.errors import GenrecError
 from genrec_batch.events.dataset import catalog_of
-from genrec_batch.io import output, published
+from genrec_batch.events.log import EventLog
+from genrec_batch.io import output, published, read
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.reports import inspect
@@ -44,16 +45,19 @@ video_id = "v"
 
 @dataclass(frozen=True, kw_only=True)
 class Harness:
-    """A whole file as bytes, and what reads it."""
+    """Whole files as bytes, what reads one, and the command that does."""
 
     place: Path
-    whole: bytes
-    read: Callable[[bytes], object]
+    file: Path
+    wholes: tuple[bytes, ...]
+    read: Callable[[Path], object]  # of the place
+    command: tuple[str, ...]
 
     def tried(self, data: bytes) -> bool:
         """Read some bytes; return whether they were accepted. Anything but an error of ours leaves as it is."""
+        self.file.write_bytes(data)
         try:
-            self.read(data)
+            self.read(self.place)
         except GenrecError:
             return False
         return True
@@ -68,6 +72,7 @@ def _log() -> pl.DataFrame:
             "timestamp": [start + dt.timedelta(hours=hour) for hour in range(4)],
             "watch_duration": [1.0, None, 3.0, 4.0],
             "is_liked": [True, False, None, True],
+            "device_type": ["mobile", None, "tablet", "mobile"],
         }
     )
 
@@ -76,34 +81,31 @@ def _place() -> Path:
     return Path(tempfile.mkdtemp(prefix="genrec-fuzz-"))
 
 
-def _schema(place: Path, data: bytes) -> None:
-    (place / "s.toml").write_bytes(data)
-    catalog_of(str(place / "log.parquet"), str(place / "s.toml"), 100)
+def _schema(place: Path) -> None:
+    _every_event(str(place / "log.parquet"), str(place / "s.toml"))
 
 
-def _parquet(place: Path, data: bytes) -> None:
-    (place / "log.parquet").write_bytes(data)
-    catalog_of(str(place / "log.parquet"), None, 100)
+def _parquet(place: Path) -> None:
+    _every_event(str(place / "log.parquet"), None)
 
 
-def _catalog(place: Path, data: bytes) -> None:
-    (place / "catalog.parquet").write_bytes(data)
-    Catalog.read(place / "catalog.parquet", vocabulary=100)
+def _every_event(path: str, schema: str | None) -> None:
+    catalog_of(path, schema, 100)
+    log = EventLog.of(read.scan(path, "INPUT"), schema, "INPUT")
+    for number in range(len(log.row_groups)):
+        log.usable(number)
 
 
-def _weights(place: Path, data: bytes) -> None:
-    (place / "m" / "model.safetensors").write_bytes(data)
+def _catalog(place: Path) -> None:
+    Catalog.read(place / "m" / "catalog.parquet", vocabulary=SIZES.vocabulary)
+
+
+def _model(place: Path) -> None:
     weights.load(place / "m")
 
 
-def _config(place: Path, data: bytes) -> None:
-    (place / "m" / "config.json").write_bytes(data)
-    weights.load(place / "m")
-
-
-def _manifest(place: Path, data: bytes) -> None:
+def _manifest(place: Path) -> None:
     done = place / "recs"
-    (done / published.MANIFEST).write_bytes(data)
     for attempt in (
         partial(published.check, done, "resume"),
         partial(published.check_whole, done),
@@ -116,8 +118,18 @@ def _manifest(place: Path, data: bytes) -> None:
             continue
 
 
-def _output(place: Path) -> bytes:
-    """Write a finished output with two users and return its manifest."""
+def _model_in(place: Path) -> None:
+    """Write a model whose config.json has no checksums: the harness is for what comes after them."""
+    initial = weights.initial_weights(SIZES, 1)
+    assert np.isfinite(initial["token_embedding.weight"]).all()
+    weights.save(place / "m", SIZES, initial, trained=True, card="")
+    config = json.loads((place / "m" / "config.json").read_text())
+    del config["sha256"]
+    (place / "m" / "config.json").write_text(json.dumps(config))
+
+
+def _output(place: Path) -> None:
+    """Write a finished output with two users."""
     out = output.open_output(place / "recs", {"a": 1}, None)
     out.metadata |= {"genrec.users": "2", "genrec.config": "{}", "genrec.input": "{}"}
     numbers = {name: pa.array([0.5, 0.25], pa.float32()) for name in ("score", "log_prob", *weights.HEADS)}
@@ -126,41 +138,55 @@ def _output(place: Path) -> bytes:
     users = {"feature_scores": scores, "history_length": [1, 1], "cold_start": [False, False]}
     out.write(0, pa.table({**ids, **numbers, **users}), {"short_users": 0})
     out.finish()
-    return (place / "recs" / published.MANIFEST).read_bytes()
+
+
+def _written_otherwise(table: pl.DataFrame) -> list[bytes]:
+    """Return a table as Parquet without checksums, in the page formats and encodings that writers use."""
+    plain = {"compression": "none", "use_dictionary": False, "data_page_version": "1.0"}
+    ways = ({}, plain, plain | {"data_page_version": "2.0"}, {"compression": "zstd", "data_page_version": "2.0"})
+    made = []
+    for way in ways:
+        pq.write_table(table.to_arrow(), buffer := io.BytesIO(), **way)
+        made.append(buffer.getvalue())
+    table.write_parquet(buffer := io.BytesIO(), use_pyarrow=False)
+    return [*made, buffer.getvalue()]
+
+
+# of each harness: its file, what reads it, and the command that does
+READERS: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
+    "schema": ("s.toml", _schema, ("features", "log.parquet", "f.parquet", "--schema", "s.toml")),
+    "parquet": ("log.parquet", _parquet, ("features", "log.parquet", "f.parquet")),
+    "catalog": ("m/catalog.parquet", _catalog, ("features", "log.parquet", "f.parquet", "--model", "m")),
+    "weights": ("m/model.safetensors", _model, ("model", "info", "m")),
+    "config": ("m/config.json", _model, ("model", "info", "m")),
+    "manifest": (f"recs/{published.MANIFEST}", _manifest, ("inspect", "recs")),
+}
 
 
 @cache
 def harnesses() -> dict[str, Harness]:
     """Return all harnesses by name, each with a folder of its own."""
-    places = {name: _place() for name in ("schema", "parquet", "catalog", "weights", "config", "manifest")}
+    places = {name: _place() for name in READERS}
     names = {"user_id": "u", "video_id": "v", "timestamp": "t"}
     tagged = _log().rename(names).with_columns(watch_ms=pl.lit(1500), tags=pl.lit([1, 2]))
     tagged.write_parquet(places["schema"] / "log.parquet")
-    log = io.BytesIO()
-    pq.write_table(_log().to_arrow(), log, write_page_checksum=True)
-    items = pl.DataFrame({"token": [2, 3], "video_id": ["a", "b"], "count": [2, 1]}).write_parquet
-    items(places["catalog"] / "catalog.parquet")
-    for name in ("weights", "config"):
-        initial = weights.initial_weights(SIZES, 1)
-        weights.save(places[name] / "m", SIZES, initial, trained=True, card="")
-        config = json.loads((places[name] / "m" / "config.json").read_text())
-        del config["sha256"]  # the harness is for what comes after it
-        (places[name] / "m" / "config.json").write_text(json.dumps(config))
-    assert np.isfinite(initial["token_embedding.weight"]).all()
-    whole = {
-        "schema": SCHEMA,
-        "parquet": log.getvalue(),
-        "catalog": (places["catalog"] / "catalog.parquet").read_bytes(),
-        "weights": (places["weights"] / "m" / "model.safetensors").read_bytes(),
-        "config": (places["config"] / "m" / "config.json").read_bytes(),
-        "manifest": _output(places["manifest"]),
-    }
-    readers = {
-        "schema": _schema, "parquet": _parquet, "catalog": _catalog, "weights": _weights, "config": _config,
-        "manifest": _manifest,
-    }  # fmt: skip
+    (places["schema"] / "s.toml").write_bytes(SCHEMA)
+    for name in ("parquet", "catalog"):
+        pq.write_table(_log().to_arrow(), places[name] / "log.parquet", write_page_checksum=True)
+    for name in ("catalog", "weights", "config"):
+        _model_in(places[name])
+    items = pl.DataFrame({"token": [2, 3], "video_id": ["a", "b"], "count": [2, 1]})
+    items.write_parquet(places["catalog"] / "m" / "catalog.parquet")
+    _output(places["manifest"])
+    others = {"parquet": _written_otherwise(_log()), "catalog": _written_otherwise(items)}
     return {
-        name: Harness(place=place, whole=whole[name], read=partial(readers[name], place))
+        name: Harness(
+            place=place,
+            file=place / READERS[name][0],
+            wholes=((place / READERS[name][0]).read_bytes(), *others.get(name, ())),
+            read=READERS[name][1],
+            command=READERS[name][2],
+        )
         for name, place in places.items()
     }
 
@@ -169,3 +195,4 @@ def remove() -> None:
     """Remove the folders of all harnesses."""
     for harness in harnesses().values():
         shutil.rmtree(harness.place, ignore_errors=True)
+    harnesses.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -122,3 +123,60 @@ def test_a_refused_run_does_not_read_its_log_to_the_end(log):
 def test_a_program_that_calls_commands_goes_on_after_them(run, log_file):
     assert run("score", "nope.parquet", "out.parquet").code == 3
     assert read.scan(str(log_file), "INPUT").fingerprint
+
+
+def made(name):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    return Path(name)
+
+
+@pytest.mark.parametrize("path", ["logs", "logs/*.parquet"])
+def test_a_file_of_several_names_is_read_once_and_named(caplog, path):
+    pl.DataFrame({"x": [1, 2]}).write_parquet(made("logs/2026-01-01.parquet"))
+    Path("logs/latest.parquet").symlink_to("2026-01-01.parquet")
+    Path("logs/same.parquet").hardlink_to("logs/2026-01-01.parquet")
+    Path("logs/copy.parquet").write_bytes(Path("logs/latest.parquet").read_bytes())  # another file, as far as one sees
+    found = read.scan(path, "INPUT")
+    assert found.files == ("logs/2026-01-01.parquet", "logs/copy.parquet")
+    assert "2 names are links to files of other names, which are read once: " in caplog.text
+    assert "latest.parquet is 2026-01-01.parquet, same.parquet is 2026-01-01.parquet" in caplog.text
+
+
+def test_a_link_in_another_partition_is_other_rows(caplog):
+    pl.DataFrame({"x": [1, 2]}).write_parquet(made("logs/day=1/a.parquet"))
+    made("logs/day=2/a.parquet").hardlink_to("logs/day=1/a.parquet")
+    assert read.scan("logs", "INPUT").frame().collect()["day"].to_list() == [1, 1, 2, 2]
+    assert "links" not in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_more_small_files_than_may_be_open_are_read(log, model_dir, suffix):
+    for number in range(300):
+        part = log[number % len(log) : number % len(log) + 3]
+        made(f"logs/{number:03}.{suffix}")
+        part.write_parquet(f"logs/{number:03}.parquet") if suffix == "parquet" else part.write_csv(
+            f"logs/{number:03}.csv"
+        )
+    command = f"{sys.executable} -m genrec_batch score logs o.parquet --model {model_dir} --top-k 2 --quiet"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -n 128; exec {command}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["input_rows"] == sum(
+        len(log[number % len(log) : number % len(log) + 3]) for number in range(300)
+    )
+
+
+def test_a_file_that_was_delivered_twice_is_told_and_dedupe_takes_it(run, model_dir, log):
+    big = pl.concat([log, log.with_columns(pl.col("video_id") + 1)])
+    big.write_parquet(made("logs/a.parquet"), compression="uncompressed")
+    assert Path("logs/a.parquet").stat().st_size > 1 << 13
+    Path("logs/a (1).parquet").write_bytes(Path("logs/a.parquet").read_bytes())
+    for name in ("empty", "empty too"):
+        log.clear().write_parquet(f"logs/{name}.parquet")
+    flags = ("--model", model_dir, "--top-k", 2, "--if-exists", "overwrite")
+    done = run("score", "logs", "o.parquet", *flags)
+    assert done.code == 0, done.err
+    (said,) = [warning for warning in done.summary["warnings"] if "the content of others" in warning]
+    assert "1 files have the content of others, so their rows count twice: a.parquet is a (1).parquet" in said
+    assert run("score", "logs", "o.parquet", *flags, "--dedupe").summary["duplicates_dropped"] == len(big)

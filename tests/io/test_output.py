@@ -1,4 +1,4 @@
-"""Writing with `output`, `published` and `parquet`: whole or not at all, resumed or refused, never lost."""
+"""Writing, by `output`, `published`, `identity`, `part_fingerprints`, `apart` and `parquet`: whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 
 from genrec_batch.core.errors import ConfigError, RetryError
 from genrec_batch.io import output, parquet, published
+from genrec_batch.io.identity import run_id
 
 IDENTITY = {"model": "m", "config": {"top_k": 10, "precision": "fp32"}}
 
@@ -45,7 +46,7 @@ def test_single_file_holds_all_parts_in_order_with_metadata(tmp_path):
     write(tmp_path / "recs.parquet")
     table = pq.read_table(tmp_path / "recs.parquet")
     assert table["user_id"].to_pylist() == [0, 1, 10, 11, 20, 21]
-    assert table.schema.metadata[b"genrec.run_id"].decode() == output.run_id(IDENTITY)
+    assert table.schema.metadata[b"genrec.run_id"].decode() == run_id(IDENTITY)
     assert [p.name for p in tmp_path.iterdir()] == ["recs.parquet"]
 
 
@@ -368,7 +369,7 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["recs", "recs.parquet"])
-@pytest.mark.parametrize("moment", ["_publish", "_join", "unlink"])
+@pytest.mark.parametrize("moment", ["put_folder", "_join", "unlink"])
 def test_a_kill_while_finishing_keeps_the_fingerprints(tmp_path, monkeypatch, name, moment):
     prints = pa.table({"user_id": [1], "fingerprint_0": pa.array([5], pa.uint64())})
     target = tmp_path / name
@@ -425,11 +426,11 @@ def test_a_file_that_another_program_wrote_again_is_not_finished(tmp_path):
         output.open_output(target, IDENTITY, "resume")
 
 
-def test_an_output_in_a_store_is_refused_and_a_folder_called_so_is_no_way_out(run, log_file, model_dir, tmp_path):
+def test_an_output_on_a_server_is_refused_and_a_folder_called_so_is_no_way_out(run, log_file, model_dir, tmp_path):
     for _ in range(2):
-        done = run("score", log_file, "s3://bucket/recs/", "--model", model_dir)
-        assert (done.code, "OUTPUT s3://bucket/recs: an output is written to a local path" in done.err) == (2, True)
-        (tmp_path / "s3:" / "bucket").mkdir(parents=True, exist_ok=True)
+        done = run("score", log_file, "http://host/recs/", "--model", model_dir)
+        assert (done.code, "OUTPUT http://host/recs: a web server is only read" in done.err) == (2, True)
+        (tmp_path / "http:" / "host").mkdir(parents=True, exist_ok=True)
     assert run("sample", "gs://b/log.parquet", "--users", "3").code == 2
 
 
@@ -443,3 +444,25 @@ def test_names_that_promise_what_an_output_is_not_are_refused_with_what_to_name(
     }.items():
         with pytest.raises(ConfigError, match=re.escape(says)):
             published.check(Path(name), None)
+
+
+@pytest.mark.parametrize("column", [None, "user_id"])
+def test_a_writer_of_a_killed_run_changes_nothing_of_the_next_one(tmp_path, column):
+    path = tmp_path / "recs"
+    out = output.open_output(path, IDENTITY, None, column)
+    orphan = out.writer(apart=True)
+    out.accept(orphan.write(0, rows(0), {}))
+    out.release()  # its driver was killed, but not yet its worker
+    other = output.open_output(path, {**IDENTITY, "model": "other"}, "overwrite", column)
+    with pytest.raises(ConfigError, match="No such file"):
+        orphan.write(1, rows(7), {})
+    writer = other.writer(apart=True)
+    for number in (0, 1):
+        other.accept(writer.write(number, rows(number), {}))
+    with pytest.raises(ConfigError, match="No such file"):
+        orphan.write(0, rows(7), {})
+    other.finish()
+    files = sorted(path.rglob("*.parquet"))
+    assert sorted(pl.read_parquet(files, hive_partitioning=True)["user_id"]) == [0, 1, 10, 11]
+    assert not list(path.glob("*apart*"))
+    assert not published.staging(path).exists()

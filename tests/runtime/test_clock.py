@@ -46,13 +46,27 @@ def test_a_span_of_a_device_has_its_own_lane():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
+@pytest.mark.parametrize(("cores", "returned"), [(2, True), (16, False)])
+def test_on_few_cores_the_largest_arrays_are_returned_at_once(cores, returned):
+    code = (
+        "from pathlib import Path; from genrec_batch.runtime import malloc\n"
+        f"malloc.threads.cores = lambda: {cores}\n"
+        "resident = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "assert malloc.keep_freed_memory()\n"
+        "held = bytearray(1 << 28); full = resident(); del held; print(full - resident() > 1 << 27)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(returned)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
 def test_freed_memory_is_kept_until_it_is_given_back():
     """In a process of its own: the settings stay. Resident memory falls only when it is given back."""
     code = (
         "from pathlib import Path; from genrec_batch.runtime import malloc\n"
         "resident = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
         "assert malloc.keep_freed_memory()\n"
-        "held = bytearray(1 << 28); full = resident(); del held; kept = resident()\n"
+        "held = [bytearray(1 << 24) for _ in range(16)]; full = resident(); del held; kept = resident()\n"
         "malloc.give_back_freed_memory(); print(full - kept < 1 << 27, kept - resident() > 1 << 27)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -152,3 +153,14 @@ def test_exit_5_says_whether_the_installation_or_this_machine_is_at_fault(run, l
     assert (done.code, "(exit 5: installation)" in done.err) == (5, True), done.err
     assert ended(errors.EngineError.of_device("cuda:0 is gone")) == 5
     assert "cuda:0 is gone (exit 5: device)" in capsys.readouterr().err
+
+
+def test_a_large_log_asks_for_the_room_of_its_kernels_before_they_load(monkeypatch):
+    pytest.importorskip("numba")
+    from genrec_batch.events import sorter_choice
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + ((room.KERNELS_MIB - 50) << 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, limit))
+    with pytest.raises(RetryError, match=r"a log of 4,000,000 rows and more needs .* MiB more and the limit of"):
+        sorter_choice.fastest.__wrapped__()

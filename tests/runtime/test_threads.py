@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -34,6 +35,33 @@ def test_ordered_runs_no_further_ahead_than_its_workers():
     assert len(begun) <= 4
     made.close()
     assert len(begun) <= 4
+
+
+class Large:
+    """Something whose memory matters."""
+
+
+@pytest.mark.parametrize("way", ["background", "ordered"])
+def test_what_was_handed_over_is_not_held_while_the_consumer_works(way):
+    made = []
+
+    def one(_=None):
+        large = Large()
+        made.append(weakref.ref(large))
+        return large
+
+    if way == "background":
+        found = threads.background(map(one, range(9)), ahead=1, name="t")
+    else:
+        found = threads.ordered(lambda _: 1, map(one, range(9)), workers=1, name="t")
+    for place in range(3):
+        next(found)
+        end = time.perf_counter() + 5
+        while way == "ordered" and sum(each() is not None for each in made) and time.perf_counter() < end:
+            time.sleep(0.01)  # until the thread has done its work
+        assert made[place]() is None
+        assert sum(each() is not None for each in made) <= (1 if way == "background" else 0)
+    found.close()
 
 
 def test_an_error_of_a_thread_comes_out_in_its_place():

@@ -49,6 +49,36 @@ def test_beam_candidates_and_blends_work_on_it_too(run, arguments):
         assert (done.code, done.summary["rows"]) == (0, 3000), done.err
 
 
+@pytest.mark.slow
+def test_all_rules_together_hold_on_it(run, arguments, kuairand):
+    videos = pl.read_parquet(kuairand / "videos.parquet").select("video_id", "author_id", "tag", "upload_dt")
+    views = pl.read_parquet(kuairand / "events.parquet").select("user_id", "video_id")
+    popular = views["video_id"].value_counts(sort=True)["video_id"]
+    tables = {"banned": popular.head(50), "cleared": popular.head(3000), "chosen": popular.slice(100, 3)}
+    for name, ids in tables.items():
+        ids.to_frame().write_parquet(f"{name}.parquet")
+    some = ["--limit", "3000", "--engine", "onnxruntime"]
+    assert run("score", arguments[0], "before", *arguments[2:], *some, "--as-of", "2022-04-28").code == 0
+    rules = ["--exclude", "banned.parquet", "--only", "cleared.parquet", "--exclude-recommended", "before"]
+    rules += ["--max-age", "21d", "--max-per", "author_id=1,tag=2", "--diversify", "mmr"]
+    rules += ["--boost", "play_progress=0.5", "--promote", "chosen.parquet", "--explore", "0.1"]
+    rules += ["--fallback", "popular:3d:by=user_active_degree"]
+    done = run("score", *arguments, *some, *rules)
+    assert done.code == 0, done.err
+    rows = pl.read_parquet("recs.parquet").join(videos, on="video_id", how="left")
+    assert not rows["video_id"].is_in(tables["banned"].implode()).any()
+    assert rows["video_id"].is_in(tables["cleared"].implode()).all()
+    assert rows["upload_dt"].min() >= "2022-04-10"
+    earlier = pl.read_parquet("before/*.parquet").select("user_id", "video_id")
+    assert rows.join(pl.concat([views, earlier]), on=["user_id", "video_id"]).is_empty()
+    assert not rows.select(pl.struct("user_id", "video_id").is_duplicated().any()).item()
+    for column, most in (("author_id", 1), ("tag", 2)):
+        assert rows.drop_nulls(column).group_by("user_id", column).len()["len"].max() <= most
+    assert set(rows["source"]) == {"model", "promoted", "explored", "popular"}
+    short = int((rows.group_by("user_id").len()["len"] < 10).sum())
+    assert done.summary["short_users"] == sum(done.summary["shortfalls"].values()) == short
+
+
 def test_features_of_the_real_log_are_finite_and_reach_every_block_it_has(kuairand):
     names = schema_file.column_names("kuairand")
     events = normalize(pl.read_parquet(kuairand / "events.parquet"), names.events)

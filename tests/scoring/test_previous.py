@@ -16,6 +16,7 @@ from genrec_batch.core.errors import RetryError
 from genrec_batch.io import sealed_file
 from genrec_batch.model.weights import PRESETS, initial_weights, save
 from genrec_batch.scoring.previous import Previous
+from genrec_batch.scoring.shortfalls import nested
 from tests.conftest import START
 
 AS_OF = ["--as-of", "2026-06-01", "--shard-users", "7", "--precision", "fp32", "--engine", "onnxruntime"]
@@ -392,8 +393,8 @@ def test_an_earlier_output_that_is_replaced_after_its_check_is_another_time(nigh
 def test_rows_that_did_not_come_back_are_noticed(nights, layout):
     nights(1, "a", "--layout", layout)
     previous = Previous.open("a")
-    table, items_N = previous.rows_of(previous.ids[3:9])
-    assert table["user_id"].unique().to_pylist() == previous.ids[3:9].to_list()
+    rows, items_N = previous.rows_of(previous.ids[3:9])
+    assert rows["user_id"].unique(maintain_order=True).to_list() == previous.ids[3:9].to_list()
     assert items_N.tolist() == [10] * 6
     without_one = replace(previous, rows=previous.rows.filter(pl.col("user_id") != 105))
     with pytest.raises(RetryError, match="rows of user 105 are missing"):
@@ -436,12 +437,13 @@ def test_counts_are_those_of_a_full_run(nights, log, flags):
     nights(1, "a", *flags)
     done = nights(2, "b", "--previous", "a", *flags)
     full = nights(2, "full", *flags).summary
-    names = [*COUNTED, *(["seen_candidates"] if "--candidates" in flags else [])]
+    names = [*COUNTED, "shortfalls", *(["seen_candidates"] if "--candidates" in flags else [])]
     assert full["short_users"] > 1
     assert "--candidates" in flags or full["cold_start_users"] > 1
     assert {name: done.summary[name] for name in names} == {name: full[name] for name in names}
     assert done.summary["scored_users"] == 1
     counts = json.loads(json.loads(Path("b/_manifest.json").read_text())["metadata"]["genrec.counts"])
     assert counts.pop("changed_only_by_as_of") == 0
+    counts = nested(counts)
     assert counts == {**{name: full[name] for name in names if name in counts}, "carried_users": full["users"] - 1}
     assert any(line.split() == ["carried", "over", str(full["users"] - 1)] for line in done.err.splitlines())

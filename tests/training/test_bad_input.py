@@ -160,14 +160,15 @@ def test_a_model_of_another_layout_is_refused_to_begin_with(run, log_file):
     assert "made for feature layout" in said(done)
 
 
-def test_a_run_with_a_time_limit_plans_fewer_epochs(run, log_file, monkeypatch):
+@pytest.mark.parametrize(("more", "planned"), [([], 3), (["--set-epochs", "1"], 2)])
+def test_a_run_with_a_time_limit_plans_fewer_epochs(run, log_file, monkeypatch, more, planned):
     monkeypatch.setattr(phase, "estimated_epoch_s", lambda *_: 100.0)
-    done = run(
-        "train", log_file, "--out", "model", *QUICK[:2], "--epochs", "40", "--time-limit", "10m", "--max-events", "6"
-    )
+    options = [*QUICK[:2], "--epochs", "40", "--time-limit", "10m", "--max-events", "6", *more]
+    done = run("train", log_file, "--out", "model", *options)
     assert done.code == 0, done.err
-    assert done.summary["planned_epochs"] == 3  # of 200 s each, with the refit
+    assert done.summary["planned_epochs"] == planned  # of 200 s each, with the refit
     assert "about 10 min with the refit" in said(done)
+    assert ("and 1 on sets" in said(done)) == bool(more)
 
 
 def test_options_are_checked_without_reading_anything():
@@ -177,3 +178,5 @@ def test_options_are_checked_without_reading_anything():
     assert TrainConfig(max_events=1019).horizon(TrainConfig().sizes()) == 4
     with pytest.raises(ConfigError, match="--epochs 0: at least 1"):
         TrainConfig(epochs=0)
+    with pytest.raises(ConfigError, match="--set-epochs -1"):
+        TrainConfig(set_epochs=-1)

@@ -15,8 +15,8 @@ from genrec_batch.events.whole import read_whole
 from genrec_batch.features.batches import Vectorizer
 from genrec_batch.model import weights
 from genrec_batch.runtime.clock import Stages
-from genrec_batch.training.inputs import Events, Standard
-from genrec_batch.training.rows import Rows, Window, batches, draw, generator
+from genrec_batch.training.inputs import DROPPED, Events, Standard
+from genrec_batch.training.rows import Rows, Window, batches, draw, generator, shuffled
 from tests.conftest import START, small_log
 
 VOCABULARY = 60
@@ -100,32 +100,48 @@ def test_a_row_cut_at_the_last_event_reads_what_score_feeds_the_engine(logs):
     np.testing.assert_array_equal(ours.tokens_BS[:, :-1][real], batch.tokens_BS[real])
 
 
-def test_targets_follow_what_is_read_and_what_is_seen_is_masked(logs):
+def read_order(mine, block, number):
+    """The events of each row's targets in the order in which they are read."""
+    events = [event for row in range(len(mine)) for event in range(mine.target_R[row], mine.stop_R[row])]
+    if block > 1:
+        events = [events[place] for place in shuffled(mine, block, generator(1, DROPPED, 0, number))]
+    ends = np.cumsum(mine.stop_R - mine.target_R)
+    return [
+        events[end - stop + target : end] for end, stop, target in zip(ends, mine.stop_R, mine.target_R, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_targets_follow_what_is_read_and_what_is_seen_is_masked(logs, block):
     _, events = learned(logs, "log.parquet")
     rows, order = events.epoch(1, 0, 8)
-    tokens = events.whole.tokens_E
-    for number, batch in enumerate(events.batches(rows, order, seed=1, epoch=0, start=0, unknown=0.0)):
+    tokens, codes = events.whole.tokens_E, events.whole.video_code_E
+    for number, batch in enumerate(events.batches(rows, order, seed=1, epoch=0, start=0, unknown=0.0, block=block)):
         mine, width = rows.take(order[number]), batch.tokens_BS.shape[1] + 1
+        targets, labels = read_order(mine, block, number), []
         seen_by_place = dict(zip(batch.place_P.tolist(), range(len(batch.place_P)), strict=True))
         expected = []
         for row in range(len(mine)):
             first, target, stop = (int(a[row]) for a in (mine.first_R, mine.target_R, mine.stop_R))
             begin = int(events.whole.offsets_N1[mine.user_R[row]])
             assert batch.lengths_B[row] == stop - first - (not mine.cut_R[row])
-            for event in range(target, stop):
-                place = row * width + event - first
+            for step, event in enumerate(targets[row], target - first):
+                place = row * width + step
                 p = seen_by_place[place]
                 expected.append(place)
-                before = set(tokens[begin:event].tolist()) - {1}
+                read = [*range(begin, target), *targets[row][: step - (target - first)]]
+                before = set(tokens[read].tolist()) - {1}
                 start, count = batch.seen_start_P[p], batch.seen_count_P[p]
-                assert {int(m) + 2 for m in events.known_M[start : start + count]} == before
-                codes = events.whole.video_code_E
-                fresh = codes[event] not in codes[begin:event]
+                assert {int(m) + 2 for m in batch.seen_M[start : start + count]} == before
+                fresh = codes[event] not in codes[read]
                 assert batch.weight_P[p] == (tokens[event] > 1 and fresh)
                 if tokens[event] > 1:
                     assert batch.target_P[p] == tokens[event] - 2
-                if event > first:  # the position has read all events before its target, and no more
-                    assert batch.tokens_BS[row, event - first - 1] == tokens[event - 1]
+                if step:  # the position has read all events before its target, and no more
+                    assert batch.tokens_BS[row, step - 1] == tokens[read[-1]]
+                if mine.cut_R[row]:
+                    labels.append(events.labels_EH[event])
+        np.testing.assert_array_equal(batch.labels_QH, labels)
         assert sorted(batch.place_P.tolist()) == sorted(expected)
 
 
@@ -148,12 +164,14 @@ def test_heads_are_learned_only_after_a_cut(logs):
         np.testing.assert_array_equal(batch.labels_QH, events.labels_EH[mine.first_R[row_Q] + read_Q - 1])
 
 
-def test_any_batch_on_an_epoch_continues_as_it_was(logs):
+@pytest.mark.parametrize("block", [1, 3])
+def test_any_batch_on_an_epoch_continues_as_it_was(logs, block):
     _, events = learned(logs, "log.parquet")
     rows, order = events.epoch(7, 3, 4)
-    whole = list(events.batches(rows, order, seed=7, epoch=3, start=0, unknown=0.3))
-    rest = list(events.batches(rows, order, seed=7, epoch=3, start=5, unknown=0.3))
+    whole = list(events.batches(rows, order, seed=7, epoch=3, start=0, unknown=0.3, block=block))
+    rest = list(events.batches(rows, order, seed=7, epoch=3, start=5, unknown=0.3, block=block))
     for a, b in zip(whole[5:], rest, strict=True):
+        np.testing.assert_array_equal(a.target_P, b.target_P)
         np.testing.assert_array_equal(a.tokens_BS, b.tokens_BS)
         np.testing.assert_array_equal(a.vectors.dense_KF, b.vectors.dense_KF)
     assert any((batch.tokens_BS == 1).any() for batch in whole)
@@ -178,6 +196,22 @@ def test_rows_of_an_epoch_are_of_their_user_and_of_both_kinds():
     assert not np.array_equal(rows.first_R, other.first_R), "windows are drawn anew"
     taken = np.concatenate(batches(rows, 3, generator(1, 0)))
     assert sorted(taken.tolist()) == list(range(len(rows)))
+
+
+def test_only_what_follows_a_cut_is_shuffled_and_only_within_blocks():
+    lengths = np.full(40, 60)
+    rows = draw(np.concatenate([[0], np.cumsum(lengths)]), Window(history=10, horizon=25), generator(1, 0))
+    order = shuffled(rows, 10, generator(2, 0))
+    ends = np.cumsum(rows.stop_R - rows.target_R)
+    moved = []
+    for end, count, cut in zip(ends, rows.stop_R - rows.target_R, rows.cut_R, strict=True):
+        places = order[end - count : end] - (end - count)
+        assert sorted(places) == list(range(count))
+        assert (places // 10 == np.arange(count) // 10).all()
+        assert cut or (places == np.arange(count)).all()
+        moved.append((places != np.arange(count)).any())
+    assert np.mean(np.array(moved)[rows.cut_R]) > 0.9
+    assert (order == shuffled(rows, 10, generator(2, 0))).all()
 
 
 def test_standardised_features_stay_within_reach_and_constants_say_nothing():

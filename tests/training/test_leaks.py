@@ -82,14 +82,13 @@ def events(kind, users, seed):
     return kind(**{field.name: getattr(made, field.name) for field in fields(made)})
 
 
-def losses_of_strangers(kind):
+def losses_of_strangers(kind, block=1):
     """Train on some users; return the losses of others, made of rows as in training: videos, and the like."""
     learned, strangers = events(kind, USERS, seed=1), events(kind, 600, seed=2)
     trainer = Trainer(
         CONFIG,
         initial(CONFIG, 3),
         items=VIDEOS,
-        seen_M=torch.zeros(1, dtype=torch.int64),
         standard=learned.standard(1, 1000),
         schedule=Schedule(peak=3e-3, steps=EPOCHS * -(-USERS // BATCH)),
         place=Place(device=torch.device("cpu"), precision="fp32"),
@@ -99,24 +98,24 @@ def losses_of_strangers(kind):
     for epoch in range(EPOCHS):
         rows, order = learned.epoch(1, epoch, BATCH)
         for _ in trainer.train(
-            learned.batches(rows, order, seed=1, epoch=epoch, start=0, unknown=0.0), epoch=epoch, start=0
+            learned.batches(rows, order, seed=1, epoch=epoch, start=0, unknown=0.0, block=block), epoch=epoch, start=0
         ):
             pass
     items, positions, heads, labels = 0.0, 0.0, 0.0, 0
     with torch.no_grad():
         for epoch in range(4):
             rows, order = strangers.epoch(9, epoch, BATCH)
-            for batch in strangers.batches(rows, order, seed=9, epoch=epoch, start=0, unknown=0.0):
+            for batch in strangers.batches(rows, order, seed=9, epoch=epoch, start=0, unknown=0.0, block=block):
                 found = trainer.losses(trainer.placed(batch), Noise(0))
                 items, positions = items + float(found.items), positions + found.positions
                 heads, labels = heads + float(found.heads) * len(batch.labels_QH), labels + len(batch.labels_QH)
     return items / positions, heads / labels
 
 
-@pytest.fixture(scope="module")
-def measured():
+@pytest.fixture(scope="module", params=[1, WINDOW.horizon], ids=["in order", "on sets"])
+def measured(request):
     torch.set_num_threads(1)
-    return {kind.__name__: losses_of_strangers(kind) for kind in (Events, Leaking)}
+    return {kind.__name__: losses_of_strangers(kind, request.param) for kind in (Events, Leaking)}
 
 
 def test_videos_of_strangers_stay_at_chance(measured):
@@ -137,14 +136,14 @@ def test_the_control_sees_the_likes_that_it_is_to_predict(measured):
     assert measured["Leaking"][1] < chance - 0.1, measured
 
 
-def test_masked_videos_leave_chance_among_the_others():
+@pytest.mark.parametrize("block", [1, WINDOW.horizon])
+def test_masked_videos_leave_chance_among_the_others(block):
     honest = replace(events(Events, 200, seed=5), include_seen=False)
     rows, order = honest.epoch(1, 0, BATCH)
     trainer = Trainer(
         CONFIG,
         {name: torch.zeros_like(tensor) for name, tensor in initial(CONFIG, 3).items()},
         items=VIDEOS,
-        seen_M=torch.from_numpy(honest.known_M.astype(np.int64)),
         standard=honest.standard(1, 100),
         schedule=Schedule(peak=1e-3, steps=1),
         place=Place(device=torch.device("cpu"), precision="fp32"),
@@ -152,9 +151,9 @@ def test_masked_videos_leave_chance_among_the_others():
         seed=1,
     )
     with torch.no_grad():
-        for batch in honest.batches(rows, order, seed=1, epoch=0, start=0, unknown=0.0):
+        for batch in honest.batches(rows, order, seed=1, epoch=0, start=0, unknown=0.0, block=block):
             seen_P = zip(batch.seen_start_P, batch.seen_count_P, strict=True)
-            distinct_P = np.array([len(set(honest.known_M[start : start + count])) for start, count in seen_P])
+            distinct_P = np.array([len(set(batch.seen_M[start : start + count])) for start, count in seen_P])
             expected = (np.log(VIDEOS - distinct_P) * batch.weight_P).sum()
             np.testing.assert_allclose(
                 float(trainer.losses(trainer.placed(batch), Noise(0)).items), expected, rtol=1e-5

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from genrec_batch.core.errors import RetryError
-from genrec_batch.training import checkpoint, phase
+from genrec_batch.training import checkpoint, choice, job, phase
+from genrec_batch.training.phase import REFIT, REFIT_SETS, SEARCH_SETS
 
 OPTIONS = ["--preset", "tiny", "--epochs", "3", "--max-events", "6", "--batch-size", "8", "--quiet"]
 
@@ -49,6 +51,34 @@ def test_a_run_that_ends_after_any_checkpoint_continues_to_the_same_weights(
     continued = run("train", log_file, "--out", "model", *OPTIONS)
     assert continued.code == 0, continued.err
     assert model_bytes("model") == undisturbed
+
+
+def test_epochs_on_sets_continue_to_the_same_weights_too(run, log_file, monkeypatch):
+    """Whichever phase the run ends in: epochs on sets of the search, the training on the whole log, those after it."""
+    options = [*OPTIONS[:2], "--epochs", "1", *OPTIONS[4:], "--set-epochs", "1"]
+
+    def always(before, after, epochs, *, several):
+        return replace(after, sets={**choice.better(before, after, epochs, several=several).sets, "kept": True})
+
+    monkeypatch.setattr(job, "better", always)
+    assert run("train", log_file, "--out", "whole", *options).code == 0
+    monkeypatch.setattr(phase, "CHECKPOINT_S", 0)
+    real = checkpoint.Checkpoints.save
+    for ends_in, most in ((SEARCH_SETS, 3), (checkpoint.SETS, 1), (REFIT, 3), (REFIT_SETS, 3)):
+        saved = []
+
+        def save(self, name, tensors, facts, ends=ends_in, most=most, saved=saved):
+            real(self, name, tensors, facts)
+            saved.append(facts.get("phase", name))
+            if saved.count(ends) == most:
+                raise RetryError("the power fails")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.Checkpoints, "save", save)
+            assert run("train", log_file, "--out", ends_in, *options).code == 75
+        continued = run("train", log_file, "--out", ends_in, *options)
+        assert continued.code == 0, continued.err
+        assert model_bytes(ends_in) == model_bytes("whole"), ends_in
 
 
 def test_a_killed_process_continues_to_the_same_weights(run, log_file, undisturbed):
@@ -96,3 +126,29 @@ def test_a_damaged_checkpoint_is_named(run, log_file, monkeypatch):
     damaged = run("train", log_file, "--out", "model", *OPTIONS)
     assert damaged.code == 2
     assert "state.safetensors: a damaged checkpoint" in " ".join(damaged.err.split())
+
+
+def test_a_training_that_continues_begins_with_the_version_that_it_began_with(run, log_file, monkeypatch):
+    monkeypatch.setenv("GENREC_BATCH_REGISTRY", "registry")
+    for seed in (1, 2):
+        assert (
+            run("model", "init", f"m{seed}", "--preset", "tiny", "--seed", seed, "--catalog-from", log_file).code == 0
+        )
+        assert run("model", "register", f"m{seed}", "ranker").code == 0
+    run("model", "promote", "ranker@1")
+    command = ["train", log_file, "--out", "model", *OPTIONS, "--no-refit", "--init-from", "registry:ranker@champion"]
+    with monkeypatch.context() as patched:
+        patched.setattr(phase, "CHECKPOINT_S", 0)
+        real = checkpoint.Checkpoints.save
+
+        def save(self, *arguments):
+            real(self, *arguments)
+            raise RetryError("the power fails")
+
+        patched.setattr(checkpoint.Checkpoints, "save", save)
+        assert run(*command).code == 75
+    run("model", "promote", "ranker@2")
+    continued = run(*command)
+    assert (continued.code, continued.summary["init_from"]["version"]) == (0, 1), continued.err
+    anew = run(*command[:3], "another", *command[4:])
+    assert anew.summary["init_from"] == {"name": "ranker", "version": 2, "alias": "champion"}

@@ -41,7 +41,6 @@ def test_a_sample_of_the_whole_catalog_is_the_full_softmax(monkeypatch):
             CONFIG,
             initial(CONFIG, 3),
             items=VIDEOS,
-            seen_M=torch.from_numpy(learned.known_M.astype(np.int64)),
             standard=learned.standard(1, 100),
             schedule=Schedule(peak=1e-3, steps=10),
             place=Place(device=torch.device("cpu"), precision="fp32"),
@@ -53,7 +52,7 @@ def test_a_sample_of_the_whole_catalog_is_the_full_softmax(monkeypatch):
             return [float(trainer.losses(trainer.placed(batch), Noise(0)).items) for batch in made]
 
     monkeypatch.setattr(sampled, "DRAWS", 100_000)
-    sampler = Sampler.of(learned.known_M, VIDEOS, sampled_from=1, draws=100_000)
+    sampler = Sampler.of(learned.whole.tokens_E - 2, VIDEOS, sampled_from=1, draws=100_000)
     for include_seen in (True, False):
         object.__setattr__(learned, "include_seen", include_seen)
         np.testing.assert_allclose(losses(sampler), losses(None), rtol=1e-4)

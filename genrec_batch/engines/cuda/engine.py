@@ -159,7 +159,7 @@ class TorchCudaEngine(Engine):
                 video=given.get("video"),
             )
             banned_BW = self._room("banned", (packed.users, fused.words), torch.int32)
-            ban_all(fused, self._kernels, sent["seen"], banned_BW)
+            ban_all(fused, self._kernels, sent, banned_BW)
             history = passes.make_history(
                 fused, self._room, sent["lengths"], sent["first"], packed.rows, packed.longest
             )
@@ -186,7 +186,6 @@ class TorchCudaEngine(Engine):
         else:
             tokens = torch.from_numpy(np.ascontiguousarray(tokens_B, np.int32)).to(self._device)
             log_prob_B = _log_probs(rows.raw_RN, rows.log_sum_R, tokens[:, None])[:, 0]
-            log_prob_B = log_prob_B.masked_fill(tokens == 0, -torch.inf)
         passes.read(
             self._fused, self._kernels, tokens, state.history, rows, step=step, suffix=state.suffix,
             banned_RW=state.banned_BW,
@@ -285,7 +284,8 @@ def _triton_kernels() -> passes.Kernels:
 
 
 def _log_probs(raw_RN: Tensor, log_sum_R: Tensor, tokens_RC: Tensor) -> Tensor:
-    return raw_RN.gather(1, tokens_RC.long()).float() - log_sum_R[:, None]
+    found_RC = raw_RN.gather(1, tokens_RC.long()).float() - log_sum_R[:, None]
+    return found_RC.masked_fill(tokens_RC == 0, -torch.inf)
 
 
 def _top(logits_BV: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import HEADS, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
-from genrec_batch.engines.cuda.packing import Packed, grid, pack
+from genrec_batch.engines.cuda.packing import MASK, MASKS, Packed, grid, pack
 from genrec_batch.engines.cuda.passes import (
     Inputs,
     Kernels,
@@ -159,14 +159,17 @@ class CapturedLoop:
 
         with self._on(self._in):
             mark(self._in)
-            sent = {name: slot.send(name, array, packed.users) for name, array in packed.arrays.items()}
+            sent = {
+                name: slot.send(name, array, len(array) if name == MASKS else packed.users)
+                for name, array in packed.arrays.items()
+            }
             mark(self._in)
         self._wait(self._in)
         loop = self._loop(packed, steps, None if clock is None else clock.record)
         mark()
         for name, target in loop.packed.items():
             target[:, : sent[name].shape[1]].copy_(sent[name]) if target.dim() > 1 else target.copy_(sent[name])
-        ban_all(self._fused, self._kernels, sent["seen"], loop.banned_BW)
+        ban_all(self._fused, self._kernels, sent, loop.banned_BW)
         loop.prefill()
         mark()
         loop.decode()
@@ -305,11 +308,18 @@ class CapturedLoop:
         return replace(loop, prefill=first.replay, decode=following.replay)
 
 
-def ban_all(fused: Fused, kernels: Kernels, seen_BX: Tensor, banned_BW: Tensor) -> None:
-    """Reset the bit map to the tokens without a video and the items seen."""
-    banned_BW.copy_(fused.never_W.expand_as(banned_BW))
-    if seen_BX.shape[1]:
-        kernels.ban(seen_BX, banned_BW)
+def ban_all(fused: Fused, kernels: Kernels, sent: Mapping[str, Tensor], banned_BW: Tensor) -> None:
+    """Reset the bit maps to each row's mask, the tokens without a video and the items seen.
+
+    It runs before the captured graphs, which read the same `banned_BW` whether there are masks or not.
+    """
+    if MASKS in sent:
+        torch.index_select(sent[MASKS], 0, sent[MASK], out=banned_BW)
+        banned_BW |= fused.never_W
+    else:
+        banned_BW.copy_(fused.never_W.expand_as(banned_BW))
+    if sent["seen"].shape[1]:
+        kernels.ban(sent["seen"], banned_BW)
 
 
 def _land(slot: _Slot, landed: list[Tensor], users: int, laps: Laps | None) -> Ranked:

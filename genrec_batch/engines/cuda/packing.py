@@ -14,6 +14,8 @@ import numpy as np
 from genrec_batch.core.arrays import Batch
 from genrec_batch.core.option_values import check_positions
 
+MASKS, MASK = "masks", "mask"  # the bit maps of a batch, and the one that each row obeys
+
 
 def grid(count: int) -> int:
     """Round up to a grid of 64 steps per power of two: few distinct sizes, each at most 1/64 above `count`."""
@@ -23,7 +25,10 @@ def grid(count: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A packed batch as host arrays; of `users`, those beyond the batch have one row each."""
+    """A packed batch as host arrays; of `users`, those beyond the batch have one row each.
+
+    An array has a line for each user, except MASKS, [M, W].
+    """
 
     arrays: dict[str, np.ndarray[Any, Any]]
     users: int
@@ -56,4 +61,7 @@ def pack(batch: Batch, *, steps: int, positions: int, users: int | None = None) 
     ):
         if values is not None and has is not None:
             arrays |= {name: values, f"has {name}": has.astype(np.float32)[:, None]}
+    if batch.masks is not None:
+        masks = batch.masks.compact()
+        arrays |= {MASKS: masks.banned_MW.view(np.int32), MASK: masks.mask_B}
     return Packed(arrays=arrays, users=users, rows=int(ends[-1]), longest=longest)

@@ -1,51 +1,30 @@
 """The ONNX Runtime engine: the model's graphs run by the CPU or the CUDA execution provider.
 
-Owns: sessions, bindings and the state of a batch between calls. Must not know: torch (it is never imported), Polars,
+Owns: sessions, bindings and what happens to the state of a batch. Must not know: torch (it is never imported), Polars,
 users, what the graphs compute (`graphs`). Caches stay on the device: on CUDA they are never copied to the host.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from genrec_batch.core.arrays import F32, HEADS, I32, I64, PADDING, U8, Batch, Ranked
+from genrec_batch.core.arrays import F32, HEADS, I32, I64, U8, Batch, Masks, Ranked
 from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines import driver
-from genrec_batch.engines.onnx import exported
+from genrec_batch.engines.onnx import exported, resumed
 from genrec_batch.engines.onnx.sessions import Array, OnnxSessions, Value, imported
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.onnx.state import OnnxState, host, log_probs_of
+from genrec_batch.engines.protocol import Engine, Prefix
 from genrec_batch.model.weights import Model
 
 PREFILL_ROWS = 32  # at once on a CPU: their activations stay in its caches (20% faster than 256 rows at once)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class OnnxState:
-    """A batch between calls. Values are on the engine's device; arrays are on the host."""
-
-    rows: int
-    steps: int  # the most items that can be read
-    choices: int
-    lengths: Value
-    banned: Value
-    prefix: dict[str, Value]
-    first_log_probs: Value  # right after the history, [B, vocabulary]
-    next_tokens: Value  # [B, K]
-    next_log_prob: Value
-    log_probs: Value  # of the next position
-    origin_R: I64  # the row of the prefill that each row's prefix cache is from
-    step: int = 0  # items read
-    read: Value | None = None  # [B, T]
-    suffix: dict[str, Value] = field(default_factory=dict)
-    suffix_arrays: dict[str, Array] = field(default_factory=dict)  # the same memory, on a CPU
-    log_prob_read: list[Value | Array] = field(default_factory=list)  # of each step, [B] or [B, K] (best first)
-    heads_read: list[Value | Array] = field(default_factory=list)  # of each step, [B, H]
 
 
 class OnnxRuntimeEngine(Engine):
@@ -114,29 +93,74 @@ class OnnxRuntimeEngine(Engine):
             **self._given("profile", batch.profile_BP, batch.has_profile_B, rows, config.profile),
             **self._given("video", batch.video_BV, batch.has_video_B, rows, config.video),
             "tokens": batch.tokens_BS,
-            "lengths": batch.lengths_B.copy(),  # kept in the state, which must outlive the caller's buffers
-            "banned": batch.seen_BX.copy(),
+            "lengths": batch.lengths_B,
+            "banned": batch.seen_BX,
         }
+        masks = None if batch.masks is None else batch.masks.compact()
+        choosing = self._choosing(choices, masked=masks is not None)
         if self._sessions.kind == "cpu":
             self.arrived()
-            outputs = self._prefill_by_rows(arrays, choices)
+            outputs = self._prefill_by_rows(arrays, choices if masks is None else 1, choosing)
         else:
             values = self._values(arrays)
             self.arrived()
-            outputs = self._sessions.run("prefill", values | self._choosing(choices))
+            outputs = self._sessions.run("prefill", values | choosing)
+        state = self._state(batch, outputs, steps=steps, choices=choices)
+        if masks is not None:
+            self._mask(state, masks)
+            self._choose_open(state)
+        return state
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether the caches are on the host."""
+        return self._sessions.kind == "cpu"
+
+    def resume(self, batch: Batch, prefixes: Sequence[Prefix | None], *, steps: int, choices: int = 1) -> OnnxState:
+        """Read what is behind each row's prefix, the whole history of rows that have none; see `Engine`.
+
+        Raises:
+            ConfigError: history and steps do not fit the model's positions.
+            DeviceMemoryError: memory ran out.
+        """
+        config = self._model.config
+        check_positions(config.positions, events=int(batch.lengths_B.max(initial=0)), items=steps)
+        new = np.array([row for row, prefix in enumerate(prefixes) if prefix is None], np.int64)
+        if len(new) == len(batch):
+            return self.prefill(batch, steps=steps, choices=choices)
+        started = self.prefill(replace(batch.take(new), masks=None), steps=steps) if len(new) else None
+        found = resumed.resumed(self._sessions, config, self._element, batch, prefixes, started)
+        state = self._state(batch, self._values(found), steps=steps, choices=choices)
+        masks = Masks.of(np.zeros((1, config.vocabulary), np.bool_), np.zeros(len(batch), np.int64))
+        self._mask(state, (masks if batch.masks is None else batch.masks).compact())
+        self._choose_open(state)
+        if batch.masks is None:
+            state.masks = state.mask = None
+        return state
+
+    def kept(self, state: OnnxState, rows: Sequence[int]) -> list[Prefix]:
+        """Return copies of some rows' prefixes; see `Engine`."""
+        return resumed.kept(state, rows)
+
+    def _state(self, batch: Batch, outputs: Mapping[str, Value], *, steps: int, choices: int) -> OnnxState:
+        """Return a state right after the history; its arrays are kept, so they must outlive the caller's buffers."""
         return OnnxState(
-            rows=rows,
+            rows=len(batch),
             steps=steps,
             choices=choices,
-            lengths=self._sessions.value(arrays["lengths"]),
-            banned=self._sessions.value(arrays["banned"]),
+            lengths=self._sessions.value(batch.lengths_B.copy()),
+            banned=self._sessions.value(batch.seen_BX.copy()),
             prefix={name: value for name, value in outputs.items() if name.startswith("prefix_")},
             first_log_probs=outputs["log_probs"],
-            next_tokens=outputs["next_tokens"],
-            next_log_prob=outputs["next_log_prob"],
+            next_tokens=outputs.get("next_tokens"),
+            next_log_prob=outputs.get("next_log_prob"),
             log_probs=outputs["log_probs"],
-            origin_R=np.arange(rows, dtype=np.int64),
+            origin_R=np.arange(len(batch), dtype=np.int64),
         )
+
+    def _mask(self, state: OnnxState, masks: Masks) -> None:
+        state.masks = self._sessions.value(masks.bytes_MC[:, : -(-self._model.config.vocabulary // 8)])
+        state.mask = self._sessions.value(masks.mask_B.copy())
 
     def decode(self, state: OnnxState, tokens_B: I32 | None = None) -> None:
         """Read one item per row, [B] (by default the best choice).
@@ -157,7 +181,7 @@ class OnnxRuntimeEngine(Engine):
             "read": state.read,
             **state.prefix,
             **state.suffix,
-            **self._choosing(state.choices),
+            **self._choosing(state.choices, masked=state.masks is not None),
         }
         outputs = self._sessions.run("decode", inputs)
         self._append(state, step_1, outputs)
@@ -167,14 +191,16 @@ class OnnxRuntimeEngine(Engine):
         state.next_tokens, state.next_log_prob = outputs["next_tokens"], outputs["next_log_prob"]
         state.log_probs = outputs["log_probs"]
         state.step += 1
+        if state.masks is not None:
+            self._choose_open(state)
 
     def choose(self, state: OnnxState) -> tuple[I32, F32]:
         """Return the best items of the next position, best first: tokens [B, K], log-probabilities [B, K]."""
-        return _host(state.next_tokens), _host(state.next_log_prob)
+        return host(state.next_tokens), host(state.next_log_prob)
 
     def log_probs(self, state: OnnxState, tokens_BC: I32) -> F32:
         """Return the log-probability of items at the position right after the history, [B, C]; -inf for token 0."""
-        return _log_probs_of(state.first_log_probs, tokens_BC)
+        return log_probs_of(state.first_log_probs, tokens_BC)
 
     def score(self, state: OnnxState, tokens_BC: I32) -> F32:
         """Return the heads [B, C, H] of C items, each read alone right after the history, in one pass.
@@ -183,7 +209,7 @@ class OnnxRuntimeEngine(Engine):
             DeviceMemoryError: memory ran out.
         """
         inputs = {"candidates": self._sessions.value(tokens_BC), "lengths": state.lengths, **state.prefix}
-        heads_BCH: F32 = _host(self._sessions.run("score", inputs)["heads"])
+        heads_BCH: F32 = host(self._sessions.run("score", inputs)["heads"])
         return heads_BCH
 
     def select(self, state: OnnxState, rows_R: I64) -> OnnxState:
@@ -206,6 +232,7 @@ class OnnxRuntimeEngine(Engine):
             rows=len(rows_R),
             lengths=taken(state.lengths),
             banned=taken(state.banned),
+            mask=None if state.mask is None else taken(state.mask),
             prefix=state.prefix if same_prefix else {name: taken(value) for name, value in state.prefix.items()},
             first_log_probs=state.first_log_probs if same_prefix else taken(state.first_log_probs),
             next_tokens=taken(state.next_tokens),
@@ -218,8 +245,8 @@ class OnnxRuntimeEngine(Engine):
                 name: self._sessions.value(suffix_arrays[name]) if name in suffix_arrays else taken(value)
                 for name, value in state.suffix.items()
             },
-            log_prob_read=[_host(log_prob)[rows_R] for log_prob in state.log_prob_read],
-            heads_read=[_host(heads)[rows_R] for heads in state.heads_read],
+            log_prob_read=[host(log_prob)[rows_R] for log_prob in state.log_prob_read],
+            heads_read=[host(heads)[rows_R] for heads in state.heads_read],
         )
 
     def collect(self, state: OnnxState) -> Ranked:
@@ -227,14 +254,26 @@ class OnnxRuntimeEngine(Engine):
         none_read = np.zeros((state.rows, 0, len(HEADS)), np.float32)
         log_prob_BK = np.zeros((state.rows, state.step), np.float32)
         for step, log_prob in enumerate(state.log_prob_read):
-            log_prob_BK[:, step] = _host(log_prob).reshape(state.rows, -1)[:, 0]
+            log_prob_BK[:, step] = host(log_prob).reshape(state.rows, -1)[:, 0]
         return Ranked(
-            tokens_BK=none_read[:, :, 0].astype(np.int32) if state.read is None else _host(state.read)[:, : state.step],
+            tokens_BK=none_read[:, :, 0].astype(np.int32) if state.read is None else host(state.read)[:, : state.step],
             log_prob_BK=log_prob_BK,
-            heads_BKH=np.stack([_host(x) for x in state.heads_read], axis=1) if state.heads_read else none_read,
+            heads_BKH=np.stack([host(x) for x in state.heads_read], axis=1) if state.heads_read else none_read,
         )
 
-    def _prefill_by_rows(self, arrays: dict[str, Array], choices: int) -> dict[str, Value]:
+    def _choose_open(self, state: OnnxState) -> None:
+        """Choose the next items again, among those that the masks leave open."""
+        inputs = {
+            "log_probs": state.log_probs,
+            "banned": state.banned,
+            "read": self._sessions.value(np.zeros((state.rows, 0), np.int32)) if state.read is None else state.read,
+            "masks": state.masks,
+            "mask": state.mask,
+        }
+        found = self._sessions.run("choose", inputs | self._choosing(state.choices))
+        state.next_tokens, state.next_log_prob = found["next_tokens"], found["next_log_prob"]
+
+    def _prefill_by_rows(self, arrays: dict[str, Array], choices: int, choosing: dict[str, Value]) -> dict[str, Value]:
         """Run prefill for a few rows at a time, each time into their rows of the same outputs."""
         config, (rows, width) = self._model.config, arrays["tokens"].shape
         cache_shape = (rows, config.heads, 1 + width, config.head_size)
@@ -250,15 +289,18 @@ class OnnxRuntimeEngine(Engine):
             some = slice(start, start + PREFILL_ROWS)
             inputs = self._values({name: array[some] for name, array in arrays.items()})
             into = self._values({name: array[some] for name, array in outputs.items()})
-            self._sessions.run("prefill", inputs | self._choosing(choices), into=into)
+            self._sessions.run("prefill", inputs | choosing, into=into)
         return self._values(outputs)
 
     def _values(self, arrays: dict[str, Array]) -> dict[str, Value]:
         return {name: self._sessions.value(array) for name, array in arrays.items()}
 
-    def _choosing(self, choices: int) -> dict[str, Value]:
-        """Return the inputs `choices` and `items`: how many items are chosen, and from how many tokens."""
-        sizes = {"choices": choices, "items": self._model.tokens}
+    def _choosing(self, choices: int, *, masked: bool = False) -> dict[str, Value]:
+        """Return the inputs `choices` and `items`: how many items are chosen, and from how many tokens.
+
+        Where the graph `choose` follows (`masked`), prefill and decode look at one token only, which costs nothing.
+        """
+        sizes = {"choices": 1, "items": 1} if masked else {"choices": choices, "items": self._model.tokens}
         return {name: self._sessions.value(np.array([n], np.int64), on_host=True) for name, n in sizes.items()}
 
     def _given(self, name: str, given_BW: F32 | None, has_B: U8 | None, rows: int, width: int) -> dict[str, Array]:
@@ -296,16 +338,6 @@ class OnnxRuntimeEngine(Engine):
         if tokens_B is None:
             if state.choices == 1:
                 return state.next_tokens, state.next_log_prob
-            return self._sessions.value(_host(state.next_tokens)[:, :1]), state.next_log_prob
+            return self._sessions.value(host(state.next_tokens)[:, :1]), state.next_log_prob
         token_B1 = tokens_B[:, None].astype(np.int32)
-        return self._sessions.value(token_B1), _log_probs_of(state.log_probs, token_B1)
-
-
-def _log_probs_of(log_probs_BV: Value, tokens_BC: I32) -> F32:
-    log_prob_BC = np.take_along_axis(_host(log_probs_BV), tokens_BC, axis=1)
-    return np.where(tokens_BC > PADDING, log_prob_BC, np.float32(-np.inf))
-
-
-def _host(value: Value | Array) -> Array:
-    """Return a copy of a tensor's content: onnxruntime's array may be a view that does not keep it alive."""
-    return value if isinstance(value, np.ndarray) else np.array(value.numpy())
+        return self._sessions.value(token_B1), log_probs_of(state.log_probs, token_B1)

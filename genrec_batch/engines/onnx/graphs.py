@@ -1,4 +1,4 @@
-"""The model as ONNX graphs - prefill, decode, score, and two that move caches - from its sizes and weights alone.
+"""The model as ONNX graphs - prefill, decode, score, and three without weights - from its sizes and weights alone.
 
 Owns: which graphs there are, their inputs and outputs, and where each parameter enters. Must not know: sessions,
 devices, files, torch. The layers and the shape legend are in `layers`. All sizes are dynamic.
@@ -17,19 +17,21 @@ import onnx
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.engines.layer_weights import LayerWeights, affine, head_weights, layer_weights
+from genrec_batch.engines.onnx import layers
 from genrec_batch.engines.onnx.layers import (
+    best_open,
     cached_attention,
     causal_mask,
-    choose,
     counting,
     layer_norm,
     linear,
+    masked,
     merge_heads,
     pick_position,
     row_mask,
     self_attention,
 )
-from genrec_batch.engines.onnx_graph import FLOAT, INT32, Dimension, OnnxGraph
+from genrec_batch.engines.onnx_graph import FLOAT, INT32, UINT8, Dimension, OnnxGraph
 from genrec_batch.model.weights import EPSILON, ModelConfig, Weights
 
 
@@ -89,7 +91,7 @@ def task_heads(g: OnnxGraph, hidden_MD: str, weights: Weights, token: str) -> st
 def next_items(g: OnnxGraph, hidden_BD: str, weights: Weights, banned_BX: str) -> None:
     """Add the logits of the next position and the outputs `next_tokens`, `next_log_prob` and `log_probs`."""
     logits_BV = linear(g, hidden_BD, *affine(weights, "output_projection"))
-    tokens_BK, log_prob_BK, log_probs_BV = choose(g, logits_BV, banned_BX)
+    tokens_BK, log_prob_BK, log_probs_BV = layers.choose(g, logits_BV, banned_BX)
     g.output(tokens_BK, "next_tokens", ["B", "K"], INT32)
     g.output(log_prob_BK, "next_log_prob", ["B", "K"], FLOAT)
     g.output(log_probs_BV, "log_probs", ["B", len(weights["output_projection.bias"])], FLOAT)
@@ -254,6 +256,26 @@ def select(kind: int, rank: int) -> onnx.ModelProto:
     return g.model("select")
 
 
+def choose(config: ModelConfig) -> onnx.ModelProto:
+    """Return the graph that chooses the next items where there are masks, from the `log_probs` of prefill or decode.
+
+    It has no weights, so that prefill and decode are the same with masks and without, and so is an export. Inputs:
+    `log_probs` [B, vocabulary] fp32, `banned` [B, X] and `read` [B, T] as in decode, `masks` [M, vocabulary / 8] uint8
+    (bit t % 8 of byte t // 8 is 1 where token t must not be chosen), `mask` [B] int32 (the one that a row obeys),
+    `choices` and `items`.
+    Outputs: `next_tokens` and `next_log_prob` as in prefill.
+    """
+    g = OnnxGraph("fp32")
+    log_probs_BV = g.input("log_probs", ["B", config.vocabulary], FLOAT)
+    taken = [g.input(name, ["B", width], INT32) for name, width in (("banned", "X"), ("read", "T"))]
+    bytes_MC, mask_B = g.input("masks", ["M", -(-config.vocabulary // 8)], UINT8), g.input("mask", ["B"], INT32)
+    open_BV = masked(g, log_probs_BV, bytes_MC, mask_B, config.vocabulary)
+    tokens_BK, log_prob_BK = best_open(g, open_BV, g.node("Concat", *taken, axis=1))
+    g.output(tokens_BK, "next_tokens", ["B", "K"], INT32)
+    g.output(log_prob_BK, "next_log_prob", ["B", "K"], FLOAT)
+    return g.model("choose")
+
+
 def append(config: ModelConfig, *, precision: str) -> onnx.ModelProto:
     """Return the graph that puts an item's columns into the suffix cache, for devices where nothing writes in place.
 
@@ -273,10 +295,12 @@ def append(config: ModelConfig, *, precision: str) -> onnx.ModelProto:
 
 
 def build(name: str, config: ModelConfig, weights: Weights, *, precision: str) -> onnx.ModelProto:
-    """Return a graph by name: prefill, decode, score, append, or `select KIND RANK`."""
+    """Return a graph by name: prefill, decode, score, choose, append, or `select KIND RANK`."""
     if name.startswith("select "):
         _, kind, rank = name.split()
         return select(int(kind), int(rank))
+    if name == "choose":
+        return choose(config)
     if name == "append":
         return append(config, precision=precision)
     return {"prefill": prefill, "decode": decode, "score": score}[name](config, weights, precision=precision)

@@ -177,7 +177,7 @@ class TensorRtEngine(Engine):
             slot = self._pool.acquire(program.network, shape)
         state = self._own(TensorRtState(program=program, slot=slot, rows=len(batch), choices=choices))
         slot.fill(batch)
-        self._compute.copy_in(slot.device_in.address, slot.host_in, slot.filled)
+        slot.send(self._compute)
         self._compute.record(slot.arrived)
         self.arrived()
         program.prefill(slot, self._compute)
@@ -213,8 +213,8 @@ class TensorRtEngine(Engine):
         return side_graphs.best_first({name: array[: state.rows] for name, array in found.items()}, state.choices)
 
     def log_probs(self, state: TensorRtState, tokens_BC: I32) -> F32:
-        """Return the log-probability of given items right after the history, [B, C]."""
-        return self._lookup(state, "first_hidden", tokens_BC)
+        """Return the log-probability of given items right after the history, [B, C]; -inf for token 0."""
+        return np.where(tokens_BC > 0, self._lookup(state, "first_hidden", tokens_BC), np.float32(-np.inf))
 
     def _lookup(self, state: TensorRtState, hidden: str, tokens_BC: I32) -> F32:
         count = side_graphs.padded_count(tokens_BC.shape[1])

@@ -21,16 +21,24 @@ from genrec_batch.engines.layer_weights import affine, head_weights
 from genrec_batch.engines.onnx_graph import FLOAT, INT32, OnnxGraph
 from genrec_batch.engines.tensorrt import layers
 from genrec_batch.engines.tensorrt.layers import kernel, linear, residual_norm
-from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_shapes, feature_columns, prefix_product
+from genrec_batch.engines.tensorrt.network import (
+    Shape,
+    TensorRtNetwork,
+    cache_shapes,
+    feature_columns,
+    mask_words,
+    prefix_product,
+)
 
 
 def prefill(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
     """Return the graph that reads features and histories.
 
     Inputs: features [B, columns] in fp32, tokens [B, S-1], lengths [B], seen [B, X]; with the plugin also starts [B],
-    where each row's positions begin, and seen_width [1], the columns of `seen`. Outputs: hidden [B, D], next_token [B],
-    next_log_prob [B, 1], and the caches: cache_<layer> [N, 3D] with the plugin, else keys_<layer> and values_<layer>
-    [B, H, S, HD]. Between segments: left_<segment> [N, D].
+    where each row's positions begin, and seen_width [1], the columns of `seen`; of a masked shape also masks [B, W],
+    bit maps of what must not be chosen, and mask [B], which of them a row obeys. Outputs: hidden [B, D],
+    next_token [B], next_log_prob [B, 1], and the caches: cache_<layer> [N, 3D] with the plugin, else keys_<layer> and
+    values_<layer> [B, H, S, HD]. Between segments: left_<segment> [N, D].
     """
     config, graph, indices = network.config, network.graph(), network.segments()[segment]
     rows, positions = shape.rows, shape.positions
@@ -59,8 +67,9 @@ def decode(network: TensorRtNetwork, shape: Shape, segment: int = 0) -> bytes:
     """Return the graph that reads one item per row.
 
     Inputs: token [B], lengths [B], step [1] (0 for the first item), read [T+1, B] (the items; rows up to `step` count),
-    seen [B, X], recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs: fresh_<layer> [B, 3D],
-    heads [B, task heads], hidden, next_token, next_log_prob as in prefill. Between segments: passed_<segment> [B, D].
+    seen, masks and mask as in prefill, recent_<layer> [T, B, 3D] (rows before `step` count), prefill's caches. Outputs:
+    fresh_<layer> [B, 3D], heads [B, task heads], hidden, next_token, next_log_prob as in prefill. Between segments:
+    passed_<segment> [B, D].
     """
     config, graph, indices = network.config, network.graph(), network.segments()[segment]
     rows, width = shape.rows, config.width
@@ -260,8 +269,9 @@ def _choose_item(
     if network.plugin:
         banned = (seen, graph.input("seen_width", [1], INT32))
         nothing = (graph.constant(np.zeros((1, rows), np.int32)), graph.constant(np.full(1, -1, np.int32)))
-        inputs = (every, *banned, *(read or nothing))
-        token, log_prob, heads = kernel(graph, "rank_items", *inputs, outputs=3, items=vocabulary, limit=network.tokens)
+        inputs = (every, *banned, *(read or nothing), *mask_inputs(network, graph, shape))
+        kind = "rank_masked_items" if shape.masked else "rank_items"
+        token, log_prob, heads = kernel(graph, kind, *inputs, outputs=3, items=vocabulary, limit=network.tokens)
         graph.output(graph.node("Identity", token), "next_token", [rows], INT32)
         graph.output(graph.reshape(log_prob, rows, 1), "next_log_prob", [rows, 1], FLOAT)
         if read:
@@ -274,6 +284,14 @@ def _choose_item(
     layers.best(graph, allowed_logits(network, graph, shape, logits, seen, read), log_sum, rows, network.tokens)
 
 
+def mask_inputs(network: TensorRtNetwork, graph: OnnxGraph, shape: Shape) -> list[str]:
+    """Declare the inputs of a masked shape, none for another: mask [B], and masks [B, W], some of them not filled."""
+    if not shape.masked:
+        return []
+    words = [shape.rows, mask_words(network.config)]
+    return [graph.input("mask", [shape.rows], INT32), graph.input("masks", words, INT32)]
+
+
 def _output_heads(network: TensorRtNetwork, graph: OnnxGraph, rows: int, every: str) -> None:
     vocabulary = network.config.vocabulary
     heads = graph.node("Cast", graph.columns(every, vocabulary, vocabulary + len(HEADS)), pinned=True, to=FLOAT)
@@ -283,9 +301,12 @@ def _output_heads(network: TensorRtNetwork, graph: OnnxGraph, rows: int, every: 
 def allowed_logits(
     network: TensorRtNetwork, graph: OnnxGraph, shape: Shape, logits: str, seen: str, read: tuple[str, str] | None
 ) -> str:
-    """Return the logits of the catalog's items, [B, tokens], with the items seen or read so far banned."""
+    """Return the logits of the catalog's items, [B, tokens], with those masked, seen or read so far banned."""
     if network.tokens < network.config.vocabulary:
         logits = graph.columns(logits, 0, network.tokens)
+    if shape.masked:
+        mask, masks = mask_inputs(network, graph, shape)
+        logits = layers.ban_by_mask(graph, logits, graph.node("Gather", masks, mask, axis=0), network.tokens)
     if read is None:
         return layers.ban(graph, logits, seen, (shape.rows, shape.seen, network.tokens))
     number = graph.constant(np.arange(shape.steps + 1, dtype=np.int32).reshape(-1, 1))

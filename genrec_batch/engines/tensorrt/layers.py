@@ -158,6 +158,32 @@ def ban(graph: OnnxGraph, logits: str, banned: str, sizes: tuple[int, int, int])
     return logits
 
 
+def ban_by_mask(graph: OnnxGraph, logits: str, words: str, columns: int) -> str:
+    """Set the columns whose bits are 1 in int32 `words` [B, W] to BANNED; bit c % 32 of word c // 32 is column c.
+
+    TensorRT 8.6 has no operators on bits. A word is split into two halves from 0 to 65,535, and a half is divided by
+    the powers of two; the integer division rounds towards zero.
+    """
+
+    def number(value: int) -> str:
+        return graph.constant(np.full((1, 1, 1), value, np.int32))
+
+    def unsigned(half: str) -> str:
+        return graph.node("Where", graph.node("Less", half, number(0)), graph.node("Add", half, number(1 << 16)), half)
+
+    whole = graph.node("Unsqueeze", words, graph.sizes(2))
+    rest = graph.node("Mul", graph.node("Div", whole, number(1 << 16)), number(1 << 16))
+    low = unsigned(graph.node("Sub", whole, rest))
+    high = unsigned(graph.node("Div", graph.node("Sub", whole, low), number(1 << 16)))
+    halves = graph.reshape(graph.node("Concat", low, high, axis=2), 0, -1, 1)
+    powers = graph.constant((1 << np.arange(16, dtype=np.int32)).reshape(1, 1, 16))
+    shifted = graph.node("Div", halves, powers)
+    even = graph.node("Mul", graph.node("Div", shifted, number(2)), number(2))
+    bits = graph.columns(graph.reshape(graph.node("Sub", shifted, even), 0, -1), 0, columns)
+    gone = graph.node("Equal", bits, graph.constant(np.ones((1, 1), np.int32)))
+    return graph.node("Where", gone, graph.constant(np.full((1, 1), BANNED, np.float32)), logits)
+
+
 def best(graph: OnnxGraph, logits: str, log_sum: str, rows: int, vocabulary: int) -> None:
     """Output `next_token` [B] (the lowest of the best columns; 0 if all are banned) and `next_log_prob` [B, 1]."""
     top = graph.node("ReduceMax", logits, axes=[1], keepdims=1)

@@ -80,7 +80,7 @@ class TensorRtSlateLoop:
         mark(self._in)
         slot.fill(batch)
         self._in.wait(slot.computed)  # the batch before may still use this memory
-        self._in.copy_in(slot.device_in.address, slot.host_in, slot.filled)
+        sent = slot.send(self._in)
         mark(self._in)
         self._in.record(slot.arrived)
         self._compute.wait(slot.arrived)
@@ -100,7 +100,7 @@ class TensorRtSlateLoop:
                 marks,
                 users=len(batch),
                 items=len(batch) * steps,
-                bytes_in=slot.filled,
+                bytes_in=sent,
                 bytes_out=slot.device_out.count,
             )
         return slot, len(batch), laps

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from genrec_batch.core.arrays import F32, HEADS, I32, Batch, Ranked
+from genrec_batch.core.arrays import F32, HEADS, I32, Batch, Masks, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
 from genrec_batch.engines.driver import Buffer, Device, Event, Graph, PinnedBuffer, Stream, aligned
 from genrec_batch.engines.tensorrt.layers import NOTHING
-from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, feature_columns
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, feature_columns, mask_words
 from genrec_batch.engines.tensorrt.side_graphs import between, state_tensors
 from genrec_batch.model.weights import BYTES
 
@@ -60,12 +60,14 @@ class Slot:
                 "starts": ((rows,), np.int32),
                 "seen_width": ((1,), np.int32),
                 "lengths": ((rows,), np.int32),
+                **({"mask": ((rows,), np.int32)} if shape.masked else {}),
                 "tokens": ((rows, shape.positions - 1), np.int32),
                 "features": ((rows, feature_columns(network.config, shape)), np.float32),
                 "seen": ((rows, shape.seen), np.int32),  # last: of packed rows only the used columns are copied
             }
         )
-        self.filled = input_bytes  # bytes that a batch sends to the device
+        self.filled = input_bytes  # bytes of these that a batch sends to the device
+        self.masks_filled = 0  # bytes of its bit maps
         self.results, result_bytes = pack_places(
             {
                 "read": ((steps + 1, rows), np.int32),
@@ -83,6 +85,9 @@ class Slot:
             for name, (sizes, kind, _) in state_tensors(network, shape).items()
             if kind is None
         }
+        if shape.masked:
+            count = 4 * rows * mask_words(network.config)
+            self.host_masks, self.memory["masks"] = PinnedBuffer(device, count), Buffer(device, count)
         for name, sizes in between(network, shape).items():
             self.memory[name] = Buffer(device, math.prod(sizes) * BYTES[network.precision])
         self.arrived, self.computed, self.done = Event(device), Event(device), Event(device)
@@ -132,10 +137,25 @@ class Slot:
         seen_BX = self._seen(view, known.shape[1] + 2)
         seen_BX[:, :2], seen_BX[:rows, 2:] = (1, 0), 0  # unknown and padding; padding fills the rest
         seen_BX[:rows, 2 : 2 + known.shape[1]] = known
+        if batch.masks is not None:
+            self._fill_masks(view["mask"], batch.masks.compact())
         column = 0
         for values_BF in self._features(batch):
             view["features"][:rows, column : column + values_BF.shape[1]] = values_BF
             column += values_BF.shape[1]
+
+    def _fill_masks(self, mask_B: I32, masks: Masks) -> None:
+        mask_B[: len(masks)], mask_B[len(masks) :] = masks.mask_B, 0
+        bits_MW = masks.banned_MW.view(np.int32)
+        self.host_masks.view(0, bits_MW.shape, np.int32)[:] = bits_MW
+        self.masks_filled = bits_MW.nbytes
+
+    def send(self, stream: Stream) -> int:
+        """Queue the copy of the batch to the device; return its bytes."""
+        stream.copy_in(self.device_in.address, self.host_in, self.filled)
+        if self.masks_filled:
+            stream.copy_in(self.memory["masks"].address, self.host_masks, self.masks_filled)
+        return self.filled + self.masks_filled
 
     @property
     def _spare_length(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec_batch.core.arrays import F32
+from genrec_batch.core.arrays import F32, MASK_BITS
 from genrec_batch.engines.layer_weights import LayerWeights, layer_weights
 from genrec_batch.engines.onnx_graph import OnnxGraph
 from genrec_batch.engines.tensorrt.plugin import DEPTH
@@ -28,6 +28,7 @@ class Shape:
     profile: bool = False  # the run has user profiles
     video: bool = False  # the run has video vectors
     packed: int = 0  # N, places of rows packed end to end (plugin only); 0: every row has S places of its own
+    masked: bool = False  # batches have masks: a bit map of what must not be chosen for each row, or one for many rows
 
     @property
     def places(self) -> int:
@@ -63,6 +64,11 @@ class TensorRtNetwork:
     def graph(self) -> OnnxGraph:
         """Return an empty graph of this precision."""
         return OnnxGraph(self.precision)
+
+
+def mask_words(config: ModelConfig) -> int:
+    """Return W, the words of a bit map over the vocabulary."""
+    return -(-config.vocabulary // MASK_BITS)
 
 
 def feature_columns(config: ModelConfig, shape: Shape) -> int:

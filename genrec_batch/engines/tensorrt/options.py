@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from genrec_batch.core.declare import check_at_least, option
 from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.option_values import check_batch_size, check_device
-from genrec_batch.core.options import PRECISIONS, LogConfig
+from genrec_batch.core.options import PRECISIONS, RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(LogConfig):
+class BuildConfig(RegistryConfig):
     """What `model build` takes: the options of `score` that decide an engine's sizes, and where it will run."""
 
     max_events: int = option("Newest events kept of each user.", 50, panel="Input")

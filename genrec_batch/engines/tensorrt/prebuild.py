@@ -21,7 +21,7 @@ from genrec_batch.engines.tensorrt import builder, store
 from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork
 from genrec_batch.engines.tensorrt.options import BuildConfig
 from genrec_batch.engines.tensorrt.shapes import LENGTHS, PLAIN_ROWS, ShapeRule
-from genrec_batch.model import weights
+from genrec_batch.model import opening
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.model.weights import Model, weights_fingerprint
 from genrec_batch.runtime import console
@@ -42,14 +42,14 @@ class Target:
 
 
 def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
-    """Build the engines that the cache lacks; return the summary.
+    """Build the engines of a model, by its directory or `registry:NAME`, that the cache lacks; return the summary.
 
     Raises:
         ModelError: the model or its catalog is missing.
         EngineError: the library, GPU, driver or precision is missing; the message says how to get it.
     """
     started = time.monotonic()
-    loaded = _with_catalog(directory)
+    loaded = _with_catalog(directory, config.registry)
     cache = EngineCache()
     size = None if config.batch_size == "auto" else int(config.batch_size)
     precisions = AUTO_PRECISIONS if config.precision == "auto" else (config.precision,)
@@ -85,8 +85,10 @@ def build(config: BuildConfig, directory: Path) -> dict[str, Any]:
     }
 
 
-def _with_catalog(directory: Path) -> Model:
-    loaded, file = weights.load(directory, "DIR"), directory / "catalog.parquet"
+def _with_catalog(directory: Path, registry: str | None = None) -> Model:
+    loaded = opening.open_model(str(directory), registry, "DIR")
+    assert loaded.directory is not None
+    file = loaded.directory / "catalog.parquet"
     if not file.exists():
         raise ModelError(
             f"{file} is missing: the number of videos is part of an engine; make the model with --catalog-from, or let "

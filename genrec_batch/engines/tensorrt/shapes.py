@@ -64,7 +64,9 @@ class ShapeRule:
         """Return the tokens that a row of this length is padded to."""
         return next(padded for padded in self.lengths if padded >= length)
 
-    def run(self, *, steps: int, seen: int = 0, profile: bool = False, video: bool = False) -> Shape:
+    def run(
+        self, *, steps: int, seen: int = 0, profile: bool = False, video: bool = False, masked: bool = False
+    ) -> Shape:
         """Return the shape of a run whose rows are packed end to end.
 
         Raises:
@@ -78,6 +80,7 @@ class ShapeRule:
             seen=max(seen, SEEN_SIZES[-1] - 2),  # a batch uses as many of these columns as it needs
             profile=profile,
             video=video,
+            masked=masked,
         )
         return replace(shape, packed=self.places)
 
@@ -99,6 +102,7 @@ class ShapeRule:
             seen=batch.seen_BX.shape[1],
             profile=batch.profile_BP is not None,
             video=batch.video_BV is not None,
+            masked=batch.masks is not None,
         )
         longest, needed = int(batch.lengths_B.max(initial=0)), int(batch.lengths_B.sum()) + len(batch)
         shape = replace(
@@ -124,10 +128,19 @@ class ShapeRule:
             seen=batch.seen_BX.shape[1],
             profile=batch.profile_BP is not None,
             video=batch.video_BV is not None,
+            masked=batch.masks is not None,
         )
 
     def shape(
-        self, *, rows: int, length: int, steps: int, seen: int, profile: bool = False, video: bool = False
+        self,
+        *,
+        rows: int,
+        length: int,
+        steps: int,
+        seen: int,
+        profile: bool = False,
+        video: bool = False,
+        masked: bool = False,
     ) -> Shape:
         """Return the shape for these rows, tokens of the longest history, items to read and seen items.
 
@@ -143,6 +156,7 @@ class ShapeRule:
             steps=max(steps, 1),
             profile=profile,
             video=video,
+            masked=masked,
         )
 
     def all(

@@ -17,7 +17,7 @@ from genrec_batch.engines.layer_weights import head_weights
 from genrec_batch.engines.onnx_graph import FLOAT, INT32, OnnxGraph
 from genrec_batch.engines.tensorrt import graphs, layers
 from genrec_batch.engines.tensorrt.layers import BANNED, linear
-from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_shapes
+from genrec_batch.engines.tensorrt.network import Shape, TensorRtNetwork, cache_shapes, mask_words
 
 
 def padded_count(count: int) -> int:
@@ -28,7 +28,8 @@ def padded_count(count: int) -> int:
 def choose(network: TensorRtNetwork, shape: Shape, count: int) -> bytes:
     """Return the graph that chooses several best items of the next position.
 
-    Inputs: hidden [B, D], seen [B, X], read [T+1, B], step [1] (rows of `read` up to it are banned; -1 for none).
+    Inputs: hidden [B, D], seen [B, X], read [T+1, B], step [1] (rows of `read` up to it are banned; -1 for none), and
+    those of `graphs.mask_inputs`.
     Outputs: tokens [B, count], values [B, count] (logits, BANNED where nothing is left), log_sum [B, 1].
     """
     graph, rows = network.graph(), shape.rows
@@ -137,6 +138,8 @@ def state_tensors(network: TensorRtNetwork, shape: Shape) -> dict[str, tuple[lis
         by_row = [rows, shape.positions, sizes[-1]] if network.plugin and not shape.packed else sizes
         found[name] = (by_row, None, 0)
     found |= {f"recent_{index}": ([steps, rows, 3 * config.width], None, 1) for index in range(config.layers)}
+    if shape.masked:
+        found |= {"mask": ([rows], INT32, 0), "masks": ([rows, mask_words(config)], INT32, 0)}
     return found
 
 
@@ -152,12 +155,17 @@ def between(network: TensorRtNetwork, shape: Shape) -> dict[str, list[int]]:
 def select(network: TensorRtNetwork, shape: Shape, rows_out: int) -> bytes:
     """Return the graph that copies rows of a whole state.
 
-    Inputs: every tensor of `state_tensors`, and rows [rows_out]. Outputs: chosen_<name>.
+    Inputs: every tensor of `state_tensors`, and rows [rows_out]. Outputs: chosen_<name>. Each chosen row gets a mask of
+    its own: there is room for as many as there are rows.
     """
     graph = network.graph()
     rows = graph.input("rows", [rows_out], INT32)
     for name, (sizes, kind, axis) in state_tensors(network, shape).items():
         taken = graph.node("Gather", graph.input(name, sizes, kind), rows, axis=axis)
+        if name == "mask":
+            of_rows, taken = taken, graph.node("Identity", graph.constant(np.arange(rows_out, dtype=np.int32)))
+        if name == "masks":
+            taken = graph.node("Gather", name, of_rows, axis=0)
         sizes_out = [rows_out if i == axis else size for i, size in enumerate(sizes)]
         graph.output(taken, f"chosen_{name}", sizes_out, kind)
     return graph.serialized("select")

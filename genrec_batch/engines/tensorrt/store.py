@@ -87,7 +87,10 @@ class PlanStore:
         """
         started, built = time.monotonic(), []
         graph_sha256 = hashlib.sha256(graph).hexdigest()
-        key = replace(self._key, name=name, graph_sha256=graph_sha256, shape=asdict(shape))
+        sizes = asdict(shape)
+        if not shape.masked:
+            del sizes["masked"]  # so that engines built before there were masks are found
+        key = replace(self._key, name=name, graph_sha256=graph_sha256, shape=sizes)
 
         def build() -> bytes:
             timings = replace(self._key, name="timings", weights_sha256="")

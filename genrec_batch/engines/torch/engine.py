@@ -24,10 +24,10 @@ from torch import Tensor
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import RetryError
 from genrec_batch.core.option_values import check_positions
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.protocol import Engine, Prefix
 from genrec_batch.engines.torch.choice import log_probs
 from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
-from genrec_batch.engines.torch.lane import Lane, LaneModel
+from genrec_batch.engines.torch.lane import Held, Lane, LaneModel
 from genrec_batch.engines.torch.network import Network, load_network
 from genrec_batch.engines.torch.phases import Phases, PlainPhases
 from genrec_batch.model.weights import Model
@@ -85,7 +85,7 @@ class TorchEngine(Engine):
         on_cpu = self._device.type == "cpu"
         with retry_when_out_of_memory(self._device), torch.inference_mode():
             network = load_network(model.config, model.weights, self._device)
-            phases = _phases(network, self._device, dtype)
+            phases = _phases(network, self._device, dtype, model.tokens)
             self.arithmetic = "plain" if isinstance(phases, PlainPhases) else "compiled"
             self._model = LaneModel.of(
                 network,
@@ -105,19 +105,52 @@ class TorchEngine(Engine):
             ConfigError: history and steps do not fit the model's positions.
             DeviceMemoryError: the device is out of memory.
         """
+        return self.resume(batch, [None] * len(batch), steps=steps, choices=choices)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether the caches are on the host."""
+        return self._device.type == "cpu"
+
+    def resume(self, batch: Batch, prefixes: Sequence[Prefix | None], *, steps: int, choices: int = 1) -> LanesState:
+        """Read what is behind each row's prefix, the whole history of rows that have none; see `Engine`.
+
+        Raises:
+            ConfigError: history and steps do not fit the model's positions.
+            DeviceMemoryError: the device is out of memory.
+        """
         check_positions(self._positions, events=int(batch.lengths_B.max(initial=0)), items=steps)
-        rising_B = np.argsort(batch.lengths_B, kind="stable")
-        places = [rising_B[lane :: self._threads] for lane in range(min(self._threads, len(batch)))]
+        # Rows without a prefix come first; to the others at least the newest event is left.
+        begin_B = np.array([-1 if prefix is None else prefix.length for prefix in prefixes], np.int64)
+        left_B = np.where(begin_B < 0, 0, np.maximum(batch.lengths_B - begin_B, 1))
+        order_B = np.lexsort((batch.lengths_B, left_B))
+        places = [order_B[lane :: self._threads] for lane in range(min(self._threads, len(batch)))]
 
         def put(rows: I64) -> dict[str, Tensor]:
-            return {name: self._put(array[rows]) for name, array in _inputs(batch).items()}
+            return {name: self._put(array) for name, array in _inputs(batch, rows).items()}
 
-        def start(inputs: dict[str, Tensor]) -> Lane:
-            return self._model.prefill(inputs, steps=steps, choices=choices)
+        def start(inputs: dict[str, Tensor], rows: I64) -> Lane:
+            held = [_cut(prefix, int(batch.lengths_B[row])) for row in rows if (prefix := prefixes[row]) is not None]
+            return self._model.prefill(inputs, steps=steps, choices=choices, held=held)
 
         inputs = self._each(put, places)
         self.arrived()
-        return LanesState(rows=len(batch), lanes=self._each(start, inputs), places=places)
+        return LanesState(rows=len(batch), lanes=self._each(start, inputs, places), places=places)
+
+    def kept(self, state: LanesState, rows: Sequence[int]) -> list[Prefix]:
+        """Return copies of some rows' prefixes; see `Engine`."""
+        place_of = {
+            int(row): (lane, at)
+            for lane, places in zip(state.lanes, state.places, strict=True)
+            for at, row in enumerate(places)
+        }
+        found = []
+        for row in rows:
+            lane, at = place_of[row]
+            keys, values = lane.held(at)
+            nbytes = keys.nbytes + values.nbytes
+            found.append(Prefix(cache=(keys, values), length=keys.shape[2] - 1, nbytes=nbytes))
+        return found
 
     def wait(self) -> None:
         """Return once a GPU has done its work; on a CPU a call returns when its work is done."""
@@ -220,8 +253,8 @@ class TorchEngine(Engine):
             return list(map(alone, *arguments) if self._pool is None else self._pool.map(alone, *arguments))
 
 
-def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phases:
-    """Return the fastest phases in a type that run here."""
+def _phases(network: Network, device: torch.device, dtype: torch.dtype, tokens: int) -> Phases:
+    """Return the fastest phases in a type that run here, for histories of tokens below `tokens`."""
     if device.type == "cpu" and dtype != torch.float32 and fast_int8():
         if find_spec("numba") is None:
             LOG.info("numba is not installed, so scoring is slower; pip install 'genrec-batch[fast]'")
@@ -232,8 +265,15 @@ def _phases(network: Network, device: torch.device, dtype: torch.dtype) -> Phase
                 LOG.warning("numba is installed but does not load (%s), so scoring is slower", error)
             else:
                 if fits(network.config):
-                    return CompiledPhases.of(network, dtype)
-    return PlainPhases.of(network, dtype=dtype, reading_dtype=torch.float32 if device.type == "cpu" else dtype)
+                    return CompiledPhases.of(network, dtype, tokens)
+    reading = torch.float32 if device.type == "cpu" else dtype
+    return PlainPhases.of(network, dtype=dtype, reading_dtype=reading, tokens=tokens)
+
+
+def _cut(prefix: Prefix, events: int) -> Held:
+    """Return a row's prefix without the row's newest event, which is read again if it is part of the prefix."""
+    keys, values = prefix.cache
+    return keys[:, :, :events], values[:, :, :events]
 
 
 def _lane_threads(count: int) -> ThreadPoolExecutor:
@@ -264,9 +304,13 @@ def _lane_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _inputs(batch: Batch) -> dict[str, Array]:
+def _inputs(batch: Batch, rows: I64) -> dict[str, Array]:
     names = ("dense_BF", "tokens_BS", "lengths_B", "seen_BX", "profile_BP", "has_profile_B", "video_BV", "has_video_B")
-    return {name: array for name in names if (array := getattr(batch, name)) is not None}
+    inputs = {name: array[rows] for name in names if (array := getattr(batch, name)) is not None}
+    if batch.masks is not None:
+        masks = batch.masks.take(rows)
+        inputs |= {"bans_MC": masks.bytes_MC, "mask_B": masks.mask_B}
+    return inputs
 
 
 def _gather(state: LanesState, of_lanes: list[Tensor]) -> Any:  # an array of the tensors' type

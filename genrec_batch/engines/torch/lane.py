@@ -8,7 +8,7 @@ Rows are divided into groups of similar length that share a cache, so that there
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS, PADDING
 from genrec_batch.engines.torch.cache import Cache, lanes
-from genrec_batch.engines.torch.choice import Choice, log_probs
+from genrec_batch.engines.torch.choice import Choice, RowMasks, log_probs
 from genrec_batch.engines.torch.linear import Linear
 from genrec_batch.engines.torch.network import FUSED_FROM, Network
 from genrec_batch.engines.torch.phases import Phases, items
+
+Held = tuple[Tensor, Tensor]  # keys and values of one row's first positions, [layers, G, positions, Z]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,19 @@ class Lane:
     steps: int
     choices: int
     banned_BX: Tensor  # padding, unknown and seen items, then the items read
+    masks: RowMasks | None  # further items that must not be chosen
     start: Choice  # right after the history
     next: Choice | None  # None once there is no room for another item
     tokens: list[Tensor] = field(default_factory=list)  # read so far, [B] each
     log_probs: list[Tensor] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
+
+    def held(self, row: int) -> Held:
+        """Return copies of the keys and values of one row's history."""
+        group = next(group for group in self.groups if group.rows.start <= row < group.rows.stop)
+        within, positions = row - group.rows.start, int(self.lengths_B[row]) + 1
+        cache = group.cache
+        return cache.keys[:, within, :, :positions].clone(), cache.values[:, within, :, :positions].clone()
 
     def take(self, rows_R: Tensor) -> Lane:
         """Return a lane that holds copies of these rows, given in rising order; a row may be taken many times."""
@@ -61,6 +71,7 @@ class Lane:
             lengths_B=self.lengths_B[rows_R],
             groups=groups,
             banned_BX=self.banned_BX[rows_R],
+            masks=None if self.masks is None else self.masks.take(rows_R),
             start=start,
             next=start if self.next is self.start else self.next and self.next.take(rows_R),
             tokens=[tokens_B[rows_R] for tokens_B in self.tokens],
@@ -109,27 +120,35 @@ class LaneModel:
             aside_positions=aside_positions,
         )
 
-    def prefill(self, inputs: Mapping[str, Tensor], *, steps: int, choices: int) -> Lane:
+    def prefill(self, inputs: Mapping[str, Tensor], *, steps: int, choices: int, held: Sequence[Held] = ()) -> Lane:
         """Read features and histories and choose the next items.
 
         `inputs` has dense_BF, tokens_BS, lengths_B (rising), seen_BX and, where the run has them, profile_BP,
-        has_profile_B, video_BV, has_video_B.
+        has_profile_B, video_BV, has_video_B, and bans_MC (the bytes of bit maps) with mask_B. The last rows go on from
+        what is held of them; they are sorted by the events to read and then by length.
         """
         prefix_BD = self._prefix(inputs)
         tokens_BS, lengths_B = inputs["tokens_BS"], inputs["lengths_B"]
-        groups = []
-        for first in range(0, len(lengths_B), self.group_rows):
-            rows = slice(first, min(len(lengths_B), first + self.group_rows))
+        groups, new = [], len(lengths_B) - len(held)
+        for first in range(0, new, self.group_rows):
+            rows = slice(first, min(new, first + self.group_rows))
             groups.append(self._group(prefix_BD[rows], tokens_BS[rows], lengths_B[rows], rows, steps))
+        for first in range(new, len(lengths_B), self.group_rows):
+            rows = slice(first, min(len(lengths_B), first + self.group_rows))
+            mine = held[first - new : rows.stop - new]
+            groups.append(self._resumed(mine, tokens_BS[rows], lengths_B[rows], rows, steps))
         last_B = tokens_BS.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
         newest_BD = torch.where((lengths_B > 0)[:, None], items(self.network, last_B, lengths_B), prefix_BD)
         hidden_BD = self.phases.read(newest_BD, [group.cache for group in groups], 0)
         never_B2 = lengths_B.new_tensor([PADDING, FIRST_ITEM - 1]).expand(len(lengths_B), 2)
         banned_BX = torch.cat([never_B2, inputs["seen_BX"]], 1)
-        start = self.phases.choose(hidden_BD, banned_BX, tokens=self.tokens, choices=choices)
+        masks, vocabulary = None, self.network.config.vocabulary
+        if "bans_MC" in inputs:
+            masks = RowMasks.of(inputs["bans_MC"], inputs["mask_B"], vocabulary)
+        start = self.phases.choose(hidden_BD, banned_BX, tokens=self.tokens, choices=choices, masks=masks)
         return Lane(
-            lengths_B=lengths_B, groups=groups, steps=steps, choices=choices, banned_BX=banned_BX, start=start,
-            next=start,
+            lengths_B=lengths_B, groups=groups, steps=steps, choices=choices, banned_BX=banned_BX, masks=masks,
+            start=start, next=start,
         )  # fmt: skip
 
     def decode(self, lane: Lane, items_B: Tensor | None) -> None:
@@ -153,7 +172,9 @@ class LaneModel:
             lane.next = None
             return
         lane.banned_BX = torch.cat([lane.banned_BX, items_B[:, None]], 1)
-        lane.next = self.phases.choose(hidden_BD, lane.banned_BX, tokens=self.tokens, choices=lane.choices)
+        lane.next = self.phases.choose(
+            hidden_BD, lane.banned_BX, tokens=self.tokens, choices=lane.choices, masks=lane.masks
+        )
 
     def score(self, lane: Lane, items_BC: Tensor) -> Tensor:
         """Return the heads of items, each read alone right after the history, [B, C, H]; 0 for token 0."""
@@ -194,6 +215,23 @@ class LaneModel:
                 self.phases.context(prefix_RD[some], tokens_RS[some, : count - 1], filled)
             else:
                 filled.clear()
+        return Group(rows=rows, lengths_R=lengths_R, cache=cache)
+
+    def _resumed(self, held: Sequence[Held], tokens_RS: Tensor, lengths_R: Tensor, rows: slice, steps: int) -> Group:
+        """Put what is held of some rows into a new cache, and read the events behind it, all but the newest."""
+        cache = Cache.empty(self.network.config, lengths_R, int(lengths_R.max()), 1 + steps, self.phases.cache_dtype)
+        cache.clear()
+        for row, (keys, values) in enumerate(held):
+            cache.keys[:, row, :, : keys.shape[2]] = keys
+            cache.values[:, row, :, : keys.shape[2]] = values
+        left_R = lengths_R + 1 - torch.tensor([keys.shape[2] for keys, _ in held], device=lengths_R.device)
+        for back in range(int(left_R.max()) - 1, 0, -1):
+            some = slice(int((left_R <= back).sum()), len(held))
+            before = cache.view(some)
+            position_R = before.lengths_R - back
+            token_R = tokens_RS[some].gather(1, position_R[:, None] - 1)[:, 0]
+            x_RD = items(self.network, token_R, position_R)
+            self.phases.read(x_RD, [replace(before, lengths_R=position_R)], 0)
         return Group(rows=rows, lengths_R=lengths_R, cache=cache)
 
     def _scores(self, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ so that no row depends on its neighbours. Sums are exact in 32 bits; inputs and 
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from torch.nn import functional
 ROWS_HINT = 2048  # oneDNN packs for about this many rows; any number gives the same result
 ONEDNN: Any = torch.ops.mkldnn  # operators have no types
 ONEDNN_HERE: Any = torch.backends.mkldnn.is_available
+BF16_HERE: Any = ONEDNN._is_mkldnn_bf16_supported  # noqa: SLF001 (no public name): not without AVX-512
+AT_ONCE = 256  # rows of a table whose products are computed together, once the first of them is needed
 FINER = 254  # low numbers of a pair per high one
 QUANTIZED: Any = torch.ops.onednn
 
@@ -31,7 +34,7 @@ class Linear:
     def __init__(self, weight_NM: Tensor, bias_N: Tensor, dtype: torch.dtype) -> None:
         """Keep a copy of weight [out, in] and bias [out] in `dtype`, on the device they are on."""
         self.dtype = dtype
-        self._packed = weight_NM.device.type == "cpu" and ONEDNN_HERE()
+        self._packed = weight_NM.device.type == "cpu" and ONEDNN_HERE() and (dtype != torch.bfloat16 or BF16_HERE())
         weight = weight_NM.detach().to(dtype).contiguous()
         self._bias = bias_N.detach().to(dtype).contiguous()
         # the two operators that PyTorch's own compiler calls; they have no public name
@@ -46,6 +49,27 @@ class Linear:
             return packed
         product = functional.linear(x, self._weight, self._bias)
         return product.relu_() if relu else product
+
+
+class ProductTable:
+    """The product of each row of a table, computed in blocks as far as rows are asked for.
+
+    Few runs come near a model's last position. A block's numbers depend on no other block; threads share the table.
+    """
+
+    def __init__(self, product: Linear, table_RM: Tensor) -> None:
+        """Compute the first block."""
+        self._product, self._table_RM, self._lock = product, table_RM, Lock()
+        self._done_RN = product(table_RM[:AT_ONCE])
+
+    def upto(self, count: int) -> Tensor:
+        """Return the products of the first `count` rows."""
+        assert count <= len(self._table_RM), "no such row"
+        with self._lock:
+            while (have := len(self._done_RN)) < count:
+                more = self._product(self._table_RM[have : have + AT_ONCE])
+                self._done_RN = torch.cat([self._done_RN, more])
+            return self._done_RN[:count]
 
 
 class Int8Linear:

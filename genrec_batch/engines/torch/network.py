@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from genrec_batch.core.arrays import HEADS
 from genrec_batch.engines.torch.cache import Cache, Read, lanes
-from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear
+from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear, ProductTable
 from genrec_batch.model.weights import EPSILON, ModelConfig, Weights
 
 LEAST_QUERIES = 8  # oneDNN multiplies fewer rows by another method, with other last bits
@@ -40,8 +40,8 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         d = config.width
-        self.token_embedding = nn.Embedding(config.vocabulary, d)
-        self.position_embedding = nn.Embedding(config.positions, d)
+        self.token_embedding = _embedding(config.vocabulary, d)
+        self.position_embedding = _embedding(config.positions, d)
         self.feature_projection = nn.Linear(config.features, d)
         self.user_profile_projection = nn.Linear(config.profile, d)
         self.video_feature_projection = nn.Linear(config.video, d)
@@ -92,6 +92,11 @@ class Network(nn.Module):
         return torch.cat([torch.sigmoid(getattr(self, f"{head}_head")(hidden_ND)) for head in HEADS], -1)
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Return a table without numbers: drawing them on the device "meta" imports PyTorch's compiler, for a second."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 def load_network(config: ModelConfig, weights: Weights, device: torch.device) -> Network:
     """Return the network with these weights, in fp32, not training."""
     with torch.device("meta"):
@@ -123,8 +128,8 @@ class ContextLayers:
 
     layers: Sequence[Layer[Product]]
     last: Product
-    first_of_tokens_VN: Tensor  # queries, keys and values [V, 3 D] of each token
-    first_of_positions_PN: Tensor  # and of each position, with the bias
+    first_of_tokens_VN: Tensor  # queries, keys and values [V, 3 D] of each token that a history can have
+    first_of_positions: ProductTable  # and of each position, with the bias
 
 
 def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer[Product]]:
@@ -170,9 +175,12 @@ def prepare_pairs(network: Network) -> list[Layer[PairLinear]]:
 
 
 def prepare_context(
-    network: Network, layers: Sequence[Layer[Product]], product: Callable[[Tensor, Tensor], Product]
+    network: Network, layers: Sequence[Layer[Product]], product: Callable[[Tensor, Tensor], Product], tokens: int
 ) -> ContextLayers:
-    """Return the layers of the context; `product` prepares the last one's product from a weight and a bias."""
+    """Return the layers of the context, for histories of tokens below `tokens`.
+
+    `product` prepares the last one's product from a weight and a bias.
+    """
     weight, bias = scaled_qkv(network, len(layers) - 1)
     width = network.config.width
     first = Linear(*scaled_qkv(network, 0), torch.float32)
@@ -180,8 +188,8 @@ def prepare_context(
     return ContextLayers(
         layers=layers[:-1],
         last=product(weight[width:], bias[width:]),
-        first_of_tokens_VN=no_bias(network.token_embedding.weight),
-        first_of_positions_PN=first(network.position_embedding.weight),
+        first_of_tokens_VN=no_bias(network.token_embedding.weight[:tokens]),
+        first_of_positions=ProductTable(first, network.position_embedding.weight),
     )
 
 
@@ -229,7 +237,7 @@ def _first(stack: ContextLayers, prefix_RD: Tensor, tokens_RS: Tensor) -> Tensor
     product = stack.first_of_tokens_VN.new_empty(len(tokens_RS), count, stack.first_of_tokens_VN.shape[1])
     product[:, 0] = stack.layers[0].qkv(prefix_RD)
     torch.add(
-        functional.embedding(tokens_RS, stack.first_of_tokens_VN), stack.first_of_positions_PN[1:count],
+        functional.embedding(tokens_RS, stack.first_of_tokens_VN), stack.first_of_positions.upto(count)[1:],
         out=product[:, 1:],
     )  # fmt: skip
     return product.flatten(0, 1)

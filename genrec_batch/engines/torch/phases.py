@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genrec_batch.engines.torch.cache import Cache
-from genrec_batch.engines.torch.choice import Choice, choose
+from genrec_batch.engines.torch.choice import Choice, RowMasks, choose
 from genrec_batch.engines.torch.linear import Linear
 from genrec_batch.engines.torch.network import (
     ContextLayers,
@@ -50,7 +50,9 @@ class Phases(Protocol):
         """Read C positions per row, each alone; see `network.read_aside`."""
         ...
 
-    def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
+    def choose(
+        self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int, masks: RowMasks | None = None
+    ) -> Choice:
         """Choose the items after hidden states; see `choice.choose`."""
         ...
 
@@ -80,16 +82,16 @@ class PlainPhases:
     cache_dtype: torch.dtype
 
     @staticmethod
-    def of(network: Network, *, dtype: torch.dtype, reading_dtype: torch.dtype) -> PlainPhases:
+    def of(network: Network, *, dtype: torch.dtype, reading_dtype: torch.dtype, tokens: int) -> PlainPhases:
         """Prepare a network's products: context in `dtype`, reading in `reading_dtype`, logits in fp32.
 
-        The cache is in `dtype` too, except for int8, whose sums are fp32.
+        The cache is in `dtype` too, except for int8, whose sums are fp32. Histories have tokens below `tokens`.
         """
         reading = prepare_layers(network, reading_dtype)
         layers = reading if dtype == reading_dtype else prepare_layers(network, dtype)
         return PlainPhases(
             network=network,
-            layers=prepare_context(network, layers, lambda weight, bias: with_values(weight, bias, dtype)),
+            layers=prepare_context(network, layers, lambda weight, bias: with_values(weight, bias, dtype), tokens),
             reading=reading,
             output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
             cache_dtype=torch.float32 if dtype == torch.int8 else dtype,
@@ -107,6 +109,8 @@ class PlainPhases:
         """Read C positions per row, each alone; see `network.read_aside`."""
         return read_aside(self.reading, x_RCD, cache)
 
-    def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
+    def choose(
+        self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int, masks: RowMasks | None = None
+    ) -> Choice:
         """Choose the items after hidden states; see `choice.choose`."""
-        return choose(self.output(hidden_BD), banned_BX, tokens=tokens, choices=choices)
+        return choose(self.output(hidden_BD), banned_BX, tokens=tokens, choices=choices, masks=masks)

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch.core.arrays import HEADS, Batch
+from genrec_batch.core.arrays import HEADS, Batch, Masks
 from genrec_batch.core.errors import ConfigError, EngineError
 from genrec_batch.engines.cuda import engine as torch_cuda
 from genrec_batch.engines.cuda import loop
@@ -83,6 +83,9 @@ class Slow:
         for row in range(len(batch)):
             tokens = batch.tokens_BS[row, : batch.lengths_B[row]].tolist()
             banned, items = {0, 1, *batch.seen_BX[row].tolist()}, []
+            if batch.masks is not None:
+                rule_V = batch.masks.unpacked(SIZES.vocabulary)[batch.masks.mask_B[row]]
+                banned |= set(np.flatnonzero(rule_V).tolist())
             for _ in range(steps):
                 log_prob, _ = self.forward(batch, row, tokens)
                 free = [t for t in range(SIZES.vocabulary) if t not in banned]
@@ -133,6 +136,24 @@ def test_the_slate_loop_gives_what_the_protocol_gives(slow, engine):
     mixed = [drawn([2, 3], side=True), drawn([2, 3]), drawn([1, 3], seed=5, side=True)]
     for batch, slate in zip(mixed, engine.slate(mixed, 1), strict=True):
         check(slate, slow.slate(batch, 1))
+
+
+def masked(batch, rules, *, share=0.8, seed=0):
+    """A batch with so many bit maps that each ban that share of the tokens; the first bans everything."""
+    random, users = np.random.default_rng(seed), len(batch)
+    banned_MV = random.random((rules, SIZES.vocabulary)) < share
+    banned_MV[0] |= rules > 1
+    return replace(batch, masks=Masks.of(banned_MV, np.arange(users)[::-1] % rules))
+
+
+def test_batches_with_and_without_masks_share_what_was_captured(slow, engine):
+    batch = drawn([5, 0, 17, 1])
+    batches = [batch, masked(batch, 4), batch, masked(batch, 1), masked(batch, 2, share=0.3)]
+    for one, slate in zip(batches, engine.slate(batches, STEPS), strict=True):
+        check(slate, slow.slate(one, STEPS))
+    assert len(engine._loop._loops) == 1
+    part = masked(batch, 4).rows(1, 3)  # more bit maps than rows
+    check(next(engine.slate([part], STEPS)), slow.slate(part, STEPS))
 
 
 def test_slates_own_their_memory(engine):
@@ -214,7 +235,7 @@ def test_candidates_are_scored_alone_after_the_history(slow, engine, monkeypatch
     for row, tokens in enumerate(candidates):
         history = batch.tokens_BS[row, : batch.lengths_B[row]].tolist()
         full, _ = slow.forward(batch, row, history)
-        np.testing.assert_allclose(log_probs[row], full[tokens], atol=1e-4)
+        np.testing.assert_allclose(log_probs[row], np.where(tokens > 0, full[tokens], -np.inf), atol=1e-4)
         for place, token in enumerate(tokens):
             expected = slow.forward(batch, row, [*history, token])[1] if token else np.zeros(len(HEADS))
             np.testing.assert_allclose(scores[row, place], expected, atol=1e-4)
@@ -340,6 +361,35 @@ def test_on_a_gpu_every_call_agrees_with_the_twin_within_the_precision(model, en
         assert not (tokens == candidates[:, 1:2]).any()
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_on_a_gpu_masks_ban_what_they_ban_for_the_twin(model, engine, precision):
+    real, tolerance = TorchCudaEngine(model, precision=precision), {"fp16": 0.02, "bf16": 0.15}[precision]
+    lengths = np.random.default_rng(4).integers(0, 19, 300).tolist()
+    plain = drawn(lengths)
+    batches = [plain, masked(plain, 1), masked(plain, 300), plain, masked(plain, 7, share=0.95), masked(plain, 300)]
+    slates = list(real.slate(batches, STEPS))
+    for batch, slate in zip(batches, slates, strict=True):
+        expected = run(engine, batch)
+        np.testing.assert_array_equal(slate.tokens_BK, run(real, batch).tokens_BK)
+        np.testing.assert_array_equal((slate.tokens_BK > 0).sum(1), (expected.tokens_BK > 0).sum(1))
+        if batch.masks is not None:
+            assert not batch.masks.banned_BC(slate.tokens_BK)[slate.tokens_BK > 0].any()
+        same = np.cumprod(slate.tokens_BK == expected.tokens_BK, axis=1).astype(bool)
+        assert same[:, 0].mean() > (0.97 if precision == "fp16" else 0.8)
+        np.testing.assert_allclose(slate.log_prob_BK[same], expected.log_prob_BK[same], atol=tolerance)
+    for first, again in ((0, 3), (2, 5)):
+        np.testing.assert_array_equal(slates[first].tokens_BK, slates[again].tokens_BK)
+    state = real.prefill(batches[2], steps=2, choices=9)
+    rows = np.random.default_rng(6).integers(0, 300, 500)
+    banned_BV = batches[2].masks.unpacked(SIZES.vocabulary)[batches[2].masks.mask_B]
+    for chosen, banned in ((state, banned_BV), (real.select(state, rows), banned_BV[rows])):
+        real.decode(chosen)
+        tokens, _ = real.choose(chosen)
+        assert not (np.take_along_axis(banned, tokens, axis=1) & (tokens > 0)).any()
 
 
 @pytest.mark.gpu

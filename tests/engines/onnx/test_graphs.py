@@ -23,7 +23,7 @@ def tiny():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", exported.GRAPHS)
+@pytest.mark.parametrize("name", [*exported.GRAPHS, "choose", "append"])
 def test_onnx_accepts_every_graph(tiny, name, precision):
     built = graphs.build(name, tiny.config, tiny.weights, precision=precision)
     onnx.checker.check_model(built, full_check=True)

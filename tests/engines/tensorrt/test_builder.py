@@ -132,6 +132,20 @@ def test_the_real_builder_builds_a_network_in_segments(rtx):
             assert builder.build(rtx, graph, precision="fp16", architecture="sm_89").plan
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_real_builder_builds_masked_engines(rtx, precision):
+    made, shape = network(precision=precision), dataclasses.replace(SHAPE, masked=True)
+    words = -(-made.config.vocabulary // 32)
+    inputs = {"mask": ((ROWS,), "INT32", True), "masks": ((ROWS, words), "INT32", True)}
+    for make, expected in ((graphs.prefill, expected_prefill), (graphs.decode, expected_decode)):
+        graph = make(made, shape)
+        assert builder.build(rtx, graph, precision=precision, architecture="sm_89").plan
+        assert parsed(rtx, graph) == expected(made.config, TYPES[precision]) | inputs
+    for graph in (side_graphs.choose(made, shape, 5), side_graphs.select(made, shape, 2 * ROWS)):
+        assert builder.build(rtx, graph, precision=precision, architecture="sm_89").plan
+        assert inputs.items() <= parsed(rtx, graph).items()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_real_builder_builds_what_beam_search_and_candidates_need(rtx, precision):
     made = network(precision=precision)

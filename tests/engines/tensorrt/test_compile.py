@@ -24,6 +24,7 @@ ONE_OF_EACH = (
     "linear_any",
     "linear_large_512",
     "rank_items",
+    "rank_masked_items",
 )
 
 

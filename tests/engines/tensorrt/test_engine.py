@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from genrec_batch.core.arrays import Batch
+from genrec_batch.core.arrays import Batch, Masks
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines import driver, numbers
 from genrec_batch.engines.decode import Decoding, recommend_all
@@ -99,7 +99,15 @@ def allowed(log_probs, batch, row, items, tokens=None):
     left = log_probs.copy()
     left[slice(tokens, None) if tokens else slice(0, 0)] = -np.inf
     left[[0, 1, *batch.seen_BX[row], *items]] = -np.inf
+    if batch.masks is not None:
+        left[batch.masks.unpacked(len(left))[batch.masks.mask_B[row]]] = -np.inf
     return left
+
+
+def masked(config, batch, rules, seed=0):
+    """The batch with so many bit maps, each of which bans three tokens of four."""
+    banned_MV = np.random.default_rng(seed).random((rules, config.vocabulary)) < 0.75
+    return dataclasses.replace(batch, masks=Masks.of(banned_MV, np.arange(len(batch))[::-1] % rules))
 
 
 def check(model, batch, ranked, tolerance=1e-5):
@@ -122,6 +130,33 @@ def greedy(engine, batch, steps=STEPS):
     for _ in range(steps):
         engine.decode(state)
     return engine.collect(state)
+
+
+def test_masks_take_engines_of_their_own_and_leave_the_others_as_they_were(build, monkeypatch):
+    engine, model, get, shapes = build(), tiny(), EngineCache.get, []
+    monkeypatch.setattr(EngineCache, "get", lambda cache, key, made: shapes.append(key.shape) or get(cache, key, made))
+    batch = batch_of(model.config, 5)
+    batches = [batch, masked(model.config, batch, 1), masked(model.config, batch, 5), batch]
+    for one, ranked in zip(batches, engine.slate(batches, STEPS), strict=True):
+        check(model, one, ranked)
+    assert build.library.api.builds == ["prefill", "decode"] * 2
+    list(build().slate(batches, STEPS))  # all are in the cache
+    assert len(build.library.api.builds) == 4
+    assert [shape.get("masked") for shape in shapes] == [None, None, True, True] * 2  # so those built before are found
+
+
+def test_only_a_batchs_own_bit_maps_are_copied(build):
+    engine, model = build(batch_size=64), tiny()
+    batch = masked(model.config, batch_of(model.config, 6), 2)
+    many = dataclasses.replace(batch, masks=masked(model.config, batch_of(model.config, 64), 64).masks.rows(0, 6))
+    bytes_in = []
+    for one in (dataclasses.replace(batch, masks=None), batch, many):
+        told = []
+        list(engine.slate([one], 1, lambda stage, *_, told=told, **rest: told.append((stage, rest.get("bytes")))))
+        bytes_in.append(dict(told)["copy in"])
+    words = 4 * -(-model.config.vocabulary // 32)
+    assert bytes_in[1] - bytes_in[0] == 2 * words + 64 * 4  # and the mask of each row
+    assert bytes_in[2] - bytes_in[0] == 6 * words + 64 * 4
 
 
 @pytest.mark.parametrize("side", [False, True])
@@ -352,7 +387,8 @@ def test_given_items_are_looked_up_and_scored_after_the_history(build):
     log_probs, heads = engine.log_probs(state, given), engine.score(state, given)
     for row in range(3):
         reference = forward(model, batch, row, [])[0]
-        np.testing.assert_allclose(log_probs[row], reference[given[row]], atol=1e-5)
+        looked_up = np.where(given[row] > 0, reference[given[row]], -np.inf)
+        np.testing.assert_allclose(log_probs[row], looked_up, atol=1e-5)
         for column, token in enumerate(given[row]):
             expected = forward(model, batch, row, [token])[1] if token else np.zeros(4)
             np.testing.assert_allclose(heads[row, column], expected, atol=1e-5)

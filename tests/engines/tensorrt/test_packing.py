@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from genrec_batch.core.arrays import Masks
 from genrec_batch.engines import driver, registry
 from genrec_batch.engines.decode import Decoding, recommend
 from genrec_batch.engines.tensorrt.builder import wrap
@@ -16,7 +17,7 @@ from genrec_batch.engines.tensorrt.plugin.library import Toolchain
 from genrec_batch.engines.tensorrt.shapes import LENGTHS, Packing, ShapeRule
 from genrec_batch.model import weights
 from genrec_batch.model.weights import ModelConfig, preset
-from tests.engines.tensorrt.test_engine import ENGINE, PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, tiny
+from tests.engines.tensorrt.test_engine import ENGINE, PLUGIN_SIZES, STEPS, batch_of, build, check, gpu, masked, tiny
 from tests.fakes.tensorrt import FakeTensorRt
 
 __all__ = ["build", "gpu"]  # fixtures
@@ -44,6 +45,31 @@ def test_rows_end_to_end_are_the_network_without_a_cache(plugged):
     batches = [batch_of(model.config, rows, seed, side=True) for seed, rows in enumerate((5, 1, 7))]
     for batch, ranked in zip(batches, engine.slate(batches, STEPS), strict=True):
         check(model, batch, ranked, tolerance=2e-2)
+
+
+def test_masks_in_rows_end_to_end(plugged):
+    model = tiny(PLUGIN_SIZES).with_catalog(110)
+    engine = plugged(model)
+    one, other = (batch_of(model.config, rows, seed) for seed, rows in enumerate((5, 3)))
+    batches = [masked(model.config, one, 5), other, masked(model.config, other, 1)]
+    for batch, ranked in zip(batches, engine.slate(batches, STEPS), strict=True):
+        check(model, batch, ranked, tolerance=2e-2)
+        if batch.masks is not None:
+            assert not batch.masks.banned_BC(ranked.tokens_BK).any()
+    assert plugged.builds == ["prefill", "decode"] * 2
+    nothing = Masks.of(np.ones((1, model.config.vocabulary), np.bool_), np.zeros(3))
+    (ranked,) = engine.slate([dataclasses.replace(other, masks=nothing)], STEPS)
+    assert not ranked.tokens_BK.any()
+    assert np.isneginf(ranked.log_prob_BK).all()
+
+
+@pytest.mark.parametrize("way", [Decoding(top_k=STEPS, beam_width=3), Decoding(mode="candidates", num_candidates=9)])
+def test_masks_in_the_graphs_beside_the_kernels(plugged, way):
+    model = tiny(PLUGIN_SIZES)
+    batch = masked(model.config, batch_of(model.config, 5), 5)
+    ranked = recommend(plugged(model), batch, way)
+    assert ranked.tokens_BK.all()
+    assert not batch.masks.banned_BC(ranked.tokens_BK).any()
 
 
 def test_all_lengths_share_one_prefill_and_one_decode(plugged):

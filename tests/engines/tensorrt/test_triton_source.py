@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="the kernels' source is Triton")
 
 from triton.runtime import interpreter
 
-from genrec_batch.core.arrays import HEADS
+from genrec_batch.core.arrays import HEADS, Masks
 from genrec_batch.engines.tensorrt import plugin
 from genrec_batch.engines.tensorrt.plugin import triton_source as source
 from tests.fakes.tensorrt import GenrecKernel
@@ -175,6 +175,15 @@ def test_decode_attention_reads_only_earlier_steps_and_real_positions(step, star
     close(found, twin("decode_attention", *arguments, positions=S)[0])
 
 
+def ranked(arguments, *, limit=V, heads=4, masks=None, **constants):
+    """Tokens, log-probabilities and heads; `masks` are the bit map that each row obeys, and the bit maps."""
+    arguments = (*arguments, *(masks or (0, 0)))
+    outputs = (np.full(B, 9, np.int32), np.zeros(B, np.float32), np.zeros((B, heads), np.float32))
+    sizes = (B, V, limit, LD, masks[1].shape[1] if masks else 0)
+    options = RANKING | {"MASKED": int(masks is not None)} | constants
+    return run(source.rank_items, (B,), *arguments, *outputs, *sizes, out=[7, 8, 9], **options)
+
+
 @pytest.mark.parametrize("step", [-1, 1])
 def test_rank_items(step):
     logits = halves(B, LD)
@@ -185,44 +194,64 @@ def test_rank_items(step):
     seen[1, 3], seen[2, :70] = 2, np.arange(70)
     read = np.array([[3, 3, 80], [4, 4, 81], [0, 5, 82]], np.int32)
     arguments = (logits, seen, np.array([70], np.int32), read, np.array([step], np.int32))
-    outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
-    sizes = (B, V, 90, LD)
-    found = run(source.rank_items, (B,), *arguments, *outputs, *sizes, out=[5, 6, 7], **RANKING)
-    expected = twin("rank_items", *arguments, items=V, limit=90)
+    found, expected = ranked(arguments, limit=90), twin("rank_items", *arguments, items=V, limit=90)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[0][1] == (5 if step == 1 else 3)
     close(found[1], expected[1], 1e-5)
     close(found[2], expected[2], 1e-5)
 
 
+def bit_maps(banned_MV):
+    """Bit maps as the engine copies them to the device, as int32."""
+    return Masks.of(banned_MV, []).banned_MW.view(np.int32)
+
+
+@pytest.mark.parametrize("step", [-1, 1])
+def test_rank_items_that_a_mask_leaves(step):
+    logits = halves(B, LD)
+    banned_MV = np.random.default_rng(1).random((4, V)) < 0.6
+    banned_MV[1, :89] = True  # one item below the limit is left
+    banned_MV[1, 89] = False
+    masks = np.array([3, 1, 3], np.int32), bit_maps(banned_MV)
+    seen, read = np.tile([0, 1, 40], (B, 1)).astype(np.int32), np.array([[3, 3, 80], [4, 89, 81]], np.int32)
+    arguments = (logits, seen, np.array([3], np.int32), read, np.array([step], np.int32))
+    found = ranked(arguments, limit=90, masks=masks)
+    expected = twin("rank_masked_items", *arguments, *masks, items=V, limit=90)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[0][1] == (0 if step == 1 else 89)
+    assert np.isneginf(found[1][1]) == (step == 1)
+    close(found[1], expected[1], 1e-5)
+    close(found[2], expected[2], 1e-5)
+    plain = ranked(arguments, limit=90)
+    assert (found[0] != plain[0]).any()
+    nobody = masks[0] * 0, bit_maps(np.zeros((1, V), np.bool_))
+    for one, other in zip(ranked(arguments, limit=90, masks=nobody), plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_any_number_of_heads_is_read_and_no_other_logit():
     logits, width, nothing = halves(B, LD), np.zeros(1, np.int32), np.array([-1], np.int32)
     arguments = (logits, np.zeros((B, 1), np.int32), width, np.zeros((1, B), np.int32), nothing)
-    outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 5), np.float32))
-    sizes = RANKING | {"HEADS": 5, "PADDED_HEADS": 8}
-    (heads,) = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[7], **sizes)
+    *_, heads = ranked(arguments, heads=5, HEADS=5, PADDED_HEADS=8)
     close(heads, 1 / (1 + np.exp(-logits[:, V : V + 5].astype(np.float32))), 1e-5)
 
 
 def test_nothing_left_is_token_0():
     seen = np.tile(np.arange(V, dtype=np.int32), (B, 1))
     width, nothing = np.array([V], np.int32), np.array([-1], np.int32)
-    arguments = (halves(B, LD), seen, width, np.zeros((1, B), np.int32), nothing)
-    outputs = (np.full(B, 9, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
-    found = run(source.rank_items, (B,), *arguments, *outputs, B, V, V, LD, out=[5, 6], **RANKING)
-    assert found[0].tolist() == [0, 0, 0]
-    assert np.isneginf(found[1]).all()
+    tokens, log_prob, _ = ranked((halves(B, LD), seen, width, np.zeros((1, B), np.int32), nothing))
+    assert tokens.tolist() == [0, 0, 0]
+    assert np.isneginf(log_prob).all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, under the interpreter
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 def test_what_is_not_a_number_is_not_passed_off_as_nothing_left():
     logits, width = np.full((B, LD), np.nan, np.float16), np.ones(1, np.int32)
-    arguments = (logits, np.zeros((B, 1), np.int32), width, np.zeros((1, B), np.int32))
-    outputs = (np.zeros(B, np.int32), np.zeros(B, np.float32), np.zeros((B, 4), np.float32))
-    sizes = (B, V, V, LD)
-    found = run(source.rank_items, (B,), *arguments, np.array([-1], np.int32), *outputs, *sizes, out=[6], **RANKING)
-    assert np.isnan(found[0]).all()
+    arguments = (logits, np.zeros((B, 1), np.int32), width, np.zeros((1, B), np.int32), np.array([-1], np.int32))
+    every = np.zeros(B, np.int32), bit_maps(np.ones((1, V), np.bool_))
+    for masks in (None, every):
+        assert np.isnan(ranked(arguments, masks=masks)[1]).all()
 
 
 def test_every_architecture_ships_every_kernel():
@@ -231,4 +260,4 @@ def test_every_architecture_ships_every_kernel():
         cubins = plugin.read(architecture)
         assert {cubin.name for cubin in cubins} == names
         assert all(cubin.code.startswith(b"\x7fELF") and cubin.warps for cubin in cubins)
-    assert {f"causal_attention_{plugin.LONGEST}", "rank_items"} <= names
+    assert {f"causal_attention_{plugin.LONGEST}", "rank_items", "rank_masked_items"} <= names

@@ -178,12 +178,35 @@ def test_embed(items):
         np.testing.assert_array_equal(found, expected if found is x else floats(halves(expected)))
 
 
-def choose(logits, banned, tokens, *, scale=None, bias=None):
+def choose(logits, banned, tokens, *, scale=None, bias=None, masks=None, mask=None):
     found = np.empty(len(logits), np.float32), np.empty(len(logits), np.int64), np.empty(len(logits), np.float32)
     scale = np.ones(len(logits), np.float32) if scale is None else scale
     bias = np.zeros(logits.shape[1], np.float32) if bias is None else bias
-    row_kernels.choose(logits, scale, bias, np.array(banned, np.int64), tokens, *found)
+    masks = np.empty((0, 0), np.uint8) if masks is None else masks.view(np.uint8)
+    mask = np.zeros(len(logits), np.int64) if mask is None else mask
+    room = np.empty(masks.shape[1], np.float32)
+    row_kernels.choose(logits, scale, bias, np.array(banned, np.int64), masks, mask, room, tokens, *found)
     return found
+
+
+@pytest.mark.parametrize("vocabulary", [3, 16, 17, 1001])
+def test_choices_that_masks_leave_are_those_of_the_plain_choice(vocabulary):
+    random = np.random.default_rng(vocabulary)
+    logits = random.standard_normal((ROWS, vocabulary)).astype(np.float32)
+    banned = random.integers(0, vocabulary, (ROWS, 4))
+    masks, mask = random.random((3, vocabulary)) < [[0.5], [0.99], [1.0]], np.arange(ROWS) % 3
+    before, packed = logits.copy(), torch.from_numpy(np.packbits(masks, axis=1, bitorder="little"))
+    for tokens in (vocabulary, vocabulary // 2 + 1):
+        log_sum, best, value = choose(logits, banned, tokens, masks=masks, mask=mask)
+        np.testing.assert_array_equal(logits, before)
+        found = choice.choose(
+            torch.from_numpy(logits), torch.from_numpy(banned), tokens=tokens, choices=1,
+            masks=choice.RowMasks.of(packed, torch.from_numpy(mask), vocabulary),
+        )  # fmt: skip
+        np.testing.assert_array_equal(logits, before)
+        np.testing.assert_array_equal(np.where(value == -np.inf, 0, best), found.tokens_BW[:, 0])
+        np.testing.assert_allclose(value - log_sum, found.log_prob_BW[:, 0], rtol=1e-6, atol=1e-5)
+        assert (value[2::3] == -np.inf).all()
 
 
 @pytest.mark.parametrize("vocabulary", [3, 15, 16, 17, 100, 1001])

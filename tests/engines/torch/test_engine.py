@@ -11,13 +11,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from genrec_batch.core.arrays import Batch, Ranked
+from genrec_batch.core.arrays import Batch, Masks, Ranked
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
-from genrec_batch.engines.torch import choice
+from genrec_batch.engines.decode import Decoding, recommend
+from genrec_batch.engines.torch import choice, linear
 from genrec_batch.engines.torch import device as torch_device
 from genrec_batch.engines.torch import engine as torch_engine
 from genrec_batch.engines.torch.engine import TorchEngine
-from genrec_batch.engines.torch.linear import Linear
+from genrec_batch.engines.torch.linear import AT_ONCE, Linear, ProductTable
 from genrec_batch.engines.torch.network import Network, load_network
 from genrec_batch.model.weights import PRESETS, ModelConfig, demo_model, parameter_shapes
 
@@ -349,6 +350,26 @@ def test_engines_opened_anew_give_the_same_bits_wherever_numbers_lie_in_memory(p
     assert len(answers) == 1
 
 
+def test_products_of_positions_are_computed_when_histories_reach_them():
+    embedding, bias = torch.randn(2 * AT_ONCE + 7, 16), torch.randn(24)
+    product = Linear(torch.randn(24, 16), bias, torch.float32)
+    table = ProductTable(product, embedding)
+    first = table.upto(3).clone()
+    whole = table.upto(len(embedding))
+    torch.testing.assert_close(whole, product(embedding))
+    assert torch.equal(whole[:3], first)
+    assert torch.equal(table.upto(5), whole[:5])
+    assert torch.equal(ProductTable(product, embedding).upto(len(embedding)), whole), "the order of calls counts"
+
+
+def test_bf16_needs_no_processor_that_computes_in_it(monkeypatch):
+    weight, bias, x = torch.randn(24, 16), torch.randn(24), torch.randn(5, 16)
+    monkeypatch.setattr(linear, "BF16_HERE", lambda: False)
+    found = Linear(weight, bias, torch.bfloat16)(x, relu=True)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), (x @ weight.T + bias).relu(), atol=0.15, rtol=0.05)
+
+
 def test_bf16_stays_close_to_fp32():
     config = replace(CONFIG, vocabulary=500, width=64, ffn=128)
     small = demo_model(config)
@@ -401,9 +422,14 @@ def test_where_nothing_is_left_the_row_ends_in_zeros(engine):
     assert ranked.heads_BKH[~empty].all()
 
 
+def of_catalog(batch, videos):
+    """Return a batch with the histories of a log whose catalog has so many videos: others are unknown."""
+    return replace(batch, tokens_BS=np.where(batch.tokens_BS < 2 + videos, batch.tokens_BS, 1))
+
+
 def test_tokens_beyond_the_catalog_are_never_chosen(network):
     engine = TorchEngine(MODEL.with_catalog(9))
-    batch = replace(make_batch(), seen_BX=np.zeros((7, 1), np.int32))
+    batch = of_catalog(replace(make_batch(), seen_BX=np.zeros((7, 1), np.int32)), 9)
     ranked = slate(engine, batch, 10)
     assert ranked.tokens_BK.max() == 10
     assert not ranked.tokens_BK[:, 9].any()
@@ -414,7 +440,7 @@ def test_tokens_beyond_the_catalog_are_never_chosen(network):
 
 def test_more_choices_than_items_are_filled_with_zeros():
     engine = TorchEngine(MODEL.with_catalog(3))
-    batch = replace(make_batch(), seen_BX=np.full((7, 1), 3, np.int32))
+    batch = of_catalog(replace(make_batch(), seen_BX=np.full((7, 1), 3, np.int32)), 3)
     tokens_BW, log_prob_BW = engine.choose(engine.prefill(batch, steps=1, choices=8))
     assert [sorted(row) for row in tokens_BW[:, :2].tolist()] == [[2, 4]] * 7
     assert not tokens_BW[:, 2:].any()
@@ -534,6 +560,25 @@ def test_a_gpu_gives_what_a_cpu_gives(engine, precision, tolerance):
         engine.score(engine.prefill(batch, steps=1), expected.tokens_BK),
         atol=tolerance,
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("rules", [1, 3, 7])
+def test_masks_ban_on_a_gpu_what_they_ban_on_a_cpu(engine, rules):
+    batch = make_batch()
+    banned_MV = np.random.default_rng(rules).random((rules, CONFIG.vocabulary)) < 0.7
+    banned_MV[0] |= rules > 1  # everything
+    batch = replace(batch, masks=Masks.of(banned_MV, np.arange(len(batch)) % rules))
+    on_gpu = TorchEngine(MODEL, device="cuda", precision="fp32")
+    for decoding in (
+        Decoding(top_k=STEPS),
+        Decoding(top_k=STEPS, beam_width=3),
+        Decoding(mode="candidates", num_candidates=9),
+    ):
+        found, expected = recommend(on_gpu, batch, decoding), recommend(engine, batch, decoding)
+        np.testing.assert_array_equal(found.tokens_BK, expected.tokens_BK)
+        np.testing.assert_allclose(found.log_prob_BK, expected.log_prob_BK, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,16 @@ def variants() -> dict[str, Variant]:
     rank = dict.fromkeys(("seen", "seen_width", "read", "step", "tokens"), INT) | {"logits": HALF}
     ranking = {"HEADS": len(HEADS), "PADDED_HEADS": triton.next_power_of_2(len(HEADS)), "READ": 128, "CHUNK": 2048}
     rank |= {"log_prob": FLOAT, "heads": FLOAT, **dict.fromkeys(("rows", "V", "limit", "LD"), "i32")}
+    plain = ranking | dict.fromkeys(("mask", "masks", "W", "MASKED"), 0)
+    masked = rank | {"mask": INT, "masks": INT, "W": "i32"}
     found = {
         "embed_history": Variant(kernel=source.embed_history, types=embed, constants={"D": WIDTH}, warps=1),
         "embed_item": Variant(kernel=source.embed_item, types=item, constants={"D": WIDTH}, warps=1),
         "add_norm": Variant(kernel=source.add_norm, types=norm, constants={"D": WIDTH, "R": 4}, warps=4),
-        "rank_items": Variant(kernel=source.rank_items, types=rank, constants=ranking, warps=4),
+        "rank_items": Variant(kernel=source.rank_items, types=rank, constants=plain, warps=4),
+        "rank_masked_items": Variant(
+            kernel=source.rank_items, types=masked, constants=ranking | {"MASKED": 1}, warps=4
+        ),
     }
     found |= _products()
     block = 32

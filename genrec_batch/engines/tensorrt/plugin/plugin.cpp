@@ -115,7 +115,8 @@ int block(int positions) {
 int tiles(int size, int tile) { return (size + tile - 1) / tile; }
 
 enum class Kind {
-    kEmbedHistory, kEmbedItem, kAddNorm, kCausalAttention, kLastAttention, kDecodeAttention, kRankItems, kLinear
+    kEmbedHistory, kEmbedItem, kAddNorm, kCausalAttention, kLastAttention, kDecodeAttention, kRankItems, kLinear,
+    kRankMaskedItems
 };
 
 bool parse(std::string const& name, Kind& kind) {
@@ -124,6 +125,7 @@ bool parse(std::string const& name, Kind& kind) {
         {"add_norm", Kind::kAddNorm},                 {"causal_attention", Kind::kCausalAttention},
         {"last_attention", Kind::kLastAttention},     {"decode_attention", Kind::kDecodeAttention},
         {"rank_items", Kind::kRankItems},             {"linear", Kind::kLinear},
+        {"rank_masked_items", Kind::kRankMaskedItems},
     };
     auto found = kinds.find(name);
     if (found != kinds.end()) kind = found->second;
@@ -153,7 +155,8 @@ public:
 
     // One letter per input, then per output: h fp16, i int32, f fp32.
     char const* types() const {
-        static char const* const all[] = {"ihiihhh", "iiihhh", "hhhhh", "hiih", "hiih", "hhhiiih", "hiiiiiff", "hhhh"};
+        static char const* const all[] = {"ihiihhh", "iiihhh", "hhhhh", "hiih", "hiih", "hhhiiih", "hiiiiiff", "hhhh",
+                                        "hiiiiiiiff"};
         return all[static_cast<int>(state_.kind)];
     }
 
@@ -168,6 +171,7 @@ public:
             case Kind::kLastAttention: set({in[1].d[0], build.constant(kWidth)}); break;
             case Kind::kLinear: set({in[0].d[0], in[1].d[0]}); break;
             case Kind::kRankItems:
+            case Kind::kRankMaskedItems:
                 if (output < 2) set({in[0].d[0]});
                 else set({in[0].d[0], build.constant(kTaskHeads)});
                 break;
@@ -218,6 +222,11 @@ public:
                 int32_t pitch = first.d[1];
                 return launch("rank_items", rows, 1, with({&rows, &state_.items, &state_.limit, &pitch}), stream);
             }
+            case Kind::kRankMaskedItems: {
+                int32_t pitch = first.d[1], words = desc[6].dims.d[1];
+                return launch("rank_masked_items", rows, 1,
+                              with({&rows, &state_.items, &state_.limit, &pitch, &words}), stream);
+            }
             case Kind::kLinear: {
                 int32_t columns = desc[1].dims.d[0], depth = desc[1].dims.d[1];
                 std::string name = state_.relu ? "linear_relu" : "linear";
@@ -236,7 +245,7 @@ public:
     }
 
     DataType getOutputDataType(int32_t output, DataType const*, int32_t) const noexcept override {
-        if (state_.kind != Kind::kRankItems) return DataType::kHALF;
+        if (getNbOutputs() == 1) return DataType::kHALF;
         return output == 0 ? DataType::kINT32 : DataType::kFLOAT;
     }
     void configurePlugin(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
@@ -250,7 +259,9 @@ public:
     }
     char const* getPluginType() const noexcept override { return "GenrecKernel"; }
     char const* getPluginVersion() const noexcept override { return "2"; }
-    int32_t getNbOutputs() const noexcept override { return state_.kind == Kind::kRankItems ? 3 : 1; }
+    int32_t getNbOutputs() const noexcept override {
+        return state_.kind == Kind::kRankItems || state_.kind == Kind::kRankMaskedItems ? 3 : 1;
+    }
     int32_t initialize() noexcept override { return 0; }
     void terminate() noexcept override {}
     size_t getSerializationSize() const noexcept override { return sizeof state_; }

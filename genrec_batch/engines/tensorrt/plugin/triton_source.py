@@ -246,10 +246,13 @@ def decode_attention(
 
 @triton.jit
 def rank_items(
-    logits, seen, seen_width, read, step, tokens, log_prob, heads, rows, V, limit, LD,
-    HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr, READ: tl.constexpr, CHUNK: tl.constexpr,
+    logits, seen, seen_width, read, step, mask, masks, tokens, log_prob, heads, rows, V, limit, LD, W,
+    HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr, READ: tl.constexpr, CHUNK: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Choose the best item below `limit`, neither in `seen` [B, X] nor read so far; write it and all heads.
+
+    With MASKED nor one whose bit is 1 in the row's bit map, line `mask` [B] of `masks` [.., W]: bit i % 32 of word
+    i // 32 is item i.
 
     The item's log-probability is over all V. X is the number in `seen_width` [1]. logits [B, LD] has HEADS task heads
     at V; PADDED_HEADS is the next power of 2. Banned logits are overwritten. read [T, B]: rows up to `step` count
@@ -287,9 +290,14 @@ def rank_items(
     tl.debug_barrier()  # the bans are visible before the second pass
     best = tl.full([CHUNK], float("-inf"), tl.float32)
     place = tl.zeros([CHUNK], tl.int32)
+    if MASKED:
+        words = masks + tl.load(mask + row).to(tl.int64) * W
     for start in range(0, limit, CHUNK):
         at = start + item
         x = tl.load(base + at, mask=at < limit, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
+        if MASKED:
+            word = tl.load(words + at // 32, mask=at < limit, other=0)
+            x = tl.where(((word >> (at % 32)) & 1) == 0, x, float("-inf"))
         place = tl.where(x > best, at, place)
         best = tl.maximum(best, x)
     most = tl.max(best, 0)

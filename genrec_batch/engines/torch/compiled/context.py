@@ -103,7 +103,7 @@ class _Pass:
         row_kernels.embed(
             prefix[0].numpy(), bits(prefix[1]), tokens_RS.contiguous().numpy(), network.token_embedding.weight.numpy(),
             network.position_embedding.weight.numpy(), layers.first_of_tokens_VN.numpy(),
-            layers.first_of_positions_PN.numpy(), self.x_ND.numpy(), bits(qkv_N3D),
+            layers.first_of_positions.upto(self.positions).numpy(), self.x_ND.numpy(), bits(qkv_N3D),
         )  # fmt: skip
         return qkv_N3D
 
@@ -144,11 +144,12 @@ class Bf16Context:
     layers: ContextLayers
 
     @staticmethod
-    def of(network: Network) -> Bf16Context:
-        """Prepare a network's products."""
+    def of(network: Network, tokens: int) -> Bf16Context:
+        """Prepare a network's products, for histories of tokens below `tokens`."""
         layers = prepare_layers(network, BF16)
         return Bf16Context(
-            network=network, layers=prepare_context(network, layers, lambda weight, bias: Linear(weight, bias, BF16))
+            network=network,
+            layers=prepare_context(network, layers, lambda weight, bias: Linear(weight, bias, BF16), tokens),
         )
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
@@ -197,8 +198,8 @@ class Int8Context:
     first: PairLinear  # the first layer's queries, keys and values
 
     @staticmethod
-    def of(network: Network, reading: Sequence[Layer[PairLinear]]) -> Int8Context:
-        """Prepare a network's products; those of `reading`, which are in pairs, are shared."""
+    def of(network: Network, reading: Sequence[Layer[PairLinear]], tokens: int) -> Int8Context:
+        """Prepare a network's products, as above; those of `reading`, which are in pairs, are shared."""
         layers = []
         for i, layer in enumerate(network.encoder.layers):
             weight, bias = scaled_qkv(network, i)
@@ -215,7 +216,7 @@ class Int8Context:
                     norm2=reading[i].norm2,
                 )
             )
-        plain = prepare_context(network, reading, PairLinear)
+        plain = prepare_context(network, reading, PairLinear, tokens)
         return Int8Context(network=network, plain=plain, layers=layers, first=reading[0].qkv)
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:

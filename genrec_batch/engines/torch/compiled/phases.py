@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from genrec_batch.core.arrays import F32, I64
 from genrec_batch.engines.torch.cache import Cache
-from genrec_batch.engines.torch.choice import Choice, choose
+from genrec_batch.engines.torch.choice import Choice, RowMasks, choose
 from genrec_batch.engines.torch.compiled import attention, row_kernels
 from genrec_batch.engines.torch.compiled.context import (
     Bf16Context,
@@ -33,6 +35,8 @@ from genrec_batch.engines.torch.network import Layer, Network, Norm, prepare_pai
 from genrec_batch.model.weights import ModelConfig
 from genrec_batch.runtime.jit import warn_if_not_cached
 from genrec_batch.runtime.simd_bf16 import WIDTH
+
+NO_BANS = np.empty((0, 0), np.uint8), np.empty(0, np.int64), np.empty(0, np.float32)  # what `_bans` returns
 
 
 def fits(config: ModelConfig) -> bool:
@@ -51,13 +55,15 @@ class CompiledPhases:
     cache_dtype: torch.dtype = torch.bfloat16
 
     @staticmethod
-    def of(network: Network, dtype: torch.dtype) -> CompiledPhases:
-        """Prepare a network's products: context in `dtype`, bf16 or int8."""
+    def of(network: Network, dtype: torch.dtype, tokens: int) -> CompiledPhases:
+        """Prepare a network's products: context in `dtype`, bf16 or int8, for histories of tokens below `tokens`."""
         warn_if_not_cached()
         reading = prepare_pairs(network)
         return CompiledPhases(
             network=network,
-            contexts=Int8Context.of(network, reading) if dtype == torch.int8 else Bf16Context.of(network),
+            contexts=(
+                Int8Context.of(network, reading, tokens) if dtype == torch.int8 else Bf16Context.of(network, tokens)
+            ),
             reading=reading,
             output=PairLinear(network.output_projection.weight, network.output_projection.bias),
         )
@@ -89,7 +95,9 @@ class CompiledPhases:
         """Read C positions per row, each alone; see `network.read_aside`."""
         return read_aside(self.reading, x_RCD, cache)
 
-    def choose(self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int) -> Choice:
+    def choose(
+        self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int, masks: RowMasks | None = None
+    ) -> Choice:
         """Choose the items after hidden states; see `choice.choose`."""
         assert_within(banned_BX, len(self.output.bias_N))
         rows = len(hidden_BD)
@@ -98,18 +106,26 @@ class CompiledPhases:
         logits_BV = self.output.sums(pairs.high, pairs.both)
         log_sum_B, value_B = torch.empty(rows), torch.empty(rows)
         best_B = torch.empty(rows, dtype=torch.int64)
+        bans = NO_BANS if masks is None or choices > 1 else _bans(masks)
         row_kernels.choose(
-            logits_BV.numpy(), pairs.scale, self.output.bias_N.numpy(), banned_BX.numpy(), tokens,
+            logits_BV.numpy(), pairs.scale, self.output.bias_N.numpy(), banned_BX.numpy(), *bans, tokens,
             log_sum_B.numpy(), best_B.numpy(), value_B.numpy(),
         )  # fmt: skip
         if choices > 1:
-            return choose(logits_BV, banned_BX, tokens=tokens, choices=choices, log_sum_B=log_sum_B)
+            return choose(logits_BV, banned_BX, tokens=tokens, choices=choices, masks=masks, log_sum_B=log_sum_B)
         return Choice(
             logits_BV=logits_BV,
             log_sum_B=log_sum_B,
             tokens_BW=best_B[:, None],
             log_prob_BW=(value_B - log_sum_B)[:, None],
         )
+
+
+def _bans(masks: RowMasks) -> tuple[npt.NDArray[np.uint8], I64, F32]:
+    """Return bit maps as bytes [M, V], the bit map of each row [B], and room for a row of logits [V]."""
+    assert not masks.mask_B.numel() or int(masks.mask_B.max()) < len(masks.bytes_MC), "no such mask"
+    banned_MV = masks.banned_MV.numpy().view(np.uint8)
+    return banned_MV, masks.mask_B.numpy(), np.empty(banned_MV.shape[1], np.float32)
 
 
 def _add_norm_split(x_ND: Tensor, rows: Pairs, product: PairLinear, norm: Norm, into: Pairs) -> None:

@@ -216,12 +216,15 @@ def _exp(x: Any) -> Any:
 
 @kernel(reorder=True)
 def choose(
-    logits_BV: F32, scale_B: F32, bias_V: F32, banned_BX: I64, tokens: int, log_sum_B: F32, best_B: I64, value_B: F32
-) -> None:
+    logits_BV: F32, scale_B: F32, bias_V: F32, banned_BX: I64, banned_MV: Any, mask_B: I64, open_V: F32, tokens: int,
+    log_sum_B: F32, best_B: I64, value_B: F32,
+) -> None:  # fmt: skip
     """Turn sums into logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
 
-    Of equal logits the lowest token is best, and NaN is greater than all numbers. Where all tokens are banned, the
-    result is token 0 with -inf. The log of the sum of exponentials is over all tokens.
+    Banned are those of banned_BX and those that are not 0 in the row's line of banned_MV, where that has lines; then
+    `open_V` is room for the logits of a row. Of equal logits the lowest token is best, and NaN is greater than all
+    numbers. Where all tokens are banned, the result is token 0 with -inf. The log of the sum of exponentials is over
+    all tokens.
     """
     kept_X = np.empty(banned_BX.shape[1], np.float32)
     for b in range(len(logits_BV)):
@@ -232,6 +235,9 @@ def choose(
         for v in range(len(logits_V)):
             total += _exp(logits_V[v] - most)
         log_sum_B[b] = most + np.log(total) if not np.isnan(scale) else scale
+        if len(banned_MV):
+            _copy_open(logits_V, borrowed(banned_MV)[mask_B[b]], open_V)
+            logits_V = borrowed(open_V)
         for x in range(len(kept_X)):
             kept_X[x] = logits_V[banned_BX[b, x]]
         for x in range(len(kept_X)):
@@ -244,6 +250,12 @@ def choose(
         best_B[b], value_B[b] = at, logits_V[at]
         for x in range(len(kept_X)):
             logits_V[banned_BX[b, x]] = kept_X[x]
+
+
+@kernel(reorder=True)
+def _copy_open(logits_M: F32, banned_M: Any, open_M: F32) -> None:
+    for m in range(len(open_M)):
+        open_M[m] = -np.inf if banned_M[m] else logits_M[m]
 
 
 @kernel(reorder=True)

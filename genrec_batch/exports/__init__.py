@@ -1,0 +1,1 @@
+"""Finished outputs elsewhere: as texts, or in a team's online store."""

@@ -1,0 +1,1 @@
+"""Object stores: their objects, a lease that one process holds of a name, and copies on the disk."""

@@ -30,14 +30,14 @@ def beginning(names: Sequence[str]) -> Callable[[str], list[str]]:
 
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     """Return one Typer option for one field of an option class."""
-    sentence, choices = field.metadata["help"], field.metadata["choices"]
+    sentence, choices, offers = (field.metadata[key] for key in ("help", "choices", "offers"))
     option = typer.Option(
         field.metadata["flags"] or "--" + field.name.replace("_", "-"),
         envvar=f"GENREC_BATCH_{field.name.upper()}",
         help=f"{sentence} One of: {', '.join(choices)}." if choices else sentence,
         rich_help_panel=field.metadata["panel"],
         show_default=field.default not in (None, False, dataclasses.MISSING),
-        autocompletion=beginning(choices) if choices else None,
+        autocompletion=beginning(offers) if offers else None,
     )
     many = kind == tuple[str, ...]
     default = [] if many else field.default

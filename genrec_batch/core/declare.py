@@ -29,11 +29,22 @@ def option(
     *,
     panel: str = "Options",
     choices: tuple[str, ...] = (),
+    offers: tuple[str, ...] = (),
     flags: str | None = None,
     identity: Identity = "rows",
 ) -> Any:
-    """Declare one option: its help sentence (with the unit), default, panel, allowed values, flags, and identity."""
-    metadata = {"help": sentence, "panel": panel, "choices": choices, "flags": flags, "identity": identity}
+    """Declare one option: its help sentence (with the unit), default, panel, allowed values, flags, and identity.
+
+    `offers` are values that a shell completes where others are allowed, too.
+    """
+    metadata = {
+        "help": sentence,
+        "panel": panel,
+        "choices": choices,
+        "offers": offers or choices,
+        "flags": flags,
+        "identity": identity,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

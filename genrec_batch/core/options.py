@@ -272,6 +272,7 @@ class ScoreConfig(
         "answers may be left out.",
         "auto",
         panel="Engine",
+        offers=ENGINES,
         identity="content",
     )
     precision: str = option(

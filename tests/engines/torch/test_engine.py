@@ -255,11 +255,12 @@ def library_adds_up_alike():
     return True
 
 
+@pytest.mark.parametrize("heads", [2, 4], ids=lambda heads: f"{heads} heads")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
-def test_a_row_has_the_same_bits_whoever_is_scored_beside_it(precision):
+def test_a_row_has_the_same_bits_whoever_is_scored_beside_it(precision, heads):
     if not library_adds_up_alike():
         pytest.skip("the products of this processor depend on how many rows they have")
-    engine = TorchEngine(MODEL, precision=precision)
+    engine = TorchEngine(demo_model(replace(CONFIG, heads=heads)), precision=precision)
     batch = make_batch([*np.random.default_rng(2).integers(0, 20, 90), *[2, 3, 4] * 20])
     together = slate(engine, batch)
     drawn = (np.random.default_rng(n).choice(150, n, replace=False) for n in (1, 2, 5, 31, 60, 149))

@@ -1,13 +1,13 @@
 """Decoding: from a batch of histories to ranked items, with any engine.
 
 Owns: slate, beam, candidates and given candidates, and the blended score. Must not know: torch, ONNX, Polars, or where
-the engine runs. It uses only `protocol.Engine` and NumPy.
+the engine runs. It uses only `protocol` and NumPy.
 """
 
 from __future__ import annotations
 
 import itertools
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ import numpy as np
 
 from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, PADDING, Batch, Masks, Ranked
 from genrec_batch.engines.numbers import NotNumbersError
-from genrec_batch.engines.protocol import Engine, Recorder, State
+from genrec_batch.engines.protocol import Engine, Recorder, State, SteppedEngine
 from genrec_batch.engines.timing import timed
 
 LOG_PROB = "log_prob"
 
-Prefill = Callable[..., State]  # as `Engine.prefill`
+Prefill = Callable[..., State]  # as `SteppedEngine.prefill`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Decoding:
         return self.mode == "slate" and self.beam_width == 1
 
 
-class WholeEngine(Engine):
+class WholeEngine(Engine, ABC):
     """An engine that decodes a batch as a whole, elsewhere: it has no steps that could be called."""
 
     @abstractmethod
@@ -46,34 +46,6 @@ class WholeEngine(Engine):
         self, batches: Iterable[Batch], decoding: Decoding, record: Recorder | None = None
     ) -> Iterator[Ranked]:
         """Yield what `recommend` returns for each batch, in order; several may be on their way."""
-
-    def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
-        """Raise NotImplementedError, as all steps do."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
-
-    def decode(self, state: State, tokens_B: I32 | None = None) -> None:
-        """See `prefill`."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
-
-    def choose(self, state: State) -> tuple[I32, F32]:
-        """See `prefill`."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
-
-    def log_probs(self, state: State, tokens_BC: I32) -> F32:
-        """See `prefill`."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
-
-    def score(self, state: State, tokens_BC: I32) -> F32:
-        """See `prefill`."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
-
-    def select(self, state: State, rows_R: I64) -> State:
-        """See `prefill`."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
-
-    def collect(self, state: State) -> Ranked:
-        """See `prefill`."""
-        raise NotImplementedError(f"{type(self).__name__} has no steps")
 
 
 def recommend(engine: Engine, batch: Batch, decoding: Decoding, prefill: Prefill | None = None) -> Ranked:
@@ -98,6 +70,7 @@ def recommend(engine: Engine, batch: Batch, decoding: Decoding, prefill: Prefill
     """
     if isinstance(engine, WholeEngine):
         return next(engine.rankings([batch], decoding))
+    assert isinstance(engine, SteppedEngine)
     prefill = engine.prefill if prefill is None else prefill
     if batch.candidates_BC is not None:
         return _given(engine, batch, batch.candidates_BC, prefill)
@@ -123,6 +96,7 @@ def recommend_all(
     if isinstance(engine, WholeEngine):
         yield from engine.rankings(batches, decoding, record)
         return
+    assert isinstance(engine, SteppedEngine)
     if not (decoding.greedy and engine.has_slate_loop):
         yield from (_recorded(engine, batch, decoding, record) for batch in batches)
         return
@@ -137,14 +111,14 @@ def recommend_all(
         yield from engine.slate(together, decoding.top_k, record)
 
 
-def _recorded(engine: Engine, batch: Batch, decoding: Decoding, record: Recorder | None) -> Ranked:
+def _recorded(engine: SteppedEngine, batch: Batch, decoding: Decoding, record: Recorder | None) -> Ranked:
     if record is None:
         return recommend(engine, batch, decoding)
     with timed(engine, record) as watched:
         return recommend(watched, batch, decoding)
 
 
-def _greedy(engine: Engine, batch: Batch, steps: int, prefill: Prefill) -> Ranked:
+def _greedy(engine: SteppedEngine, batch: Batch, steps: int, prefill: Prefill) -> Ranked:
     """Read the best choice `steps` times; the last read computes the heads of the last item."""
     state = prefill(batch, steps=steps)
     for _ in range(steps):
@@ -152,14 +126,14 @@ def _greedy(engine: Engine, batch: Batch, steps: int, prefill: Prefill) -> Ranke
     return engine.collect(state)
 
 
-def _candidates(engine: Engine, batch: Batch, count: int, prefill: Prefill) -> Ranked:
+def _candidates(engine: SteppedEngine, batch: Batch, count: int, prefill: Prefill) -> Ranked:
     """Take the best `count` items after the history and score each alone, best first."""
     state = prefill(batch, steps=1, choices=count)
     tokens_BC, log_prob_BC = engine.choose(state)
     return Ranked(tokens_BK=tokens_BC, log_prob_BK=log_prob_BC, heads_BKH=engine.score(state, tokens_BC))
 
 
-def _given(engine: Engine, batch: Batch, candidates_BC: I32, prefill: Prefill) -> Ranked:
+def _given(engine: SteppedEngine, batch: Batch, candidates_BC: I32, prefill: Prefill) -> Ranked:
     """Score the given items only; those that may be recommended come first, in their given order."""
     tokens_BC = _allowed(candidates_BC, batch.seen_BX, batch.masks)
     state = prefill(batch, steps=1)
@@ -189,7 +163,7 @@ def _row_keys(tokens_BC: I32) -> I64:
     return tokens_BC.astype(np.int64) + (np.arange(len(tokens_BC), dtype=np.int64) << 32)[:, None]
 
 
-def _beam(engine: Engine, batch: Batch, steps: int, width: int, prefill: Prefill) -> Ranked:
+def _beam(engine: SteppedEngine, batch: Batch, steps: int, width: int, prefill: Prefill) -> Ranked:
     """Search for the slate of the greatest total log-probability with `width` hypotheses per row.
 
     A row's hypotheses are neighbours (row * width + w), best total first. They all start equal, so at first only the
@@ -213,7 +187,7 @@ def _beam(engine: Engine, batch: Batch, steps: int, width: int, prefill: Prefill
     )
 
 
-def _continuations(engine: Engine, state: State, total_BW: F64) -> tuple[I32, F64]:
+def _continuations(engine: SteppedEngine, state: State, total_BW: F64) -> tuple[I32, F64]:
     """Return every hypothesis' next items and the totals with them, [B, W, C] each.
 
     A hypothesis with nothing left to recommend continues with token 0 at no cost.

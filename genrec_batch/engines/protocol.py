@@ -1,6 +1,6 @@
 """What an engine is: the two named phases of a generative transformer, and what an engine may offer beside them.
 
-Owns: the base class of all engines, and nothing that computes. An engine knows tokens and arrays; it must not know
+Owns: the base classes of all engines, and nothing that computes. An engine knows tokens and arrays; it must not know
 users, video ids, Parquet or Polars. `decode` drives it. The state (KV cache, banned items, what was read so far) is
 opaque to the caller and may live on a device from the first call to the last.
 """
@@ -41,7 +41,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """The KV cache of one row, of its position 0 and its events: what `Engine.resume` goes on from."""
+    """The KV cache of one row, of its position 0 and its events: what `SteppedEngine.resume` goes on from."""
 
     cache: Any  # in a form of the engine's own; never written to
     length: int  # events
@@ -49,29 +49,19 @@ class Prefix:
 
 
 def nothing() -> None:
-    """Do nothing: the default of `Engine.arrived`."""
+    """Do nothing: the default of `SteppedEngine.arrived`."""
 
 
-class Engine(ABC):
-    """Prefill once, decode K times. All engines agree with the torch fp32 engine within their precision.
+class Engine:
+    """A model on a device. What it offers has defaults that suit an engine on a CPU with batches of any size.
 
-    Choosing: an item is never padding (0), unknown (1), in `Batch.seen_BX`, banned by its row's bit map in
-    `Batch.masks`, or already read by `decode` in this state. Its log-probability is over the whole vocabulary, before
-    any of that is masked, so a mask changes which items come out and no item's log-probability. Equal logits: the lower
-    token first. Where nothing is left to choose, the token is 0 and the log-probability -inf; reading token 0 is
-    allowed and its heads are 0. A mask may leave fewer than K items, or none. `log_probs`, `score` and `decode` with
-    given tokens obey no mask: the caller leaves out what must not be recommended.
-
-    The abstract methods are the whole of a plain engine. The others have defaults, which suit an engine on a CPU that
-    takes batches of any size.
+    It is either a `SteppedEngine` or a `decode.WholeEngine`.
     """
 
     name: str  # "torch", "onnxruntime", "tensorrt"
     device: str  # "cpu", "cuda:0"
     precision: str  # "fp32", "bf16", "fp16", ...
     arithmetic: str = ""  # which way it computes its precision, where there are several that differ in the last bits
-    has_slate_loop: ClassVar[bool] = False  # whether `slate` is implemented
-    arrived: Callable[[], None] = staticmethod(nothing)  # `prefill` calls it once the device holds the batch
 
     @property
     def title(self) -> str:
@@ -81,6 +71,60 @@ class Engine(ABC):
     def report(self) -> dict[str, Any]:
         """Return what the summary says of its work beside what it says of every engine."""
         return {}
+
+    def wait(self) -> None:
+        """Return once the device has done all that was asked of it."""
+
+    @property
+    def rows(self) -> int | None:
+        """Rows that every batch is padded to, where the engine is built for one number of them."""
+        return None
+
+    def resize(self, rows: int) -> None:
+        """Build for batches of at most `rows` users from now on, where the engine is built for one number of rows."""
+
+    def expect(self, *, longest: int, mean: float, steps: int) -> None:
+        """Prepare for a run of greedy slates of `steps` items.
+
+        `longest` is the tokens of its longest history, `mean` the positions of a mean one (its tokens and the prefix).
+        """
+
+    def room(self, users: int) -> int:  # noqa: ARG002 (for those that pack rows)
+        """Return how many positions (tokens, and one prefix a user) a batch of so many users should have at most.
+
+        0: rows are padded, so batches should have rows of like length. Otherwise the engine packs rows end to end;
+        lengths may be mixed, and batches should be alike, since each size of its work is captured or built once.
+        """
+        return 0
+
+    def computed(self, lengths_B: I64) -> int:
+        """Return the positions that the engine computes for a batch of these lengths, padding included."""
+        return (int(lengths_B.max()) + 1) * len(lengths_B)
+
+    def free_bytes(self) -> int | None:
+        """Return the device memory that is free now, None where it is not known."""
+        return None
+
+    def peak_bytes(self) -> int | None:
+        """Return the most device memory that was in use since the engine was opened, None where it is not known."""
+        return None
+
+
+class SteppedEngine(Engine, ABC):
+    """Prefill once, decode K times. All engines agree with the torch fp32 engine within their precision.
+
+    Choosing: an item is never padding (0), unknown (1), in `Batch.seen_BX`, banned by its row's bit map in
+    `Batch.masks`, or already read by `decode` in this state. Its log-probability is over the whole vocabulary, before
+    any of that is masked, so a mask changes which items come out and no item's log-probability. Equal logits: the lower
+    token first. Where nothing is left to choose, the token is 0 and the log-probability -inf; reading token 0 is
+    allowed and its heads are 0. A mask may leave fewer than K items, or none. `log_probs`, `score` and `decode` with
+    given tokens obey no mask: the caller leaves out what must not be recommended.
+
+    The abstract methods are the whole of a plain engine.
+    """
+
+    has_slate_loop: ClassVar[bool] = False  # whether `slate` is implemented
+    arrived: Callable[[], None] = staticmethod(nothing)  # `prefill` calls it once the device holds the batch
 
     @abstractmethod
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> State:
@@ -140,40 +184,3 @@ class Engine(ABC):
         The whole loop runs on the device. `record` receives its stages by the device's own clock.
         """
         raise NotImplementedError(f"{type(self).__name__} has no slate loop")
-
-    def wait(self) -> None:  # noqa: B027 (a default)
-        """Return once the device has done all that was asked of it."""
-
-    @property
-    def rows(self) -> int | None:
-        """Rows that every batch is padded to, where the engine is built for one number of them."""
-        return None
-
-    def resize(self, rows: int) -> None:  # noqa: B027 (a default)
-        """Build for batches of at most `rows` users from now on, where the engine is built for one number of rows."""
-
-    def expect(self, *, longest: int, mean: float, steps: int) -> None:  # noqa: B027 (a default)
-        """Prepare for a run of greedy slates of `steps` items.
-
-        `longest` is the tokens of its longest history, `mean` the positions of a mean one (its tokens and the prefix).
-        """
-
-    def room(self, users: int) -> int:  # noqa: ARG002 (for those that pack rows)
-        """Return how many positions (tokens, and one prefix a user) a batch of so many users should have at most.
-
-        0: rows are padded, so batches should have rows of like length. Otherwise the engine packs rows end to end;
-        lengths may be mixed, and batches should be alike, since each size of its work is captured or built once.
-        """
-        return 0
-
-    def computed(self, lengths_B: I64) -> int:
-        """Return the positions that the engine computes for a batch of these lengths, padding included."""
-        return (int(lengths_B.max()) + 1) * len(lengths_B)
-
-    def free_bytes(self) -> int | None:
-        """Return the device memory that is free now, None where it is not known."""
-        return None
-
-    def peak_bytes(self) -> int | None:
-        """Return the most device memory that was in use since the engine was opened, None where it is not known."""
-        return None

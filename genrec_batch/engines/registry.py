@@ -1,8 +1,8 @@
 """Every engine once: what it needs, where it runs, in which precisions, and how it opens.
 
 Owns: that list, and `open_engine`. Must not know: which engine a run takes (`choose`), or how one computes; the module
-of an engine is imported when it opens. To add an engine, write a folder with a subclass of `protocol.Engine` and enter
-it here. `core.options` lists the same names for `--help` without importing anything; a test compares the two.
+of an engine is imported when it opens. To add an engine, write a folder with a subclass of `protocol.SteppedEngine` and
+enter it here. `core.options` lists the same names for `--help` without importing anything; a test compares the two.
 """
 
 from __future__ import annotations

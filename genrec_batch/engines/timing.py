@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
-from genrec_batch.engines.protocol import Engine, Recorder, State, nothing
+from genrec_batch.engines.protocol import Recorder, State, SteppedEngine, nothing
 
 ITEM_BYTES = 4 + 4 + 4 * len(HEADS)  # token, log-probability, heads
 COPY_IN, PREFILL, DECODE, COPY_OUT = "copy in", "prefill", "decode", "copy out"
@@ -29,10 +29,10 @@ GRAPHS = "graphs"  # the stage in which the host builds, loads or captures what 
 DRIFT = 50e-6  # by which share a device's clock may run faster or slower than the host's: that of a cheap crystal
 
 
-class Timed(Engine):
+class Timed(SteppedEngine):
     """An engine around another one, which records its calls for one batch; `finish` records the last stage."""
 
-    def __init__(self, engine: Engine, record: Recorder) -> None:
+    def __init__(self, engine: SteppedEngine, record: Recorder) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self._engine, self._record = engine, record
         self._stage, self._start, self._stop = "", 0.0, 0.0  # of the stage at hand
@@ -117,7 +117,7 @@ class Timed(Engine):
 
 
 @contextmanager
-def timed(engine: Engine, record: Recorder) -> Iterator[Timed]:
+def timed(engine: SteppedEngine, record: Recorder) -> Iterator[Timed]:
     """Return the engine as one that records its calls while the block runs, which is one batch."""
     watched = Timed(engine, record)
     try:

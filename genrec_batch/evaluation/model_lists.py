@@ -17,7 +17,7 @@ from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Histories, Rag
 from genrec_batch.core.errors import DeviceMemoryError
 from genrec_batch.engines.decode import blend
 from genrec_batch.engines.feed import Feed
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.protocol import SteppedEngine
 from genrec_batch.evaluation.lists import Lists
 from genrec_batch.features.batches import ModelInputs
 from genrec_batch.runtime import console
@@ -82,11 +82,12 @@ def look(feed: Feed, inputs: Inputs, exposures: Ragged, count: int) -> tuple[Lis
     """
     rows = len(inputs.histories)
     tokens_MK = np.zeros((rows, count), np.int32)
-    heads_EH = np.zeros((len(exposures.values), len(HEADS)), np.float32)
+    heads_EH, engine = np.zeros((len(exposures.values), len(HEADS)), np.float32), feed.engine
+    assert isinstance(engine, SteppedEngine)
     with console.progress("first look", rows, "users") as advance:
         for group in _groups(exposures):
             for rows_B, batch in _batches(feed, inputs, group):
-                found_BK, heads_BCH = _look(feed.engine, batch, exposures.padded(rows_B), count)
+                found_BK, heads_BCH = _look(engine, batch, exposures.padded(rows_B), count)
                 tokens_MK[rows_B, : found_BK.shape[1]] = found_BK
                 _put(heads_EH, exposures, rows_B, heads_BCH)
                 advance(len(rows_B))
@@ -112,7 +113,7 @@ def _groups(exposures: Ragged) -> Iterator[I64]:
         least = width
 
 
-def _look(engine: Engine, batch: Batch, shown_BC: I32, count: int) -> tuple[I32, F32]:
+def _look(engine: SteppedEngine, batch: Batch, shown_BC: I32, count: int) -> tuple[I32, F32]:
     """Return the best of a batch and the heads of its exposures, in halves where the device has too little memory."""
     try:
         state = engine.prefill(batch, steps=1, choices=count)

@@ -21,7 +21,7 @@ from genrec_batch.core.errors import ConfigError, EngineError, RetryError
 from genrec_batch.engines.choose import computes_int8, prepare, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import Parity, best, compare, joined
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.protocol import Engine, SteppedEngine
 from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
 from genrec_batch.reports import model_facts
@@ -289,6 +289,7 @@ def _phases(engine: Engine, batch: Batch, decoding: Decoding) -> dict[str, Any]:
 
     A GPU's copy in is part of the prefill and its copy out of the decode passes: a phase ends when its result is here.
     """
+    assert isinstance(engine, SteppedEngine)
     taken = []
     for _ in range(4):
         marks = [time.perf_counter()]

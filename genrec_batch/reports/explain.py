@@ -22,7 +22,7 @@ from genrec_batch.core.errors import ConfigError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.engines.choose import decoding_of, select
 from genrec_batch.engines.decode import Decoding, blend, recommend
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.protocol import SteppedEngine
 from genrec_batch.events.dataset import Dataset
 from genrec_batch.features.batches import ModelInputs
 from genrec_batch.reports.composed import composition, filled
@@ -70,7 +70,9 @@ def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
         dataset.model, batch, decoding, name=config.engine, device=config.device, precision=config.precision
     )
     LOG.info("engine: %s", chosen.why)
-    ranked = recommend(chosen.engine, batch, decoding)
+    engine = chosen.engine
+    assert isinstance(engine, SteppedEngine)
+    ranked = recommend(engine, batch, decoding)
     seen = set() if config.include_seen else set(histories.seen.values.tolist())
     total, kept = int(histories.total_events_N[0]), int(histories.lengths_N[0])
     events = _events(dataset)
@@ -88,7 +90,7 @@ def explained(config: ScoreConfig, source: str, user: str) -> dict[str, Any]:
         "seen": _seen(dataset, events, config),
         "rules": [_rule(name, removed_U, dataset) for name, removed_U in rules],
         "features": _blocks(inputs.dense_NF[0]),
-        "steps": _steps(chosen.engine, batch, decoding, dataset, seen, rules),
+        "steps": _steps(engine, batch, decoding, dataset, seen, rules),
         **_recommended(ranked, inputs, dataset, config, ruling, composing),
         "warnings": console.warned(),
     }
@@ -184,7 +186,7 @@ def _blocks(dense_F: np.ndarray[Any, np.dtype[np.float32]]) -> list[dict[str, An
 
 
 def _steps(
-    engine: Engine,
+    engine: SteppedEngine,
     batch: Batch,
     decoding: Decoding,
     dataset: Dataset,

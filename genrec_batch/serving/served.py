@@ -38,7 +38,7 @@ from genrec_batch.engines import numbers
 from genrec_batch.engines.choose import device_of, prepare
 from genrec_batch.engines.decode import recommend_all
 from genrec_batch.engines.numbers import NotNumbersError
-from genrec_batch.engines.protocol import Engine, Prefix
+from genrec_batch.engines.protocol import Prefix, SteppedEngine
 from genrec_batch.engines.registry import open_engine
 from genrec_batch.events.schema_file import ColumnNames
 from genrec_batch.features.batches import ModelInputs
@@ -99,7 +99,7 @@ class Served:
     serving: Serving
     model: Model
     videos: Videos
-    engine: Engine
+    engine: SteppedEngine
     own_columns: OwnColumns | None
     zone: zoneinfo.ZoneInfo | None
     kernel: features.Kernel
@@ -140,6 +140,7 @@ class Served:
             device=device_of(serving.device, serving.engine),
             precision=serving.precision,
         )
+        assert isinstance(engine, SteppedEngine)
         if sessions is not None and not engine.keeps_prefixes:
             raise EngineError(
                 f"--session-cache-mb {serving.session_cache_mb}: {engine.name} keeps no sessions on {engine.device}; "
@@ -283,7 +284,7 @@ class Served:
         """Put the answers to users of one group where they belong, or the error of the engine."""
         users = sorted(
             users, key=lambda each: -each.found.left
-        )  # those with the most to read first: see `Engine.resume`
+        )  # those with the most to read first: see `SteppedEngine.resume`
         kept: dict[int, Prefix] = {}
         try:
             inputs = self.inputs(users)

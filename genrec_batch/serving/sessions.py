@@ -22,7 +22,7 @@ import numpy as np
 
 from genrec_batch.core.arrays import Batch, Ranked
 from genrec_batch.engines.decode import Decoding, recommend
-from genrec_batch.engines.protocol import Engine, Prefix, State
+from genrec_batch.engines.protocol import Prefix, State, SteppedEngine
 from genrec_batch.serving.asks import Ask, Id
 from genrec_batch.serving.histories import History
 
@@ -159,7 +159,7 @@ class Sessions:
 
 
 def recommend_resumed(
-    engine: Engine, found: Sequence[Found], batch: Batch, decoding: Decoding
+    engine: SteppedEngine, found: Sequence[Found], batch: Batch, decoding: Decoding
 ) -> tuple[Ranked, dict[int, Prefix]]:
     """Return what `decode.recommend` returns for users who go on, and by row what is to be kept of them."""
     kept: dict[int, Prefix] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from genrec_batch.core.arrays import F32, FIRST_ITEM, HEADS
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.protocol import SteppedEngine
 from genrec_batch.engines.registry import open_engine
 from genrec_batch.model.weights import Model
 from genrec_batch.training import finish
@@ -101,7 +101,7 @@ def exported(run: Phase, material: Material, parameters: Mapping[str, Tensor], c
     )
 
 
-def engine_of(run: Phase, arrays: dict[str, F32]) -> Engine:
+def engine_of(run: Phase, arrays: dict[str, F32]) -> SteppedEngine:
     """Open the engine that scores with these arrays."""
     model = Model(
         config=run.config,
@@ -111,4 +111,6 @@ def engine_of(run: Phase, arrays: dict[str, F32]) -> Engine:
         trained=True,
         tokens=FIRST_ITEM + run.items,
     )
-    return open_engine(model, name="torch", device=str(run.place.device), precision="fp32")
+    engine = open_engine(model, name="torch", device=str(run.place.device), precision="fp32")
+    assert isinstance(engine, SteppedEngine)
+    return engine

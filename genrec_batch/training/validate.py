@@ -21,7 +21,7 @@ from genrec_batch.core.arrays import F32, F64, FIRST_ITEM, HEADS, I32, I64, Batc
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.feed import batch_rows
 from genrec_batch.engines.parity import best
-from genrec_batch.engines.protocol import Engine
+from genrec_batch.engines.protocol import Engine, SteppedEngine
 from genrec_batch.events import splits
 from genrec_batch.events.splits import Cuts
 from genrec_batch.features.batches import ModelInputs
@@ -167,7 +167,7 @@ class Validation:
             found[mode] = _of_lists(tokens_NK, self.target_N, self.next_tokens)
         return found
 
-    def probabilities(self, engine: Engine) -> F32:
+    def probabilities(self, engine: SteppedEngine) -> F32:
         """Return what the heads predict of the candidates, each read alone right after the history, [N, C, H]."""
         heads_NCH = np.zeros(self.labels_NCH.shape, np.float32)
         for rows_B in batch_rows(self.inputs.histories.lengths_N, ROWS_AT_ONCE):

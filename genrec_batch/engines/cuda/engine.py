@@ -1,4 +1,4 @@
-"""The hand-fused CUDA engine: an `Engine` over packed rows, whose greedy loop, `slate`, runs without the host.
+"""The hand-fused CUDA engine: a `SteppedEngine` over packed rows, whose greedy loop, `slate`, runs without the host.
 
 Owns: the states between calls, and the checks of device, precision and sizes. Must not know: users, video ids, Parquet,
 Polars, or what runs inside a pass (`passes`, `kernels`) or a captured loop (`loop`).
@@ -21,7 +21,7 @@ from genrec_batch.engines.cuda import passes
 from genrec_batch.engines.cuda.loop import CapturedLoop, ban_all, memory_for
 from genrec_batch.engines.cuda.packing import pack
 from genrec_batch.engines.cuda.weights import fuse
-from genrec_batch.engines.protocol import Engine, Recorder
+from genrec_batch.engines.protocol import Recorder, SteppedEngine
 from genrec_batch.model.weights import Model, ModelConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -63,7 +63,7 @@ class PackedState:
     read: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # per item: token, log_prob, heads [B, H]
 
 
-class TorchCudaEngine(Engine):
+class TorchCudaEngine(SteppedEngine):
     """The reference transformer in fp16 or bf16 on one NVIDIA GPU, through cuBLASLt products and Triton kernels."""
 
     name = "torch"

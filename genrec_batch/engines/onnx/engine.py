@@ -19,7 +19,7 @@ from genrec_batch.engines import driver
 from genrec_batch.engines.onnx import exported, resumed
 from genrec_batch.engines.onnx.sessions import Array, OnnxSessions, Value, imported
 from genrec_batch.engines.onnx.state import OnnxState, host, log_probs_of
-from genrec_batch.engines.protocol import Engine, Prefix
+from genrec_batch.engines.protocol import Prefix, SteppedEngine
 from genrec_batch.model.weights import Model
 
 PREFILL_ROWS = 32  # at once on a CPU: their activations stay in its caches (20% faster than 256 rows at once)
@@ -27,7 +27,7 @@ PREFILL_ROWS = 32  # at once on a CPU: their activations stay in its caches (20%
 log = logging.getLogger(__name__)
 
 
-class OnnxRuntimeEngine(Engine):
+class OnnxRuntimeEngine(SteppedEngine):
     """A model on ONNX Runtime; deterministic for a given machine and thread count."""
 
     name = "onnxruntime"

@@ -1,6 +1,6 @@
 """The TensorRT engine: prefill, decode and choice run on the GPU between one small copy in and one small copy out.
 
-Owns: the methods of `engines.protocol.Engine` on TensorRT; which static shapes exist, when their engines are built, and
+Owns: the methods of `protocol.SteppedEngine` on TensorRT; which static shapes exist, when their engines are built, and
 which memory is in use. Must not know: users, files except the engine cache, torch. `slate` is the fast path: whole
 batches run as captured graphs, and one batch is copied while another is computed.
 """
@@ -18,7 +18,7 @@ from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
 from genrec_batch.engines.driver import Device, Stream
 from genrec_batch.engines.plan_cache import EngineCache
-from genrec_batch.engines.protocol import Engine, Recorder
+from genrec_batch.engines.protocol import Recorder, SteppedEngine
 from genrec_batch.engines.tensorrt import builder, side_graphs
 from genrec_batch.engines.tensorrt.loop import TensorRtSlateLoop
 from genrec_batch.engines.tensorrt.memory import Slot, SlotPool
@@ -34,8 +34,8 @@ MOST_CHOICES = 3840  # limit of TensorRT's TopK
 PLUGIN_STEPS = 63  # limit of the kernels' tile of earlier steps
 
 
-class TensorRtEngine(Engine):
-    """A model on one NVIDIA GPU; `engines.protocol.Engine` describes each method."""
+class TensorRtEngine(SteppedEngine):
+    """A model on one NVIDIA GPU; `engines.protocol.SteppedEngine` describes each method."""
 
     name = "tensorrt"
     has_slate_loop = True

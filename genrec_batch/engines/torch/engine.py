@@ -24,7 +24,7 @@ from torch import Tensor
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import RetryError
 from genrec_batch.core.option_values import check_positions
-from genrec_batch.engines.protocol import Engine, Prefix
+from genrec_batch.engines.protocol import Prefix, SteppedEngine
 from genrec_batch.engines.torch.choice import log_probs
 from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
 from genrec_batch.engines.torch.lane import Held, Lane, LaneModel
@@ -53,7 +53,7 @@ class LanesState:
     places: list[I64]
 
 
-class TorchEngine(Engine):
+class TorchEngine(SteppedEngine):
     """The generative transformer in PyTorch.
 
     What each precision covers:

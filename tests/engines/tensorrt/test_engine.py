@@ -20,7 +20,7 @@ from genrec_batch.engines.numbers import NotNumbersError
 from genrec_batch.engines.plan_cache import EngineCache
 from genrec_batch.engines.tensorrt.builder import wrap
 from genrec_batch.engines.tensorrt.engine import TensorRtEngine
-from genrec_batch.engines.tensorrt.plugin.library import VARIABLE, Toolchain, toolchain
+from genrec_batch.engines.tensorrt.plugin.library import VARIABLE, Toolchain, load, toolchain
 from genrec_batch.model.weights import Model, ModelConfig, demo_model, initial_weights, preset
 from tests.fakes.cuda import FakeRuntime
 from tests.fakes.tensorrt import FakeTensorRt
@@ -577,3 +577,13 @@ def test_on_a_gpu_the_plugin_agrees_with_the_network(real):
     batches = [batch_of(model.config, rows, rows, width=16, side=True) for rows in (5, 64, 1)]
     for batch, ranked in zip(batches, engine.slate(batches, STEPS), strict=True):
         check(model, batch, ranked, tolerance=3e-2)
+
+
+@pytest.mark.gpu
+def test_engines_of_one_process_share_the_registered_plugin(tmp_path):
+    version, tools = pytest.importorskip("tensorrt").__version__, toolchain()
+    if isinstance(tools, str):
+        pytest.skip(tools)
+    for folder in ("first", "first", "another"):  # as the arms of an experiment do, and engines of another cache
+        cache = EngineCache(tmp_path / folder)
+        load(cache, tools, library=f"libnvinfer.so.{version.split('.')[0]}", version=version, architecture="sm_90")

@@ -327,5 +327,7 @@ extern "C" int genrec_register(char const* libnvinfer) {
     if (!library) return 1;
     auto registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(library, "getPluginRegistry"));
     if (!registry) return 2;
-    return registry()->registerCreator(creator, "") ? 0 : 3;
+    if (registry()->registerCreator(creator, "")) return 0;
+    // refused where an earlier engine of this process has registered it, maybe from another cache's copy of this library
+    return registry()->getPluginCreator(creator.getPluginName(), creator.getPluginVersion(), "") ? 0 : 3;
 }

@@ -164,6 +164,8 @@ def _phases(rates: Rates, machines: Machines, job: Job) -> list[dict[str, Any]]:
     reading = {"host cores": job.rows * rates.reading_core_s / cores}
     split = {"host cores": job.rows * rates.split_core_s / cores}
     scoring = {"host cores": job.users * rates.host.of(job.kept_each) / cores}
+    if machines.processes > 1:
+        scoring["host cores"] *= rates.busy
     if rates.device is not None:
         scoring["GPU"] = job.users * rates.device.of(job.kept_each) / machines.gpus
     scoring = {name: seconds * rates.overlap for name, seconds in scoring.items()}
@@ -218,6 +220,8 @@ def _assume(rates: Rates, machines: Machines, job: Job, said: list[dict[str, Any
         f"the start of a process takes {rates.start_s + rates.opening_s:.1f} s; workers on a CPU start after it",
         "the process's own start and end come on top, some seconds",
     ]
+    if rates.busy < 1:
+        words.append(f"one process keeps {rates.busy:.0%} of the cores busy while it scores, as measured; several all")
     if machines.network_gb_s is None:
         words.append("the log is read twice from the disk, and the output is written to it")
     else:

@@ -1,7 +1,8 @@
-"""The clock of a run: when each stage ran on which thread, with how many rows and bytes, and the peak of memory.
+"""The clock of a run: when each stage ran on which thread, with how many rows and bytes, processor time, and memory.
 
-Owns: the times of stages and the peak of resident memory. Must not know: what the stages do. A span is one stretch of
-work on one thread; spans of different threads overlap, so the seconds of all stages may add up to more than the run.
+Owns: the times of stages and of the processor, and the peak of resident memory. Must not know: what the stages do. A
+span is one stretch of work on one thread; spans of different threads overlap, so the seconds of all stages may add up
+to more than the run.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Stages:
 
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    began_processor: float = field(default_factory=time.process_time)
     spans: list[Span] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _open: dict[int, str] = field(default_factory=dict, repr=False)  # the stage of each thread
@@ -92,6 +94,11 @@ class Stages:
     def elapsed_s(self) -> float:
         """Seconds since the clock was created."""
         return time.perf_counter() - self.began
+
+    @property
+    def processor_s(self) -> float:
+        """Seconds of a core that all threads of this process have used since the clock was created."""
+        return time.process_time() - self.began_processor
 
 
 def peak_rss_mib() -> float:

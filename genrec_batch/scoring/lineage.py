@@ -97,6 +97,7 @@ class Run:
             "users_per_s": report.get("users_per_s")
             or (round(report["scored_users"] / model_s, 1) if model_s else None),
             "stages_s": {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()},
+            "processor_s": round(self.stages.processor_s, 3),
             "peak_rss_mib": round(peak_rss_mib(), 1),
             "warnings": console.warned(),
         }

@@ -33,6 +33,7 @@ KEPT = (
     "kept_events",
     "bytes",
     "workers",
+    "processor_s",
 )
 
 

@@ -63,7 +63,8 @@ def pairs(folder):
 def facts(done):
     """What a summary says but for paths, times and the machine."""
     assert done.code == 0, done.err
-    left = ("output", "seconds", "users_per_s", "stages_s", "peak_rss_mib", "out", "run_id", "bytes", "warnings")
+    left = ("output", "seconds", "users_per_s", "stages_s", "processor_s", "peak_rss_mib", "out", "run_id", "bytes")
+    left = (*left, "warnings")
     return {name: value for name, value in done.summary.items() if name not in left}
 
 

@@ -81,6 +81,13 @@ def test_the_measured_run_is_planned_as_it_was(plan):
     assert found["bounds_in"] == "scoring"
 
 
+def test_several_processes_on_a_cpu_use_the_cores_that_one_leaves_idle(plan):
+    found = report(gpu=False)
+    found["run"]["summary"]["processor_s"] = 10 + 10 * found["machine"]["cores"] * 0.75
+    assert seconds(plan(found))["scoring"] == pytest.approx(10)
+    assert seconds(plan(found, workers=2))["scoring"] == pytest.approx(7.5)
+
+
 def test_twice_the_users_take_twice_the_time_but_for_the_start(plan):
     found = plan(users=2e6)
     assert seconds(found) == pytest.approx({"start": 2, "reading": 6, "split": 8, "scoring": 20, "finish": 2})

@@ -35,7 +35,7 @@ from genrec_batch.events.survey import Survey
 from genrec_batch.io import read
 from genrec_batch.model import opening
 from genrec_batch.model.weights import Model
-from genrec_batch.runtime import console
+from genrec_batch.runtime import console, threads
 from genrec_batch.runtime.clock import Stages
 from genrec_batch.runtime.console import LOG
 from genrec_batch.scoring.workers.joining import NAMESPACE, Ray, faults
@@ -294,10 +294,16 @@ def split(
     """
     groups, cpus = len(reader.log.row_groups), max(1, int(ray.cluster_resources().get("CPU", 1)))
     sizes = [bucket.stop - bucket.start for bucket in buckets]
-    of_user = ray.put(np.repeat(np.arange(len(buckets), dtype=np.uint16), sizes))
-    shared = Stored.of(ray, reader)
+    of_user = np.repeat(np.arange(len(buckets), dtype=np.uint16), sizes)
     count = min(groups, TASKS * cpus)
     cuts = [number * groups // count for number in range(count + 1)]
+    if sum(node["Alive"] for node in ray.nodes()) == 1:  # this process can read already, and dies with the node
+
+        def put(some: tuple[int, int]) -> list[Any]:
+            return [ray.put(each) for each in piece_of(reader, of_user, len(buckets), some)]
+
+        return list(threads.ordered(put, pairwise(cuts), workers=cpus, name="split")), []
+    shared, of_user = Stored.of(ray, reader), ray.put(of_user)
     task = ray.remote(piece).options(
         num_returns=len(buckets) + 1,
         num_cpus=0,
@@ -323,9 +329,16 @@ def piece(
     enter(folder)
     reader: RecordReader = shared.unpacked((), Stages())
     reader.looks.clear()
+    return *piece_of(reader, of_user, buckets, groups), reader.looks
+
+
+def piece_of(
+    reader: RecordReader, of_user: npt.NDArray[np.uint16], buckets: int, groups: tuple[int, int]
+) -> list[npt.NDArray[Any]]:
+    """Return the records of some row groups by bucket, in order within each."""
     found: list[list[Records]] = [[] for _ in range(buckets)]
     for group in range(*groups):
         records, counts = reader.by_bucket(group, of_user, buckets)
         for number, some in enumerate(np.split(records, np.cumsum(counts)[:-1])):
             found[number].append(some)
-    return *(np.concatenate(each) for each in found), reader.looks
+    return [np.concatenate(each) for each in found]

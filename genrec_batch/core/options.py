@@ -276,7 +276,7 @@ class ScoreConfig(
         identity="content",
     )
     precision: str = option(
-        "Number format; auto takes the fastest that keeps 98% of fp32's top 10.",
+        "Number format; auto takes the fastest but fp8 that keeps 98% of fp32's top 10.",
         "auto",
         panel="Engine",
         choices=PRECISIONS,

@@ -75,6 +75,8 @@ def _open_torch(model: Model, *, device: str, precision: str) -> Engine:
     from genrec_batch.engines.torch.engine import TorchEngine
 
     declined = why_not(model.config, device, precision)
+    if declined and precision == "fp8":
+        raise EngineError.of_device(declined)
     if device.startswith("cuda"):
         LOG.info("torch on %s: %s", device, f"the plain loop: {declined}" if declined else "hand-fused kernels")
     return (TorchEngine if declined else TorchCudaEngine)(model, device=device, precision=precision)
@@ -110,7 +112,7 @@ ENTRIES = (  # `--engine auto` takes the first that is installed: measured faste
         name="torch",
         modules=("torch",),
         extra="torch",
-        precisions={"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "bf16", "fp16")},
+        precisions={"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "bf16", "fp16", "fp8")},
         open=_open_torch,
         address_mib=room.TORCH_MIB,
         wake=_wake_torch,

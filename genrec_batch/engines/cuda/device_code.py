@@ -3,7 +3,8 @@
 Owns: what one program of a launch computes. Must not know: launches, torch, the model. The factor
 log2(e) / sqrt(head size) is folded into the weights of queries, so softmax is 2 to the power of a difference. Sizes in
 capitals are known when a kernel is compiled: D width, H heads, HEAD their size, DP and HP the same rounded up to a
-power of two.
+power of two. Keys, values and what layers multiply may be e4m3 numbers in units of their own (see `fp8`);
+`unit` turns products of such queries and keys into scores.
 """
 # Triton reads the signatures itself (a parameter is a pointer, a number, or a constexpr); `kernels` documents them.
 # ruff: noqa: ANN001, ANN201, ANN202, D103
@@ -14,7 +15,15 @@ import triton.language as tl
 
 LN2 = tl.constexpr(0.6931471805599453)
 TILE = tl.constexpr(64)  # keys and queries of one tile of the causal attention
-SUFFIX = tl.constexpr(16)  # decoded items of one tile of the one-query attention
+LARGEST = tl.constexpr(448.0)  # of e4m3
+
+
+@triton.jit
+def _fitted(value, out):
+    """Convert to the type behind a pointer; what exceeds e4m3 saturates."""
+    if out.dtype.element_ty == tl.float8e4nv:
+        value = tl.clamp(value.to(tl.float32), -LARGEST, LARGEST)
+    return value.to(out.dtype.element_ty)
 
 
 @triton.jit
@@ -23,14 +32,14 @@ def _copy_sum(left, right, out, D: tl.constexpr, DP: tl.constexpr, COUNT: tl.con
     for i in tl.static_range(COUNT):
         at = i * D + d
         total = tl.load(left + at, mask=d < D).to(tl.float32) + tl.load(right + at, mask=d < D).to(tl.float32)
-        tl.store(out + at, total.to(out.dtype.element_ty), mask=d < D)
+        tl.store(out + at, _fitted(total, out), mask=d < D)
 
 
 @triton.jit
 def _copy(source, out, D: tl.constexpr, DP: tl.constexpr, COUNT: tl.constexpr):
     d = tl.arange(0, DP)
     for i in tl.static_range(COUNT):
-        tl.store(out + i * D + d, tl.load(source + i * D + d, mask=d < D), mask=d < D)
+        tl.store(out + i * D + d, _fitted(tl.load(source + i * D + d, mask=d < D), out), mask=d < D)
 
 
 @triton.jit(do_not_specialize=["S"])
@@ -68,11 +77,18 @@ def read(
 
 
 @triton.jit
+def _wide(value):
+    """Convert e4m3 numbers to fp16, which holds them exactly; leave others."""
+    return value.to(tl.float16) if value.dtype == tl.float8e4nv else value
+
+
+@triton.jit
 def _causal_tile(
     base,
     out,
     start,
     rows,
+    unit,
     D: tl.constexpr,
     HEAD: tl.constexpr,
     HP: tl.constexpr,
@@ -83,7 +99,7 @@ def _causal_tile(
     d = tl.arange(0, HP)
     n = tl.arange(0, TILE)
     inside = (m[:, None] < rows) & (d[None, :] < HEAD)
-    q = tl.load(base + m[:, None] * (3 * D) + d[None, :], mask=inside, other=0.0)
+    q = _wide(tl.load(base + m[:, None] * (3 * D) + d[None, :], mask=inside, other=0.0))
     peak = tl.full([TILE], -1e30, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     mean = tl.zeros([TILE, HP], tl.float32)
@@ -91,9 +107,9 @@ def _causal_tile(
         if key <= start:
             at = (key + n)[:, None] * (3 * D) + d[None, :]
             real = ((key + n)[:, None] < rows) & (d[None, :] < HEAD)
-            k = tl.load(base + D + at, mask=real, other=0.0)
-            v = tl.load(base + 2 * D + at, mask=real, other=0.0)
-            score = tl.dot(q, tl.trans(k), input_precision="ieee")
+            k = _wide(tl.load(base + D + at, mask=real, other=0.0))
+            v = _wide(tl.load(base + 2 * D + at, mask=real, other=0.0))
+            score = tl.dot(q, tl.trans(k), input_precision="ieee") * unit
             score = tl.where((key + n)[None, :] <= m[:, None], score, -1e30)
             higher = tl.maximum(peak, tl.max(score, 1))
             p = tl.exp2(score - higher[:, None])
@@ -107,7 +123,7 @@ def _causal_tile(
 
 @triton.jit
 def attend_history(
-    qkv, lengths, first, out, H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, TILES: tl.constexpr
+    qkv, lengths, first, out, unit, H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, TILES: tl.constexpr
 ):
     D: tl.constexpr = H * HEAD
     head = tl.program_id(0) % H
@@ -119,90 +135,108 @@ def attend_history(
     target = out + row * D + head * HEAD
     if TILES == 1:
         if rows <= TILE // 4:
-            _causal_tile(base, target, 0, rows, D, HEAD, HP, TILE // 4, TILE // 4)
+            _causal_tile(base, target, 0, rows, unit, D, HEAD, HP, TILE // 4, TILE // 4)
         elif rows <= TILE // 2:
-            _causal_tile(base, target, 0, rows, D, HEAD, HP, TILE // 2, TILE // 2)
+            _causal_tile(base, target, 0, rows, unit, D, HEAD, HP, TILE // 2, TILE // 2)
         else:
-            _causal_tile(base, target, 0, rows, D, HEAD, HP, TILE, TILE)
+            _causal_tile(base, target, 0, rows, unit, D, HEAD, HP, TILE, TILE)
     elif tile * TILE < rows:
-        _causal_tile(base, target, tile * TILE, rows, D, HEAD, HP, TILE, TILES * TILE)
-
-
-@triton.jit
-def _merge(q, k, v, real, peak, total, mean):
-    score = tl.where(real, tl.sum(k.to(tl.float32) * q[None, :], 1), -1e30)
-    higher = tl.maximum(peak, tl.max(score, 0))  # above -1e30: `real` holds somewhere, or `peak` is a real score
-    p = tl.exp2(score - higher)
-    shrink = tl.exp2(peak - higher)
-    return higher, total * shrink + tl.sum(p, 0), mean * shrink + tl.sum(p[:, None] * v.to(tl.float32), 0)
+        _causal_tile(base, target, tile * TILE, rows, unit, D, HEAD, HP, TILE, TILES * TILE)
 
 
 @triton.jit(do_not_specialize=["count", "T"])
 def attend_one(
-    query, cache, lengths, first, suffix, out, count, T,
+    query, cache, lengths, first, suffix, out, count, T, unit,
     H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, Q_STRIDE: tl.constexpr, STRIDE: tl.constexpr,
-    KEYS: tl.constexpr, TILES: tl.constexpr, SUFFIX_TILES: tl.constexpr, OWN: tl.constexpr,
+    GROUP: tl.constexpr, KEYS: tl.constexpr, TILES: tl.constexpr, OWN: tl.constexpr, PAST: tl.constexpr,
 ):  # fmt: skip
+    # The keys of a row are its user's packed rows and then its decoded items; one tile [GROUP, KEYS, HP] reads both.
     D: tl.constexpr = H * HEAD
-    head = tl.program_id(0) % H
-    row = (tl.program_id(0) // H).to(tl.int64)
+    head = tl.program_id(0) % (H // GROUP) * GROUP + tl.arange(0, GROUP)
+    row = (tl.program_id(0) // (H // GROUP)).to(tl.int64)
     d = tl.arange(0, HP)
     n = tl.arange(0, KEYS)
-    t = tl.arange(0, SUFFIX)
-    inside = d < HEAD
-    keys = tl.load(lengths + row) + 1
-    base = cache + tl.load(first + row).to(tl.int64) * STRIDE + head * HEAD
-    at = n[:, None] * STRIDE + d[None, :]
-    real = n < keys
-    k = tl.load(base + at, mask=real[:, None] & inside[None, :], other=0.0)
-    v = tl.load(base + D + at, mask=real[:, None] & inside[None, :], other=0.0)
-    mine = query + row * Q_STRIDE + head * HEAD + d
-    q = tl.load(mine, mask=inside, other=0.0).to(tl.float32)
+    inside = (head[:, None] < H) & (d[None, :] < HEAD)
+    place = head[:, None] * HEAD + d[None, :]
+    rows = tl.load(lengths + row) + 1
+    base = cache + tl.load(first + row).to(tl.int64) * STRIDE
+    past = suffix + row * T * 2 * D
+    keys = rows + count if PAST else rows
+    mine = query + row * Q_STRIDE + place
+    q = tl.load(mine, mask=inside, other=0.0).to(tl.float32) * unit
     if OWN:
         own_k = tl.load(mine + D, mask=inside, other=0.0)
         own_v = tl.load(mine + 2 * D, mask=inside, other=0.0)
-        peak = tl.sum(q * own_k.to(tl.float32), 0)
-        total = tl.full((), 1.0, tl.float32)
+        peak = tl.sum(q * own_k.to(tl.float32), 1)
+        total = tl.full([GROUP], 1.0, tl.float32)
         mean = own_v.to(tl.float32)
     else:
-        peak = tl.full((), -1e30, tl.float32)
-        total = tl.full((), 0.0, tl.float32)
-        mean = tl.zeros([HP], tl.float32)
-    if SUFFIX_TILES > 0:
-        past = suffix + row * T * 2 * D + head * HEAD
-        for tile in range(0, SUFFIX_TILES * SUFFIX, SUFFIX):
-            held = tile + t < count
-            where = (tile + t)[:, None] * (2 * D) + d[None, :]
-            past_k = tl.load(past + where, mask=held[:, None] & inside[None, :], other=0.0)
-            past_v = tl.load(past + D + where, mask=held[:, None] & inside[None, :], other=0.0)
-            peak, total, mean = _merge(q, past_k, past_v, held, peak, total, mean)
-    peak, total, mean = _merge(q, k, v, real, peak, total, mean)
-    for tile in range(KEYS, TILES * KEYS, KEYS):
+        peak = tl.full([GROUP], -1e30, tl.float32)
+        total = tl.zeros([GROUP], tl.float32)
+        mean = tl.zeros([GROUP, HP], tl.float32)
+    for tile in range(0, TILES * KEYS, KEYS):
         if tile < keys:
+            key = base + (tile + n) * STRIDE
+            if PAST:
+                key = tl.where(tile + n < rows, key, past + (tile + n - rows) * (2 * D))
             real = tile + n < keys
-            k = tl.load(base + tile * STRIDE + at, mask=real[:, None] & inside[None, :], other=0.0)
-            v = tl.load(base + D + tile * STRIDE + at, mask=real[:, None] & inside[None, :], other=0.0)
-            peak, total, mean = _merge(q, k, v, real, peak, total, mean)
-    tl.store(out + row * D + head * HEAD + d, (mean / total).to(out.dtype.element_ty), mask=inside)
-    if OWN and SUFFIX_TILES > 0:
-        tl.store(past + count * 2 * D + d, own_k, mask=inside)
-        tl.store(past + count * 2 * D + D + d, own_v, mask=inside)
+            at = key[None, :, None] + place[:, None, :]
+            mask = real[None, :, None] & inside[:, None, :]
+            k = tl.load(at, mask=mask, other=0.0)
+            v = tl.load(at + D, mask=mask, other=0.0)
+            score = tl.where(real[None, :], tl.sum(k.to(tl.float32) * q[:, None, :], 2), -1e30)
+            higher = tl.maximum(peak, tl.max(score, 1))  # above -1e30: at least one key is real
+            p = tl.exp2(score - higher[:, None])
+            shrink = tl.exp2(peak - higher)
+            total = total * shrink + tl.sum(p, 1)
+            mean = mean * shrink[:, None] + tl.sum(p[:, :, None] * v.to(tl.float32), 1)
+            peak = higher
+    tl.store(out + row * D + place, _fitted(mean / total[:, None], out), mask=inside)
+    if OWN and PAST:
+        tl.store(past + count * 2 * D + place, _fitted(own_k, suffix), mask=inside)
+        tl.store(past + count * 2 * D + D + place, _fitted(own_v, suffix), mask=inside)
+
+
+@triton.jit
+def positive_product(
+    rows, weight, of_rows, of_weight, bias, out, tiles,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    # `rows` [M, K], `weight` [N, K] and `out` [M, N] are descriptors; neighbouring tiles share their rows in the cache
+    across: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
+    scale = tl.load(of_rows) * tl.load(of_weight)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row = tile // across * ROWS
+        column = tile % across * COLUMNS
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for k in range(0, K, INNER):
+            total = tl.dot(rows.load([row, k]), weight.load([column, k]).T, total)
+        n = column + tl.arange(0, COLUMNS)
+        total = total * scale + tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        out.store([row, column], tl.maximum(total, 0.0).to(out.dtype))
 
 
 @triton.jit(do_not_specialize=["M"])
-def add_norm(x, bias, gain, shift, M, EPS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr):
+def add_norm(
+    x, bias, gain, shift, added, small, unit, M,
+    EPS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, SMALL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, DP)
     real = d < D
     inside = (row[:, None] < M) & real[None, :]
     at = row[:, None].to(tl.int64) * D + d[None, :]
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if SMALL:
+        value += tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + d, mask=real, other=0.0).to(tl.float32)[None, :]
     centred = tl.where(real[None, :], value - (tl.sum(value, 1) / D)[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 1) / D + EPS)
     value = centred * scale[:, None] * tl.load(gain + d, mask=real, other=0.0).to(tl.float32)[None, :]
     value += tl.load(shift + d, mask=real, other=0.0).to(tl.float32)[None, :]
     tl.store(x + at, value.to(x.dtype.element_ty), mask=inside)
+    if SMALL:
+        tl.store(small + at, _fitted(value * unit, small), mask=inside)
 
 
 @triton.jit

@@ -18,13 +18,14 @@ from torch import Tensor
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import EngineError
 from genrec_batch.engines.cuda import passes
+from genrec_batch.engines.cuda.fp8 import CAPABILITY
 from genrec_batch.engines.cuda.loop import CapturedLoop, ban_all, memory_for
 from genrec_batch.engines.cuda.packing import pack
 from genrec_batch.engines.cuda.weights import fuse
 from genrec_batch.engines.protocol import Recorder, SteppedEngine
 from genrec_batch.model.weights import Model, ModelConfig
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16}
 SCORED_ROWS = 16_384  # candidates of one pass
 USER_POSITIONS = 128  # positions of a batch per user that it may have; longer histories mean fewer users
 
@@ -33,20 +34,26 @@ def why_not(config: ModelConfig, device: str, precision: str) -> str:
     """Return why this engine cannot compute a model here, or "" where it can; the torch engine computes any model."""
     if not device.startswith("cuda"):
         return f"the hand-fused engine runs on --device cuda, not {device}"
-    if precision not in ("fp16", "bf16"):
-        return f"the hand-fused engine computes in --precision fp16 or bf16, not {precision}"
+    if precision not in ("fp16", "bf16", "fp8"):
+        return f"the hand-fused engine computes in --precision fp16, bf16 or fp8, not {precision}"
     if not torch.cuda.is_available():
         return "there is no CUDA device; `pip install torch` from an index with CUDA builds, and an NVIDIA driver"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; `pip install triton` brings it"
-    return _fits(config)
+    if precision == "fp8" and torch.cuda.get_device_capability(device) != CAPABILITY:
+        return "--precision fp8 needs a GPU of compute capability 9.0: an H100 or H200"
+    if precision == "fp8" and importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
+        return "--precision fp8 needs a newer Triton; `pip install --upgrade torch triton` brings it"
+    return _fits(config, precision)
 
 
-def _fits(config: ModelConfig) -> str:
+def _fits(config: ModelConfig, precision: str) -> str:
     if config.layers < 2:
         return "the hand-fused engine needs a model of at least 2 layers"
     if config.width % 8 or config.ffn % 8:
         return f"the hand-fused engine needs width and ffn in multiples of 8, not {config.width} and {config.ffn}"
+    if precision == "fp8" and (config.width % 16 or config.ffn % 16):
+        return f"--precision fp8 needs a model's width and ffn in multiples of 16, not {config.width} and {config.ffn}"
     return ""
 
 
@@ -64,7 +71,10 @@ class PackedState:
 
 
 class TorchCudaEngine(SteppedEngine):
-    """The reference transformer in fp16 or bf16 on one NVIDIA GPU, through cuBLASLt products and Triton kernels."""
+    """The reference transformer in fp16, bf16 or fp8 on one NVIDIA GPU, through cuBLASLt products and Triton kernels.
+
+    fp8 is: the layers' products, keys and values in e4m3, all else in fp16.
+    """
 
     name = "torch"
     has_slate_loop = True
@@ -77,14 +87,14 @@ class TorchCudaEngine(SteppedEngine):
         Args:
             model: the weights.
             device: a CUDA device.
-            precision: fp16 (the better 16-bit type for this model) or bf16.
+            precision: fp16 (the better 16-bit type for this model), bf16 or fp8.
             kernels: a twin of the module `kernels`, which runs on any device and in any precision (tests).
 
         Raises:
             EngineError: the device, the precision, Triton or the model's sizes are not what this engine needs.
             DeviceMemoryError: the device ran out of memory.
         """
-        reason = why_not(model.config, device, precision) if kernels is None else _fits(model.config)
+        reason = why_not(model.config, device, precision) if kernels is None else _fits(model.config, precision)
         if reason:
             raise EngineError(reason)
         if kernels is None:
@@ -96,7 +106,7 @@ class TorchCudaEngine(SteppedEngine):
         self.device = str(self._device)
         self._kernels = kernels
         with memory_for("the weights"), torch.inference_mode():
-            self._fused = fuse(model, self._device, DTYPES[precision])
+            self._fused = fuse(model, self._device, DTYPES[precision], small=precision == "fp8")
         self._loop = CapturedLoop(self._fused, kernels)
 
     def free_bytes(self) -> int:

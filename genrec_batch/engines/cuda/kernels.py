@@ -7,17 +7,48 @@ all of them can be captured in a CUDA graph.
 Shape legend beside that of `arrays.py`: R rows of a decode pass (users, or users times candidates), M packed rows of a
 prefill (user b owns rows first_B[b] .. first_B[b] + lengths_B[b]: its prefix, then its tokens), D width, W = V / 32
 words of the bit map of banned tokens, T decoded items that have room. The factor log2(e) / sqrt(head size) is folded
-into the weights of queries, so softmax is 2 to the power of a difference.
+into the weights of queries, so softmax is 2 to the power of a difference. Tensors of the history, of the suffix and of
+what layers multiply may be e4m3 numbers in their units (see `fp8`).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import torch
 import triton
 from torch import Tensor
 
 from genrec_batch.engines.cuda import device_code
+from genrec_batch.engines.cuda.fp8 import Product
 from genrec_batch.engines.cuda.weights import FusedTables
 from genrec_batch.model.weights import EPSILON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How an e4m3 product is cut: the sizes of a tile, and how it is computed; measured on an H200."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+    programs: int  # of a launch at most; each computes tile after tile
+
+
+@dataclass(frozen=True)
+class OneQuery:
+    """How the attention from one query is cut: the most heads of a program, keys of a tile; measured on an H200."""
+
+    group: int
+    keys: int
+
+
+POSITIVE = Tile(rows=128, columns=128, inner=128, warps=4, stages=3, programs=264)
+ATTEND_ONE = {1: OneQuery(16, 8), 2: OneQuery(8, 8), 4: OneQuery(4, 8)}  # by the bytes of a number of the cache
+HISTORY_WARPS = {1: 2, 2: 1, 4: 1}  # of the attention over histories of one tile
 
 
 def _tiles(longest: int, tile: int) -> int:
@@ -57,9 +88,12 @@ def read(
 
 
 def attend_history(
-    qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int
+    qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int, unit: float
 ) -> None:
-    """Causal attention of every packed row over its own user's rows; `longest` bounds lengths_B."""
+    """Causal attention of every packed row over its own user's rows; `longest` bounds lengths_B.
+
+    `unit` turns products of queries and keys into scores.
+    """
     head = out_MD.shape[1] // heads
     tiles = _tiles(longest, device_code.TILE.value)
     device_code.attend_history[(len(lengths_B) * heads * tiles,)](
@@ -67,49 +101,84 @@ def attend_history(
         lengths_B,
         first_B,
         out_MD,
+        unit,
         H=heads,
         HEAD=head,
         HP=_head_pad(head),
         TILES=tiles,
-        num_warps=1 if tiles == 1 else 4,
+        num_warps=HISTORY_WARPS[qkv_M3.element_size()] if tiles == 1 else 4,
     )
 
 
 def attend_one(
     query_R: Tensor, cache_M: Tensor, lengths_R: Tensor, first_R: Tensor, suffix_RT2: Tensor | None, count: int,
-    out_RD: Tensor, heads: int, longest: int,
+    out_RD: Tensor, heads: int, longest: int, unit: float,
 ) -> None:  # fmt: skip
     """Attend from one query per row to its user's packed rows, its `count` decoded items and itself.
 
     query_R is [R, D], the query of the last packed row, or [R, 3D], a new item's query, key and value, which enter the
     softmax and are stored at place `count` of suffix_RT2 [R, T, 2D], where that is given. cache_M has keys from column
-    0 on and values from column D on; its row stride is free.
+    0 on and values from column D on, in the type of suffix_RT2; its row stride is free. `unit` is attend_history's.
     """
     rows, d = out_RD.shape
     head = d // heads
     room = 0 if suffix_RT2 is None else suffix_RT2.shape[1]
-    keys = 16 if longest < 64 else 64
-    device_code.attend_one[(rows * heads,)](
-        query_R, cache_M, lengths_R, first_R, query_R if suffix_RT2 is None else suffix_RT2, out_RD, count, room,
-        H=heads, HEAD=head, HP=_head_pad(head), Q_STRIDE=query_R.stride(0), STRIDE=cache_M.stride(0),
-        KEYS=keys, TILES=_tiles(longest, keys), SUFFIX_TILES=triton.cdiv(room, device_code.SUFFIX.value),
-        OWN=query_R.shape[1] == 3 * d, num_warps=1,
+    cut = ATTEND_ONE[cache_M.element_size()]
+    group, tiles = math.gcd(heads, cut.group), _tiles(longest + room, cut.keys)
+    device_code.attend_one[(rows * heads // group,)](
+        query_R, cache_M, lengths_R, first_R, cache_M if suffix_RT2 is None else suffix_RT2, out_RD, count, room, unit,
+        H=heads, HEAD=head, HP=_head_pad(head), Q_STRIDE=query_R.stride(0), STRIDE=cache_M.stride(0), GROUP=group,
+        KEYS=cut.keys, TILES=tiles, OWN=query_R.shape[1] == 3 * d, PAST=suffix_RT2 is not None, num_warps=1,
     )  # fmt: skip
 
 
-def add_norm(x_MD: Tensor, bias_D: Tensor, gain_D: Tensor, shift_D: Tensor) -> None:
-    """LayerNorm of x + bias, in place (Ba et al. 2016; biased variance, epsilon 1e-5)."""
+def multiply(x_MK: Tensor, product: Product, out_MN: Tensor) -> None:
+    """Write the product of e4m3 rows, with its bias if it has one; cuBLASLt computes it."""
+    torch._scaled_mm(  # noqa: SLF001 (no public function multiplies e4m3 numbers)
+        x_MK, product.weight.T, product.of_rows, product.of_weight, bias=product.bias_N, out_dtype=out_MN.dtype,
+        use_fast_accum=True, out=out_MN,
+    )  # fmt: skip
+
+
+def positive_product(x_MK: Tensor, product: Product, out_MN: Tensor) -> None:
+    """Write the positive part of a product of e4m3 rows and its bias, which cuBLASLt does not compute, as e4m3."""
+    from triton.tools.tensor_descriptor import TensorDescriptor  # which older versions of Triton do not have
+
+    (m, k), n, tile = x_MK.shape, len(product.weight), POSITIVE
+    tiles = triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns)
+    device_code.positive_product[(min(tiles, tile.programs),)](
+        TensorDescriptor.from_tensor(x_MK, [tile.rows, tile.inner]),
+        TensorDescriptor.from_tensor(product.weight, [tile.columns, tile.inner]),
+        product.of_rows, product.of_weight, product.bias_N,
+        TensorDescriptor.from_tensor(out_MN, [tile.rows, tile.columns]), tiles,
+        N=n, K=k, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def add_norm(
+    x_MD: Tensor, bias_D: Tensor, gain_D: Tensor, shift_D: Tensor, added_MD: Tensor | None = None,
+    small_MD: Tensor | None = None, unit: float = 1.0,
+) -> None:  # fmt: skip
+    """LayerNorm of x + bias, in place (Ba et al. 2016; biased variance, epsilon 1e-5).
+
+    Where they are given, added_MD is added first, and small_MD gets `unit` times the result as e4m3 numbers.
+    """
     rows, d = x_MD.shape
     device_code.add_norm[(triton.cdiv(rows, 2),)](
         x_MD,
         bias_D,
         gain_D,
         shift_D,
+        x_MD if added_MD is None else added_MD,
+        x_MD if small_MD is None else small_MD,
+        unit,
         rows,
         EPS=EPSILON,
         D=d,
         DP=triton.next_power_of_2(d),
         ROWS=2,
+        SMALL=small_MD is not None,
         num_warps=1,
     )
 

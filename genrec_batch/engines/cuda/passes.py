@@ -7,7 +7,8 @@ captured.
 Compared with the plain network, this saves work and gives the same results: there is no row for padding; the first
 layer's query, key and value are looked up in tables (`weights.FusedTables`); a residual is added inside the product
 that follows it; the last layer computes keys and values for all rows and the rest for one row per user; logits and
-heads are one product.
+heads are one product. Where weights are e4m3 (`Fused.small`), layers multiply e4m3 numbers, and LayerNorm's kernel adds
+what they give to the residual and rounds its rows for the next product.
 
 Shape legend beside that of `arrays.py`: R rows of a decode pass (users, or users times candidates), M packed rows of a
 prefill (user b owns rows first_B[b] .. first_B[b] + lengths_B[b]: its prefix, then its tokens), D width, W = V / 32
@@ -23,6 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from genrec_batch.engines.cuda.fp8 import Product, SmallLayer
 from genrec_batch.engines.cuda.weights import Fused, FusedLayer, FusedTables
 
 Room = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # returns a buffer of that name, shape and type
@@ -57,7 +59,7 @@ class Kernels(Protocol):
         """Write the rows of one new item each, and ban it."""
 
     def attend_history(
-        self, qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int
+        self, qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int, unit: float
     ) -> None:
         """Attend causally from every packed row to its user's."""
 
@@ -72,11 +74,27 @@ class Kernels(Protocol):
         out_RD: Tensor,
         heads: int,
         longest: int,
+        unit: float,
     ) -> None:
         """Attend from one query per row."""
 
-    def add_norm(self, x_MD: Tensor, bias_D: Tensor, gain_D: Tensor, shift_D: Tensor) -> None:
-        """Normalise x + bias in place."""
+    def multiply(self, x_MK: Tensor, product: Product, out_MN: Tensor) -> None:
+        """Write a product of e4m3 numbers."""
+
+    def positive_product(self, x_MK: Tensor, product: Product, out_MN: Tensor) -> None:
+        """Write the positive part of a product of e4m3 numbers."""
+
+    def add_norm(
+        self,
+        x_MD: Tensor,
+        bias_D: Tensor,
+        gain_D: Tensor,
+        shift_D: Tensor,
+        added_MD: Tensor | None = None,
+        small_MD: Tensor | None = None,
+        unit: float = 1.0,
+    ) -> None:
+        """Normalise x + bias + added in place, and write its e4m3 copy."""
 
     def choose(
         self,
@@ -124,11 +142,15 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """The buffers of one pass over M packed rows (or R single rows): hidden rows, attention, inner rows."""
+    """The buffers of one pass over M packed rows (or R single rows): hidden rows, attention, inner rows.
+
+    Where layers multiply e4m3 numbers, context_MD and up_MF hold such numbers, and context_MD also those of x_MD.
+    """
 
     x_MD: Tensor
     context_MD: Tensor
     up_MF: Tensor
+    added_MD: Tensor | None  # what such products add to x_MD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +167,7 @@ class Rows:
 
 def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, rows: int, longest: int) -> History:
     """Return a history with room for `rows` packed rows."""
-    d, dtype = fused.config.width, fused.dtype
+    d, dtype = fused.config.width, fused.cache_dtype
     last = len(fused.layers) - 1
     return History(
         lengths_B=lengths_B,
@@ -158,11 +180,12 @@ def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, r
 
 def make_scratch(fused: Fused, room: Room, name: str, rows: int) -> Scratch:
     """Return buffers for one pass over `rows` rows."""
-    d, ffn, dtype = fused.config.width, fused.config.ffn, fused.dtype
+    d, ffn, dtype = fused.config.width, fused.config.ffn, fused.cache_dtype
     return Scratch(
-        x_MD=room(f"{name} x", (rows, d), dtype),
+        x_MD=room(f"{name} x", (rows, d), fused.dtype),
         context_MD=room(f"{name} context", (rows, d), dtype),
         up_MF=room(f"{name} up", (rows, ffn), dtype),
+        added_MD=room(f"{name} added", (rows, d), fused.dtype) if fused.small else None,
     )
 
 
@@ -180,21 +203,46 @@ def make_rows(fused: Fused, room: Room, rows: int) -> Rows:
 
 def make_suffix(fused: Fused, room: Room, rows: int, steps: int) -> Tensor:
     """Return a buffer for keys and values of `steps` decoded items, [layers, R, T, 2D]."""
-    return room("suffix", (len(fused.layers), rows, steps, 2 * fused.config.width), fused.dtype)
+    return room("suffix", (len(fused.layers), rows, steps, 2 * fused.config.width), fused.cache_dtype)
 
 
 def _linear(x: Tensor, weights: tuple[Tensor, Tensor], out: Tensor) -> None:
     torch.addmm(weights[1], x, weights[0].T, out=out)
 
 
-def _finish_layer(kernels: Kernels, layer: FusedLayer, scratch: Scratch) -> None:
+def _finish_layer(fused: Fused, kernels: Kernels, i: int, scratch: Scratch) -> None:
     """Compute attention's output product, residual, LayerNorm, feed-forward, residual, LayerNorm; x_MD in place."""
-    x_MD = scratch.x_MD
+    layer, x_MD = fused.layers[i], scratch.x_MD
+    if fused.small:
+        _finish_small(kernels, layer, fused.small[i], scratch)
+        return
     x_MD.addmm_(scratch.context_MD, layer.out[0].T)
     kernels.add_norm(x_MD, layer.out[1], *layer.norm1)
     torch._addmm_activation(layer.up[1], x_MD, layer.up[0].T, use_gelu=False, out=scratch.up_MF)  # noqa: SLF001 (the only way to cuBLASLt's ReLU epilogue)
     x_MD.addmm_(scratch.up_MF, layer.down[0].T)
     kernels.add_norm(x_MD, layer.down[1], *layer.norm2)
+
+
+def _finish_small(kernels: Kernels, layer: FusedLayer, small: SmallLayer, scratch: Scratch) -> None:
+    """Compute the same with e4m3 products; context_MD is then the e4m3 copy of x_MD."""
+    x_MD, small_MD, added_MD = scratch.x_MD, scratch.context_MD, scratch.added_MD
+    assert added_MD is not None
+    kernels.multiply(small_MD, small.out, added_MD)
+    kernels.add_norm(x_MD, layer.out[1], *layer.norm1, added_MD, small_MD, small.units.norm1)
+    kernels.positive_product(small_MD, small.up, scratch.up_MF)
+    kernels.multiply(scratch.up_MF, small.down, added_MD)
+    kernels.add_norm(x_MD, layer.down[1], *layer.norm2, added_MD, small_MD, small.units.norm2)
+
+
+def _keys(fused: Fused, kernels: Kernels, i: int, scratch: Scratch, out: Tensor) -> None:
+    """Compute a layer's queries, keys and values, or as many of the last columns of these as `out` has."""
+    if fused.small:
+        qkv = fused.small[i].qkv
+        kernels.multiply(scratch.context_MD, qkv.outputs(len(qkv.weight) - out.shape[1]), out)
+    else:
+        weight, bias = fused.layers[i].qkv
+        start = len(weight) - out.shape[1]
+        _linear(scratch.x_MD, (weight[start:], bias[start:]), out)
 
 
 def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, scratch: Scratch, rows: Rows) -> None:
@@ -212,21 +260,20 @@ def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, sc
     kernels.embed(
         inputs.tokens_BS, lengths_B, first_B, prefix_BD, rows.qkv_R3, fused.tables, scratch.x_MD, history.qkv_M3[0]
     )
-    for i, layer in enumerate(fused.layers[:last]):
-        kernels.attend_history(history.qkv_M3[i], lengths_B, first_B, scratch.context_MD, heads, history.longest)
-        _finish_layer(kernels, layer, scratch)
-        weight, bias = fused.layers[i + 1].qkv
-        if i + 1 < last:
-            _linear(scratch.x_MD, (weight, bias), history.qkv_M3[i + 1])
-        else:
-            _linear(scratch.x_MD, (weight[width:], bias[width:]), history.last_kv_M2)
+    for i in range(last):
+        unit = fused.score_unit(i)
+        kernels.attend_history(history.qkv_M3[i], lengths_B, first_B, scratch.context_MD, heads, history.longest, unit)
+        _finish_layer(fused, kernels, i, scratch)
+        _keys(fused, kernels, i + 1, scratch, history.last_kv_M2 if i + 1 == last else history.qkv_M3[i + 1])
     torch.index_select(scratch.x_MD, 0, first_B + lengths_B, out=rows.scratch.x_MD)
     query_BD = rows.qkv_R3.view(-1)[: prefix_BD.numel()].view_as(prefix_BD)
+    weight, bias = fused.layers[last].qkv
     _linear(rows.scratch.x_MD, (weight[:width], bias[:width]), query_BD)
     kernels.attend_one(
-        query_BD, history.last_kv_M2, lengths_B, first_B, None, 0, rows.scratch.context_MD, heads, history.longest
-    )
-    _finish_layer(kernels, fused.layers[last], rows.scratch)
+        query_BD, history.last_kv_M2, lengths_B, first_B, None, 0, rows.scratch.context_MD, heads, history.longest,
+        fused.score_unit(last),
+    )  # fmt: skip
+    _finish_layer(fused, kernels, last, rows.scratch)
 
 
 def read(
@@ -242,9 +289,9 @@ def read(
 ) -> None:
     """Read one item per row, the `step`-th after its history; rows.scratch.x_MD is then its last hidden row."""
     kernels.read(tokens_R, history.lengths_B, step, fused.tables, banned_RW, rows.scratch.x_MD, rows.qkv_R3)
-    for i, layer in enumerate(fused.layers):
+    for i in range(len(fused.layers)):
         if i:
-            _linear(rows.scratch.x_MD, layer.qkv, rows.qkv_R3)
+            _keys(fused, kernels, i, rows.scratch, rows.qkv_R3)
         kernels.attend_one(
             rows.qkv_R3,
             history.cache(i),
@@ -255,8 +302,9 @@ def read(
             rows.scratch.context_MD,
             fused.config.heads,
             history.longest,
+            fused.score_unit(i),
         )
-        _finish_layer(kernels, layer, rows.scratch)
+        _finish_layer(fused, kernels, i, rows.scratch)
 
 
 def choose(fused: Fused, kernels: Kernels, rows: Rows, banned_RW: Tensor) -> None:

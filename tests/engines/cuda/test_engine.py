@@ -311,7 +311,7 @@ def test_too_long_a_history_names_the_way_out(engine):
 
 @pytest.mark.parametrize(
     ("device", "precision", "message"),
-    [("cpu", "fp16", "runs on --device cuda"), ("cuda:0", "fp32", "--precision fp16 or bf16")],
+    [("cpu", "fp16", "runs on --device cuda"), ("cuda:0", "fp32", "--precision fp16, bf16 or fp8")],
 )
 def test_what_it_cannot_serve_is_declined(model, device, precision, message):
     with pytest.raises(EngineError, match=message):
@@ -332,9 +332,11 @@ def test_one_layer_is_declined():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
 def test_on_a_gpu_every_call_agrees_with_the_twin_within_the_precision(model, engine, precision):
-    real, tolerance = TorchCudaEngine(model, precision=precision), {"fp16": 0.02, "bf16": 0.15}[precision]
+    real, tolerance = TorchCudaEngine(model, precision=precision), {"fp16": 0.02, "bf16": 0.15, "fp8": 0.15}[precision]
+    if precision == "fp8":  # compared with its own numbers, which are further from fp32
+        engine = TorchCudaEngine(model, device="cpu", precision=precision, kernels=plain_kernels)
     lengths = np.random.default_rng(4).integers(0, 19, 300).tolist()
     batches = [drawn(lengths, side=True), drawn(lengths[:70], seed=1), drawn(lengths, seed=2, side=True)]
     for batch, slate in zip(batches, real.slate(batches, STEPS), strict=True):
@@ -365,9 +367,11 @@ def test_on_a_gpu_every_call_agrees_with_the_twin_within_the_precision(model, en
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
 def test_on_a_gpu_masks_ban_what_they_ban_for_the_twin(model, engine, precision):
-    real, tolerance = TorchCudaEngine(model, precision=precision), {"fp16": 0.02, "bf16": 0.15}[precision]
+    real, tolerance = TorchCudaEngine(model, precision=precision), {"fp16": 0.02, "bf16": 0.15, "fp8": 0.15}[precision]
+    if precision == "fp8":  # compared with its own numbers, which are further from fp32
+        engine = TorchCudaEngine(model, device="cpu", precision=precision, kernels=plain_kernels)
     lengths = np.random.default_rng(4).integers(0, 19, 300).tolist()
     plain = drawn(lengths)
     batches = [plain, masked(plain, 1), masked(plain, 300), plain, masked(plain, 7, share=0.95), masked(plain, 300)]

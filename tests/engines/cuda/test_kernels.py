@@ -18,17 +18,44 @@ if DEVICE == "cpu":  # Triton looks at this variable when it is imported, and ag
 pytest.importorskip("triton")
 
 from genrec_batch.engines.cuda import kernels
+from genrec_batch.engines.cuda.fp8 import E4M3, Product
 from genrec_batch.engines.cuda.weights import FusedTables
 from tests.twins import kernels as plain_kernels
 
 HEADS = 4
 SIZES = [pytest.param(head, id=f"head{head}") for head in (4, 32, 48)]
 TYPE = torch.float16
+TYPES = [pytest.param(TYPE, 1.0, id="fp16"), pytest.param(E4M3, 0.25, id="e4m3")]  # of the cache, and its unit
 
 
-def drawn(*shape, seed=0, scale=1.0):
+@pytest.fixture(autouse=True)
+def rounding(monkeypatch):
+    """Let Triton's interpreter round to e4m3 as the device does: where a mantissa carries over, it loses the carry."""
+    if DEVICE == "cuda":
+        return
+    from triton.language import float8e4nv, float32
+    from triton.runtime import interpreter
+
+    theirs = interpreter._convert_float
+
+    def convert(values, source, target, mode):
+        if (source, target) != (float32, float8e4nv):
+            return theirs(values, source, target, mode)
+        rounded = torch.from_numpy(values.view(np.float32).copy()).to(E4M3)
+        return rounded.view(torch.uint8).numpy().reshape(values.shape)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+def drawn(*shape, seed=0, scale=1.0, kind=TYPE):
     numbers = np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
-    return torch.from_numpy(numbers * np.float32(scale)).to(DEVICE, TYPE)
+    return torch.from_numpy(numbers * np.float32(scale)).to(DEVICE, kind)
+
+
+def assert_rounded_alike(mine, theirs):
+    """Numbers that were rounded to e4m3 from sums in another order: all within a step, nearly all the same."""
+    torch.testing.assert_close(mine.float(), theirs.float(), atol=2**-8, rtol=0.13)
+    assert (mine.float() == theirs.float()).float().mean() > 0.98
 
 
 def packed_rows(lengths):
@@ -60,6 +87,21 @@ def on(device, *values):
 
 def moved(found, device):
     return FusedTables(**{name: getattr(found, name).to(device) for name in FusedTables.__dataclass_fields__})
+
+
+def test_embed_saturates_what_e4m3_cannot_hold():
+    width, found = HEADS * 4, tables(HEADS * 4)
+    lengths, first, rows = packed_rows([3, 0, 7])
+    tokens = torch.randint(0, 70, (3, 9), dtype=torch.int32, device=DEVICE)
+
+    def call(module, device, x, qkv):
+        prefix = drawn(3, width), drawn(3, 3 * width, scale=500.0)
+        module.embed(*on(device, tokens, lengths, first, *prefix), moved(found, device), x, qkv)
+
+    x, (mine, theirs) = both(call, drawn(rows, width, seed=8), drawn(rows, 3 * width, seed=9, kind=E4M3))
+    assert_rounded_alike(mine, theirs)
+    assert mine.float().abs().max() == 448
+    torch.testing.assert_close(*x, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("head", SIZES)
@@ -95,34 +137,39 @@ def test_read_bans_what_it_reads_from_there_on():
 
 
 @pytest.mark.parametrize("head", SIZES)
+@pytest.mark.parametrize(("kind", "unit"), TYPES)
 @pytest.mark.parametrize("lengths", [[0, 15, 16, 31, 50, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])
-def test_attention_over_packed_rows_is_causal_and_stays_within_the_user(head, lengths):
+def test_attention_over_packed_rows_is_causal_and_stays_within_the_user(head, kind, unit, lengths):
     longest = max(lengths)
     lengths, first, rows = packed_rows(lengths)
-    qkv = drawn(rows, 3 * HEADS * head, scale=0.7)
+    qkv = drawn(rows, 3 * HEADS * head, scale=0.7 / unit**0.5, kind=kind)
 
     def call(module, device, out):
-        module.attend_history(*on(device, qkv, lengths, first), out, HEADS, longest)
+        module.attend_history(*on(device, qkv, lengths, first), out, HEADS, longest, unit)
 
-    ((mine, theirs),) = both(call, drawn(rows, HEADS * head, seed=5))
-    torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
+    ((mine, theirs),) = both(call, drawn(rows, HEADS * head, seed=5, kind=kind))
+    if kind == E4M3:
+        assert_rounded_alike(mine, theirs)
+    else:
+        torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("head", SIZES)
-@pytest.mark.parametrize(("steps", "count"), [(10, 0), (10, 9), (20, 18)])
+@pytest.mark.parametrize(("kind", "unit"), TYPES)
+@pytest.mark.parametrize(("steps", "count"), [(10, 0), (10, 9), (20, 18), (70, 66)])
 @pytest.mark.parametrize("lengths", [[0, 15, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])
-def test_a_new_item_reads_the_history_the_items_before_it_and_itself(head, steps, count, lengths):
+def test_a_new_item_reads_the_history_the_items_before_it_and_itself(head, kind, unit, steps, count, lengths):
     longest, width = max(lengths), HEADS * head
     lengths, first, rows = packed_rows(lengths)
-    query, cache = drawn(3, 3 * width, seed=6), drawn(rows, 3 * width, scale=0.7)
+    query, cache = drawn(3, 3 * width, seed=6), drawn(rows, 3 * width, scale=0.7, kind=kind)
 
     def call(module, device, out, suffix):
         q, c, n, f = on(device, query, cache, lengths, first)
-        module.attend_one(q, c[:, width:], n, f, suffix, count, out, HEADS, longest)
+        module.attend_one(q, c[:, width:], n, f, suffix, count, out, HEADS, longest, unit)
 
-    (out, out2), (suffix, suffix2) = both(call, drawn(3, width, seed=5), drawn(3, steps, 2 * width, seed=7))
+    (out, out2), (suffix, suffix2) = both(call, drawn(3, width, seed=5), drawn(3, steps, 2 * width, seed=7, kind=kind))
     torch.testing.assert_close(out, out2, atol=3e-3, rtol=1e-2)
-    assert torch.equal(suffix, suffix2)
+    assert torch.equal(suffix.float(), suffix2.float())
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -132,7 +179,7 @@ def test_without_decoded_items_only_the_history_and_perhaps_itself_is_read(own):
     query, cache = drawn(3, (3 if own else 1) * width, seed=6), drawn(rows, 2 * width, scale=0.7)
 
     def call(module, device, out):
-        module.attend_one(*on(device, query, cache, lengths, first), None, 0, out, HEADS, 40)
+        module.attend_one(*on(device, query, cache, lengths, first), None, 0, out, HEADS, 40, 1.0)
 
     ((mine, theirs),) = both(call, drawn(3, width, seed=5))
     torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
@@ -143,6 +190,62 @@ def test_norm_is_layer_norm_of_the_row_plus_the_bias(width):
     weights = [drawn(width, seed=s) for s in (1, 2, 3)]
     ((mine, theirs),) = both(lambda module, device, x: module.add_norm(x, *on(device, *weights)), drawn(7, width) + 3)
     torch.testing.assert_close(mine, theirs, atol=4e-3, rtol=2e-3)
+
+
+def test_norm_writes_its_e4m3_copy_in_its_unit():
+    weights = [drawn(64, seed=s) for s in (1, 2, 3)]
+
+    def call(module, device, x, small):
+        module.add_norm(x, *on(device, *weights, drawn(7, 64, seed=4)), small, 32.0)
+
+    x, small = both(call, drawn(7, 64) + 3, drawn(7, 64, kind=E4M3))
+    torch.testing.assert_close(*x, atol=4e-3, rtol=2e-3)
+    assert_rounded_alike(*small)
+    torch.testing.assert_close(small[0].float() / 32, x[0].float(), atol=1e-3, rtol=0.07)
+
+
+def e4m3_product(columns, inner, *, bias=True):
+    return Product(
+        weight=drawn(columns, inner, seed=1, scale=100.0, kind=E4M3),
+        of_rows=torch.tensor(1 / 16, device=DEVICE),
+        of_weight=torch.tensor(0.1 / inner**0.5, device=DEVICE),
+        bias_N=drawn(columns, seed=2, scale=5.0) if bias else None,
+    )
+
+
+def product_on(device, product):
+    values = {name: getattr(product, name) for name in Product.__dataclass_fields__}
+    return Product(**{name: None if value is None else value.to(device) for name, value in values.items()})
+
+
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(5, 48, 32), (130, 192, 64), (300, 144, 272)])
+def test_the_positive_part_of_a_product_of_e4m3_numbers(rows, columns, inner):
+    x, product = drawn(rows, inner, scale=10.0, kind=E4M3), e4m3_product(columns, inner)
+
+    def call(module, device, out):
+        module.positive_product(x.to(device), product_on(device, product), out)
+
+    ((mine, theirs),) = both(call, drawn(rows, columns, seed=3, kind=E4M3))
+    assert_rounded_alike(mine, theirs)
+    assert (mine.float() >= 0).all()
+    assert 0.2 < (mine.float() > 0).float().mean() < 0.8
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="cuBLASLt needs a GPU")
+@pytest.mark.parametrize("rows", [1, 5, 300])
+@pytest.mark.parametrize("kind", [E4M3, TYPE])
+def test_a_product_of_e4m3_numbers_in_both_types(rows, kind):
+    x = drawn(rows, 64, scale=10.0, kind=E4M3)
+    product = e4m3_product(48, 64, bias=kind == E4M3)
+
+    def call(module, device, out):
+        module.multiply(x.to(device), product_on(device, product), out)
+
+    ((mine, theirs),) = both(call, drawn(rows, 48, seed=3, kind=kind))
+    if kind == E4M3:
+        assert_rounded_alike(mine, theirs)
+    else:
+        torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=1e-2)
 
 
 def test_the_lowest_of_equal_free_tokens_wins_and_log_prob_is_over_all():

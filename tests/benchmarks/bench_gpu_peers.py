@@ -35,6 +35,7 @@ FLOOR = 287_000  # users/s: 1.311 + 0.361 GFLOP per user of 50 events and 10 ste
 SIZES = PRESETS["reference"]
 WIDTH = 50
 CHECKED = 256
+FUSED = {"fused": "fp16", "fused fp8": "fp8"}
 
 
 def drawn(users, shortest, seed=0):
@@ -81,9 +82,16 @@ def ceilings():
     a, b = (torch.randn(8192, 8192, device="cuda").half() for _ in range(2))
     source = torch.randint(0, 255, (1 << 32,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    ms = interleaved({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 9)
+    a8, b8, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T, torch.ones((), device="cuda")
+    calls = {
+        "product": lambda: a @ b,
+        "fp8 product": lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.float16, use_fast_accum=True),
+        "copy": lambda: target.copy_(source),
+    }
+    ms = interleaved(calls, 9)
     return {
         "fp16_8192_tflops": round(2 * 8192**3 / ms["product"] / 1e9),
+        "fp8_8192_tflops": round(2 * 8192**3 / ms["fp8 product"] / 1e9),
         "copy_tb_per_s": round(2 * source.numel() / ms["copy"] / 1e9, 2),
     }
 
@@ -111,15 +119,15 @@ def fused(model, batch, steps, precision="fp16"):
     seen = torch.from_numpy(batch.seen_BX).cuda()
 
     def run():
-        ban_all(loop._fused, loop._kernels, seen, captured.banned_BW[: len(batch)])
+        ban_all(loop._fused, loop._kernels, {"seen": seen}, captured.banned_BW[: len(batch)])
         captured.prefill()
         captured.decode()
 
     return engine, slate, run
 
 
-def idle_share(run, repeats=3):
-    """Share of the time between the first kernel's start and the last one's end in which no kernel ran."""
+def busy_with(run, repeats=3):
+    """Share of the time from the first kernel's start to the last one's end without a kernel, and ms of each kernel."""
     from torch.profiler import ProfilerActivity, profile
 
     run()
@@ -137,9 +145,10 @@ def idle_share(run, repeats=3):
     for event in profiled.events():
         if event.device_type.name == "CUDA":
             by_name[event.name] = by_name.get(event.name, 0.0) + (event.time_range.end - event.time_range.start)
-    for name, us in sorted(by_name.items(), key=lambda item: -item[1])[:14]:
-        print(f"    {us / repeats / 1000:7.3f} ms  {name[:110]}", flush=True)
-    return round(1 - busy / (end - spans[0][0]), 4)
+    by_name = {name: us / repeats / 1000 for name, us in sorted(by_name.items(), key=lambda item: -item[1])[:14]}
+    for name, ms in by_name.items():
+        print(f"    {ms:7.3f} ms  {name[:110]}", flush=True)
+    return round(1 - busy / (end - spans[0][0]), 4), {name[:60]: round(ms, 3) for name, ms in by_name.items()}
 
 
 def streamed(engine, shortest, users, steps, batches=24, record=None):
@@ -163,10 +172,13 @@ def measure(model, name, shortest, options, result):
         reference.run()
         truth = tuple(t[: options.steps].T.cpu().numpy() for t in (reference.items, reference.log_prob))
         del reference
-        engine, slate, run = fused(model, batch, options.steps)
-        calls, checks = {"fused": run}, {"fused": agreement(slate.tokens_BK, slate.log_prob_BK, truth)}
-        again = [next(engine.slate([batch], options.steps)) for _ in range(10)]
-        checks["fused"]["same_items_10_replays"] = all((s.tokens_BK == slate.tokens_BK).all() for s in again)
+        engines, calls, checks = {}, {}, {}
+        for path, precision in FUSED.items():
+            engine, slate, calls[path] = fused(model, batch, options.steps, precision)
+            checks[path] = agreement(slate.tokens_BK, slate.log_prob_BK, truth)
+            again = [next(engine.slate([batch], options.steps)) for _ in range(10)]
+            checks[path]["same_items_10_replays"] = all((s.tokens_BK == slate.tokens_BK).all() for s in again)
+            engines[path] = engine
         peers = {} if options.quick else {
             "eager, no cache": NoCache(model, batch, options.steps, torch.float16),
             "eager, KV cache": Plain(model, batch, options.steps, torch.float16),
@@ -193,17 +205,17 @@ def measure(model, name, shortest, options, result):
                 f"  {path:24s} {ms:9.3f} ms {rate:10,.0f} users/s  {rate / FLOOR:6.1%} of the floor  {checks[path]}",
                 flush=True,
             )
-        for path in peers:
-            table["fused"][f"times {path}"] = round(times[path] / times["fused"], 2)
-        table["fused"]["gpu_idle_share"] = idle_share(run)
-        turns = [
-            [streamed(engine, shortest, options.users, options.steps, record=told) for told in (None, Stages().add)]
-            for _ in range(3)
-        ]
-        plain, recorded = (statistics.median(column) for column in zip(*turns, strict=True))
-        table["fused"]["slate_from_host_users_per_s"] = plain
-        table["fused"]["share_of_that_with_stages_told"] = round(recorded / plain, 4)
-        print(f"  fused: {table['fused']}", flush=True)
+        for path, engine in engines.items():
+            table[path] |= {f"times {peer}": round(times[peer] / times[path], 2) for peer in (*FUSED, *peers)}
+            table[path]["gpu_idle_share"], table[path]["kernels_ms"] = busy_with(calls[path])
+            turns = [
+                [streamed(engine, shortest, options.users, options.steps, record=told) for told in (None, Stages().add)]
+                for _ in range(3)
+            ]
+            plain, recorded = (statistics.median(column) for column in zip(*turns, strict=True))
+            table[path]["slate_from_host_users_per_s"] = plain
+            table[path]["share_of_that_with_stages_told"] = round(recorded / plain, 4)
+            print(f"  {path}: {table[path]}", flush=True)
 
 
 def main():

@@ -79,7 +79,7 @@ def read(content: bytes, *, top_k: int, most_events: int) -> Ask:
     given = fields.get("candidates")
     return Ask(
         wanted=Wanted(
-            top_k=_count(fields, "top_k", top_k),
+            top_k=_count(fields, "top_k", top_k, least=1),
             weights=_pairs(fields, "weights"),
             max_per=_pairs(fields, "max_per"),
             include_seen=_flag(fields, "include_seen"),
@@ -128,12 +128,12 @@ def _moment(value: Any) -> int | float | str | None:
     raise InputError(f"as_of: {_kind(value)}, expected a moment in ISO 8601 or as an epoch")
 
 
-def _count(fields: Mapping[str, Any], name: str, default: int) -> int:
+def _count(fields: Mapping[str, Any], name: str, default: int, *, least: int = 0) -> int:
     value = fields.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise InputError(f"{name}: {_shown(value)}, expected a whole number from 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise InputError(f"{name}: {_shown(value)}, expected a whole number from {least}")
     return value
 
 
@@ -167,6 +167,8 @@ def _floats(fields: Mapping[str, Any], name: str) -> list[float] | None:
 def _profile(value: Any) -> list[float] | Mapping[str, Any] | None:
     if value is None or isinstance(value, dict):
         return value
+    if not isinstance(value, list):
+        raise InputError(f"profile: {_kind(value)}, expected an object of columns or a list of numbers")
     return _floats({"profile": value}, "profile")
 
 

@@ -113,7 +113,12 @@ def times_us(values: list[Any]) -> I64:
     elif kinds <= {int, float}:
         found = _of_numbers(values, "events: timestamp")
     else:
-        raise InputError("events: column 'timestamp' is no list of ISO 8601 texts or of epochs, without null")
+        alike = {str} if type(values[0]) is str else {int, float}
+        row, value = next((row, value) for row, value in enumerate(values) if type(value) not in alike)
+        raise InputError(
+            f"events: column 'timestamp' holds {value!r:.40} in row {row}, expected all ISO 8601 texts or all epochs, "
+            "never null"
+        )
     last_us = time.time_ns() // 1000 + DAY_US
     odd = np.flatnonzero((found < FIRST_US) | (found > last_us))
     if len(odd):
@@ -161,7 +166,8 @@ def _of_numbers(values: list[Any], name: str) -> I64:
                 numbers = numbers // (per_second // 10**6)
             found_E: I64 = numbers.astype(np.int64)
             return found_E
-    raise InputError(f"{name}: from {low} to {high}, which is no time in one of s, ms, us or ns since 1970")
+    span = f"{low}" if low == high else f"from {low} to {high}"
+    raise InputError(f"{name}: {span}, which is no time in one of s, ms, us or ns since 1970")
 
 
 def _check_types(name: str, values: list[Any], allowed: set[type]) -> None:

@@ -6,6 +6,7 @@ engines, users. In: what is `Wanted`, and the options of the repository. Out: a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,9 @@ from genrec_batch.rules.ranking import Ranking
 from genrec_batch.serving.asks import Wanted
 from genrec_batch.serving.options import Serving
 from genrec_batch.serving.videos import Videos
+
+FIELDS = {"--" + name.replace("_", "-"): name for name in ("top_k", "weights", "max_per", "include_seen", "candidates")}
+OPTION = re.compile(r"--[a-z]+(?:-[a-z]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +86,29 @@ def plan_of(wanted: Wanted, serving: Serving, model: Model, videos: Videos) -> P
         raise InputError(f"top_k: {wanted.top_k} videos, at most {serving.most_top_k}")
     if wanted.max_per is not None and videos.table is None:
         raise ConfigError("max_per: the repository has no table of videos; export it with --videos")
-    config = ScoreConfig(
-        top_k=wanted.top_k,
-        decode=serving.decode,
-        num_candidates=max(serving.num_candidates, wanted.top_k),
-        beam_width=1 if wanted.given or wanted.max_per is not None else serving.beam_width,
-        weights=wanted.weights,
-        max_per=wanted.max_per,
-        videos=None if videos.table is None else "the repository's",
-        include_seen=wanted.include_seen,
-        candidates="the request's" if wanted.given else None,
-        max_events=serving.max_events,
-        seen_limit=serving.seen_limit,
-    )
-    config.check_positions(model.config.positions)
-    return Plan(
-        wanted=wanted,
-        decoding=decoding_of(config, model),
-        weights=config.blend(),
-        composer=_composer(config, videos),
-    )
+    try:
+        config = ScoreConfig(
+            top_k=wanted.top_k,
+            decode=serving.decode,
+            num_candidates=max(serving.num_candidates, wanted.top_k),
+            beam_width=1 if wanted.given or wanted.max_per is not None else serving.beam_width,
+            weights=wanted.weights,
+            max_per=wanted.max_per,
+            videos=None if videos.table is None else "the repository's",
+            include_seen=wanted.include_seen,
+            candidates="the request's" if wanted.given else None,
+            max_events=serving.max_events,
+            seen_limit=serving.seen_limit,
+        )
+        config.check_positions(model.config.positions)
+        return Plan(
+            wanted=wanted,
+            decoding=decoding_of(config, model),
+            weights=config.blend(),
+            composer=_composer(config, videos),
+        )
+    except ConfigError as error:
+        raise ConfigError(OPTION.sub(lambda option: FIELDS.get(option[0], option[0]), str(error))) from error
 
 
 def together(plans: list[Plan]) -> Decoding:

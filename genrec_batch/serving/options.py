@@ -106,7 +106,10 @@ class RepositoryConfig(LogConfig):
     )
     queue_limit: int = option("Requests that may wait; further ones are refused at once.", 256, panel="Engine")
     queue_timeout_ms: float = option(
-        "Milliseconds after which a request that still waits is refused.", 1000.0, panel="Engine"
+        "Milliseconds after which a request that still waits is refused. A client that waits for less says so "
+        "by its own deadline.",
+        10_000.0,
+        panel="Engine",
     )
 
     def __post_init__(self) -> None:

@@ -32,9 +32,7 @@ def sample(tmp_path_factory):
     log = pl.read_parquet(folder / "log.parquet")
     options = {"model": str(SAMPLE / "model"), "videos": str(SAMPLE / "videos.parquet"), **EXACT}
     score(folder / "log.parquet", folder / "recs.parquet", **options)
-    version = exported(
-        SAMPLE / "model", folder / "repository", videos=str(SAMPLE / "videos.parquet"), queue_timeout_ms=60_000.0
-    )
+    version = exported(SAMPLE / "model", folder / "repository", videos=str(SAMPLE / "videos.parquet"))
     return SimpleNamespace(
         folder=folder,
         options=options,

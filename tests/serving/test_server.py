@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.serving.conftest import SAMPLE, exported
 from tests.serving.requests import HEADS, differences, request, rows_of
 from tests.serving.running import Server, needed
 
@@ -23,6 +24,14 @@ InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceSe
 CLOSE = 1e-5
 USERS_AT_ONCE = 20
 MANY = int(os.environ.get("GENREC_TEST_TRITON_REQUESTS", "640"))  # of the test of memory; 100,000 take half an hour
+SLOW = """
+import time
+from genrec_batch.serving.triton import TritonPythonModel as Fast
+class TritonPythonModel(Fast):
+    def execute(self, requests):
+        time.sleep(2)
+        return super().execute(requests)
+"""
 SLACK_MIB = 24  # of what a process may grow by while it answers: arenas of threads and of sizes of batches
 
 
@@ -63,6 +72,25 @@ def answers_of(result):
         assert set(result.as_numpy("SOURCE")[row, :count]) == {b"model"}
         found.append(Lists(heads_KH=heads[row, :count], **fields))
     return found
+
+
+def test_requests_that_wait_behind_a_batch_of_two_seconds_are_answered(sample, tmp_path):
+    needed()
+    version = exported(SAMPLE / "model", tmp_path / "repository")  # with the queue limits that it has by default
+    (version / "model.py").write_text(SLOW)
+    slow = Server(version.parents[1], tmp_path / "server.log")
+    user = next(iter(sample.events))
+    content = request(sample.events[user], as_of=sample.as_of)
+
+    def client(_):
+        with connected(grpc, slow.grpc) as connection:
+            return [asked(connection, grpc, [content]).as_numpy("COUNT").item() for _ in range(2)]
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(client, range(8))) == [[10, 10]] * 8
+    finally:
+        slow.stop()
 
 
 def nothing(*, result, error):

@@ -21,7 +21,6 @@ grpc = pytest.importorskip("tritonclient.grpc")
 utils = pytest.importorskip("tritonclient.utils")
 
 CLIENTS = int(os.environ.get("GENREC_TEST_TRITON_CLIENTS", "8"))
-PATIENT = ("--queue-timeout-ms", "60000")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def place(tmp_path, models):
         pytest.skip(f"no {VENV}: `make test` builds it")
     root, repository = tmp_path / "registry", tmp_path / "repository"
     promote(root, models.first)
-    Follower.of(FollowConfig(registry=str(root), out=str(repository), queue_timeout_ms=60_000.0), NAME).look()
+    Follower.of(FollowConfig(registry=str(root), out=str(repository)), NAME).look()
     return SimpleNamespace(root=root, repository=repository, folder=tmp_path)
 
 
@@ -76,7 +75,7 @@ def test_promotions_and_rollbacks_under_load_fail_no_request_and_mix_no_answer(p
 
     try:
         with (
-            following(place.root, place.repository, place.folder / "log", *url, *PATIENT) as follower,
+            following(place.root, place.repository, place.folder / "log", *url) as follower,
             Load(grpc, server.grpc, models.truth, CLIENTS) as load,
         ):
             load.until(lambda each: each.model == first)

@@ -85,7 +85,10 @@ class Follower:
         """Look until the process is ended; a look that fails leaves the version that is live."""
         while True:
             try:
-                self.look()
+                found = self.look()
+                if self.said:
+                    name = self.config.name
+                    LOG.info("the failure is over: %s is version %d of %s", found["of"], found["version"], name)
                 self.said = ""
             except GenrecError as error:
                 if str(error) != self.said:

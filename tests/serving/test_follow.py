@@ -308,7 +308,7 @@ def test_the_arms_of_an_experiment_are_followed_each_by_its_alias(root, triton, 
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_look_that_fails_is_said_once_and_looking_goes_on(root, triton, models, caplog, monkeypatch):
+def test_a_look_that_fails_is_said_once_and_so_is_its_end(root, triton, models, caplog, monkeypatch):
     mine = follower(root, triton)
     mine.look()
     promote(root, models[1])
@@ -318,12 +318,15 @@ def test_a_look_that_fails_is_said_once_and_looking_goes_on(root, triton, models
     def sleep(_):
         looks.append(1)
         if len(looks) == 3:
+            registering.rollback(root, NAME)
+        if len(looks) == 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr("genrec_batch.serving.follow.time.sleep", sleep)
-    with caplog.at_level(logging.WARNING, "genrec_batch"), pytest.raises(KeyboardInterrupt):
+    with caplog.at_level(logging.INFO, "genrec_batch"), pytest.raises(KeyboardInterrupt):
         mine.run()
     assert len([each for each in caplog.messages if "does not become live" in each]) == 1
+    assert caplog.messages.count("the failure is over: ranker@1 is version 1 of genrec") == 1
 
 
 STEPS = [  # after each of which the next one has not begun

@@ -318,7 +318,8 @@ class Served:
         try:
             numbers.check(batch, ranked, tokens=self.model.tokens)
         except NotNumbersError as error:
-            return dict.fromkeys(map(int, error.rows_R), without_frames(error))
+            said = EngineError(f"{self.engine.title} returned no finite scores for the user; {error}")
+            return dict.fromkeys(map(int, error.rows_R), said)
         return {}
 
     def _lists(self, lists: Ranking) -> list[Answer]:

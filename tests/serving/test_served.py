@@ -256,12 +256,13 @@ def test_an_engine_that_returns_no_numbers_refuses_its_users_only(sample, monkey
 
     def check(batch, ranked, **rest):
         del batch, ranked, rest
-        raise NotNumbersError("NaN", rows_R=np.array([1]))
+        raise NotNumbersError("train it again", rows_R=np.array([1]))
 
     monkeypatch.setattr(numbers, "check", check)
     first, second = sample.served.answers([request(sample.events[user]) for user in (1, 2)])
     assert isinstance(first, Answer)
     assert isinstance(second, EngineError)
+    assert "returned no finite scores for the user; train it again" in str(second)
 
 
 def test_the_server_uses_the_compiled_features_where_they_are_installed(sample):

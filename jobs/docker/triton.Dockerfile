@@ -11,7 +11,7 @@ RUN /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.tx
     && /opt/genrec-batch/bin/python -m pip install --constraint /src/constraints.txt --no-deps nvidia-pytriton \
     && /opt/genrec-batch/bin/python -m pip uninstall --yes pip \
     && chmod a+rx /opt/genrec-batch/lib/python3.11/site-packages/pytriton/tritonserver/bin/tritonserver
-COPY jobs/triton/serve.sh jobs/docker/compile-kernels.sh /opt/genrec-batch/bin/
+COPY jobs/triton/serve.sh jobs/triton/alive.py jobs/docker/compile-kernels.sh /opt/genrec-batch/bin/
 RUN PATH=/opt/genrec-batch/bin:$PATH NUMBA_CACHE_DIR=/opt/genrec-batch/kernels compile-kernels.sh
 COPY jobs/docker/genrec-batch /opt/genrec-batch/start/
 

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from genrec_batch.cli.app import app
+from genrec_batch.serving.options import RepositoryConfig
 from tests.docs.test_commands import parsed
 
 yaml = pytest.importorskip("yaml")
@@ -84,11 +85,19 @@ def test_followers_write_where_triton_reads():
     assert mounts["shm"]["mountPath"].endswith("/shm")
 
 
-def test_a_pod_is_ready_once_the_model_is_and_live_while_the_server_is():
+def test_a_pod_is_ready_once_the_model_is_and_live_while_it_answers():
     (model,) = [word.partition("=")[2] for word in TRITON["command"] if word.startswith("--load-model=")]
     for probe in ("startupProbe", "readinessProbe"):
         assert TRITON[probe]["httpGet"]["path"] == f"/v2/models/{model}/ready"
-    assert TRITON["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    probe, script = (
+        TRITON["livenessProbe"],
+        ROOT / "jobs" / "triton" / "alive.py",
+    )  # tests/serving/test_server.py runs it
+    python, path, url, asked = probe["exec"]["command"]
+    assert (python, Path(path).name, url, asked) == ("python", script.name, "http://127.0.0.1:8000", model)
+    assert f"jobs/triton/{script.name}" in (ROOT / "jobs" / "docker" / "triton.Dockerfile").read_text()
+    (wait_s,) = [int(line.split()[2]) for line in script.read_text().splitlines() if line.startswith("WAIT_S = ")]
+    assert RepositoryConfig().queue_timeout_ms / 1000 < wait_s < probe["timeoutSeconds"]
 
 
 def test_a_rollout_has_a_pod_for_each_that_ends_and_gives_it_time():

@@ -124,6 +124,16 @@ class Server:
                 found[lines["Name"]] = found.get(lines["Name"], 0.0) + int(lines["VmRSS"].split()[0]) / 1024
         return found
 
+    def kill_models(self) -> None:
+        """Kill the processes of the server's models, as the kernel does for want of memory; the server stays."""
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                process = int(status.parent.name)
+                if os.getpgid(process) == self.process.pid != process:
+                    os.kill(process, signal.SIGKILL)
+            except OSError:
+                continue
+
     def kill(self) -> None:
         """End the server and the processes of its models at once."""
         os.killpg(self.process.pid, signal.SIGKILL)

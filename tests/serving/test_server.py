@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ import pytest
 
 from tests.serving.conftest import SAMPLE, exported
 from tests.serving.requests import HEADS, differences, request, rows_of
-from tests.serving.running import Server, needed
+from tests.serving.running import ROOT, Server, needed
 
 grpc = pytest.importorskip("tritonclient.grpc")
 http = pytest.importorskip("tritonclient.http")
@@ -91,6 +93,23 @@ def test_requests_that_wait_behind_a_batch_of_two_seconds_are_answered(sample, t
             assert list(pool.map(client, range(8))) == [[10, 10]] * 8
     finally:
         slow.stop()
+
+
+def test_a_model_whose_process_was_killed_is_not_alive_whatever_triton_says(sample, tmp_path):
+    needed()
+    killed = Server(sample.version.parents[1], tmp_path / "server.log")
+    url = f"http://127.0.0.1:{killed.http}"
+    probe = [sys.executable, ROOT / "jobs" / "triton" / "alive.py", url, "genrec"]
+    try:
+        assert subprocess.run(probe, check=False).returncode == 0
+        killed.kill_models()
+        ended = subprocess.run(probe, check=False, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr[:13]) == (1, "genrec fails:")
+        assert Server.get(f"{url}/v2/models/genrec/ready") is not None  # which is why it is asked
+    finally:
+        killed.kill()
+    ended = subprocess.run(probe, check=False, capture_output=True, text=True)
+    assert (ended.returncode, "does not answer" in ended.stderr) == (1, True)
 
 
 def nothing(*, result, error):

@@ -16,6 +16,7 @@ from genrec_batch.core.errors import InputError, nearest
 Id = int | str
 MOST_BYTES = 8 << 20  # of one request
 MOST_IDS = 100_000  # of a list of videos
+MOST_COLUMNS = 1000  # of events
 MOST_RULES = 64  # entries of `weights` and `max_per`
 WHOLE = {int}
 IDS = {int, str}
@@ -105,6 +106,8 @@ def _events(given: Any, most: int) -> dict[str, list[Any]]:
         return {}
     if not isinstance(given, dict) or not all(isinstance(values, list) for values in given.values()):
         raise InputError('events: expected an object with a list for each column, such as {"video_id": [7, 9]}')
+    if len(given) > MOST_COLUMNS:
+        raise InputError(f"events: {len(given):,} columns, at most {MOST_COLUMNS:,}")
     lengths = {name: len(values) for name, values in given.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} {length}" for name, length in list(lengths.items())[:8])

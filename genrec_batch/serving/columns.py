@@ -8,6 +8,8 @@ column and the row at fault: what costs a log one row is here the mistake of one
 from __future__ import annotations
 
 import datetime as dt
+import difflib
+import functools
 import time
 import zoneinfo
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ from genrec_batch.core import layout
 from genrec_batch.core.arrays import F64, I8, I64
 from genrec_batch.core.errors import ConfigError, InputError, nearest
 from genrec_batch.core.option_values import moment_us
-from genrec_batch.events.columns import REQUIRED, SCORED, WANTED, Kind
+from genrec_batch.events.columns import KINDS, KNOWN, REQUIRED, SCORED, WANTED, Kind
 from genrec_batch.events.convert import LARGEST
 from genrec_batch.events.times import DAY_US, EPOCHS, FIRST_US, HOUR_US, LOCAL
 
@@ -34,6 +36,8 @@ TYPES: dict[Kind, set[type]] = {  # of values in JSON
 PLACES = {name: {value: place for place, value in enumerate(values)} for name, values in layout.CATEGORIES.items()}
 NEEDED = [name for name in REQUIRED if name != "user_id"]
 CONVERTED = {name: kind for name, kind in SCORED.items() if name not in REQUIRED}
+ALIKE = 0.85  # of two names, from which one is taken for the other with a slip
+LONGEST = 40  # letters of a name that may be such a slip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ def converted(events: Mapping[str, list[Any]], zone: zoneinfo.ZoneInfo | None = 
     """Return a request's events.
 
     Args:
-        events: contract columns, and others, which are left out.
+        events: contract columns, and others, which are left out; not those that are a slip in a contract column's name.
         zone: of hours and weekdays that are derived from the time; None: UTC, where features derive them.
 
     Raises:
@@ -74,6 +78,7 @@ def converted(events: Mapping[str, list[Any]], zone: zoneinfo.ZoneInfo | None = 
         return NONE
     if missing := [name for name in NEEDED if name not in events]:
         raise InputError(f"events: column {missing[0]!r} is missing.{nearest(missing[0], list(events))}")
+    _check_names(events)
     video = events["video_id"]
     _check_types("video_id", video, {int, str})
     times = times_us(events["timestamp"])
@@ -99,6 +104,24 @@ def converted(events: Mapping[str, list[Any]], zone: zoneinfo.ZoneInfo | None = 
     if zone is not None:
         _add_local(times, zone, numbers, flags)
     return Columns(video=video, time_us_E=times, session_E=session, numbers=numbers, flags=flags, categories=categories)
+
+
+def _check_names(names: Mapping[str, Any]) -> None:
+    """Raise InputError for a column that is named almost like a column of the contract that is missing.
+
+    Without it, its values would be left out, and the answer would be another one than was asked for.
+    """
+    for name in names:
+        if name not in KINDS and len(name) <= LONGEST and (meant := _meant(name)) and meant not in names:
+            raise InputError(
+                f"events: column {name!r} is not in the contract. Did you mean {meant!r}? Rename or omit it"
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _meant(name: str) -> str | None:
+    """Return the column in whose name this one may be a slip; None for none, and for one that nothing reads."""
+    return None if name in KNOWN else next(iter(difflib.get_close_matches(name, CONVERTED, n=1, cutoff=ALIKE)), None)
 
 
 def times_us(values: list[Any]) -> I64:

@@ -52,6 +52,7 @@ def test_blends_and_caps_become_the_texts_of_options():
         ({"events": []}, "events: expected an object with a list for each column"),
         ({"events": {"video_id": 7}}, "events: expected an object with a list for each column"),
         ({"events": {"video_id": [7], "timestamp": []}}, "different lengths (video_id 1, timestamp 0)"),
+        ({"events": {str(place): [] for place in range(1001)}}, "events: 1,001 columns, at most 1,000"),
         ({"events": {"video_id": [7] * 6}}, "6 events, at most 5"),
     ],
 )

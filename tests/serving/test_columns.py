@@ -95,6 +95,11 @@ def test_hours_and_weekdays_of_a_time_zone_are_those_of_a_log():
     [
         ({"video_id": [1]}, "column 'timestamp' is missing"),
         ({"timestmp": [1], "video_id": [1]}, "Did you mean 'timestmp'"),
+        (
+            {**BASE, "watch_percentge": [0.1, 1, 2]},
+            "'watch_percentge' is not in the contract. Did you mean",
+        ),
+        ({**BASE, "is_like": [1, 0, None]}, "'is_like' is not in the contract. Did you mean 'is_liked'?"),
         ({**BASE, "watch_duration": ["1.5", 1, 2]}, "'watch_duration' holds '1.5' in row 0, expected a number"),
         ({**BASE, "is_liked": ["true", True, None]}, "'is_liked' holds 'true' in row 0"),
         ({**BASE, "device_type": ["mobile", 3, None]}, "'device_type' holds 3 in row 1, expected a string"),
@@ -113,6 +118,11 @@ def test_what_is_no_event_is_refused_with_column_and_row(events, said):
     with pytest.raises(InputError) as refused:
         columns.converted(events)
     assert said in str(refused.value)
+
+
+def test_columns_of_another_meaning_are_left_out():
+    others = {"is_liked": [True, None, False], "is_like": [1, 1, 1], "location": ["x"] * 3, "os_type": ["y"] * 3}
+    assert columns.converted({**BASE, **others}).names == {"is_liked"}
 
 
 def test_a_whole_number_of_hundreds_of_digits_is_no_number():

@@ -1,4 +1,4 @@
-"""Exit code 0 if the model of a Triton server answers, 1 if its process is gone or stuck: a liveness probe.
+"""Exit code 0 if the model of a Triton server answers, 1 if it is not loaded, or its process gone or stuck: a probe.
 
     python jobs/triton/alive.py http://127.0.0.1:8000 genrec
 
@@ -22,7 +22,7 @@ def main(url: str, model: str) -> None:
             return
     except HTTPError as error:
         with error:
-            if error.code == http.client.INTERNAL_SERVER_ERROR:
+            if error.code in (http.client.NOT_FOUND, http.client.INTERNAL_SERVER_ERROR):
                 sys.exit(f"{model} fails: {error.read().decode(errors='replace')}")
     except (OSError, http.client.HTTPException) as error:
         sys.exit(f"{url} does not answer: {error}")

@@ -102,6 +102,7 @@ def test_a_model_whose_process_was_killed_is_not_alive_whatever_triton_says(samp
     probe = [sys.executable, ROOT / "jobs" / "triton" / "alive.py", url, "genrec"]
     try:
         assert subprocess.run(probe, check=False).returncode == 0
+        assert subprocess.run([*probe[:-1], "another"], check=False).returncode == 1
         killed.kill_models()
         ended = subprocess.run(probe, check=False, capture_output=True, text=True)
         assert (ended.returncode, ended.stderr[:13]) == (1, "genrec fails:")

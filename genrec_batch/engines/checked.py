@@ -12,7 +12,7 @@ import datetime as dt
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -42,9 +42,10 @@ TOLD = 3  # differences from an earlier check that are named
 class Check:
     """What a comparison with fp32 found, when, and why it was made."""
 
-    precision: str  # that was taken: fp32, or the faster one
+    precision: str  # that was taken: fp32, or a faster one
     arithmetic: str  # of the engine in it, see `Engine`
-    overlap: float  # share of fp32's top K
+    overlap: float  # share of fp32's top K, of the precision that was taken or else compared last
+    refused: Mapping[str, float]  # the same of faster precisions that did not agree, fastest first
     users: int  # that were compared
     at: str  # ISO 8601, UTC
     why: str
@@ -52,6 +53,15 @@ class Check:
     def same_engine(self, engine: Engine) -> bool:
         """Return whether an engine computes as the one that was compared."""
         return (engine.precision, engine.arithmetic) == (self.precision, self.arithmetic)
+
+    def reason(self, name: str, top_k: int, least: float) -> str:
+        """Return why an engine of this name computes in the precision; `least` is the overlap that was asked for."""
+        refused = ", ".join(f"{precision} {overlap:.1%}" for precision, overlap in self.refused.items())
+        if self.precision == "fp32":
+            faster = f"what is faster shares under {least:.0%} of its top {top_k} over {self.users} users"
+            return f"{name} in fp32: {faster}: {refused}"
+        measured = f"its top {top_k} share {self.overlap:.1%} with fp32's over {self.users} users"
+        return f"{name} in {self.precision}: {measured}" + (f"; under {least:.0%}: {refused}" if refused else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +90,10 @@ class Record:
     recheck: bool
 
     @staticmethod
-    def of(model: Model, decoding: Decoding, terms: Terms, *, engine: str, device: str, fast: str) -> Record | None:
-        """Return the place of the check of a precision; None where the device or a folder for it is not known."""
+    def of(
+        model: Model, decoding: Decoding, terms: Terms, *, engine: str, device: str, fast: Sequence[str]
+    ) -> Record | None:
+        """Return the place of the check of precisions; None where the device or a folder for it is not known."""
         machine = machine_of(device.partition(":")[0])
         if machine is None:
             return None
@@ -96,7 +108,7 @@ class Record:
             "tokens": model.tokens,
             "engine": engine,
             "device": device.partition(":")[0],
-            "fast": fast,
+            "fast": list(fast),
             "machine": machine,
             "libraries": libraries(),
             "decoding": asdict(decoding),
@@ -120,7 +132,7 @@ class Record:
             whole = stored["sha256"] == _sha256(self.key, stored["check"])  # kept with this very key
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
-        if not whole or check.precision not in ("fp32", self.key["fast"]):
+        if not whole or check.precision not in ("fp32", *self.key["fast"]):
             return f"{self._name()} is damaged"
         return check
 

@@ -10,6 +10,7 @@ the same run on the same machine uses the same engine.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,10 +24,11 @@ from genrec_batch.core.errors import EngineError
 from genrec_batch.core.options import ScoreConfig
 from genrec_batch.core.servers import is_servers
 from genrec_batch.engines import checked
-from genrec_batch.engines.batch_size import choose_size
+from genrec_batch.engines.batch_size import Size, choose_size
 from genrec_batch.engines.checked import Check, Record, Terms
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import best, top_overlap
+from genrec_batch.engines.precisions import fast_precisions
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
@@ -57,9 +59,10 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The engine of a run, or the one in fp32 and a faster one that is yet to be compared with it."""
+    """The engine of a run, or the one in fp32 and the fastest one, which is yet to be compared with it."""
 
     engines: list[Engine]
+    slower: tuple[Callable[[], Engine], ...] = ()  # opens those that are compared where the faster one does not agree
     why: str = ""
     check: Check | None = None  # an earlier run's, which decided
     record: Record | None = None  # where the outcome of a comparison is kept
@@ -105,22 +108,35 @@ def select(
         if opened.check is not None and not _holds(opened, len(sample)):
             why = f"the check of {opened.check.at} compared {opened.check.users} users by {opened.check.arithmetic}"
             opened = replace(asked(None), record=opened.record, why_check=why)
-    sizes = [choose_size(engine, model, sample, decoding, batch_size) for engine in opened.engines]
-    for engine, size in zip(opened.engines, sizes, strict=True):  # before they are compared: this builds an engine
+
+    def fit(engine: Engine) -> Size:  # before it is compared: this builds an engine
+        size = choose_size(engine, model, sample, decoding, batch_size)
         engine.resize(size.users)
         if sample.candidates_BC is None and len(sample):
             lengths_B = sample.lengths_B
             most = int(lengths_B.max()) if longest is None else longest
             prepare(engine, decoding, longest=most, mean=float(lengths_B.mean()) if mean is None else mean)
-    taken, why, check = 0, opened.why, opened.check
+        return size
+
+    sizes = {engine.precision: fit(engine) for engine in opened.engines}
+
+    def faster() -> Iterator[Engine]:
+        yield from opened.engines[1:]
+        for opens in opened.slower:
+            engine = opens()
+            sizes[engine.precision] = fit(engine)
+            yield engine
+
+    engine, why, check = opened.engines[0], opened.why, opened.check
     if len(opened.engines) > 1:
-        taken, why, check = _faster(opened, sample, decoding)
-    if opened.engines[taken].device != "cpu":
-        LOG.info("batch: %s", sizes[taken].why)
+        engine, why, check = _fastest(opened, faster(), sample, decoding)
+    size = sizes[engine.precision]
+    if engine.device != "cpu":
+        LOG.info("batch: %s", size.why)
     return Selection(
-        engine=opened.engines[taken],
+        engine=engine,
         why=why,
-        batch_users=sizes[taken].users,
+        batch_users=size.users,
         check=check,
         checked_before=check is not None and check is opened.check,
     )
@@ -143,16 +159,21 @@ def _opened(model: Model, decoding: Decoding, terms: Terms | None, *, name: str,
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
         return Opened(engines=[opens(precision=precision)], why=why)
-    fast = _fast_precision(chosen, place)
-    if fast is None:
+    fast = fast_precisions(chosen, place)
+    if not fast:
         return Opened(engines=[opens(precision="fp32")], why=f"{chosen} in fp32: {WHY} {place}")
     record = None if terms is None else Record.of(model, decoding, terms, engine=chosen, device=place, fast=fast)
     known = Opened.why_check if record is None else record.read()
     if isinstance(known, Check):
         again = f"checked at {known.at} and taken again; --recheck checks anew"
-        why = f"{_reason(chosen, fast, decoding.top_k, known)}, {again}"
+        why = f"{known.reason(chosen, decoding.top_k, LEAST_OVERLAP)}, {again}"
         return Opened(engines=[opens(precision=known.precision)], why=why, check=known, record=record)
-    return Opened(engines=[opens(precision="fp32"), opens(precision=fast)], record=record, why_check=known)
+    return Opened(
+        engines=[opens(precision="fp32"), opens(precision=fast[0])],
+        slower=tuple(partial(opens, precision=each) for each in fast[1:]),
+        record=record,
+        why_check=known,
+    )
 
 
 def _holds(opened: Opened, users: int) -> bool:
@@ -161,41 +182,41 @@ def _holds(opened: Opened, users: int) -> bool:
     return check is not None and check.users >= users and check.same_engine(opened.engines[0])
 
 
-def _faster(opened: Opened, sample: Batch, decoding: Decoding) -> tuple[int, str, Check]:
-    """Return which of two engines to use, and why: 1, the faster one, if it agrees with the one in fp32, else 0."""
-    plain, faster = opened.engines
-    fast, narrow = faster.precision, replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
-    size = COMPARED_USERS if plain.device == "cpu" else len(sample)
-    tokens: list[list[I32]] = [[], []]
-    with progress(f"comparing fp32 and {fast}", 2 * len(sample), "users") as advance:
-        for start in range(0, len(sample), size):
-            batch = sample.rows(start, start + size)
-            for engine, found in zip(opened.engines, tokens, strict=True):
-                answer = next(recommend_all(engine, [batch], narrow))
-                found.append(best(answer, decoding.top_k).tokens_BK)
-                advance(len(batch))
-    overlap = top_overlap(*map(np.concatenate, tokens))
-    taken = int(overlap >= LEAST_OVERLAP)
-    engine = opened.engines[taken]
+def _fastest(opened: Opened, faster: Iterable[Engine], sample: Batch, decoding: Decoding) -> tuple[Engine, str, Check]:
+    """Return the engine to use, and why: the first faster one that agrees with the one in fp32, else that one."""
+    narrow = replace(decoding, beam_width=min(decoding.beam_width, COMPARED_BEAMS))
+    taken, overlap, refused = opened.engines[0], 1.0, {}
+    exact_BK = _best_items(taken, sample, narrow)
+    for engine in faster:
+        overlap = top_overlap(exact_BK, _best_items(engine, sample, narrow))
+        if overlap >= LEAST_OVERLAP:
+            taken = engine
+            break
+        refused[engine.precision] = overlap
     check = Check(
-        precision=engine.precision,
-        arithmetic=engine.arithmetic,
+        precision=taken.precision,
+        arithmetic=taken.arithmetic,
         overlap=overlap,
+        refused=refused,
         users=len(sample),
         at=checked.now(),
         why=opened.why_check,
     )
     if opened.record is not None:
         opened.record.write(check)
-    return taken, _reason(plain.name, fast, decoding.top_k, check), check
+    return taken, check.reason(taken.name, decoding.top_k, LEAST_OVERLAP), check
 
 
-def _reason(name: str, fast: str, top_k: int, check: Check) -> str:
-    """Return why an engine computes in a precision."""
-    measured = f"its top {top_k} share {check.overlap:.1%} with fp32's over {check.users} users"
-    if check.precision == fast:
-        return f"{name} in {fast}: {measured}"
-    return f"{name} in fp32: {fast} is faster, but {measured}, under {LEAST_OVERLAP:.0%}"
+def _best_items(engine: Engine, sample: Batch, decoding: Decoding) -> I32:
+    """Return the best items of each user of a sample."""
+    size = COMPARED_USERS if engine.device == "cpu" else max(1, len(sample))
+    found = []
+    with progress(f"comparing precisions: {engine.precision}", len(sample), "users") as advance:
+        for start in range(0, len(sample), size):
+            batch = sample.rows(start, start + size)
+            found.append(best(next(recommend_all(engine, [batch], decoding)), decoding.top_k).tokens_BK)
+            advance(len(batch))
+    return np.concatenate(found)
 
 
 class Opening:
@@ -322,26 +343,3 @@ def _available(place: str) -> str:
         f"--engine auto: none of {', '.join(known.name for known in order)} is installed for {place}; "
         + " or ".join(known.install for known in reversed(order) if "cpu" in known.precisions)
     )
-
-
-def computes_int8() -> bool:
-    """Return whether this processor multiplies 8-bit integers fast enough for the torch engine (AVX-512 VNNI)."""
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and "avx512_vnni" in flags.read_text()
-
-
-def _fast_precision(name: str, place: str) -> str | None:
-    """Return the precision that this hardware computes faster than fp32, None where there is none.
-
-    bf16 is faster than fp32 with AMX and on AMD. On Intel's AVX-512 without AMX it takes twice as long as fp32, and
-    int8 is faster.
-    """
-    kind, flags = place.partition(":")[0], Path("/proc/cpuinfo")
-    text = flags.read_text() if flags.exists() else ""
-    if kind == "cuda":
-        fast = "fp16"
-    elif "amx_bf16" in text or ("avx512_bf16" in text and "AuthenticAMD" in text):
-        fast = "bf16"
-    else:
-        fast = "int8" if computes_int8() else "fp32"
-    return fast if fast != "fp32" and fast in entry(name).precisions[kind] else None

@@ -15,7 +15,8 @@ import numpy as np
 from genrec_batch.core.arrays import F64
 from genrec_batch.core.errors import DeviceMemoryError, EngineError, GateError
 from genrec_batch.core.verify_options import VerifyConfig
-from genrec_batch.engines.choose import computes_int8, device_of, reference_engine, sample_rows
+from genrec_batch.engines.choose import device_of, reference_engine, sample_rows
+from genrec_batch.engines.precisions import runs_here
 from genrec_batch.engines.registry import ENTRIES
 from genrec_batch.evaluation import bootstrap, judge, metrics, model_lists, opening
 from genrec_batch.evaluation.bootstrap import Estimate
@@ -82,7 +83,7 @@ def _choices(device: str) -> list[tuple[str, str]]:
         for entry in ENTRIES
         if entry.module()
         for precision in entry.precisions.get(kind, ())
-        if precision != "int8" or computes_int8()
+        if runs_here(precision)
     ]
 
 

@@ -134,6 +134,7 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 def product_ceiling(ceilings: dict[str, Any], *, device: str, precision: str) -> dict[str, Any] | None:
     """Return the best product measured for a kind of device in a precision, None if there is none."""
+    precision = precision.removesuffix("-fast")
     kind = device.partition(":")[0]
     fits = [p for p in ceilings["products"] if p["device"].partition(":")[0] == kind and p["precision"] == precision]
     return max(fits, key=lambda p: float(p["gflop_per_s"]), default=None)

@@ -18,9 +18,10 @@ import numpy as np
 
 from genrec_batch.core.arrays import FIRST_ITEM, Batch, Ranked
 from genrec_batch.core.errors import ConfigError, EngineError, RetryError
-from genrec_batch.engines.choose import computes_int8, prepare, reference_engine
+from genrec_batch.engines.choose import prepare, reference_engine
 from genrec_batch.engines.decode import Decoding, recommend_all
 from genrec_batch.engines.parity import Parity, best, compare, joined
+from genrec_batch.engines.precisions import runs_here
 from genrec_batch.engines.protocol import Engine, SteppedEngine
 from genrec_batch.engines.registry import ENTRIES, entry, open_engine
 from genrec_batch.model.weights import Model
@@ -44,7 +45,7 @@ def choices(asked: tuple[str, ...], device: str) -> list[Choice]:
     """
     kind = device.partition(":")[0]
     here = [(known.name, p) for known in ENTRIES for p in known.precisions.get(kind, ())]
-    here = [pair for pair in here if pair[1] != "int8" or computes_int8()]
+    here = [pair for pair in here if runs_here(pair[1])]
     if not asked:
         installed = {known.name for known in ENTRIES if known.module()}
         return [pair for pair in here if pair[0] in installed]

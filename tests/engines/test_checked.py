@@ -16,12 +16,13 @@ from genrec_batch.model import weights
 
 TINY = weights.demo_model(weights.PRESETS["tiny"])
 FOUND = checked.Check(
-    precision="bf16", arithmetic="compiled", overlap=0.995, users=512, at="2026-11-29T02:00:00+00:00", why="the first"
-)
+    precision="bf16", arithmetic="compiled", overlap=0.995, refused={"int8-fast": 0.93}, users=512,
+    at="2026-11-29T02:00:00+00:00", why="the first",
+)  # fmt: skip
 
 
 def record(model=TINY, decoding=Decoding(top_k=10), **changes):  # noqa: B008 (frozen)
-    asked = {"engine": "torch", "device": "cpu", "fast": "bf16"}
+    asked = {"engine": "torch", "device": "cpu", "fast": ("int8-fast", "bf16")}
     options = {name: value for name, value in changes.items() if name not in asked}
     given = asked | {name: value for name, value in changes.items() if name in asked}
     return checked.Record.of(model, decoding, checked.Terms.of(ScoreConfig(**options)), **given)
@@ -50,7 +51,7 @@ def other_model():
         (lambda: record(TINY.with_catalog(90)), "tokens"),
         (lambda: record(decoding=Decoding(top_k=20)), "decoding.top_k (10, now 20)"),
         (lambda: record(engine="onnxruntime"), "engine ('torch', now 'onnxruntime')"),
-        (lambda: record(fast="int8"), "fast ('bf16', now 'int8')"),
+        (lambda: record(fast=["int8"]), "fast (['int8-fast', 'bf16'], now ['int8'])"),
         (lambda: record(max_events=20), "options.max_events (50, now 20)"),
         (lambda: record(include_seen=True), "options.include_seen (False, now True)"),
         (lambda: record(users="users.parquet"), "options.users (False, now True)"),
@@ -147,10 +148,10 @@ def test_gpus_are_known_by_name_and_driver_and_must_be_alike(tmp_path):
 
 
 def test_a_run_takes_the_check_of_the_run_before_it_and_says_so(run, log_file, model_dir, monkeypatch):
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("bf16",))
     asked = ["--model", model_dir, "--engine", "torch", "--device", "cpu", "--if-exists", "overwrite"]
     first = run("score", log_file, "recs.parquet", *asked)
-    monkeypatch.setattr(choose, "_faster", None)  # no comparison from here on
+    monkeypatch.setattr(choose, "_fastest", None)  # no comparison from here on
     second = run("score", log_file, "recs.parquet", *asked)
     for name in ("engine", "precision", "run_id", "rows", "bytes"):
         assert second.summary[name] == first.summary[name]
@@ -162,7 +163,7 @@ def test_a_run_takes_the_check_of_the_run_before_it_and_says_so(run, log_file, m
 
 
 def test_a_run_with_more_users_to_compare_or_with_recheck_checks_again(run, log_file, model_dir, monkeypatch):
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("bf16",))
     asked = ["--model", model_dir, "--engine", "torch", "--device", "cpu", "--if-exists", "overwrite"]
     few = run("score", log_file, "recs.parquet", *asked, "--limit", 5).summary["engine_check"]
     more = run("score", log_file, "recs.parquet", *asked).summary["engine_check"]
@@ -181,7 +182,7 @@ def test_what_is_asked_for_by_name_has_no_check(run, log_file, model_dir):
 
 
 def test_a_sample_is_verified_in_every_run(run, log_file, model_dir, monkeypatch):
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("bf16",))
     asked = ["--model", model_dir, "--device", "cpu", "--if-exists", "overwrite", "--verify-sample", 20]
     for _ in range(2):
         assert "verified over 20 users" in run("score", log_file, "recs.parquet", *asked, "--min-topk-overlap", 0).err

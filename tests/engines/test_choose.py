@@ -1,4 +1,7 @@
-"""The choice of an engine, and the sentence that explains it."""
+"""The choice of an engine, and the sentence that explains it.
+
+Also tests `engines/precisions`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 from genrec_batch.core.arrays import Batch, Ranked
 from genrec_batch.core.errors import EngineError
 from genrec_batch.core.options import ScoreConfig
-from genrec_batch.engines import choose, registry
+from genrec_batch.engines import choose, precisions, registry
 from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.parity import top_overlap
 from genrec_batch.model import weights
@@ -42,10 +45,11 @@ class Pretend(PartialEngine):
             yield Ranked(tokens_BK=tokens, log_prob_BK=zeros, heads_BKH=np.zeros((*tokens.shape, 4), np.float32))
 
 
-def chosen(monkeypatch, first_of_fast, **asked):
-    made = {"fp32": Pretend("fp32", 2), "bf16": Pretend("bf16", first_of_fast)}
+def chosen(monkeypatch, first_of_bf16, first_of_int8=500, **asked):
+    made = {"fp32": Pretend("fp32", 2), "int8-fast": Pretend("int8-fast", first_of_int8)}
+    made["bf16"] = Pretend("bf16", first_of_bf16)
     monkeypatch.setattr(choose, "open_engine", lambda _model, *, precision, **_: made[precision])
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("int8-fast", "bf16"))
     asked = {"name": "torch", "device": "cpu", "precision": "auto", **asked}
     return choose.select(TINY, SAMPLE, Decoding(top_k=10), **asked)
 
@@ -54,7 +58,16 @@ def test_auto_takes_the_fast_precision_only_while_it_keeps_the_top_10(monkeypatc
     same = chosen(monkeypatch, 2)
     assert (same.engine.precision, "100.0%" in same.why) == ("bf16", True)
     other = chosen(monkeypatch, 3)  # 9 of 10 in common
-    assert (other.engine.precision, "90.0%" in other.why) == ("fp32", True)
+    assert (other.engine.precision, "int8-fast 0.0%, bf16 90.0%" in other.why) == ("fp32", True)
+
+
+def test_auto_takes_the_fastest_precision_that_keeps_the_top_10_and_opens_no_other(monkeypatch):
+    fastest = chosen(monkeypatch, None, 2)  # bf16 would fail
+    assert (fastest.engine.precision, fastest.check.refused) == ("int8-fast", {})
+    second = chosen(monkeypatch, 2, 3)
+    assert (second.engine.precision, second.check.overlap, second.check.refused) == ("bf16", 1.0, {"int8-fast": 0.9})
+    assert "100.0%" in second.why
+    assert "under 98%: int8-fast 90.0%" in second.why
 
 
 def test_the_engine_of_a_cpu_is_opened_while_the_log_is_read(monkeypatch):
@@ -116,7 +129,7 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
             m if precision == "fp32" else other, precision="fp32", **rest
         )
     )  # fmt: skip
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("bf16",))
     taken = choose.select(TINY, batch, decoding, name="onnxruntime", device="cpu", precision="auto")
     assert taken.engine.precision == "fp32", taken.why
     assert "100.0%" not in taken.why
@@ -125,17 +138,17 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
 @pytest.mark.parametrize(
     ("processor", "taken"),
     [
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 avx512_vnni", "bf16"),
-        ("vendor_id : AuthenticAMD\nflags : avx512_bf16 avx512_vnni", "bf16"),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 avx512_vnni", "int8"),
-        ("vendor_id : GenuineIntel\nflags : avx2", None),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 avx512_vnni", ("bf16-fast", "bf16")),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16 avx512_vnni", ("int8-fast", "bf16-fast", "bf16")),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 avx512_vnni", ("int8-fast", "int8")),
+        ("vendor_id : GenuineIntel\nflags : avx2", ()),
     ],
 )
-def test_the_fast_precision_is_the_one_measured_on_such_a_processor(monkeypatch, processor, taken):
-    monkeypatch.setattr(choose.Path, "read_text", lambda _: processor)
-    monkeypatch.setattr(choose.Path, "exists", lambda _: True)
-    assert choose._fast_precision("torch", "cpu") == taken
-    assert choose._fast_precision("onnxruntime", "cpu") is None
+def test_the_fast_precisions_are_those_measured_on_such_a_processor(monkeypatch, processor, taken):
+    monkeypatch.setattr(precisions.Path, "read_text", lambda _: processor)
+    monkeypatch.setattr(precisions.Path, "exists", lambda _: True)
+    assert precisions.fast_precisions("torch", "cpu") == taken
+    assert precisions.fast_precisions("onnxruntime", "cpu") == ()
 
 
 class Woken(Pretend):

@@ -46,6 +46,7 @@ TOLERANCE = {
     "onnxruntime": 1e-4,
     "torch bf16": 0.3,
     "torch int8": 0.3,
+    "torch int8-fast": 0.5,
 }
 ENGINES = tuple(TOLERANCE)
 

@@ -63,7 +63,7 @@ def test_verify_compares_two_engines_over_a_log(run, log_file, model_dir, flags)
 
 @pytest.mark.parametrize("least", [0.0, 1.1])
 def test_verify_holds_what_score_would_take(run, log_file, model_dir, monkeypatch, least):
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("bf16",))
     monkeypatch.setattr(choose, "LEAST_OVERLAP", least)  # bf16 always passes, or never
     arguments = ["--model", model_dir, "--engine", "torch", "--device", "cpu"]
     scored = run("score", log_file, "recs.parquet", *arguments).summary

@@ -94,7 +94,7 @@ def test_ceilings_are_measured_and_leave_no_file(tmp_path):
     assert len(told) == ceilings.STEPS
     assert found["products"][0]["library"] == "NumPy"
     assert all(p["gflop_per_s"] > 0 for p in found["products"])
-    if engine_facts.computes_int8() and importlib.util.find_spec("torch"):
+    if engine_facts.runs_here("int8") and importlib.util.find_spec("torch"):
         assert ceilings.product_ceiling(found, device="cpu", precision="int8")["library"] == "torch"
     assert min(found[k] for k in ("memory_copy_gb_s", "disk_write_gb_s", "disk_read_gb_s")) > 0
     assert not list(tmp_path.iterdir())
@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     ],
 )
 def test_engines_are_chosen_by_name_and_precision(asked, found, monkeypatch):
-    monkeypatch.setattr(engine_facts, "computes_int8", lambda: False)
+    monkeypatch.setattr(engine_facts, "runs_here", ("fp32", "bf16").__contains__)
     assert engine_facts.choices(asked, "cpu") == found
 
 
@@ -330,7 +330,7 @@ def test_a_profile_tells_the_model_the_data_the_engines_and_the_run(profiled, mo
     assert found["data"]["lengths"]["max"] <= 20
     assert {(e["engine"], e["precision"]) for e in found["engines"]["engines"]} == {
         ("onnxruntime", "fp32"), ("torch", "fp32"), ("torch", "bf16"),
-        *([("torch", "int8")] if engine_facts.computes_int8() else []),
+        *[("torch", fast) for fast in ("bf16-fast", "int8", "int8-fast") if engine_facts.runs_here(fast)],
     }  # fmt: skip
     for engine in found["engines"]["engines"]:
         assert [p["batch_users"] for p in engine["points"]] == [1, 8]

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 from genrec_batch.core.errors import DeviceMemoryError
-from genrec_batch.engines import batch_size, choose, decode
+from genrec_batch.engines import batch_size, decode
+from genrec_batch.engines.precisions import runs_here
 from genrec_batch.events import by_user
 from genrec_batch.model import weights
 from genrec_batch.model.trained import Trained
@@ -97,12 +98,12 @@ def test_include_seen_warns_of_a_model_that_was_trained_without_seen_videos(run,
     assert "ranks seen videos badly" in warned.err
 
 
-ENGINES = (("torch", "fp32"), ("torch", "bf16"), ("torch", "int8"), ("onnxruntime", "fp32"))
+ENGINES = (("torch", "fp32"), ("torch", "bf16"), ("torch", "int8"), ("onnxruntime", "fp32"), ("torch", "int8-fast"))
 
 
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 def test_values_that_nothing_can_mean_still_give_numbers_to_everybody(run, log, model_dir, engine, precision):
-    if precision == "int8" and not choose.computes_int8():
+    if not runs_here(precision):
         pytest.skip("this processor has no AVX-512 VNNI")
     user = log["user_id"][0]
     mine = pl.col("user_id") == user

@@ -16,7 +16,7 @@ SCORE = ["--model", "model", "--max-events", "10", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def a_cpu_that_is_fast_in_bf16(monkeypatch):
-    monkeypatch.setattr(choose, "_fast_precision", lambda *_: "bf16")
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("bf16",))
     monkeypatch.setattr(precheck, "device_of", lambda *_: "cpu")
     monkeypatch.setattr(choose, "device_of", lambda *_: "cpu")
 
@@ -24,7 +24,7 @@ def a_cpu_that_is_fast_in_bf16(monkeypatch):
 def test_the_first_run_takes_the_check_of_the_training(run, log_file, monkeypatch):
     made = run("train", log_file, "--out", "model", *QUICK).summary["engine_check"]
     assert (made["why"], made["taken_again"]) == ("the first run with this model here", False)
-    monkeypatch.setattr(choose, "_faster", None)  # no comparison from here on
+    monkeypatch.setattr(choose, "_fastest", None)  # no comparison from here on
     first = run("score", log_file, "recs.parquet", *SCORE)
     assert first.code == 0, first.err
     assert first.summary["engine_check"] == made | {"taken_again": True}

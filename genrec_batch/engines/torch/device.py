@@ -13,7 +13,8 @@ import torch
 
 from genrec_batch.core.errors import DeviceMemoryError, EngineError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+FAST = {"bf16-fast": torch.bfloat16, "int8-fast": torch.int8}  # where one position is read at a time, 8-bit numbers
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, **FAST}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,13 +43,13 @@ def wake(name: str) -> None:
 
 
 def resolve_precision(name: str) -> torch.dtype:
-    """Return the type of a precision.
+    """Return the type of a precision, that of the context on a CPU.
 
     Raises:
-        EngineError: int8, which this processor does not multiply.
+        EngineError: it multiplies 8-bit integers, which this processor does not.
     """
-    if name == "int8" and not fast_int8():
-        raise EngineError.of_device("--precision int8: this processor has no AVX-512 VNNI instructions; take fp32")
+    if (name == "int8" or name in FAST) and not fast_int8():
+        raise EngineError.of_device(f"--precision {name}: this processor has no AVX-512 VNNI instructions; take fp32")
     return DTYPES[name]
 
 

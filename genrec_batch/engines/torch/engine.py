@@ -26,7 +26,13 @@ from genrec_batch.core.errors import RetryError
 from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines.protocol import Prefix, SteppedEngine
 from genrec_batch.engines.torch.choice import log_probs
-from genrec_batch.engines.torch.device import fast_int8, resolve_device, resolve_precision, retry_when_out_of_memory
+from genrec_batch.engines.torch.device import (
+    FAST,
+    fast_int8,
+    resolve_device,
+    resolve_precision,
+    retry_when_out_of_memory,
+)
 from genrec_batch.engines.torch.lane import Held, Lane, LaneModel
 from genrec_batch.engines.torch.network import Network, load_network
 from genrec_batch.engines.torch.phases import Phases, PlainPhases
@@ -61,6 +67,8 @@ class TorchEngine(SteppedEngine):
     bf16 on a CPU: the KV cache, and all products of the positions before the newest event, which are most of the work
     and matter only through attention.
     int8 on a CPU: most products of the same positions, with a bf16 cache.
+    bf16-fast and int8-fast on a CPU: the context in bf16 or all in 8-bit numbers, a bf16 cache, and 8-bit numbers for
+    what is read one position at a time, which a trained model may bear; `choose` measures that.
     bf16 and fp16 on CUDA: the cache and all products of the encoder.
 
     In bf16 and int8 on a CPU the products of the newest event and of decoded items, and the logits, are computed in
@@ -85,7 +93,7 @@ class TorchEngine(SteppedEngine):
         on_cpu = self._device.type == "cpu"
         with retry_when_out_of_memory(self._device), torch.inference_mode():
             network = load_network(model.config, model.weights, self._device)
-            phases = _phases(network, self._device, dtype, model.tokens)
+            phases = _phases(network, self._device, dtype, model.tokens, single=precision in FAST)
             self.arithmetic = "plain" if isinstance(phases, PlainPhases) else "compiled"
             self._model = LaneModel.of(
                 network,
@@ -253,8 +261,11 @@ class TorchEngine(SteppedEngine):
             return list(map(alone, *arguments) if self._pool is None else self._pool.map(alone, *arguments))
 
 
-def _phases(network: Network, device: torch.device, dtype: torch.dtype, tokens: int) -> Phases:
-    """Return the fastest phases in a type that run here, for histories of tokens below `tokens`."""
+def _phases(network: Network, device: torch.device, dtype: torch.dtype, tokens: int, *, single: bool) -> Phases:
+    """Return the fastest phases in a type that run here, for histories of tokens below `tokens`.
+
+    `single`: what is read one position at a time is in 8-bit numbers, else in pairs of them.
+    """
     if device.type == "cpu" and dtype != torch.float32 and fast_int8():
         if find_spec("numba") is None:
             LOG.info("numba is not installed, so scoring is slower; pip install 'genrec-batch[fast]'")
@@ -265,7 +276,9 @@ def _phases(network: Network, device: torch.device, dtype: torch.dtype, tokens: 
                 LOG.warning("numba is installed but does not load (%s), so scoring is slower", error)
             else:
                 if fits(network.config):
-                    return CompiledPhases.of(network, dtype, tokens)
+                    return CompiledPhases.of(network, dtype, tokens, single=single)
+    if single:
+        return PlainPhases.single(network, dtype=dtype, tokens=tokens)
     reading = torch.float32 if device.type == "cpu" else dtype
     return PlainPhases.of(network, dtype=dtype, reading_dtype=reading, tokens=tokens)
 

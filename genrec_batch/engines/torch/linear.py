@@ -106,7 +106,8 @@ class Int8Linear:
         return sums
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
-        """Multiply R rows: [R, in] -> [R, out], both fp32."""
+        """Multiply R rows of any float type: [R, in] -> [R, out] in fp32."""
+        x_RM = x_RM.float()
         largest_R1 = x_RM.amax(1, keepdim=True)
         if not self._positive:
             largest_R1 = torch.maximum(largest_R1, -x_RM.amin(1, keepdim=True))

@@ -160,21 +160,6 @@ def prepare_layers(network: Network, dtype: torch.dtype) -> list[Layer[Product]]
     return layers
 
 
-def prepare_pairs(network: Network) -> list[Layer[PairLinear]]:
-    """Return the encoder's layers with their products in pairs of 8-bit numbers."""
-    return [
-        Layer(
-            qkv=PairLinear(*scaled_qkv(network, i)),
-            out=PairLinear(layer.self_attn.out_proj.weight, layer.self_attn.out_proj.bias),
-            up=PairLinear(layer.linear1.weight, layer.linear1.bias),
-            down=PairLinear(layer.linear2.weight, layer.linear2.bias),
-            norm1=(layer.norm1.weight, layer.norm1.bias),
-            norm2=(layer.norm2.weight, layer.norm2.bias),
-        )
-        for i, layer in enumerate(network.encoder.layers)
-    ]
-
-
 def prepare_context(
     network: Network, layers: Sequence[Layer[Product]], product: Callable[[Tensor, Tensor], Product], tokens: int
 ) -> ContextLayers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from genrec_batch.engines.torch.cache import Cache
 from genrec_batch.engines.torch.choice import Choice, RowMasks, choose
-from genrec_batch.engines.torch.linear import Linear
+from genrec_batch.engines.torch.eight_bits import prepare_single
+from genrec_batch.engines.torch.linear import Int8Linear, Linear
 from genrec_batch.engines.torch.network import (
     ContextLayers,
     Layer,
@@ -95,6 +97,19 @@ class PlainPhases:
             reading=reading,
             output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
             cache_dtype=torch.float32 if dtype == torch.int8 else dtype,
+        )
+
+    @staticmethod
+    def single(network: Network, *, dtype: torch.dtype, tokens: int) -> PlainPhases:
+        """Prepare a network's products: context in `dtype`, bf16 or int8, reading in 8-bit numbers, logits in fp32."""
+        reading, whole = prepare_single(network), dtype == torch.int8
+        layers: Sequence[Layer[Product]] = reading if whole else prepare_layers(network, dtype)
+        return PlainPhases(
+            network=network,
+            layers=prepare_context(network, layers, Int8Linear if whole else partial(Linear, dtype=dtype), tokens),
+            reading=reading,
+            output=Linear(network.output_projection.weight, network.output_projection.bias, torch.float32),
+            cache_dtype=torch.bfloat16,
         )
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:

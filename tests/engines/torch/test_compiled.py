@@ -1,6 +1,6 @@
 """The compiled phases of the torch engine on a CPU: close to their plain twin, the same bits for a row alone.
 
-Also tests `phases`, `compiled.context` and `compiled.phases`.
+Also tests `phases`, `eight_bits`, `compiled.context` and `compiled.phases`.
 """
 
 import sys
@@ -14,7 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
-from genrec_batch.engines import decode
+from genrec_batch.core.arrays import Batch
+from genrec_batch.engines import choose, decode
 from genrec_batch.engines.torch import choice, device
 from genrec_batch.engines.torch import engine as torch_engine
 from genrec_batch.engines.torch.compiled import attention, row_kernels
@@ -45,7 +46,9 @@ SHORT = [0, 1, 1, 2, 15, 15, 16, 17, 18, 30]
 LENGTHS = [0, 1, 2, 15, 16, 17, 100, 127, 128, 128, 129, 129, 140, 190]  # from 129 on PyTorch attends
 STEPS = 4
 NEAR = 0.01  # of hidden states, whose numbers are about 1; one token of a short history moves them by 0.02 and more
-PRECISIONS = pytest.mark.parametrize("precision", ["bf16", "int8"])
+ROUGH = 0.05  # the same where they are computed in plain 8-bit numbers
+OFF = {"bf16": NEAR, "int8": NEAR, "bf16-fast": ROUGH, "int8-fast": ROUGH}
+PRECISIONS = pytest.mark.parametrize("precision", OFF)
 SIZES = pytest.mark.parametrize("size", CONFIGS)
 
 
@@ -121,8 +124,8 @@ def test_it_is_near_its_plain_twin_and_fp32(size, precision, lengths):
     batch = make_batch(lengths, config=CONFIGS[size])
     items_BK = items_of(size, batch)
     found = answer(opened(size, precision), batch, items_BK)
-    assert_near(found, answer(opened(size, "fp32"), batch, items_BK))
-    assert_near(found, answer(without_numba(MODELS[size], precision), batch, items_BK))
+    assert_near(found, answer(opened(size, "fp32"), batch, items_BK), OFF[precision])
+    assert_near(found, answer(without_numba(MODELS[size], precision), batch, items_BK), OFF[precision])
 
 
 @SIZES
@@ -273,6 +276,50 @@ def test_choices_are_those_of_the_plain_choice():
             torch.testing.assert_close(found.log_prob_BW, again.log_prob_BW, atol=1e-5, rtol=0)
 
 
+def test_auto_takes_plain_8_bit_numbers_for_clear_choices_and_pairs_for_near_ties(monkeypatch):
+    config = ModelConfig(vocabulary=2000, width=64, ffn=128, layers=3, positions=64, heads=4, features=40)
+    random, ties = np.random.default_rng(1), demo_model(config)
+    inputs = ("feature_projection.weight", "token_embedding.weight")
+    ties = replace(ties, weights={**ties.weights, **{name: 5 * ties.weights[name] for name in inputs}})  # unlike users
+    batch = Batch(
+        dense_BF=random.standard_normal((64, 40)).astype(np.float32),
+        tokens_BS=random.integers(2, 2000, (64, 20)).astype(np.int32),
+        lengths_B=np.full(64, 20, np.int32),
+        seen_BX=np.zeros((64, 1), np.int32),
+    )
+    monkeypatch.setattr(choose, "fast_precisions", lambda *_: ("int8-fast", "bf16-fast", "bf16"))
+
+    def taken(of):
+        asked = {"name": "torch", "device": "cpu", "precision": "auto"}
+        return choose.select(of, batch, decode.Decoding(top_k=10), **asked)
+
+    bias = 3 * random.standard_normal(2000).astype(np.float32)
+    pairs, plain = taken(ties), taken(replace(ties, weights={**ties.weights, "output_projection.bias": bias}))
+    assert (plain.engine.precision, plain.check.refused) == ("int8-fast", {})
+    assert (pairs.engine.precision, list(pairs.check.refused)) == ("bf16", ["int8-fast", "bf16-fast"])
+    assert max(pairs.check.refused.values()) < choose.LEAST_OVERLAP <= pairs.check.overlap
+
+
+def test_plain_8_bit_logits_choose_what_fp32_would():
+    phases = opened(32, "int8-fast")._model.phases
+    with torch.inference_mode():
+        hidden_BD = torch.randn(400, 64, generator=torch.Generator().manual_seed(3))
+        banned_BX = torch.randint(0, 101, (400, 30), generator=torch.Generator().manual_seed(4))
+        rounded_BV = phases.output(hidden_BD)
+        exact_BV = hidden_BD @ phases.network.output_projection.weight.T + phases.network.output_projection.bias
+        banned_MC = torch.from_numpy(np.packbits(np.arange(101) % 5 == 2, bitorder="little"))[None]
+        masks = choice.RowMasks.of(banned_MC, torch.zeros(400, dtype=torch.int64), 101)
+        for mask in (None, masks):
+            expected, rough = (
+                choice.choose(x.clone(), banned_BX, tokens=90, choices=1, masks=mask) for x in (exact_BV, rounded_BV)
+            )
+            assert (rough.tokens_BW != expected.tokens_BW).sum() > 2, "8-bit logits alone would do"
+            for choices in (1, 2):
+                found = phases.choose(hidden_BD, banned_BX, tokens=90, choices=choices, masks=mask)
+                assert torch.equal(found.tokens_BW[:, 0], expected.tokens_BW[:, 0])
+                torch.testing.assert_close(found.log_prob_BW[:, 0], expected.log_prob_BW[:, 0], atol=0.01, rtol=0)
+
+
 @PRECISIONS
 def test_selected_rows_go_on_as_copies(precision):
     engine, batch = opened(32, precision), make_batch([4, 17, 0, 128, 129, 1, 16], config=CONFIGS[32])
@@ -297,11 +344,13 @@ def test_candidates_and_beams_are_what_reading_each_alone_gives(precision):
     ranked = decode.recommend(engine, batch, decode.Decoding(mode="candidates", num_candidates=5))
     everything = np.tile(np.arange(101, dtype=np.int32), (len(batch), 1))
     log_probs_BV = exact.log_probs(exact.prefill(batch, steps=1), everything)
-    np.testing.assert_allclose(ranked.log_prob_BK, log_probs_BV[rows, ranked.tokens_BK], atol=NEAR)
+    np.testing.assert_allclose(ranked.log_prob_BK, log_probs_BV[rows, ranked.tokens_BK], atol=OFF[precision])
     for column, items_B in enumerate(ranked.tokens_BK.T):
         alone = engine.prefill(batch, steps=1)
         engine.decode(alone, items_B)
-        np.testing.assert_allclose(ranked.heads_BKH[:, column], engine.collect(alone).heads_BKH[:, 0], atol=NEAR / 4)
+        np.testing.assert_allclose(
+            ranked.heads_BKH[:, column], engine.collect(alone).heads_BKH[:, 0], atol=OFF[precision] / 4
+        )
     given = replace(batch, candidates_BC=ranked.tokens_BK[:, ::-1].copy())
     listed = decode.recommend(engine, given, decode.Decoding())
     np.testing.assert_array_equal(listed.log_prob_BK, ranked.log_prob_BK[:, ::-1])
@@ -322,7 +371,7 @@ def test_without_numba_or_for_other_heads_pytorch_computes_alone(precision, monk
     batch = make_batch(SHORT, config=narrow)
     items_BK = items_of(16, batch)
     engines = (TorchEngine(demo_model(narrow), precision=p) for p in (precision, "fp32"))
-    assert_near(*(answer(engine, batch, items_BK) for engine in engines))
+    assert_near(*(answer(engine, batch, items_BK) for engine in engines), OFF[precision])
     assert isinstance(without_numba(MODELS[16], precision)._model.phases, PlainPhases)
     monkeypatch.setitem(sys.modules, "genrec_batch.engines.torch.compiled.phases", None)
     with caplog.at_level("WARNING"):
@@ -341,7 +390,7 @@ def test_a_token_that_is_not_there_is_looked_up_nowhere():
 
 
 def test_no_kernel_is_compiled_twice_for_one_precision():
-    for precision in ("bf16", "int8"):
+    for precision in OFF:
         for lengths in ([1], [1, 1], [5], [5, 7, 0], [2, 2], [129, 3]):
             slate(opened(16, precision), make_batch(lengths, config=CONFIGS[16]), 2)
     kernels = {**vars(row_kernels), **vars(attention)}

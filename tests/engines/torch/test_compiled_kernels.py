@@ -93,7 +93,14 @@ def test_split(width):
     row_kernels.split(x, *into)
     for n in range(ROWS):
         assert_pairs(*(part[n : n + 1] for part in into), x[n : n + 1])
+    whole = filled(ROWS), filled(ROWS, width, dtype=np.uint8)
+    row_kernels.round_rows(x, *whole)
+    for n in range(ROWS):
+        assert_whole(whole[0][n : n + 1], whole[1][n : n + 1], x[n : n + 1], 127, 128)
     x[1], x[2, -1], x[3, -1] = 0, np.nan, -np.inf
+    row_kernels.round_rows(x, *whole)
+    assert (whole[0][1], whole[1][1].tolist(), whole[0][3]) == (0, [128] * width, np.inf)
+    assert np.isnan(whole[0][2])
     again = pairs(ROWS, width)
     row_kernels.split(x, *again)
     assert again[0][1] == 0
@@ -178,14 +185,17 @@ def test_embed(items):
         np.testing.assert_array_equal(found, expected if found is x else floats(halves(expected)))
 
 
-def choose(logits, banned, tokens, *, scale=None, bias=None, masks=None, mask=None):
+NONE = np.empty((0, 0), np.float32)
+
+
+def choose(logits, banned, tokens, *, scale=None, bias=None, masks=None, mask=None, exact=(NONE, NONE, 0.0, 0.0)):
     found = np.empty(len(logits), np.float32), np.empty(len(logits), np.int64), np.empty(len(logits), np.float32)
     scale = np.ones(len(logits), np.float32) if scale is None else scale
     bias = np.zeros(logits.shape[1], np.float32) if bias is None else bias
     masks = np.empty((0, 0), np.uint8) if masks is None else masks.view(np.uint8)
     mask = np.zeros(len(logits), np.int64) if mask is None else mask
     room = np.empty(masks.shape[1], np.float32)
-    row_kernels.choose(logits, scale, bias, np.array(banned, np.int64), masks, mask, room, tokens, *found)
+    row_kernels.choose(logits, scale, bias, np.array(banned, np.int64), masks, mask, room, tokens, *exact, *found)
     return found
 
 
@@ -317,3 +327,47 @@ def test_attention_of_what_is_read_next(size, length):
         np.testing.assert_allclose(mixed[first + r], expected, rtol=1e-4, atol=1e-5)
     assert np.isnan(mixed[:first]).all()
     assert np.isnan(mixed[first + rows :]).all()
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+@LENGTHS
+def test_attention_of_what_is_read_aside(size, length):
+    heads, each, lengths = 2, 19, np.array([length - 1, 0, length // 2])
+    rows, width, slots = len(lengths), 2 * size, -(-(length + 2) // 16) * 16
+    sums, scale, bias, _ = product(3 * width, rows * each)
+    sums /= 50
+    qkv = (sums * scale[:, None] + bias).reshape(rows, each, 3, heads, size)
+    keys, values = (halves(numbers(rows, heads, slots, size, seed=s)) for s in (7, 8))
+    for r, n in enumerate(lengths):
+        keys[r, :, n + 1 :], values[r, :, n + 1 :] = 0x7FC0, 0x7FC0  # NaN: nobody reads on
+    mixed = filled(rows * each, width)
+    attention.attend_aside(sums, scale, bias.copy(), lengths, keys, values, mixed)
+    for r, n in enumerate(lengths):
+        query, key, value = qkv[r].transpose(1, 2, 0, 3).astype(float)
+        looks = query @ floats(keys)[r, :, : n + 1].transpose(0, 2, 1)
+        shares = softmax(np.concatenate([looks, (query * key).sum(2, keepdims=True)], 2))
+        expected = shares[:, :, :-1] @ floats(values)[r, :, : n + 1] + shares[:, :, -1:] * value
+        found = mixed.reshape(rows, each, heads, size)[r].transpose(1, 0, 2)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_that_rounding_might_take_for_the_best_are_computed_again():
+    random = np.random.default_rng(3)
+    hidden, weight = numbers(ROWS, 64), numbers(1001, 64, seed=1)
+    exact, bias = hidden @ weight.T, numbers(1001, seed=2) * 0.01
+    step, norm = float(np.abs(weight).max() / 127), float(np.linalg.norm(weight, axis=1).max())
+    scale = np.abs(hidden).max(1) / 127
+    near = exact / scale[:, None] + random.standard_normal(exact.shape).astype(np.float32)  # rounding moves the best
+    order = np.argsort(-(exact + bias), 1)
+    near[np.arange(ROWS), order[:, 1]] = near[np.arange(ROWS), order[:, 0]] + 1
+    masks = np.zeros((1, 1001), bool)
+    masks[0, order[:, 0]] = True
+    for mask in (None, masks):
+        logits = near.astype(np.float32)
+        _, best, value = choose(
+            logits, [[0]] * ROWS, 1001, scale=scale, bias=bias, masks=mask, exact=(hidden, weight, step, norm)
+        )
+        open_BV = exact + bias if mask is None else np.where(mask, -np.inf, exact + bias)
+        np.testing.assert_array_equal(best, open_BV.argmax(1))
+        np.testing.assert_allclose(value, open_BV.max(1), rtol=1e-5)
+        np.testing.assert_allclose(logits[np.arange(ROWS), best], value, rtol=1e-6)  # as `log_probs` would read it

@@ -128,3 +128,63 @@ def attend_next(
                     scores_X, g * slots, whole, values_X, (r * heads + g) * slots * size + z, size, ahead, mixed_X,
                     n * width + g * size + z, scale_G[g],
                 )  # fmt: skip
+
+
+@kernel(reorder=True)
+def attend_aside(
+    sums_N3D: F32, scale_N: F32, bias_3D: F32, lengths_R: I64, keys_RGTZ: Any, values_RGTZ: Any, mixed_ND: F32
+) -> None:
+    """Compute attention of C positions of each row, each as if it alone came after the row's `lengths` and one read.
+
+    Their queries, keys and values are scale x sums + bias, those of a row's positions one after the other. 16 of them
+    are computed together, one in each lane of a vector, as in `attend_context`. The cache does not change.
+    """
+    rows, heads, slots, size = keys_RGTZ.shape
+    width, each, head = heads * size, len(sums_N3D) // rows, slots * size
+    keys_X, values_X = np.empty(heads * head, np.float32), np.empty(heads * head, np.float32)
+    qkv_X = np.empty(WIDTH * 3 * width, np.float32)
+    across_X, own_X = np.empty(size * WIDTH, np.float32), np.empty(size * WIDTH, np.float32)
+    scores_X, own_I = np.empty((slots + 1) * WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    scale_I, tile_X = np.empty(WIDTH, np.float32), np.empty(WIDTH * WIDTH, np.float32)
+    for r in range(rows):
+        count = lengths_R[r] + 1
+        for g in range(heads):
+            some = slice(g * head, (g + 1) * head)
+            _keep(borrowed(keys_RGTZ)[r, g], 0, 0, count, keys_X[some].reshape(slots, size))
+            _keep(borrowed(values_RGTZ)[r, g], 0, 0, count, values_X[some].reshape(slots, size))
+        for t in range(0, each, WIDTH):
+            first, queries = r * each + t, min(WIDTH, each - t)
+            for i in range(queries):
+                here = slice(i * 3 * width, (i + 1) * 3 * width)
+                _scaled(borrowed(sums_N3D)[first + i], scale_N[first + i], bias_3D, qkv_X[here])
+            for g in range(heads):
+                for z in range(0, size, WIDTH):
+                    transpose_16(qkv_X, g * size + z, 3 * width, queries, across_X, z * WIDTH)
+                    transpose_16(qkv_X, width + g * size + z, 3 * width, queries, own_X, z * WIDTH)
+                dots_16(across_X, keys_X[g * head :], count, size, scores_X)
+                _dots_of_lanes(across_X, own_X, scores_X[count * WIDTH : (count + 1) * WIDTH])
+                softmax_16(scores_X, count + 1, count, scale_I)
+                for i in range(WIDTH):
+                    own_I[i] = scores_X[count * WIDTH + i] * scale_I[i]
+                for z in range(0, size, WIDTH):
+                    mix_16(scores_X, count, values_X[g * head :], z, size, scale_I, tile_X)
+                    for i in range(queries):
+                        value, at = i * 3 * width + 2 * width + g * size + z, g * size + z
+                        for lane in range(WIDTH):
+                            own = own_I[i] * qkv_X[value + lane]
+                            mixed_ND[first + i, at + lane] = tile_X[i * WIDTH + lane] + own
+
+
+@kernel(reorder=True)
+def _scaled(sums_M: F32, scale: Any, bias_M: F32, out_M: F32) -> None:
+    for m in range(len(out_M)):
+        out_M[m] = sums_M[m] * scale + bias_M[m]
+
+
+@kernel(reorder=True)
+def _dots_of_lanes(one_X: F32, other_X: F32, sums_I: F32) -> None:
+    """Write the dot product of two columns for each of 16 columns."""
+    sums_I[:] = 0
+    for z in range(0, len(one_X), WIDTH):
+        for i in range(WIDTH):
+            sums_I[i] += one_X[z + i] * other_X[z + i]

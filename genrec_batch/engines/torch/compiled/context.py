@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,26 +54,64 @@ def norm_arrays(norm: Norm) -> tuple[F32, F32, float]:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Buffers for rows as pairs of 8-bit numbers; see `row_kernels`."""
+class Singles:
+    """Buffers for rows as 8-bit numbers; see `row_kernels`."""
 
     high: Tensor
-    both: Tensor
     scale: F32
+    product: ClassVar[Any] = Int8Linear  # that multiplies them
+    kernels: ClassVar[Any] = row_kernels.round_rows, row_kernels.relu_round, row_kernels.add_norm_round
 
-    @staticmethod
-    def room(rows: int, width: int) -> Pairs:
+    @classmethod
+    def room(cls, rows: int, width: int) -> Singles:
+        """Return buffers for rows of `width` numbers."""
+        return cls(torch.empty(rows, width, dtype=torch.uint8), np.empty(rows, np.float32))
+
+    def arrays(self) -> tuple[Any, ...]:
+        """Return the arrays, in the order of a kernel's arguments."""
+        return self.scale, self.high.numpy()
+
+    def times(self, product: Any) -> Tensor:
+        """Return the product's sums."""
+        sums: Tensor = product.sums(self.high)
+        return sums
+
+    def fill(self, *given: Any) -> None:
+        """Round rows."""
+        self.kernels[0](*given, *self.arrays())
+
+    def fill_relu(self, *given: Any) -> None:
+        """Round the ReLU of a product's sums."""
+        self.kernels[1](*given, *self.arrays())
+
+    def fill_norm(self, x_ND: Tensor, rows: Singles, product: Any, norm: Norm) -> None:
+        """Add the product of rows to x, normalize that, and round it."""
+        sums = rows.times(product).numpy()
+        self.kernels[2](x_ND.numpy(), sums, rows.scale, product.bias_N.numpy(), *norm_arrays(norm), *self.arrays())
+
+
+@dataclass(frozen=True)
+class Pairs(Singles):
+    """Buffers for rows as pairs of 8-bit numbers; see `row_kernels`."""
+
+    both: Tensor
+    product: ClassVar[Any] = PairLinear
+    kernels: ClassVar[Any] = row_kernels.split, row_kernels.relu_split, row_kernels.add_norm_split
+
+    @classmethod
+    def room(cls, rows: int, width: int) -> Pairs:
         """Return buffers for rows of `width` numbers."""
         high, both = (torch.empty(rows, times * width, dtype=torch.uint8) for times in (1, 2))
-        return Pairs(high, both, np.empty(rows, np.float32))
+        return cls(high, np.empty(rows, np.float32), both)
 
-    def arrays(self) -> tuple[F32, Any, Any]:
-        """Return the three arrays, in the order of a kernel's arguments."""
-        return self.scale, self.high.numpy(), self.both.numpy()
+    def arrays(self) -> tuple[Any, ...]:
+        """Return the arrays, in the order of a kernel's arguments."""
+        return *super().arrays(), self.both.numpy()
 
-    def times(self, product: PairLinear) -> Tensor:
+    def times(self, product: Any) -> Tensor:
         """Return the product's sums."""
-        return product.sums(self.high, self.both)
+        sums: Tensor = product.sums(self.high, self.both)
+        return sums
 
 
 class _Pass:
@@ -173,11 +211,11 @@ class Bf16Context:
 
 @dataclass(frozen=True, kw_only=True)
 class _Int8Layer:
-    """Queries and keys [2 D], or the last layer's keys [D], and the feed-forward network in int8; the rest in pairs."""
+    """Queries and keys [2 D], or the last layer's keys [D], and feed-forward in int8; the rest in a form."""
 
     queries_keys: Int8Linear
-    values: PairLinear
-    out: PairLinear
+    values: Any
+    out: Any
     up: Int8Linear
     down: Int8Linear
     norm1: Norm
@@ -186,20 +224,21 @@ class _Int8Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Context:
-    """Queries, keys and the feed-forward network in int8; values and attention's output product in pairs of 8 bits.
+    """Queries, keys and the feed-forward network in int8; values and attention's output product in a form.
 
-    Attention carries the error of values straight to a row's last position: in 8 bits, values would be a quarter of the
-    work and most of the error.
+    Attention carries the error of values straight to a row's last position: in plain 8-bit numbers, values would be a
+    quarter of the work and most of the error, so that pairs keep close items in order and a trained model bears either.
     """
 
     network: Network
     plain: ContextLayers  # the tables of the first layer, and long histories
     layers: Sequence[_Int8Layer]
-    first: PairLinear  # the first layer's queries, keys and values
+    first: Any  # the first layer's queries, keys and values
+    form: type[Singles]
 
     @staticmethod
-    def of(network: Network, reading: Sequence[Layer[PairLinear]], tokens: int) -> Int8Context:
-        """Prepare a network's products, as above; those of `reading`, which are in pairs, are shared."""
+    def of(network: Network, form: type[Singles], reading: Sequence[Layer[Any]], tokens: int) -> Int8Context:
+        """Prepare a network's products, as above; those of `reading`, which are in the form, are shared."""
         layers = []
         for i, layer in enumerate(network.encoder.layers):
             weight, bias = scaled_qkv(network, i)
@@ -208,16 +247,16 @@ class Int8Context:
             layers.append(
                 _Int8Layer(
                     queries_keys=Int8Linear(weight[some], bias[some]),
-                    values=PairLinear(weight[2 * width :], bias[2 * width :]),
+                    values=form.product(weight[2 * width :], bias[2 * width :]),
                     out=reading[i].out,
                     up=Int8Linear(layer.linear1.weight, layer.linear1.bias),
-                    down=Int8Linear(layer.linear2.weight, layer.linear2.bias, positive=True, finer=True),
+                    down=Int8Linear(layer.linear2.weight, layer.linear2.bias, positive=True, finer=form is Pairs),
                     norm1=reading[i].norm1,
                     norm2=reading[i].norm2,
                 )
             )
-        plain = prepare_context(network, reading, PairLinear, tokens)
-        return Int8Context(network=network, plain=plain, layers=layers, first=reading[0].qkv)
+        plain = prepare_context(network, reading, form.product, tokens)
+        return Int8Context(network=network, plain=plain, layers=layers, first=reading[0].qkv, form=form)
 
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
         """Fill a new cache from position 0 and the S items after it, with zeros after each row's length."""
@@ -226,8 +265,8 @@ class Int8Context:
             return
         a_pass = _Pass(self.network, prefix_RD, tokens_RS, cache, torch.float32)
         count, width = a_pass.x_ND.shape
-        one, mixed = Pairs.room(count, width), Pairs.room(count, width)
-        scale_N, wide_NF = np.empty(count, np.float32), torch.empty(count, self.network.config.ffn, dtype=torch.uint8)
+        one, mixed = self.form.room(count, width), self.form.room(count, width)
+        plain, wide = Singles(one.high, one.scale), Singles.room(count, self.network.config.ffn)
         queries_keys_NX, values_ND = torch.empty(count, 2 * width, dtype=BF16), torch.empty(count, width, dtype=BF16)
         qkv_N3D = a_pass.embed(self.network, self.plain, (prefix_RD, self.first(prefix_RD).to(BF16)), tokens_RS)
         for i, layer in enumerate(self.layers[:-1]):
@@ -237,17 +276,10 @@ class Int8Context:
                 a_pass.attend(i, queries_keys_NX, values_ND)
             else:
                 a_pass.attend(i, qkv_N3D, qkv_N3D)
-            row_kernels.split(a_pass.mixed_ND.numpy(), *mixed.arrays())
-            row_kernels.add_norm_round(
-                a_pass.x_ND.numpy(), mixed.times(layer.out).numpy(), mixed.scale, layer.out.bias_N.numpy(),
-                *norm_arrays(layer.norm1), one.scale, one.high.numpy(),
-            )  # fmt: skip
-            sums = layer.up.sums(one.high).numpy()
-            row_kernels.relu_round(sums, one.scale, layer.up.bias_N.numpy(), scale_N, wide_NF.numpy())
-            row_kernels.add_norm_split(
-                a_pass.x_ND.numpy(), layer.down.sums(wide_NF).numpy(), scale_N, layer.down.bias_N.numpy(),
-                *norm_arrays(layer.norm2), *one.arrays(),
-            )  # fmt: skip
+            mixed.fill(a_pass.mixed_ND.numpy())
+            plain.fill_norm(a_pass.x_ND, mixed, layer.out, layer.norm1)
+            wide.fill_relu(plain.times(layer.up).numpy(), plain.scale, layer.up.bias_N.numpy())
+            one.fill_norm(a_pass.x_ND, wide, layer.down, layer.norm2)
         last, keys_ND = self.layers[-1], queries_keys_NX.view(-1)[: count * width].view(count, width)
         _scaled_half(last.queries_keys.sums(one.high), one.scale, last.queries_keys, keys_ND)
         _scaled_half(one.times(last.values), one.scale, last.values, values_ND)

@@ -10,8 +10,9 @@ Shapes as in `network`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,15 @@ from genrec_batch.engines.torch.compiled.context import (
     Bf16Context,
     Int8Context,
     Pairs,
+    Singles,
     assert_within,
     bits,
-    norm_arrays,
 )
-from genrec_batch.engines.torch.linear import PairLinear
-from genrec_batch.engines.torch.network import Layer, Network, Norm, prepare_pairs, read_aside
+from genrec_batch.engines.torch.eight_bits import prepare_pairs, prepare_single
+from genrec_batch.engines.torch.network import (
+    Layer,
+    Network,
+)
 from genrec_batch.model.weights import ModelConfig
 from genrec_batch.runtime.jit import warn_if_not_cached
 from genrec_batch.runtime.simd_bf16 import WIDTH
@@ -50,22 +54,33 @@ class CompiledPhases:
 
     network: Network
     contexts: Bf16Context | Int8Context
-    reading: Sequence[Layer[PairLinear]]  # in pairs, as the logits are
-    output: PairLinear
+    form: type[Singles]  # of rows that are read one position at a time
+    reading: Sequence[Layer[Any]]  # in that form, as the logits are
+    output: Any
+    exact: tuple[F32, float, float]  # see `row_kernels.choose`: weight, step and norm, no lines for pairs
     cache_dtype: torch.dtype = torch.bfloat16
 
     @staticmethod
-    def of(network: Network, dtype: torch.dtype, tokens: int) -> CompiledPhases:
+    def of(network: Network, dtype: torch.dtype, tokens: int, *, single: bool = False) -> CompiledPhases:
         """Prepare a network's products: context in `dtype`, bf16 or int8, for histories of tokens below `tokens`."""
         warn_if_not_cached()
-        reading = prepare_pairs(network)
+        form: type[Singles] = Singles if single else Pairs
+        output = network.output_projection
+        weight_VD = output.weight if single else output.weight[:0]
+        step = float(weight_VD.abs().max()) / 127 if single else 0.0
+        norm = float(weight_VD.norm(dim=1).max()) if single else 0.0
+        reading: Sequence[Layer[Any]] = prepare_single(network) if single else prepare_pairs(network)
         return CompiledPhases(
             network=network,
             contexts=(
-                Int8Context.of(network, reading, tokens) if dtype == torch.int8 else Bf16Context.of(network, tokens)
+                Int8Context.of(network, form, reading, tokens)
+                if dtype == torch.int8
+                else Bf16Context.of(network, tokens)
             ),
+            form=form,
             reading=reading,
-            output=PairLinear(network.output_projection.weight, network.output_projection.bias),
+            output=form.product(output.weight, output.bias),
+            exact=(weight_VD.numpy(), step, norm),
         )
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
@@ -74,26 +89,40 @@ class CompiledPhases:
 
     def read(self, x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
         """Read one more position per row; see `network.read`."""
-        rows, width = x_BD.shape
-        x = x_BD.clone()
-        one, other = Pairs.room(rows, width), Pairs.room(rows, width)
-        wide, mixed_ND = Pairs.room(rows, self.network.config.ffn), np.empty((rows, width), np.float32)
         seen = [(cache.lengths_R.numpy(), bits(cache.keys), bits(cache.values)) for cache in caches]
-        row_kernels.split(x.numpy(), *one.arrays())
-        for i, layer in enumerate(self.reading):
-            sums, bias_3D, first = one.times(layer.qkv).numpy(), layer.qkv.bias_N.numpy(), 0
+
+        def attend(layer: int, sums: F32, scale: F32, bias_3D: F32, mixed_ND: F32) -> None:
+            first = 0
             for lengths_R, keys, values in seen:
-                attention.attend_next(sums, one.scale, bias_3D, first, step, lengths_R, keys[i], values[i], mixed_ND)
+                attention.attend_next(
+                    sums, scale, bias_3D, first, step, lengths_R, keys[layer], values[layer], mixed_ND
+                )
                 first += len(lengths_R)
-            row_kernels.split(mixed_ND, *other.arrays())
-            _add_norm_split(x, other, layer.out, layer.norm1, one)
-            row_kernels.relu_split(one.times(layer.up).numpy(), one.scale, layer.up.bias_N.numpy(), *wide.arrays())
-            _add_norm_split(x, wide, layer.down, layer.norm2, one)
-        return x
+
+        return self._through(x_BD.clone(), attend)
 
     def read_aside(self, x_RCD: Tensor, cache: Cache) -> Tensor:
         """Read C positions per row, each alone; see `network.read_aside`."""
-        return read_aside(self.reading, x_RCD, cache)
+        lengths_R, keys, values = cache.lengths_R.numpy(), bits(cache.keys), bits(cache.values)
+
+        def attend(layer: int, sums: F32, scale: F32, bias_3D: F32, mixed_ND: F32) -> None:
+            attention.attend_aside(sums, scale, bias_3D, lengths_R, keys[layer], values[layer], mixed_ND)
+
+        return self._through(x_RCD.flatten(0, 1).clone(), attend).view(x_RCD.shape)
+
+    def _through(self, x_ND: Tensor, attend: Callable[[int, F32, F32, F32, F32], None]) -> Tensor:
+        """Take positions through all layers, in place; `attend` gets sums, their scale and bias, and what to fill."""
+        rows, width = x_ND.shape
+        one, other = self.form.room(rows, width), self.form.room(rows, width)
+        wide, mixed_ND = self.form.room(rows, self.network.config.ffn), np.empty((rows, width), np.float32)
+        one.fill(x_ND.numpy())
+        for i, layer in enumerate(self.reading):
+            attend(i, one.times(layer.qkv).numpy(), one.scale, layer.qkv.bias_N.numpy(), mixed_ND)
+            other.fill(mixed_ND)
+            one.fill_norm(x_ND, other, layer.out, layer.norm1)
+            wide.fill_relu(one.times(layer.up).numpy(), one.scale, layer.up.bias_N.numpy())
+            one.fill_norm(x_ND, wide, layer.down, layer.norm2)
+        return x_ND
 
     def choose(
         self, hidden_BD: Tensor, banned_BX: Tensor, *, tokens: int, choices: int, masks: RowMasks | None = None
@@ -101,15 +130,16 @@ class CompiledPhases:
         """Choose the items after hidden states; see `choice.choose`."""
         assert_within(banned_BX, len(self.output.bias_N))
         rows = len(hidden_BD)
-        pairs = Pairs.room(rows, hidden_BD.shape[1])
-        row_kernels.split(hidden_BD.numpy(), *pairs.arrays())
-        logits_BV = self.output.sums(pairs.high, pairs.both)
+        hidden = self.form.room(rows, hidden_BD.shape[1])
+        hidden.fill(hidden_BD.numpy())
+        logits_BV = hidden.times(self.output)
         log_sum_B, value_B = torch.empty(rows), torch.empty(rows)
         best_B = torch.empty(rows, dtype=torch.int64)
-        bans = NO_BANS if masks is None or choices > 1 else _bans(masks)
+        unmasked = choices > 1 and self.form is Pairs  # what is not the best choice is not masked here
+        bans = NO_BANS if masks is None or unmasked else _bans(masks)
         row_kernels.choose(
-            logits_BV.numpy(), pairs.scale, self.output.bias_N.numpy(), banned_BX.numpy(), *bans, tokens,
-            log_sum_B.numpy(), best_B.numpy(), value_B.numpy(),
+            logits_BV.numpy(), hidden.scale, self.output.bias_N.numpy(), banned_BX.numpy(), *bans, tokens,
+            hidden_BD.numpy(), *self.exact, log_sum_B.numpy(), best_B.numpy(), value_B.numpy(),
         )  # fmt: skip
         if choices > 1:
             return choose(logits_BV, banned_BX, tokens=tokens, choices=choices, masks=masks, log_sum_B=log_sum_B)
@@ -126,10 +156,3 @@ def _bans(masks: RowMasks) -> tuple[npt.NDArray[np.uint8], I64, F32]:
     assert not masks.mask_B.numel() or int(masks.mask_B.max()) < len(masks.bytes_MC), "no such mask"
     banned_MV = masks.banned_MV.numpy().view(np.uint8)
     return banned_MV, masks.mask_B.numpy(), np.empty(banned_MV.shape[1], np.float32)
-
-
-def _add_norm_split(x_ND: Tensor, rows: Pairs, product: PairLinear, norm: Norm, into: Pairs) -> None:
-    row_kernels.add_norm_split(
-        x_ND.numpy(), rows.times(product).numpy(), rows.scale, product.bias_N.numpy(), *norm_arrays(norm),
-        *into.arrays(),
-    )  # fmt: skip

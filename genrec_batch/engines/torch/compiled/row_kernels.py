@@ -7,7 +7,8 @@ Every row is computed alone and in the same order, whatever its neighbours are. 
 
 Shapes as in `network`, and N rows of numbers (R rows of S positions, end to end), M numbers of a row. Pairs are the
 input of `linear.PairLinear`: x = scale x (high + low / 254), both from -127 to 127 and stored with 128 added; `high_NM`
-has the high ones, `both_N2M` the low ones and then the high ones again.
+has the high ones, `both_N2M` the low ones and then the high ones again. Whole numbers are the input of
+`linear.Int8Linear`, stored in the same way.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ F = np.float32
 # made of vectors 0288c4ba
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(simd_bf16.LEAST), F(simd_bf16.LOG2_E), F(simd_bf16.LN2_HIGH), F(simd_bf16.LN2_LOW)
+CLOSE = F(6 / np.sqrt(12))  # standard deviations of a logit, of numbers that are rounded to whole steps
 P5, P4, P3, P2, P1, P0 = (F(x) for x in simd_bf16.POLYNOMIAL)
 
 
@@ -33,6 +35,13 @@ def split(x_NM: F32, scale_N: F32, high_NM: Any, both_N2M: Any) -> None:
     """Round rows to pairs, each with a scale of its own."""
     for n in range(len(x_NM)):
         scale_N[n] = _split(borrowed(x_NM)[n], borrowed(high_NM)[n], borrowed(both_N2M)[n])
+
+
+@kernel(reorder=True)
+def round_rows(x_NM: F32, scale_N: F32, whole_NM: Any) -> None:
+    """Round rows to whole numbers, each with a scale of its own."""
+    for n in range(len(x_NM)):
+        scale_N[n] = _round(borrowed(x_NM)[n], HIGHEST, ZERO, borrowed(whole_NM)[n])
 
 
 @kernel(reorder=True)
@@ -217,7 +226,7 @@ def _exp(x: Any) -> Any:
 @kernel(reorder=True)
 def choose(
     logits_BV: F32, scale_B: F32, bias_V: F32, banned_BX: I64, banned_MV: Any, mask_B: I64, open_V: F32, tokens: int,
-    log_sum_B: F32, best_B: I64, value_B: F32,
+    hidden_BD: F32, weight_VD: F32, step: float, norm: float, log_sum_B: F32, best_B: I64, value_B: F32,
 ) -> None:  # fmt: skip
     """Turn sums into logits, scale x sums + bias, and find each row's best token below `tokens` that is not banned.
 
@@ -225,6 +234,9 @@ def choose(
     `open_V` is room for the logits of a row. Of equal logits the lowest token is best, and NaN is greater than all
     numbers. Where all tokens are banned, the result is token 0 with -inf. The log of the sum of exponentials is over
     all tokens.
+
+    Where weight_VD has lines, sums are of plain 8-bit numbers: logits that their rounding might take for the best ones
+    are computed again in fp32 from hidden_BD. `step` is the largest of weight_VD's scales, `norm` of its lines' norms.
     """
     kept_X = np.empty(banned_BX.shape[1], np.float32)
     for b in range(len(logits_BV)):
@@ -247,9 +259,33 @@ def choose(
             at += 1
         if np.isnan(log_sum_B[b]):
             at = _first_nan(logits_V[:tokens], at)
+        elif len(weight_VD) and best > -np.inf:
+            hidden_D = borrowed(hidden_BD)[b]
+            least = best - CLOSE * np.sqrt(scale * scale * norm * norm + step * step * _dot(hidden_D, hidden_D))
+            at = _best_again(hidden_D, weight_VD, bias_V, least, logits_V[:tokens], borrowed(logits_BV)[b])
         best_B[b], value_B[b] = at, logits_V[at]
         for x in range(len(kept_X)):
             logits_V[banned_BX[b, x]] = kept_X[x]
+
+
+@kernel(reorder=True)
+def _best_again(hidden_D: F32, weight_VD: F32, bias_V: F32, least: Any, open_T: F32, logits_V: F32) -> Any:
+    """Return the place of the best logit, once all from `least` on are computed again."""
+    best, at = F(-np.inf), 0
+    for v in range(len(open_T)):
+        if open_T[v] >= least:
+            open_T[v] = logits_V[v] = _dot(hidden_D, borrowed(weight_VD)[v]) + bias_V[v]
+            if open_T[v] > best:
+                best, at = open_T[v], v
+    return at
+
+
+@kernel(reorder=True)
+def _dot(one_M: F32, other_M: F32) -> Any:
+    total = F(0)
+    for m in range(len(one_M)):
+        total += one_M[m] * other_M[m]
+    return total
 
 
 @kernel(reorder=True)

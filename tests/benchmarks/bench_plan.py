@@ -1,6 +1,6 @@
 """`plan` beside measured runs with 1, 2 and 4 worker processes on a CPU.
 
-    python tests/benchmarks/bench_plan.py --users 20000 --workers 1 2 4 --rounds 3 --folder WORK [--json FILE]
+    python tests/benchmarks/bench_plan.py --users 30000 --workers 1 2 4 --rounds 3 --folder WORK [--json FILE]
 
 The log is that of `bench_end_to_end.py` (5 to 50 events a user). The runs take turns, round by round; of each number of
 workers the median is compared with the plan by the rates of the median run of one process. The result keeps that run's
@@ -103,7 +103,8 @@ def main():
         runs[-1] |= {"all_s": [round(report["run"]["wall_s"], 3) for report in reports]}
         print(f"{workers} workers: {measured_s:.1f} s, planned {planned_s:.1f} s ({planned_s / measured_s:.2f})")
     result = {"bench": "plan", "users": options.users, "preset": options.preset, "load_before": round(load, 2)}
-    result |= {"command": " ".join(["python", *sys.argv]), "runs": runs, "rates": rates}
+    command = f"bench_plan.py --users {options.users} --workers {' '.join(map(str, options.workers))}"
+    result |= {"command": f"{command} --rounds {options.rounds}", "runs": runs, "rates": rates}
     if options.json:
         options.json.write_text(json.dumps(result) + "\n")
     print(json.dumps(result))

@@ -1,6 +1,6 @@
 """Runs with 1, 2 and 4 worker processes beside runs with as many workers in a Ray cluster on the same cores.
 
-    python tests/benchmarks/bench_workers.py --users 60000 --workers 1 2 4 --rounds 5 --folder WORK [--json FILE]
+    python tests/benchmarks/bench_workers.py --users 30000 --workers 1 2 4 --rounds 3 --folder WORK [--json FILE]
 
 The log is that of `bench_end_to_end.py` (5 to 50 events a user). The cluster runs on this machine before the first run
 and has all of its cores; its start is apart. Both kinds take turns, round by round, the other one first in every second
@@ -95,13 +95,15 @@ def main():
     result = {"bench": "workers", "date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "ray": version("ray")}
     result |= {"users": options.users, "preset": options.preset, "cores": len(os.sched_getaffinity(0))}
     result |= {"rounds": options.rounds, "load_before": round(load, 2), "cluster_start_s": round(started_s, 2)}
-    result |= {"command": " ".join(["python", *sys.argv]), "bytes_differ": 0}
+    command = f"bench_workers.py --users {options.users} --workers {' '.join(map(str, options.workers))}"
+    result |= {"command": f"{command} --rounds {options.rounds}", "bytes_differ": 0, "runs": []}
     for workers in options.workers:
         local, in_ray = (found[workers, kind] for kind in KINDS)
         ratios = [after["process_s"] / before["process_s"] for before, after in zip(local, in_ray, strict=True)]
         more_s = statistics.median(b["process_s"] - a["process_s"] for a, b in zip(local, in_ray, strict=True))
-        result[str(workers)] = {"local": middle(local), "ray": middle(in_ray), "more_s": round(more_s, 2)}
-        result[str(workers)] |= {"ratio": round(statistics.median(ratios), 3), "ratios": [round(r, 3) for r in ratios]}
+        run = {"workers": workers, "local": middle(local), "ray": middle(in_ray), "more_s": round(more_s, 2)}
+        run |= {"ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios]}
+        result["runs"].append(run)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -18,6 +18,7 @@ from genrec_batch.evaluation.model_lists import Inputs
 from genrec_batch.model import weights
 from genrec_batch.model.catalog import Catalog
 from genrec_batch.runtime.clock import Stages
+from tests.fakes.engine import PartialEngine
 from tests.histories import build, normalize
 
 TOP = Decoding(mode="candidates", top_k=7, num_candidates=7)
@@ -83,7 +84,7 @@ def test_candidates_are_ranked_by_weights(engine, inputs):
     np.testing.assert_array_equal(found.tokens_MK[:5], np.take_along_axis(ranked.tokens_BK, order, axis=1))
 
 
-class Small:
+class Small(PartialEngine):
     """An engine whose device holds two users."""
 
     def __init__(self, engine):
@@ -95,8 +96,11 @@ class Small:
             raise DeviceMemoryError("full")
         return self.engine.prefill(batch, **rest)
 
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
+    def choose(self, state):
+        return self.engine.choose(state)
+
+    def score(self, state, tokens_BC):
+        return self.engine.score(state, tokens_BC)
 
 
 def test_a_full_device_gets_halves(engine, inputs, exposures):

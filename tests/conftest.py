@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from genrec_batch.cli.app import app
 from genrec_batch.model import weights
 
 START = dt.datetime(2026, 4, 1, tzinfo=dt.timezone.utc)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, which runs would inherit
 KUAIRAND = Path(__file__).parent.parent.parent / "shared" / "data" / "kuairand"
 from tests.logs import catalog_of
 

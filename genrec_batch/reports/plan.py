@@ -98,7 +98,7 @@ def planned(config: PlanConfig) -> dict[str, Any]:
         "cost": cost,
         "measured": {**rates.about, "users": rates.users, "seconds": rates.seconds, "report": config.rates},
         "assumptions": said,
-        "warnings": _warnings(rates, job),
+        "warnings": _warnings(rates, job, machines),
     }
 
 
@@ -164,8 +164,6 @@ def _phases(rates: Rates, machines: Machines, job: Job) -> list[dict[str, Any]]:
     reading = {"host cores": job.rows * rates.reading_core_s / cores}
     split = {"host cores": job.rows * rates.split_core_s / cores}
     scoring = {"host cores": job.users * rates.host.of(job.kept_each) / cores}
-    if machines.processes > 1:
-        scoring["host cores"] *= rates.busy
     if rates.device is not None:
         scoring["GPU"] = job.users * rates.device.of(job.kept_each) / machines.gpus
     scoring = {name: seconds * rates.overlap for name, seconds in scoring.items()}
@@ -220,8 +218,6 @@ def _assume(rates: Rates, machines: Machines, job: Job, said: list[dict[str, Any
         f"the start of a process takes {rates.start_s + rates.opening_s:.1f} s; workers on a CPU start after it",
         "the process's own start and end come on top, some seconds",
     ]
-    if rates.busy < 1:
-        words.append(f"one process keeps {rates.busy:.0%} of the cores busy while it scores, as measured; several all")
     if machines.network_gb_s is None:
         words.append("the log is read twice from the disk, and the output is written to it")
     else:
@@ -236,13 +232,18 @@ def _assume(rates: Rates, machines: Machines, job: Job, said: list[dict[str, Any
     said.append({"assumption": "memory for the users' ids", "value": memory, "unit": "GiB", "source": "assumed"})
 
 
-def _warnings(rates: Rates, job: Job) -> list[str]:
+def _warnings(rates: Rates, job: Job, machines: Machines) -> list[str]:
     """Return why the measured run may say little about the planned one."""
     found, ratio = [], job.kept_each / max(rates.kept_each, 1e-9)
     if not 1 / FAR <= ratio <= FAR:
         found.append(
             f"the measured run read {rates.kept_each:.1f} events of a user, this one {job.kept_each:.1f}; measure "
             "a log that is more alike"
+        )
+    if not rates.gpu and rates.processes == 1 < machines.processes:
+        found.append(
+            "the measured run was one process, and several take less time on the same cores, up to a third less; "
+            f"measure with --workers {machines.processes}"
         )
     if rates.scoring_s < LEAST_SCORING_S:
         found.append(

@@ -62,7 +62,6 @@ class Rates:
     split_core_s: float
     scoring_s: float
     overlap: float  # the time of scoring over that of its busiest resource, at least 1
-    busy: float  # share of the cores that one process on a CPU keeps busy while it scores, 1 where it is not known
     host: Cost  # seconds of a core
     device: Cost | None  # seconds of a GPU
     log_bytes: float  # for each row
@@ -115,7 +114,7 @@ def _rates(report: Mapping[str, Any]) -> Rates:
     scoring_s = ends - begins
     start_s = max(0.0, wall_s - reading_s - split_s - scoring_s - finish_s - (0.0 if gpu else opening_s))
     grows, stays = took(HOST_EVENTS), took(HOST_USERS)
-    device, busy = None, 1.0
+    device = None
     if gpu:
         computed_s = took((MODEL,)) - took(NOT_COMPUTED)  # its parts overlap on the device
         part = took(DEVICE_EVENTS) / took((*DEVICE_EVENTS, *DEVICE_USERS))
@@ -127,9 +126,6 @@ def _rates(report: Mapping[str, Any]) -> Rates:
         grows, stays, overlap = grows + took(DEVICE_EVENTS), stays + took(DEVICE_USERS), 1.0
         part = grows / (grows + stays)
         host = _cost(scoring_s * cores * part, scoring_s * cores * (1 - part), users, kept_each)
-        if processes == 1 and "processor_s" in summary:  # before and after scoring it is about one core
-            rest_s = float(summary["processor_s"]) - (wall_s - scoring_s)
-            busy = min(1.0, max(1 / cores, rest_s / (scoring_s * cores)))
     ceilings, divided = report.get("ceilings") or {}, stages.get(SPLIT, {})
     events = int(divided.get("rows") or rows)  # of the users that were scored
     return Rates(
@@ -155,7 +151,6 @@ def _rates(report: Mapping[str, Any]) -> Rates:
         split_core_s=split_s * cores / events,
         scoring_s=scoring_s,
         overlap=overlap,
-        busy=busy,
         host=host,
         device=device,
         log_bytes=float(stages.get(READING, {}).get("bytes") or 0) / rows,

@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_plan.py --users 30000 --workers 1 2 4 --rounds 3 --folder WORK [--json FILE]
 
 The log is that of `bench_end_to_end.py` (5 to 50 events a user). The runs take turns, round by round; of each number of
-workers the median is compared with the plan by the rates of the median run of one process. The result keeps that run's
-report without what no plan reads, so a test can plan again. The machine should have no other work: its load is in the
-result. The last line is JSON.
+workers the last one gives rates, and the median of the others is compared with a plan: of one process by the rates of
+one, of several by those of the fewest, since several need less time on the same cores than one. The result keeps these
+two reports without what no plan reads, so a test can plan again. The machine should have no other work: its load is in
+the result. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -56,10 +57,17 @@ def scored(log, model, workers, number, folder):
     return json.loads(report.read_text()) | {"process_s": round(time.perf_counter() - began, 3)}
 
 
+def ends(bars):
+    """Return the first and the last two bars of each stage."""
+    of = {bar["stage"]: [each for each in bars if each["stage"] == bar["stage"]] for bar in bars}
+    kept = {id(bar) for found in of.values() for bar in [*found[:2], *found[-2:]]}
+    return [bar for bar in bars if id(bar) in kept]
+
+
 def reduced(report):
     """Return a report without what no plan reads."""
     run = report["run"]
-    bars = [{name: bar[name] for name in ("stage", "start_s", "stop_s")} for bar in run["timeline"]]
+    bars = [{name: bar[name] for name in ("stage", "start_s", "stop_s")} for bar in ends(run["timeline"])]
     summary = {name: run["summary"][name] for name in KEPT if name in run["summary"]}
     stages = [
         {name: row[name] for name in ("stage", "seconds", "share_of_wall", "rows", "bytes")} for row in run["stages"]
@@ -69,11 +77,6 @@ def reduced(report):
         "ceilings": None,
         "run": {"wall_s": run["wall_s"], "summary": summary, "stages": stages, "timeline": bars},
     }
-
-
-def middle(reports):
-    """Return the report of the median wall time."""
-    return sorted(reports, key=lambda report: report["run"]["wall_s"])[len(reports) // 2]
 
 
 def main():
@@ -94,12 +97,14 @@ def main():
     for number in range(options.rounds):
         for workers in options.workers:
             found[workers].append(scored(log, model, workers, number, options.folder))
-    rates = reduced(middle(found[options.workers[0]]))
+    measured = [1, min((workers for workers in options.workers if workers > 1), default=1)]
+    rates = {workers: reduced(found[workers].pop()) for workers in measured}
     runs = []
     for workers, reports in found.items():
-        measured_s = statistics.median(report["run"]["wall_s"] for report in reports)
-        planned_s = plan_of(rates, workers=workers)["seconds"]
+        measured_s, rates_of = statistics.median(report["run"]["wall_s"] for report in reports), measured[workers > 1]
+        planned_s = plan_of(rates[rates_of], workers=workers)["seconds"]
         runs.append({"workers": workers, "measured_s": round(measured_s, 3), "planned_s": round(planned_s, 3)})
+        runs[-1] |= {"rates_of": rates_of}
         runs[-1] |= {"all_s": [round(report["run"]["wall_s"], 3) for report in reports]}
         print(f"{workers} workers: {measured_s:.1f} s, planned {planned_s:.1f} s ({planned_s / measured_s:.2f})")
     result = {"bench": "plan", "users": options.users, "preset": options.preset, "load_before": round(load, 2)}

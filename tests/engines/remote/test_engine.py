@@ -296,15 +296,18 @@ def test_a_model_name_that_the_servers_do_not_have_is_refused_at_once(fleet):
 
 
 def test_what_is_given_up_is_cancelled(fleet):
-    cancelled = threading.Event()
+    arrived, cancelled = threading.Event(), threading.Event()
 
     def behave(server, context):
         if server.batches > 1:
-            context.add_callback(cancelled.set)
-            cancelled.wait(30)
+            if not context.add_callback(cancelled.set):  # it is cancelled already
+                cancelled.set()
+            arrived.set()
+            cancelled.wait(5)
 
     answers = recommend_all(fleet.engine(fleet.serve(behave)), iter([batch(4), batch(4)]), SLATE)
     next(answers)
+    assert arrived.wait(10)
     answers.close()
     assert cancelled.wait(10)
 

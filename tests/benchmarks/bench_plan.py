@@ -34,7 +34,6 @@ KEPT = (
     "kept_events",
     "bytes",
     "workers",
-    "processor_s",
 )
 
 

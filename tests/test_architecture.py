@@ -34,6 +34,7 @@ FLOORS = [  # a room imports only from floors above it in this list, never from 
 SHARED_NETWORK = "engines.torch.network"  # the one module of `engines/torch` that another kind of engine may import
 TENSOR_SIDE = ("core", "runtime", "model", "engines", "features")  # rooms that see no Polars
 POLARS_AT_HOME = {"model.catalog"}  # the catalog is a table on disk
+EXACT_IN_ANY_ORDER = {"_products"}  # kernels that sum whole numbers
 TORCH_AT_HOME = ("engines.torch", "engines.cuda", "training", "reports.torch_ceilings")
 
 
@@ -195,6 +196,18 @@ def test_the_tensorrt_engine_never_imports_torch():
         "print('torch' in sys.modules)"
     )
     assert printed_by(code) == "False"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "runtime.jit" in ours(name)])
+def test_reordered_kernels_that_others_call_are_inline_in_reordered_ones(name):
+    functions = [node for node in ast.parse(MODULES[name].read_text()).body if isinstance(node, ast.FunctionDef)]
+    kernels = {node.name: ast.unparse(node.decorator_list[0]) for node in functions if node.decorator_list}
+    reordered = {kernel for kernel, options in kernels.items() if "reorder=True" in options} - EXACT_IN_ANY_ORDER
+    for caller in (node for node in functions if node.name in kernels):
+        calls = (node.func for node in ast.walk(caller) if isinstance(node, ast.Call))
+        for kernel in reordered & {called.id for called in calls if isinstance(called, ast.Name)}:
+            assert "inline=True" in kernels[kernel], f"see `jit.kernel`: {kernel}"
+            assert caller.name in reordered, f"see `jit.kernel`: {caller.name} calls {kernel}"
 
 
 def levels() -> dict[str, int]:

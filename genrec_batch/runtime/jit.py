@@ -30,9 +30,13 @@ _NOT_CACHED: list[str] = []  # kernels for which numba found no folder that can 
 def kernel(*, inline: bool = False, signature: str | None = None, reorder: bool = False) -> Callable[[F], F]:
     """Return the decorator that compiles a function on its first call, without Python objects and without the GIL.
 
-    `inline` merges a kernel into its caller, for kernels with one caller. `signature` compiles it at once. `reorder`
-    allows sums in any order and fused products, so that loops over floats vectorize; the last bits of a result then
-    depend on the processor.
+    `inline` merges a kernel into its callers, which numba then caches with it. `signature` compiles it at once.
+    `reorder` allows sums in any order and fused products, so that loops over floats vectorize; the last bits of a
+    result then depend on the processor.
+
+    A kernel with `reorder` that others call must be inline, and they must have `reorder` too. Otherwise each caller has
+    a copy of it, optimized once more, and the linker takes the one that is loaded first for all: bits would depend on
+    what is in the cache.
     """
     fast: Any = REORDERED if reorder else False
 
@@ -40,7 +44,7 @@ def kernel(*, inline: bool = False, signature: str | None = None, reorder: bool 
         arguments: Any = () if signature is None else (signature,)
         njit: Any = numba.njit
         try:
-            made: F = njit(*arguments, cache=True, forceinline=inline, fastmath=fast, **_OPTIONS)(function)
+            made: F = njit(*arguments, cache=not inline, forceinline=inline, fastmath=fast, **_OPTIONS)(function)
         except RuntimeError:  # no folder can be written
             _NOT_CACHED.append(function.__name__)
             made = njit(*arguments, forceinline=inline, fastmath=fast, **_OPTIONS)(function)

@@ -3,9 +3,12 @@
 Also tests `phases`, `eight_bits`, `compiled.context` and `compiled.phases`.
 """
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -401,3 +404,33 @@ def test_no_kernel_is_compiled_twice_for_one_precision():
     }
     assert types.pop("attend_context") == 2  # one writes bf16, one fp32
     assert max(types.values()) == 1, types
+
+
+# What a process recommends in precisions, in the order given: a slate and candidates, which use all kernels.
+RECOMMEND = """
+import sys
+from hashlib import sha256
+import torch
+from tests.engines.torch.test_compiled import CONFIGS, SHORT, decode, make_batch, opened
+torch.set_num_threads(1)
+batch = make_batch(SHORT, config=CONFIGS[48])
+for precision in sys.argv[1:]:
+    for mode in ("slate", "candidates"):
+        found = decode.recommend(opened(48, precision), batch, decode.Decoding(mode=mode, top_k=4, num_candidates=9))
+        print(precision, mode, sha256(found.log_prob_BK.tobytes() + found.heads_BKH.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_bits_are_the_same_whether_kernels_are_compiled_or_loaded(tmp_path):
+    def recommended(precisions):
+        command = [sys.executable, "-c", RECOMMEND, *precisions]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        root = Path(__file__).parents[3]
+        return sorted(subprocess.check_output(command, cwd=root, env=environment, text=True).splitlines())
+
+    compiled = recommended(OFF)
+    assert recommended(OFF) == compiled
+    for index in sorted(tmp_path.rglob("*.nbi"))[::2]:
+        index.unlink()
+    assert recommended(reversed(OFF)) == compiled

@@ -39,7 +39,7 @@ def keep(
             _keep(borrowed(values_NX), value, r * positions, lengths_R[r], borrowed(values_RGTZ)[r, g])
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _keep(from_NX: Any, at: int, first: int, length: int, to_TZ: Any) -> None:
     size = to_TZ.shape[1]
     from_X, to_X, stride = from_NX.reshape(-1), to_TZ.reshape(-1), from_NX.shape[1]
@@ -175,13 +175,13 @@ def attend_aside(
                             mixed_ND[first + i, at + lane] = tile_X[i * WIDTH + lane] + own
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _scaled(sums_M: F32, scale: Any, bias_M: F32, out_M: F32) -> None:
     for m in range(len(out_M)):
         out_M[m] = sums_M[m] * scale + bias_M[m]
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _dots_of_lanes(one_X: F32, other_X: F32, sums_I: F32) -> None:
     """Write the dot product of two columns for each of 16 columns."""
     sums_I[:] = 0

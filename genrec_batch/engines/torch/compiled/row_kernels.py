@@ -44,7 +44,7 @@ def round_rows(x_NM: F32, scale_N: F32, whole_NM: Any) -> None:
         scale_N[n] = _round(borrowed(x_NM)[n], HIGHEST, ZERO, borrowed(whole_NM)[n])
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _split(x_M: F32, high_M: Any, both_2M: Any) -> Any:
     count, largest = len(x_M), np.int32(0)
     for m in range(count):
@@ -55,7 +55,7 @@ def _split(x_M: F32, high_M: Any, both_2M: Any) -> Any:
     return scale
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _split_by(x_M: F32, inverse: Any, high_M: Any, low_M: Any, again_M: Any) -> None:
     """Round by a given scale; a function of its own, so that LLVM sees distinct arrays and vectorizes the loop."""
     for m in range(len(x_M)):
@@ -77,7 +77,7 @@ def relu_split(sums_NM: F32, scale_N: F32, bias_M: F32, next_scale_N: F32, high_
         next_scale_N[n] = _split(y_M, borrowed(high_NM)[n], borrowed(both_N2M)[n])
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _normalized(x_M: F32, gain_M: F32, shift_M: F32, epsilon: float) -> None:
     """LayerNorm in place (Ba et al. 2016; biased variance)."""
     count = len(x_M)
@@ -148,25 +148,25 @@ def scaled_half(sums_NM: F32, scale_N: F32, bias_M: F32, half_NM: Any) -> None:
             half_M[m] = narrow(sums_M[m] * scale + bias_M[m])
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _add_scaled(sums_M: F32, scale: F32, bias_M: F32, x_M: F32) -> None:
     for m in range(len(x_M)):
         x_M[m] += sums_M[m] * scale + bias_M[m]
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _add_half(more_M: Any, x_M: F32) -> None:
     for m in range(len(x_M)):
         x_M[m] += widen(more_M[m])
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _narrow(x_M: F32, half_M: Any) -> None:
     for m in range(len(half_M)):
         half_M[m] = narrow(x_M[m])
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _round(x_M: F32, most: Any, zero: Any, whole_M: Any) -> Any:
     """Round a row to whole numbers up to `most`, with `zero` added; return the scale."""
     largest = np.int32(0)
@@ -177,7 +177,7 @@ def _round(x_M: F32, most: Any, zero: Any, whole_M: Any) -> Any:
     return scale
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _round_by(x_M: F32, inverse: Any, shift: Any, whole_M: Any) -> None:
     for m in range(len(x_M)):
         whole_M[m] = np.uint8(np.int32(x_M[m] * inverse + shift))
@@ -201,13 +201,13 @@ def embed(
             )
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _add(a_M: F32, b_M: F32, out_M: F32) -> None:
     for m in range(len(out_M)):
         out_M[m] = a_M[m] + b_M[m]
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _add_narrow(a_M: F32, b_M: F32, out_M: Any) -> None:
     for m in range(len(out_M)):
         out_M[m] = narrow(a_M[m] + b_M[m])
@@ -268,7 +268,7 @@ def choose(
             logits_V[banned_BX[b, x]] = kept_X[x]
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _best_again(hidden_D: F32, weight_VD: F32, bias_V: F32, least: Any, open_T: F32, logits_V: F32) -> Any:
     """Return the place of the best logit, once all from `least` on are computed again."""
     best, at = F(-np.inf), 0
@@ -280,7 +280,7 @@ def _best_again(hidden_D: F32, weight_VD: F32, bias_V: F32, least: Any, open_T: 
     return at
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _dot(one_M: F32, other_M: F32) -> Any:
     total = F(0)
     for m in range(len(one_M)):
@@ -288,13 +288,13 @@ def _dot(one_M: F32, other_M: F32) -> Any:
     return total
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _copy_open(logits_M: F32, banned_M: Any, open_M: F32) -> None:
     for m in range(len(open_M)):
         open_M[m] = -np.inf if banned_M[m] else logits_M[m]
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _first_nan(x_M: F32, other: int) -> Any:
     for m in range(len(x_M)):
         if np.isnan(x_M[m]):
@@ -302,7 +302,7 @@ def _first_nan(x_M: F32, other: int) -> Any:
     return other
 
 
-@kernel(reorder=True)
+@kernel(reorder=True, inline=True)
 def _largest(x_M: F32) -> Any:
     """Return the largest number, found by comparing integers that order as the floats do."""
     found = np.int32(-(2**31))

@@ -27,6 +27,7 @@ F = np.float32
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(simd_bf16.LEAST), F(simd_bf16.LOG2_E), F(simd_bf16.LN2_HIGH), F(simd_bf16.LN2_LOW)
 CLOSE = F(6 / np.sqrt(12))  # standard deviations of a logit, of numbers that are rounded to whole steps
+AT_ONCE = 128  # logits that are compared with a bound by their largest
 P5, P4, P3, P2, P1, P0 = (F(x) for x in simd_bf16.POLYNOMIAL)
 
 
@@ -272,11 +273,15 @@ def choose(
 def _best_again(hidden_D: F32, weight_VD: F32, bias_V: F32, least: Any, open_T: F32, logits_V: F32) -> Any:
     """Return the place of the best logit, once all from `least` on are computed again."""
     best, at = F(-np.inf), 0
-    for v in range(len(open_T)):
-        if open_T[v] >= least:
-            open_T[v] = logits_V[v] = _dot(hidden_D, borrowed(weight_VD)[v]) + bias_V[v]
-            if open_T[v] > best:
-                best, at = open_T[v], v
+    for first in range(0, len(open_T), AT_ONCE):
+        end = min(first + AT_ONCE, len(open_T))
+        if _largest(open_T[first:end]) < least:
+            continue
+        for v in range(first, end):
+            if open_T[v] >= least:
+                open_T[v] = logits_V[v] = _dot(hidden_D, borrowed(weight_VD)[v]) + bias_V[v]
+                if open_T[v] > best:
+                    best, at = open_T[v], v
     return at
 
 

@@ -31,7 +31,7 @@ from genrec_batch.core.servers import check_engine
 from genrec_batch.core.worker_options import WorkerOptions
 
 ENGINES = ("auto", "tensorrt", "onnxruntime", "torch")
-PRECISIONS = ("auto", "fp32", "bf16", "bf16-fast", "fp16", "int8", "int8-fast", "fp8")
+PRECISIONS = ("auto", "fp32", "bf16", "bf16-fast", "fp16", "fp16-fast", "int8", "int8-fast", "fp8")
 BLENDABLE = (*HEADS, "log_prob")
 NEXT_TO_NONE = 0.01  # share of ids in common below which two inputs do not belong together
 

@@ -159,7 +159,8 @@ def _opened(model: Model, decoding: Decoding, terms: Terms | None, *, name: str,
     if precision != "auto":
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
         return Opened(engines=[opens(precision=precision)], why=why)
-    fast = fast_precisions(chosen, place)
+    declines = entry(chosen).declines
+    fast = tuple(each for each in fast_precisions(chosen, place) if not declines(model.config, place, each))
     if not fast:
         return Opened(engines=[opens(precision="fp32")], why=f"{chosen} in fp32: {WHY} {place}")
     record = None if terms is None else Record.of(model, decoding, terms, engine=chosen, device=place, fast=fast)

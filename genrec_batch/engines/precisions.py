@@ -17,8 +17,8 @@ def computes_int8() -> bool:
 
 
 def runs_here(precision: str) -> bool:
-    """Return whether this processor computes a precision of the torch engine on a CPU."""
-    return not (precision == "int8" or precision.endswith("-fast")) or computes_int8()
+    """Return whether this processor computes a precision of the torch engine on a CPU; True for those of a GPU."""
+    return precision not in ("int8", "int8-fast", "bf16-fast") or computes_int8()
 
 
 def fast_precisions(name: str, place: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def fast_precisions(name: str, place: str) -> tuple[str, ...]:
     text = flags.read_text() if flags.exists() else ""
     fast: tuple[str, ...] = ()
     if kind == "cuda":
-        fast = ("fp16",)
+        fast = ("fp16-fast", "fp16")
     elif "amx_bf16" in text:
         fast = ("bf16-fast", "bf16")
     elif "avx512_bf16" in text and "AuthenticAMD" in text:

@@ -18,9 +18,11 @@ from typing import Protocol
 from genrec_batch.core.errors import ConfigError, EngineError, nearest
 from genrec_batch.core.servers import FORM, is_servers, servers_of
 from genrec_batch.engines.protocol import Engine
-from genrec_batch.model.weights import Model
+from genrec_batch.model.weights import Model, ModelConfig
 from genrec_batch.runtime import room
 from genrec_batch.runtime.console import LOG, doing
+
+HAND_FUSED = ("fp16-fast", "fp8")  # precisions of the torch engine that only its hand-fused kernels compute
 
 
 class Opener(Protocol):
@@ -40,6 +42,7 @@ class Entry:
     extra: str  # of genrec-batch, which installs it
     precisions: Mapping[str, tuple[str, ...]]  # by kind of device, "cpu" or "cuda"; a kind left out is not supported
     open: Opener
+    declines: Callable[[ModelConfig, str, str], str] = lambda _config, _device, _precision: ""  # why, of a precision
     address_mib: int = 0  # of its package beyond that of a run, where a limit is checked before it is imported
     wake: Callable[[str], None] = lambda _device: None  # initializes a GPU, while no model is known yet
 
@@ -74,12 +77,20 @@ def _open_torch(model: Model, *, device: str, precision: str) -> Engine:
     from genrec_batch.engines.cuda.engine import TorchCudaEngine, why_not
     from genrec_batch.engines.torch.engine import TorchEngine
 
+    if reason := _torch_declines(model.config, device, precision):
+        raise EngineError.of_device(reason)
     declined = why_not(model.config, device, precision)
-    if declined and precision == "fp8":
-        raise EngineError.of_device(declined)
     if device.startswith("cuda"):
         LOG.info("torch on %s: %s", device, f"the plain loop: {declined}" if declined else "hand-fused kernels")
     return (TorchEngine if declined else TorchCudaEngine)(model, device=device, precision=precision)
+
+
+def _torch_declines(config: ModelConfig, device: str, precision: str) -> str:
+    if precision not in HAND_FUSED:
+        return ""
+    from genrec_batch.engines.cuda.engine import why_not
+
+    return why_not(config, device, precision)
 
 
 def _wake_torch(device: str) -> None:
@@ -112,8 +123,12 @@ ENTRIES = (  # `--engine auto` takes the first that is installed: measured faste
         name="torch",
         modules=("torch",),
         extra="torch",
-        precisions={"cpu": ("fp32", "bf16", "bf16-fast", "int8", "int8-fast"), "cuda": ("fp32", "bf16", "fp16", "fp8")},
+        precisions={
+            "cpu": ("fp32", "bf16", "bf16-fast", "int8", "int8-fast"),
+            "cuda": ("fp32", "bf16", "fp16", *HAND_FUSED),
+        },
         open=_open_torch,
+        declines=_torch_declines,
         address_mib=room.TORCH_MIB,
         wake=_wake_torch,
     ),
@@ -143,7 +158,7 @@ def _open_servers(model: Model, *, device: str, precision: str, name: str) -> En
 
 def of_servers(name: str) -> Entry:
     """Return the entry of the servers that a name is the address of; `auto` never takes them."""
-    precisions = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")  # the servers know which
+    precisions = ("auto", "fp32", "bf16", "fp16", "fp16-fast", "int8", "fp8")  # the servers know which
     return Entry(
         name="triton",
         modules=("tritonclient",),

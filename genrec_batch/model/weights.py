@@ -32,7 +32,7 @@ from genrec_batch.model.trained import Trained
 
 Weights = Mapping[str, F32]
 
-BYTES = {"fp32": 4, "bf16": 2, "bf16-fast": 2, "fp16": 2, "int8": 1, "int8-fast": 1, "fp8": 1}
+BYTES = {"fp32": 4, "bf16": 2, "bf16-fast": 2, "fp16": 2, "fp16-fast": 2, "int8": 1, "int8-fast": 1, "fp8": 1}
 DEMO_SEED = 20260501
 MOST = {"layers": 1000}  # far beyond any model; a damaged number must not be counted up to
 EPSILON = 1e-5  # of every LayerNorm, nn.TransformerEncoderLayer's default

@@ -40,7 +40,7 @@ def test_servers_without_their_client_say_how_to_get_it(monkeypatch):
             "fp16",
             "--precision fp16: the torch engine has fp32, bf16, bf16-fast, int8, int8-fast on cpu",
         ),
-        ("torch", "cuda:0", "int8", "--precision int8: the torch engine has fp32, bf16, fp16, fp8 on cuda"),
+        ("torch", "cuda:0", "int8", "--precision int8: the torch engine has fp32, bf16, fp16, fp16-fast, fp8 on cuda"),
         ("torch", "cpu", "fp8", "--precision fp8: the torch engine has fp32, bf16, bf16-fast, int8, int8-fast on cpu"),
         ("torch", "cpu", "bf61", "Did you mean 'bf16'"),
         ("torch", "tpu", "fp32", "--device tpu: the torch engine runs on cpu and cuda"),

@@ -30,13 +30,19 @@ def read(tokens_R, lengths_R, step, tables, banned_RW, x_RD, qkv_R3):
         ban(tokens_R[:, None], banned_RW)
 
 
-def attend_history(qkv_M3, lengths_B, first_B, out_MD, heads, longest, unit):
+def narrow(wide_MN, out_MN):
+    out_MN.copy_(fitted(wide_MN, out_MN))
+
+
+def attend_history(qkv_M3, lengths_B, first_B, out_MD, heads, longest, unit, kept_M2=None):
     assert int(lengths_B.max()) <= longest
     for length, first in zip(lengths_B.tolist(), first_B.tolist(), strict=True):
         rows = slice(first, first + length + 1)
         q, k, v = qkv_M3[rows].float().view(length + 1, 3, heads, -1).permute(1, 2, 0, 3)
         score = (q @ k.mT * (SCALE * unit)).masked_fill(torch.ones(length + 1, length + 1).triu(1).bool(), -torch.inf)
         out_MD[rows].copy_(fitted((score.softmax(-1) @ v).transpose(0, 1).reshape(length + 1, -1), out_MD))
+        if kept_M2 is not None:
+            narrow(qkv_M3[rows, out_MD.shape[1] :], kept_M2[rows])
 
 
 def attend_one(query_R, cache_M, lengths_R, first_R, suffix_RT2, count, out_RD, heads, longest, unit):

@@ -83,9 +83,16 @@ def _wide(value):
 
 
 @triton.jit
+def narrow(wide, out, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, _fitted(tl.load(wide + at, mask=at < count), out), mask=at < count)
+
+
+@triton.jit
 def _causal_tile(
     base,
     out,
+    kept,
     start,
     rows,
     unit,
@@ -94,6 +101,7 @@ def _causal_tile(
     HP: tl.constexpr,
     TILE: tl.constexpr,
     STOP: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     m = start + tl.arange(0, TILE)
     d = tl.arange(0, HP)
@@ -109,6 +117,10 @@ def _causal_tile(
             real = ((key + n)[:, None] < rows) & (d[None, :] < HEAD)
             k = _wide(tl.load(base + D + at, mask=real, other=0.0))
             v = _wide(tl.load(base + 2 * D + at, mask=real, other=0.0))
+            if KEEP and key == start:
+                place = kept + m[:, None] * (2 * D) + d[None, :]
+                tl.store(place, _fitted(k, kept), mask=real)
+                tl.store(place + D, _fitted(v, kept), mask=real)
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * unit
             score = tl.where((key + n)[None, :] <= m[:, None], score, -1e30)
             higher = tl.maximum(peak, tl.max(score, 1))
@@ -123,8 +135,9 @@ def _causal_tile(
 
 @triton.jit
 def attend_history(
-    qkv, lengths, first, out, unit, H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, TILES: tl.constexpr
-):
+    qkv, lengths, first, out, kept, unit,
+    H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, TILES: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
     D: tl.constexpr = H * HEAD
     head = tl.program_id(0) % H
     tile = (tl.program_id(0) // H) % TILES
@@ -133,15 +146,16 @@ def attend_history(
     row = tl.load(first + user).to(tl.int64)
     base = qkv + row * (3 * D) + head * HEAD
     target = out + row * D + head * HEAD
+    kept += row * (2 * D) + head * HEAD
     if TILES == 1:
         if rows <= TILE // 4:
-            _causal_tile(base, target, 0, rows, unit, D, HEAD, HP, TILE // 4, TILE // 4)
+            _causal_tile(base, target, kept, 0, rows, unit, D, HEAD, HP, TILE // 4, TILE // 4, KEEP)
         elif rows <= TILE // 2:
-            _causal_tile(base, target, 0, rows, unit, D, HEAD, HP, TILE // 2, TILE // 2)
+            _causal_tile(base, target, kept, 0, rows, unit, D, HEAD, HP, TILE // 2, TILE // 2, KEEP)
         else:
-            _causal_tile(base, target, 0, rows, unit, D, HEAD, HP, TILE, TILE)
+            _causal_tile(base, target, kept, 0, rows, unit, D, HEAD, HP, TILE, TILE, KEEP)
     elif tile * TILE < rows:
-        _causal_tile(base, target, tile * TILE, rows, unit, D, HEAD, HP, TILE, TILES * TILE)
+        _causal_tile(base, target, kept, tile * TILE, rows, unit, D, HEAD, HP, TILE, TILES * TILE, KEEP)
 
 
 @triton.jit(do_not_specialize=["count", "T"])

@@ -25,7 +25,8 @@ from genrec_batch.engines.cuda.weights import fuse
 from genrec_batch.engines.protocol import Recorder, SteppedEngine
 from genrec_batch.model.weights import Model, ModelConfig
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SMALL = ("fp8", "fp16-fast")  # precisions with e4m3 numbers; their other numbers are fp16
 SCORED_ROWS = 16_384  # candidates of one pass
 USER_POSITIONS = 128  # positions of a batch per user that it may have; longer histories mean fewer users
 
@@ -34,14 +35,14 @@ def why_not(config: ModelConfig, device: str, precision: str) -> str:
     """Return why this engine cannot compute a model here, or "" where it can; the torch engine computes any model."""
     if not device.startswith("cuda"):
         return f"the hand-fused engine runs on --device cuda, not {device}"
-    if precision not in ("fp16", "bf16", "fp8"):
-        return f"the hand-fused engine computes in --precision fp16, bf16 or fp8, not {precision}"
+    if precision not in ("fp16", "bf16", *SMALL):
+        return f"the hand-fused engine computes in --precision fp16, fp16-fast, bf16 or fp8, not {precision}"
     if not torch.cuda.is_available():
         return "there is no CUDA device; `pip install torch` from an index with CUDA builds, and an NVIDIA driver"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; `pip install triton` brings it"
-    if precision == "fp8" and torch.cuda.get_device_capability(device) != CAPABILITY:
-        return "--precision fp8 needs a GPU of compute capability 9.0: an H100 or H200"
+    if precision in SMALL and torch.cuda.get_device_capability(device) != CAPABILITY:
+        return f"--precision {precision} needs a GPU of compute capability 9.0: an H100 or H200"
     if precision == "fp8" and importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
         return "--precision fp8 needs a newer Triton; `pip install --upgrade torch triton` brings it"
     return _fits(config, precision)
@@ -73,7 +74,8 @@ class PackedState:
 class TorchCudaEngine(SteppedEngine):
     """The reference transformer in fp16, bf16 or fp8 on one NVIDIA GPU, through cuBLASLt products and Triton kernels.
 
-    fp8 is: the layers' products, keys and values in e4m3, all else in fp16.
+    fp8 is: the layers' products, keys and values in e4m3, all else in fp16. fp16-fast is: keys and values are kept in
+    e4m3 for the items that are decoded after a history, all else is as in fp16.
     """
 
     name = "torch"
@@ -87,7 +89,7 @@ class TorchCudaEngine(SteppedEngine):
         Args:
             model: the weights.
             device: a CUDA device.
-            precision: fp16 (the better 16-bit type for this model), bf16 or fp8.
+            precision: fp16 (the better 16-bit type for this model), fp16-fast, bf16 or fp8.
             kernels: a twin of the module `kernels`, which runs on any device and in any precision (tests).
 
         Raises:
@@ -106,7 +108,10 @@ class TorchCudaEngine(SteppedEngine):
         self.device = str(self._device)
         self._kernels = kernels
         with memory_for("the weights"), torch.inference_mode():
-            self._fused = fuse(model, self._device, DTYPES[precision], small=precision == "fp8")
+            dtype = DTYPES.get(precision, torch.float16)
+            self._fused = fuse(
+                model, self._device, dtype, small=precision == "fp8", small_cache=precision == "fp16-fast"
+            )
         self._loop = CapturedLoop(self._fused, kernels)
 
     def free_bytes(self) -> int:

@@ -88,11 +88,12 @@ def read(
 
 
 def attend_history(
-    qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int, unit: float
-) -> None:
+    qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int, unit: float,
+    kept_M2: Tensor | None = None,
+) -> None:  # fmt: skip
     """Causal attention of every packed row over its own user's rows; `longest` bounds lengths_B.
 
-    `unit` turns products of queries and keys into scores.
+    `unit` turns products of queries and keys into scores. Where it is given, kept_M2 gets the keys and values.
     """
     head = out_MD.shape[1] // heads
     tiles = _tiles(longest, device_code.TILE.value)
@@ -101,13 +102,21 @@ def attend_history(
         lengths_B,
         first_B,
         out_MD,
+        out_MD if kept_M2 is None else kept_M2,
         unit,
         H=heads,
         HEAD=head,
         HP=_head_pad(head),
         TILES=tiles,
+        KEEP=kept_M2 is not None,
         num_warps=HISTORY_WARPS[qkv_M3.element_size()] if tiles == 1 else 4,
     )
+
+
+def narrow(wide_MN: Tensor, out_MN: Tensor) -> None:
+    """Convert numbers to the type of out_MN; what exceeds e4m3 saturates."""
+    count = wide_MN.numel()
+    device_code.narrow[(triton.cdiv(count, 4096),)](wide_MN, out_MN, count, BLOCK=4096)
 
 
 def attend_one(

@@ -8,7 +8,8 @@ Compared with the plain network, this saves work and gives the same results: the
 layer's query, key and value are looked up in tables (`weights.FusedTables`); a residual is added inside the product
 that follows it; the last layer computes keys and values for all rows and the rest for one row per user; logits and
 heads are one product. Where weights are e4m3 (`Fused.small`), layers multiply e4m3 numbers, and LayerNorm's kernel adds
-what they give to the residual and rounds its rows for the next product.
+what they give to the residual and rounds its rows for the next product. Where only the cache is e4m3, the kernel that
+attends over histories keeps their keys and values as such.
 
 Shape legend beside that of `arrays.py`: R rows of a decode pass (users, or users times candidates), M packed rows of a
 prefill (user b owns rows first_B[b] .. first_B[b] + lengths_B[b]: its prefix, then its tokens), D width, W = V / 32
@@ -59,9 +60,20 @@ class Kernels(Protocol):
         """Write the rows of one new item each, and ban it."""
 
     def attend_history(
-        self, qkv_M3: Tensor, lengths_B: Tensor, first_B: Tensor, out_MD: Tensor, heads: int, longest: int, unit: float
+        self,
+        qkv_M3: Tensor,
+        lengths_B: Tensor,
+        first_B: Tensor,
+        out_MD: Tensor,
+        heads: int,
+        longest: int,
+        unit: float,
+        kept_M2: Tensor | None = None,
     ) -> None:
         """Attend causally from every packed row to its user's."""
+
+    def narrow(self, wide_MN: Tensor, out_MN: Tensor) -> None:
+        """Convert numbers to e4m3."""
 
     def attend_one(
         self,
@@ -131,11 +143,14 @@ class History:
     lengths_B: Tensor
     first_B: Tensor
     longest: int  # upper bound of the lengths
-    qkv_M3: tuple[Tensor, ...]  # of every layer but the last
+    qkv_M3: tuple[Tensor, ...]  # of every layer but the last; one buffer for all where they are kept apart
     last_kv_M2: Tensor
+    kept_LM2: Tensor | None  # keys and values in e4m3, where the layers multiply wider numbers
 
     def cache(self, layer: int) -> Tensor:
         """Return a layer's keys (columns 0..D) and values (D..2D) as a view."""
+        if self.kept_LM2 is not None:
+            return self.kept_LM2[layer]
         width = self.last_kv_M2.shape[1] // 2
         return self.last_kv_M2 if layer == len(self.qkv_M3) else self.qkv_M3[layer][:, width:]
 
@@ -167,20 +182,27 @@ class Rows:
 
 def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, rows: int, longest: int) -> History:
     """Return a history with room for `rows` packed rows."""
-    d, dtype = fused.config.width, fused.cache_dtype
-    last = len(fused.layers) - 1
+    d, dtype = fused.config.width, fused.product_dtype
+    last, apart = len(fused.layers) - 1, fused.cache_dtype != dtype
+    if apart:
+        qkv = room("qkv", (rows, 3 * d), dtype)
+        qkv_M3, last_kv_M2 = (qkv,) * last, qkv.view(-1)[: rows * 2 * d].view(rows, 2 * d)
+    else:
+        qkv_M3 = tuple(room(f"qkv {i}", (rows, 3 * d), dtype) for i in range(last))
+        last_kv_M2 = room(f"qkv {last}", (rows, 2 * d), dtype)
     return History(
         lengths_B=lengths_B,
         first_B=first_B,
         longest=longest,
-        qkv_M3=tuple(room(f"qkv {i}", (rows, 3 * d), dtype) for i in range(last)),
-        last_kv_M2=room(f"qkv {last}", (rows, 2 * d), dtype),
+        qkv_M3=qkv_M3,
+        last_kv_M2=last_kv_M2,
+        kept_LM2=room("kept", (last + 1, rows, 2 * d), fused.cache_dtype) if apart else None,
     )
 
 
 def make_scratch(fused: Fused, room: Room, name: str, rows: int) -> Scratch:
     """Return buffers for one pass over `rows` rows."""
-    d, ffn, dtype = fused.config.width, fused.config.ffn, fused.cache_dtype
+    d, ffn, dtype = fused.config.width, fused.config.ffn, fused.product_dtype
     return Scratch(
         x_MD=room(f"{name} x", (rows, d), fused.dtype),
         context_MD=room(f"{name} context", (rows, d), dtype),
@@ -262,15 +284,20 @@ def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, sc
     )
     for i in range(last):
         unit = fused.score_unit(i)
-        kernels.attend_history(history.qkv_M3[i], lengths_B, first_B, scratch.context_MD, heads, history.longest, unit)
+        kept_M2 = None if history.kept_LM2 is None else history.kept_LM2[i]
+        kernels.attend_history(
+            history.qkv_M3[i], lengths_B, first_B, scratch.context_MD, heads, history.longest, unit, kept_M2
+        )
         _finish_layer(fused, kernels, i, scratch)
         _keys(fused, kernels, i + 1, scratch, history.last_kv_M2 if i + 1 == last else history.qkv_M3[i + 1])
+    if history.kept_LM2 is not None:
+        kernels.narrow(history.last_kv_M2, history.kept_LM2[last])
     torch.index_select(scratch.x_MD, 0, first_B + lengths_B, out=rows.scratch.x_MD)
     query_BD = rows.qkv_R3.view(-1)[: prefix_BD.numel()].view_as(prefix_BD)
     weight, bias = fused.layers[last].qkv
     _linear(rows.scratch.x_MD, (weight[:width], bias[:width]), query_BD)
     kernels.attend_one(
-        query_BD, history.last_kv_M2, lengths_B, first_B, None, 0, rows.scratch.context_MD, heads, history.longest,
+        query_BD, history.cache(last), lengths_B, first_B, None, 0, rows.scratch.context_MD, heads, history.longest,
         fused.score_unit(last),
     )  # fmt: skip
     _finish_layer(fused, kernels, last, rows.scratch)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS
-from genrec_batch.engines.cuda.fp8 import E4M3, SmallLayer, fold, small_layers
+from genrec_batch.engines.cuda.fp8 import E4M3, SmallLayer, Units, fold, small_layers
 from genrec_batch.model.weights import Model, ModelConfig
 
 COLUMNS = 16  # the output product's columns are padded to a multiple of this, so that rows are aligned to 16 bytes
@@ -56,21 +56,27 @@ class Fused:
     layers: tuple[FusedLayer, ...]
     never_W: Tensor  # bit map of the tokens without a video: padding, unknown, all beyond the catalog
     output: tuple[Tensor, Tensor]  # vocabulary, then the heads, then zero rows up to a multiple of 16
+    units: tuple[Units, ...] = ()  # of the layers, where keys and values are kept in e4m3
     small: tuple[SmallLayer, ...] = ()  # the layers' products of a prefill in e4m3; none in another precision
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights, and of all buffers of the passes that are not of `cache_dtype`."""
+        """The type of the weights, and of all buffers of the passes that are not of the other two types."""
         return self.tables.token_VD.dtype
 
     @property
-    def cache_dtype(self) -> torch.dtype:
-        """The type of keys and values, and of what a prefill multiplies."""
+    def product_dtype(self) -> torch.dtype:
+        """The type of what layers multiply, and of the queries, keys and values of histories."""
         return E4M3 if self.small else self.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The type of keys and values as every later item reads them."""
+        return E4M3 if self.units else self.dtype
 
     def score_unit(self, layer: int) -> float:
         """Return what makes products of queries and keys of a layer scores."""
-        return self.small[layer].units.score if self.small else 1.0
+        return self.units[layer].score if self.units else 1.0
 
     @property
     def words(self) -> int:
@@ -84,10 +90,13 @@ def _never(model: Model) -> Tensor:
     return torch.from_numpy(bits.view("<i4").copy())
 
 
-def fuse(model: Model, device: torch.device, dtype: torch.dtype, *, small: bool = False) -> Fused:
+def fuse(
+    model: Model, device: torch.device, dtype: torch.dtype, *, small: bool = False, small_cache: bool = False
+) -> Fused:
     """Return a model's weights in fused form; all is computed in fp32 and then rounded once.
 
-    With `small`, weights are in units (see `fp8`) and the layers' also in e4m3.
+    With either flag, weights are in units (see `fp8`), and keys and values are kept in e4m3. With `small`, the layers'
+    weights are also in e4m3.
     """
     config, raw = (
         model.config,
@@ -103,7 +112,7 @@ def fuse(model: Model, device: torch.device, dtype: torch.dtype, *, small: bool 
         attention = f"encoder.layers.{i}.self_attn.in_proj_"
         raw[attention + "weight"] = raw[attention + "weight"] * scale[:, None]
         raw[attention + "bias"] = raw[attention + "bias"] * scale
-    units = fold(raw, config) if small else []
+    units = fold(raw, config) if small or small_cache else []
     first_w, first_b = (raw[f"encoder.layers.0.self_attn.in_proj_{kind}"] for kind in ("weight", "bias"))
     token, position = raw["token_embedding.weight"], raw["position_embedding.weight"]
     tables = FusedTables(
@@ -138,5 +147,6 @@ def fuse(model: Model, device: torch.device, dtype: torch.dtype, *, small: bool 
         ),
         never_W=_never(model).to(device),
         output=(output_w.to(dtype), output_b.to(dtype)),
-        small=small_layers(raw, units, dtype),
+        units=tuple(units),
+        small=small_layers(raw, units, dtype) if small else (),
     )

@@ -155,6 +155,30 @@ def test_attention_over_packed_rows_is_causal_and_stays_within_the_user(head, ki
 
 
 @pytest.mark.parametrize("head", SIZES)
+@pytest.mark.parametrize("lengths", [[0, 15, 16, 31, 50, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])
+def test_attention_over_packed_rows_keeps_their_keys_and_values_in_e4m3(head, lengths):
+    longest, width = max(lengths), HEADS * head
+    lengths, first, rows = packed_rows(lengths)
+    qkv = drawn(rows, 3 * width, scale=7.0)
+    qkv[int(first[-1]), width] = 1000  # more than e4m3 can hold
+
+    def call(module, device, out, kept):
+        module.attend_history(*on(device, qkv, lengths, first), out, HEADS, longest, 0.01, kept)
+
+    (mine, theirs), (kept, expected) = both(call, drawn(rows, width, seed=5), drawn(rows, 2 * width, seed=6, kind=E4M3))
+    torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
+    assert torch.equal(kept.float(), expected.float())
+    assert kept.float().max() == 448
+
+
+def test_numbers_are_narrowed_and_saturate():
+    wide = drawn(37, 300, scale=200.0)
+    ((mine, theirs),) = both(lambda module, device, out: module.narrow(wide.to(device), out), drawn(37, 300, kind=E4M3))
+    assert torch.equal(mine.float(), theirs.float())
+    assert mine.float().abs().max() == 448
+
+
+@pytest.mark.parametrize("head", SIZES)
 @pytest.mark.parametrize(("kind", "unit"), TYPES)
 @pytest.mark.parametrize(("steps", "count"), [(10, 0), (10, 9), (20, 18), (70, 66)])
 @pytest.mark.parametrize("lengths", [[0, 15, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])

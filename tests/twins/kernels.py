@@ -61,6 +61,12 @@ def attend_one(query_R, cache_M, lengths_R, first_R, suffix_RT2, count, out_RD, 
         suffix_RT2[:, count].copy_(fitted(query_R[:, d:], suffix_RT2))
 
 
+def attend_aside(qkv_R3, cache_M, lengths_B, first_B, out_RD, heads, longest, unit):
+    each = len(out_RD) // len(lengths_B)
+    lengths_R, first_R = (x.repeat_interleave(each) for x in (lengths_B, first_B))
+    attend_one(qkv_R3, cache_M, lengths_R, first_R, None, 0, out_RD, heads, longest, unit)
+
+
 def _product(x_MK, product):
     total = x_MK.float() @ product.weight.float().T * (product.of_rows * product.of_weight)
     return total if product.bias_N is None else total + product.bias_N

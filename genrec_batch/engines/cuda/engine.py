@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import EngineError
-from genrec_batch.engines.cuda import passes
+from genrec_batch.engines.cuda import buffers, passes
 from genrec_batch.engines.cuda.fp8 import CAPABILITY
 from genrec_batch.engines.cuda.loop import CapturedLoop, ban_all, memory_for
 from genrec_batch.engines.cuda.packing import pack
@@ -27,7 +27,7 @@ from genrec_batch.model.weights import Model, ModelConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL = ("fp8", "fp16-fast")  # precisions with e4m3 numbers; their other numbers are fp16
-SCORED_ROWS = 16_384  # candidates of one pass
+SCORED_ROWS = 65_536  # candidates of one pass
 USER_POSITIONS = 128  # positions of a batch per user that it may have; longer histories mean fewer users
 
 
@@ -62,8 +62,8 @@ def _fits(config: ModelConfig, precision: str) -> str:
 class PackedState:
     """A batch between calls."""
 
-    history: passes.History
-    rows: passes.Rows
+    history: buffers.History
+    rows: buffers.Rows
     suffix: Tensor
     banned_BW: Tensor
     choices: int
@@ -167,7 +167,7 @@ class TorchCudaEngine(SteppedEngine):
                 if n in sent
             }
             self.arrived()
-            inputs = passes.Inputs(
+            inputs = buffers.Inputs(
                 tokens_BS=sent["tokens"],
                 features_BF=sent["features"].to(fused.dtype),
                 profile=given.get("profile"),
@@ -175,17 +175,17 @@ class TorchCudaEngine(SteppedEngine):
             )
             banned_BW = self._room("banned", (packed.users, fused.words), torch.int32)
             ban_all(fused, self._kernels, sent, banned_BW)
-            history = passes.make_history(
+            history = buffers.make_history(
                 fused, self._room, sent["lengths"], sent["first"], packed.rows, packed.longest
             )
-            rows = passes.make_rows(fused, self._room, packed.users)
-            scratch = passes.make_scratch(fused, self._room, "packed", packed.rows)
+            rows = buffers.make_rows(fused, self._room, packed.users)
+            scratch = buffers.make_scratch(fused, self._room, "packed", packed.rows)
             passes.prefill(fused, self._kernels, inputs, history, scratch, rows)
             passes.choose(fused, self._kernels, rows, banned_BW)
             return PackedState(
                 history=history,
                 rows=rows,
-                suffix=passes.make_suffix(fused, self._room, packed.users, steps),
+                suffix=buffers.make_suffix(fused, self._room, packed.users, steps),
                 banned_BW=banned_BW,
                 choices=choices,
                 after_history=(rows.raw_RN.clone(), rows.log_sum_R.clone()),
@@ -236,20 +236,22 @@ class TorchCudaEngine(SteppedEngine):
         Raises:
             DeviceMemoryError: the device ran out of memory.
         """
-        history, width = state.history, tokens_BC.shape[1]
-        tokens_R = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device).view(-1)
-        heads: list[Tensor] = []
-        with memory_for(f"the candidates of {len(tokens_BC)} users"):
-            rows = passes.make_rows(self._fused, self._room, min(SCORED_ROWS, len(tokens_R)))
-            for start in range(0, len(tokens_R), SCORED_ROWS):
-                tokens = tokens_R[start : start + SCORED_ROWS]
-                owner = torch.arange(start, start + len(tokens), device=self._device) // width
-                if len(tokens) < len(rows.next_R):
-                    rows = passes.make_rows(self._fused, self._room, len(tokens))
-                shared = replace(history, lengths_B=history.lengths_B[owner], first_B=history.first_B[owner])
-                passes.read(self._fused, self._kernels, tokens, shared, rows, step=0, suffix=None, banned_RW=None)
-                heads.append(self._heads(passes.heads_only(self._fused, rows), tokens))
-            heads_BCH: F32 = _host(torch.cat(heads).view(len(tokens_BC), width, len(HEADS)))
+        fused, history = self._fused, state.history
+        tokens = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device)
+        count, each = tokens_BC.shape
+        users = min(count, max(1, SCORED_ROWS // max(1, each)))
+        found: list[Tensor] = []
+        with memory_for(f"the candidates of {count} users"):
+            qkv_R3 = self._room("", (users * each, 3 * fused.config.width), fused.dtype)
+            scratch = buffers.make_scratch(fused, self._room, "", users * each)
+            for first in range(0, count, users):
+                some = slice(first, first + users)
+                rows = len(tokens[some]) * each
+                shared = replace(history, lengths_B=history.lengths_B[some], first_B=history.first_B[some])
+                part = scratch.part(rows)
+                passes.read_aside(fused, self._kernels, tokens[some], shared, part, qkv_R3[:rows])
+                found.append(self._heads(passes.heads_only(fused, part.x_MD), tokens[some].flatten()))
+            heads_BCH: F32 = _host(torch.cat(found).view(count, each, len(HEADS)))
         return heads_BCH
 
     @torch.inference_mode()
@@ -257,7 +259,7 @@ class TorchCudaEngine(SteppedEngine):
         """Return a state whose row r is a copy of row rows_R[r]; keys and values of the histories are shared."""
         with memory_for(f"{len(rows_R)} beams"):
             index = torch.from_numpy(np.ascontiguousarray(rows_R, np.int64)).to(self._device)
-            rows = passes.make_rows(self._fused, self._room, len(rows_R))
+            rows = buffers.make_rows(self._fused, self._room, len(rows_R))
             for name in ("raw_RN", "next_R", "log_prob_R", "log_sum_R"):
                 getattr(rows, name).copy_(getattr(state.rows, name)[index])
             history = state.history

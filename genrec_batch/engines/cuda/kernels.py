@@ -48,6 +48,7 @@ class OneQuery:
 
 POSITIVE = Tile(rows=128, columns=128, inner=128, warps=4, stages=3, programs=264)
 ATTEND_ONE = {1: OneQuery(16, 8), 2: OneQuery(8, 8), 4: OneQuery(4, 8)}  # by the bytes of a number of the cache
+ASIDE, ASIDE_WARPS = 64, 4  # queries of a program of the attention from many queries of a user
 HISTORY_WARPS = {1: 2, 2: 1, 4: 1}  # of the attention over histories of one tile
 
 
@@ -138,6 +139,20 @@ def attend_one(
         query_R, cache_M, lengths_R, first_R, cache_M if suffix_RT2 is None else suffix_RT2, out_RD, count, room, unit,
         H=heads, HEAD=head, HP=_head_pad(head), Q_STRIDE=query_R.stride(0), STRIDE=cache_M.stride(0), GROUP=group,
         KEYS=cut.keys, TILES=tiles, OWN=query_R.shape[1] == 3 * d, PAST=suffix_RT2 is not None, num_warps=1,
+    )  # fmt: skip
+
+
+def attend_aside(
+    qkv_R3: Tensor, cache_M: Tensor, lengths_B: Tensor, first_B: Tensor, out_RD: Tensor, heads: int, longest: int,
+    unit: float,
+) -> None:  # fmt: skip
+    """Attend from C = R / B queries per user to the user's packed rows, and from each to itself; else as attend_one."""
+    rows, d = out_RD.shape
+    head, each = d // heads, rows // len(lengths_B)
+    device_code.attend_aside[(len(lengths_B) * heads, triton.cdiv(each, ASIDE))](
+        qkv_R3, cache_M, lengths_B, first_B, out_RD, each, unit,
+        H=heads, HEAD=head, HP=_head_pad(head), STRIDE=cache_M.stride(0), QUERIES=ASIDE,
+        TILES=_tiles(longest, device_code.TILE.value), num_warps=ASIDE_WARPS,
     )  # fmt: skip
 
 

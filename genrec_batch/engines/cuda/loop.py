@@ -24,20 +24,9 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import HEADS, Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
+from genrec_batch.engines.cuda.buffers import Inputs, Rows, make_history, make_rows, make_scratch, make_suffix
 from genrec_batch.engines.cuda.packing import MASK, MASKS, Packed, grid, pack
-from genrec_batch.engines.cuda.passes import (
-    Inputs,
-    Kernels,
-    Rows,
-    choose,
-    heads_only,
-    make_history,
-    make_rows,
-    make_scratch,
-    make_suffix,
-    prefill,
-    read,
-)
+from genrec_batch.engines.cuda.passes import Kernels, choose, heads_only, prefill, read
 from genrec_batch.engines.cuda.weights import Fused
 from genrec_batch.engines.protocol import Recorder
 from genrec_batch.engines.timing import GRAPHS, DeviceClock, HostMark, Laps, Mark
@@ -281,7 +270,7 @@ class CapturedLoop:
     def _next(self, following: list[Rows], rows: Rows, banned_BW: Tensor) -> Tensor:
         """Choose the next item, if one follows, and return the heads of the item just read, before their sigmoid."""
         if not following:
-            return heads_only(self._fused, rows)
+            return heads_only(self._fused, rows.scratch.x_MD)
         choose(self._fused, self._kernels, following[0], banned_BW)
         return rows.raw_RN[:, self._fused.config.vocabulary :]
 

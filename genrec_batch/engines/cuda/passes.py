@@ -1,8 +1,8 @@
 """The two passes of the hand-fused engine: which product and which kernel runs after which.
 
-Owns: the device buffers, prefill over packed rows and one decode step. Must not know: batches, streams, CUDA graphs,
-the engine's interface, or whether the kernels are Triton's or a plain twin's. A pass allocates no memory, so it can be
-captured.
+Owns: prefill over packed rows, one decode step, and the reading of candidates. Must not know: batches, streams, CUDA
+graphs, the engine's interface, or whether the kernels are Triton's or a plain twin's. Prefill and decode allocate no
+memory, so they can be captured.
 
 Compared with the plain network, this saves work and gives the same results: there is no row for padding; the first
 layer's query, key and value are looked up in tables (`weights.FusedTables`); a residual is added inside the product
@@ -18,17 +18,14 @@ words of the bit map of banned tokens, T decoded items that have room, N columns
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from genrec_batch.engines.cuda.buffers import History, Inputs, Rows, Scratch
 from genrec_batch.engines.cuda.fp8 import Product, SmallLayer
 from genrec_batch.engines.cuda.weights import Fused, FusedLayer, FusedTables
-
-Room = Callable[[str, tuple[int, ...], torch.dtype], Tensor]  # returns a buffer of that name, shape and type
 
 
 class Kernels(Protocol):
@@ -90,6 +87,19 @@ class Kernels(Protocol):
     ) -> None:
         """Attend from one query per row."""
 
+    def attend_aside(
+        self,
+        qkv_R3: Tensor,
+        cache_M: Tensor,
+        lengths_B: Tensor,
+        first_B: Tensor,
+        out_RD: Tensor,
+        heads: int,
+        longest: int,
+        unit: float,
+    ) -> None:
+        """Attend from as many queries per user, each to the user's rows and itself."""
+
     def multiply(self, x_MK: Tensor, product: Product, out_MN: Tensor) -> None:
         """Write a product of e4m3 numbers."""
 
@@ -124,108 +134,6 @@ class Kernels(Protocol):
 
     def heads(self, raw_RH: Tensor, tokens_R: Tensor, out_RH: Tensor) -> None:
         """Write the sigmoids of the heads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The inputs of a prefill of B users, on the device; `profile` and `video` are (floats, 1.0 where given [B, 1])."""
-
-    tokens_BS: Tensor
-    features_BF: Tensor
-    profile: tuple[Tensor, Tensor] | None
-    video: tuple[Tensor, Tensor] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """Keys and values of the packed rows in every layer, and which rows belong to which user."""
-
-    lengths_B: Tensor
-    first_B: Tensor
-    longest: int  # upper bound of the lengths
-    qkv_M3: tuple[Tensor, ...]  # of every layer but the last; one buffer for all where they are kept apart
-    last_kv_M2: Tensor
-    kept_LM2: Tensor | None  # keys and values in e4m3, where the layers multiply wider numbers
-
-    def cache(self, layer: int) -> Tensor:
-        """Return a layer's keys (columns 0..D) and values (D..2D) as a view."""
-        if self.kept_LM2 is not None:
-            return self.kept_LM2[layer]
-        width = self.last_kv_M2.shape[1] // 2
-        return self.last_kv_M2 if layer == len(self.qkv_M3) else self.qkv_M3[layer][:, width:]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scratch:
-    """The buffers of one pass over M packed rows (or R single rows): hidden rows, attention, inner rows.
-
-    Where layers multiply e4m3 numbers, context_MD and up_MF hold such numbers, and context_MD also those of x_MD.
-    """
-
-    x_MD: Tensor
-    context_MD: Tensor
-    up_MF: Tensor
-    added_MD: Tensor | None  # what such products add to x_MD
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The inputs and outputs of a decode pass of R rows."""
-
-    scratch: Scratch
-    qkv_R3: Tensor
-    raw_RN: Tensor  # logits of the vocabulary, then the heads before their sigmoid
-    next_R: Tensor  # best token of the next position, int32
-    log_prob_R: Tensor
-    log_sum_R: Tensor  # log of the sum of exponentials of the logits
-
-
-def make_history(fused: Fused, room: Room, lengths_B: Tensor, first_B: Tensor, rows: int, longest: int) -> History:
-    """Return a history with room for `rows` packed rows."""
-    d, dtype = fused.config.width, fused.product_dtype
-    last, apart = len(fused.layers) - 1, fused.cache_dtype != dtype
-    if apart:
-        qkv = room("qkv", (rows, 3 * d), dtype)
-        qkv_M3, last_kv_M2 = (qkv,) * last, qkv.view(-1)[: rows * 2 * d].view(rows, 2 * d)
-    else:
-        qkv_M3 = tuple(room(f"qkv {i}", (rows, 3 * d), dtype) for i in range(last))
-        last_kv_M2 = room(f"qkv {last}", (rows, 2 * d), dtype)
-    return History(
-        lengths_B=lengths_B,
-        first_B=first_B,
-        longest=longest,
-        qkv_M3=qkv_M3,
-        last_kv_M2=last_kv_M2,
-        kept_LM2=room("kept", (last + 1, rows, 2 * d), fused.cache_dtype) if apart else None,
-    )
-
-
-def make_scratch(fused: Fused, room: Room, name: str, rows: int) -> Scratch:
-    """Return buffers for one pass over `rows` rows."""
-    d, ffn, dtype = fused.config.width, fused.config.ffn, fused.product_dtype
-    return Scratch(
-        x_MD=room(f"{name} x", (rows, d), fused.dtype),
-        context_MD=room(f"{name} context", (rows, d), dtype),
-        up_MF=room(f"{name} up", (rows, ffn), dtype),
-        added_MD=room(f"{name} added", (rows, d), fused.dtype) if fused.small else None,
-    )
-
-
-def make_rows(fused: Fused, room: Room, rows: int) -> Rows:
-    """Return buffers for decode passes over `rows` rows."""
-    return Rows(
-        scratch=make_scratch(fused, room, "row", rows),
-        qkv_R3=room("row qkv", (rows, 3 * fused.config.width), fused.dtype),
-        raw_RN=room("raw", (rows, len(fused.output[1])), fused.dtype),
-        next_R=room("next", (rows,), torch.int32),
-        log_prob_R=room("log_prob", (rows,), torch.float32),
-        log_sum_R=room("log_sum", (rows,), torch.float32),
-    )
-
-
-def make_suffix(fused: Fused, room: Room, rows: int, steps: int) -> Tensor:
-    """Return a buffer for keys and values of `steps` decoded items, [layers, R, T, 2D]."""
-    return room("suffix", (len(fused.layers), rows, steps, 2 * fused.config.width), fused.cache_dtype)
 
 
 def _linear(x: Tensor, weights: tuple[Tensor, Tensor], out: Tensor) -> None:
@@ -311,8 +219,8 @@ def read(
     rows: Rows,
     *,
     step: int,
-    suffix: Tensor | None,
-    banned_RW: Tensor | None,
+    suffix: Tensor,
+    banned_RW: Tensor,
 ) -> None:
     """Read one item per row, the `step`-th after its history; rows.scratch.x_MD is then its last hidden row."""
     kernels.read(tokens_R, history.lengths_B, step, fused.tables, banned_RW, rows.scratch.x_MD, rows.qkv_R3)
@@ -324,7 +232,7 @@ def read(
             history.cache(i),
             history.lengths_B,
             history.first_B,
-            None if suffix is None else suffix[i],
+            suffix[i],
             step,
             rows.scratch.context_MD,
             fused.config.heads,
@@ -334,14 +242,30 @@ def read(
         _finish_layer(fused, kernels, i, rows.scratch)
 
 
+def read_aside(
+    fused: Fused, kernels: Kernels, tokens_BC: Tensor, history: History, scratch: Scratch, qkv_R3: Tensor
+) -> None:
+    """Read C items per user, each as if it alone came after the history; scratch.x_MD has R = B x C hidden rows."""
+    lengths_B, each = history.lengths_B, tokens_BC.shape[1]
+    kernels.read(tokens_BC.flatten(), lengths_B.repeat_interleave(each), 0, fused.tables, None, scratch.x_MD, qkv_R3)
+    for i in range(len(fused.layers)):
+        if i:
+            _keys(fused, kernels, i, scratch, qkv_R3)
+        kernels.attend_aside(
+            qkv_R3, history.cache(i), lengths_B, history.first_B, scratch.context_MD, fused.config.heads,
+            history.longest, fused.score_unit(i),
+        )  # fmt: skip
+        _finish_layer(fused, kernels, i, scratch)
+
+
 def choose(fused: Fused, kernels: Kernels, rows: Rows, banned_RW: Tensor) -> None:
     """Compute logits and heads of the last hidden rows in one product, then the best token that is not banned."""
     _linear(rows.scratch.x_MD, fused.output, rows.raw_RN)
     kernels.choose(rows.raw_RN, fused.config.vocabulary, banned_RW, rows.next_R, rows.log_prob_R, rows.log_sum_R)
 
 
-def heads_only(fused: Fused, rows: Rows) -> Tensor:
+def heads_only(fused: Fused, hidden_RD: Tensor) -> Tensor:
     """Return the heads of the last hidden rows before their sigmoid, [R, columns >= H], without any logits."""
     start = fused.config.vocabulary
     weight, bias = fused.output
-    return torch.addmm(bias[start:], rows.scratch.x_MD, weight[start:].T)
+    return torch.addmm(bias[start:], hidden_RD, weight[start:].T)

@@ -209,6 +209,23 @@ def test_without_decoded_items_only_the_history_and_perhaps_itself_is_read(own):
     torch.testing.assert_close(mine, theirs, atol=3e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize("head", SIZES)
+@pytest.mark.parametrize(("kind", "unit"), TYPES)
+@pytest.mark.parametrize("each", [1, 70])
+@pytest.mark.parametrize("lengths", [[0, 15, 63], [64, 3, 150]], ids=["one-tile", "more-tiles"])
+def test_many_items_of_a_user_read_the_history_and_themselves_and_not_each_other(head, kind, unit, each, lengths):
+    longest, width = max(lengths), HEADS * head
+    lengths, first, rows = packed_rows(lengths)
+    query, cache = drawn(3 * each, 3 * width, seed=6), drawn(rows, 3 * width, scale=0.7, kind=kind)
+
+    def call(module, device, out):
+        q, c, n, f = on(device, query, cache, lengths, first)
+        module.attend_aside(q, c[:, width:], n, f, out, HEADS, longest, unit)
+
+    ((mine, theirs),) = both(call, drawn(3 * each, width, seed=5))
+    torch.testing.assert_close(mine, theirs, atol=4e-3, rtol=1e-2)
+
+
 @pytest.mark.parametrize("width", [64, 512, 768])
 def test_norm_is_layer_norm_of_the_row_plus_the_bias(width):
     weights = [drawn(width, seed=s) for s in (1, 2, 3)]

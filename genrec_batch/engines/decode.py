@@ -86,8 +86,8 @@ def recommend_all(
 ) -> Iterator[Ranked]:
     """Yield what `recommend` returns for each batch, in order; `record` receives the stages of the work.
 
-    A greedy slate is decoded by the engine's own `slate` where it has one: the whole loop stays on the device, and the
-    copies of one batch overlap with the computation of another.
+    A greedy slate and candidates are decoded by the engine's own loop where it has one: the whole loop stays on the
+    device, and the copies of one batch overlap with the computation of another.
 
     Raises:
         ConfigError: history and items do not fit the model's positions.
@@ -97,7 +97,7 @@ def recommend_all(
         yield from engine.rankings(batches, decoding, record)
         return
     assert isinstance(engine, SteppedEngine)
-    if not (decoding.greedy and engine.has_slate_loop):
+    if not (engine.has_slate_loop if decoding.greedy else decoding.mode == "candidates" and engine.has_candidates_loop):
         yield from (_recorded(engine, batch, decoding, record) for batch in batches)
         return
     waiting = iter(batches)
@@ -107,8 +107,10 @@ def recommend_all(
     together = itertools.chain([first], waiting)
     if first.candidates_BC is not None:
         yield from (_recorded(engine, batch, decoding, record) for batch in together)
-    else:
+    elif decoding.greedy:
         yield from engine.slate(together, decoding.top_k, record)
+    else:
+        yield from engine.candidates(together, decoding.num_candidates, record)
 
 
 def _recorded(engine: SteppedEngine, batch: Batch, decoding: Decoding, record: Recorder | None) -> Ranked:

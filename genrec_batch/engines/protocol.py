@@ -124,6 +124,7 @@ class SteppedEngine(Engine, ABC):
     """
 
     has_slate_loop: ClassVar[bool] = False  # whether `slate` is implemented
+    has_candidates_loop: ClassVar[bool] = False  # whether `candidates` is
     arrived: Callable[[], None] = staticmethod(nothing)  # `prefill` calls it once the device holds the batch
 
     @abstractmethod
@@ -184,3 +185,7 @@ class SteppedEngine(Engine, ABC):
         The whole loop runs on the device. `record` receives its stages by the device's own clock.
         """
         raise NotImplementedError(f"{type(self).__name__} has no slate loop")
+
+    def candidates(self, batches: Iterable[Batch], count: int, record: Recorder | None = None) -> Iterator[Ranked]:
+        """Yield the best `count` items after each batch's histories, each scored alone; else as `slate`."""
+        raise NotImplementedError(f"{type(self).__name__} has no loop for candidates")

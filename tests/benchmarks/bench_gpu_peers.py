@@ -1,11 +1,12 @@
 """Device-resident speed of the hand-fused CUDA engine beside PyTorch as others write it, on one NVIDIA GPU.
 
     python tests/benchmarks/bench_gpu_peers.py [--users 4096] [--steps 10] [--quick] [--out result.json]
+        [--candidates 100]
 
 Prints the card's ceilings, each path's agreement with fp32, then medians of interleaved runs (CUDA events, inputs on
 the device, prefill and `--steps` decode passes, all in one CUDA graph where the path allows it), the share of the floor
-(arithmetic at the ceiling measured at 790 TFLOP/s), GPU idle time, and the engine's `slate` from host arrays. Weights
-are the demo rule's. The last line is JSON.
+(arithmetic at the ceiling measured at 790 TFLOP/s), GPU idle time, and the engine's `slate` from host arrays.
+`--candidates` adds as many candidates of histories of 50. Weights are the demo rule's. The last line is JSON.
 """
 
 import argparse
@@ -35,7 +36,9 @@ FLOOR = 287_000  # users/s: 1.311 + 0.361 GFLOP per user of 50 events and 10 ste
 SIZES = PRESETS["reference"]
 WIDTH = 50
 CHECKED = 256
-FUSED = {"fused": "fp16", "fused fp8": "fp8"}
+FUSED = {"fused": "fp16", "fused fp16-fast": "fp16-fast", "fused fp8": "fp8"}
+RATE = 790e12  # the best rate of the card, of FLOOR
+FLOP = {"history of 50": 1.311e9, "candidate": 0.0361e9 - 2 * SIZES.width * SIZES.vocabulary}  # without logits
 
 
 def drawn(users, shortest, seed=0):
@@ -110,12 +113,13 @@ def agreement(tokens_BK, log_prob_BK, truth):
     return {"agree": round(float(hits / total), 4), "log_prob_diff": round(float(worst), 4)}
 
 
-def fused(model, batch, steps, precision="fp16"):
-    """The engine's captured loop on inputs that stay on the device, and its slate once, from the host."""
+def fused(model, batch, steps, precision="fp16", candidates=0):
+    """The engine's captured loop on inputs that stay on the device, and its lists once, from the host."""
     engine = TorchCudaEngine(model, precision=precision)
-    slate = next(engine.slate([batch], steps))
+    lists = next(engine.candidates([batch], candidates) if candidates else engine.slate([batch], steps))
     loop = engine._loop
-    captured = loop._loop(pack(batch, steps=steps, positions=SIZES.positions, users=grid(len(batch))), steps, None)
+    packed = pack(batch, steps=steps, positions=SIZES.positions, users=grid(len(batch)))
+    captured = loop._loop(packed, steps, None, candidates)
     seen = torch.from_numpy(batch.seen_BX).cuda()
 
     def run():
@@ -123,7 +127,29 @@ def fused(model, batch, steps, precision="fp16"):
         captured.prefill()
         captured.decode()
 
-    return engine, slate, run
+    return engine, lists, run
+
+
+def candidates(model, options, result):
+    """Candidates of histories of 50, of which each is scored alone, in every precision."""
+    batch, count = drawn(options.users, WIDTH), options.candidates
+    floor = RATE / (FLOP["history of 50"] + count * FLOP["candidate"])
+    calls, engines, table = {}, {}, result.setdefault(f"{count} candidates", {"floor_users_per_s": round(floor)})
+    with torch.inference_mode():
+        for path, precision in FUSED.items():
+            engines[path], _, calls[path] = fused(model, batch, 1, precision, count)
+        for path, ms in interleaved(calls, 7).items():
+            rate = options.users / ms * 1000
+            table[path] = {"ms": round(ms, 3), "users_per_s": round(rate), "floor_share": round(rate / floor, 3)}
+            table[path]["gpu_idle_share"], table[path]["kernels_ms"] = busy_with(calls[path])
+            drawn_batches = [drawn(options.users, WIDTH, seed=s) for s in range(2)]
+            for _ in engines[path].candidates(drawn_batches, count):
+                pass
+            start = time.perf_counter()
+            for _ in engines[path].candidates((drawn_batches[i % 2] for i in range(12)), count):
+                pass
+            table[path]["from_host_users_per_s"] = round(12 * options.users / (time.perf_counter() - start))
+            print(f"  {path}, {count} candidates: {table[path]}", flush=True)
 
 
 def busy_with(run, repeats=3):
@@ -223,6 +249,7 @@ def main():
     parser.add_argument("--users", type=int, default=4096, help="batch size")
     parser.add_argument("--steps", type=int, default=10, help="decode passes")
     parser.add_argument("--quick", action="store_true", help="the engine alone, without the peers")
+    parser.add_argument("--candidates", type=int, default=0, help="measure so many candidates, too")
     parser.add_argument("--out", type=Path, help="write the JSON here, too")
     options = parser.parse_args()
     result = {
@@ -241,6 +268,8 @@ def main():
         print(name, flush=True)
         measure(model, name, shortest, options, result)
         torch.cuda.empty_cache()
+    if options.candidates:
+        candidates(model, options, result)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

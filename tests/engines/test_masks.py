@@ -220,7 +220,7 @@ def test_a_batch_that_is_cut_has_the_rows_of_the_whole_one(opened, word, way):
 @pytest.mark.parametrize("word", ENGINES)
 def test_a_batch_that_does_not_fit_is_halved_with_its_masks(opened, word, monkeypatch):
     engine, batch = opened(word), replace(users(8), masks=rules("of each user", 8))
-    whole = recommend(engine, batch, WAYS["candidates"])
+    whole = recommend(engine, batch, WAYS["beam"])
     prefill = engine.prefill
 
     def full(part, **options):
@@ -230,7 +230,7 @@ def test_a_batch_that_does_not_fit_is_halved_with_its_masks(opened, word, monkey
 
     monkeypatch.setattr(engine, "prefill", full)
     monkeypatch.setattr(engine, "resize", lambda _: None)
-    feed = Feed(engine=engine, decoding=WAYS["candidates"], stages=Stages(), batch_users=8, tokens=MODEL.tokens)
+    feed = Feed(engine=engine, decoding=WAYS["beam"], stages=Stages(), batch_users=8, tokens=MODEL.tokens)
     found = np.concatenate([ranked.tokens_BK for _, _, ranked in feed.recommend([("a batch", batch)])])
     assert feed.batch_users == 2
     np.testing.assert_array_equal(found, whole.tokens_BK)

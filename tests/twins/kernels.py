@@ -101,6 +101,14 @@ def choose(logits_RN, vocabulary, banned_RW, tokens_R, log_probs_R, log_sums_R):
     log_probs_R.copy_(torch.where(nothing, -torch.inf, best - log_sums_R))
 
 
+def order(raw_RN, vocabulary, banned_RW, keys_RV):
+    token = torch.arange(vocabulary)
+    bits = raw_RN[:, :vocabulary].add(0).view(torch.int16).int()
+    ordered = torch.where(bits < 0, bits ^ 0x7FFF, bits)
+    banned = (banned_RW[:, token // 32] >> (token % 32).int()) & 1 == 1
+    keys_RV.copy_(ordered.masked_fill(banned, -32768) * 65536 + 65535 - token)
+
+
 def ban(seen_RX, banned_RW):
     for row, tokens in enumerate(seen_RX.tolist()):
         for token in filter(None, tokens):

@@ -6,7 +6,7 @@ Owns: their shapes and types. Must not know: batches, kernels, which pass fills 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class History:
     qkv_M3: tuple[Tensor, ...]  # of every layer but the last; one buffer for all where they are kept apart
     last_kv_M2: Tensor
     kept_LM2: Tensor | None  # keys and values in e4m3, where the layers multiply wider numbers
+
+    def part(self, first: int, users: int) -> History:
+        """Return the history of some users."""
+        some = slice(first, first + users)
+        return replace(self, lengths_B=self.lengths_B[some], first_B=self.first_B[some])
 
     def cache(self, layer: int) -> Tensor:
         """Return a layer's keys (columns 0..D) and values (D..2D) as a view."""

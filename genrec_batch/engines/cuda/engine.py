@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import EngineError
-from genrec_batch.engines.cuda import buffers, passes
+from genrec_batch.engines.cuda import buffers, candidates, passes
 from genrec_batch.engines.cuda.fp8 import CAPABILITY
 from genrec_batch.engines.cuda.loop import CapturedLoop, ban_all, memory_for
 from genrec_batch.engines.cuda.packing import pack
@@ -27,7 +27,6 @@ from genrec_batch.model.weights import Model, ModelConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL = ("fp8", "fp16-fast")  # precisions with e4m3 numbers; their other numbers are fp16
-SCORED_ROWS = 65_536  # candidates of one pass
 USER_POSITIONS = 128  # positions of a batch per user that it may have; longer histories mean fewer users
 
 
@@ -80,6 +79,7 @@ class TorchCudaEngine(SteppedEngine):
 
     name = "torch"
     has_slate_loop = True
+    has_candidates_loop = True
 
     def __init__(
         self, model: Model, *, device: str = "cuda:0", precision: str = "fp16", kernels: passes.Kernels | None = None
@@ -147,6 +147,17 @@ class TorchCudaEngine(SteppedEngine):
         """
         return self._loop.slates(batches, steps, record)
 
+    def candidates(self, batches: Iterable[Batch], count: int, record: Recorder | None = None) -> Iterator[Ranked]:
+        """Yield the best candidates of each batch with their heads: the same as prefill, choose and score.
+
+        As `slate` otherwise.
+
+        Raises:
+            ConfigError: the longest history does not fit the model's positions.
+            DeviceMemoryError: the device ran out of memory.
+        """
+        return self._loop.candidates(batches, count, record)
+
     @torch.inference_mode()
     def prefill(self, batch: Batch, *, steps: int, choices: int = 1) -> PackedState:
         """Read B histories and choose the next items; see `Engine`.
@@ -211,16 +222,11 @@ class TorchCudaEngine(SteppedEngine):
     @torch.inference_mode()
     def choose(self, state: PackedState) -> tuple[I32, F32]:
         """Return the best items of the next position, [B, choices]; see `Engine`."""
-        rows, vocabulary = state.rows, self._fused.config.vocabulary
+        rows = state.rows
         if state.choices == 1:
             return _host(rows.next_R)[:, None], _host(rows.log_prob_R)[:, None]
-        token_V = torch.arange(vocabulary, device=self._device)
-        banned = (state.banned_BW[:, token_V // 32] >> (token_V % 32).to(torch.int32)) & 1
-        logits_BV = rows.raw_RN[:, :vocabulary].float().masked_fill(banned.bool(), -torch.inf)
-        tokens_BC = _top(logits_BV, state.choices)
-        chosen = logits_BV.gather(1, tokens_BC)
-        tokens_BC = tokens_BC.masked_fill(chosen == -torch.inf, 0)
-        return _host(tokens_BC.int()), _host(chosen - rows.log_sum_R[:, None])
+        tokens_BC, log_prob_BC = candidates.best(self._fused, self._kernels, rows, state.banned_BW, state.choices)
+        return _host(tokens_BC), _host(log_prob_BC)
 
     @torch.inference_mode()
     def log_probs(self, state: PackedState, tokens_BC: I32) -> F32:
@@ -236,22 +242,9 @@ class TorchCudaEngine(SteppedEngine):
         Raises:
             DeviceMemoryError: the device ran out of memory.
         """
-        fused, history = self._fused, state.history
         tokens = torch.from_numpy(np.ascontiguousarray(tokens_BC, np.int32)).to(self._device)
-        count, each = tokens_BC.shape
-        users = min(count, max(1, SCORED_ROWS // max(1, each)))
-        found: list[Tensor] = []
-        with memory_for(f"the candidates of {count} users"):
-            qkv_R3 = self._room("", (users * each, 3 * fused.config.width), fused.dtype)
-            scratch = buffers.make_scratch(fused, self._room, "", users * each)
-            for first in range(0, count, users):
-                some = slice(first, first + users)
-                rows = len(tokens[some]) * each
-                shared = replace(history, lengths_B=history.lengths_B[some], first_B=history.first_B[some])
-                part = scratch.part(rows)
-                passes.read_aside(fused, self._kernels, tokens[some], shared, part, qkv_R3[:rows])
-                found.append(self._heads(passes.heads_only(fused, part.x_MD), tokens[some].flatten()))
-            heads_BCH: F32 = _host(torch.cat(found).view(count, each, len(HEADS)))
+        with memory_for(f"the candidates of {len(tokens_BC)} users"):
+            heads_BCH: F32 = _host(candidates.score(self._fused, self._kernels, tokens, state.history, self._room))
         return heads_BCH
 
     @torch.inference_mode()
@@ -303,14 +296,6 @@ def _triton_kernels() -> passes.Kernels:
 def _log_probs(raw_RN: Tensor, log_sum_R: Tensor, tokens_RC: Tensor) -> Tensor:
     found_RC = raw_RN.gather(1, tokens_RC.long()).float() - log_sum_R[:, None]
     return found_RC.masked_fill(tokens_RC == 0, -torch.inf)
-
-
-def _top(logits_BV: Tensor, count: int) -> Tensor:
-    """Return the tokens of the largest logits, [B, count]; of equals the lower token first, which topk does not do."""
-    bits = logits_BV.add(0.0).view(torch.int32)  # adding 0 makes -0 equal to 0
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    token_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
-    return (ordered * 2**32 + (2**31 - token_V)).topk(count).indices
 
 
 def _host(tensor: Tensor) -> Any:  # an array of the tensor's type

@@ -1,4 +1,4 @@
-"""The kernels of the hand-fused CUDA engine as functions of torch tensors; their device code is in `device_code`.
+"""The kernels of the hand-fused CUDA engine as functions of torch tensors; `device_code` and `device_attention` run.
 
 Owns: one small function per kernel, on tensors that are on the device already: grids, tile sizes, warps. Must not know:
 the model, batches, graphs or the order of layers. Every function writes into given tensors and allocates nothing, so
@@ -20,7 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
-from genrec_batch.engines.cuda import device_code
+from genrec_batch.engines.cuda import device_attention, device_code
 from genrec_batch.engines.cuda.fp8 import Product
 from genrec_batch.engines.cuda.weights import FusedTables
 from genrec_batch.model.weights import EPSILON
@@ -49,6 +49,7 @@ class OneQuery:
 POSITIVE = Tile(rows=128, columns=128, inner=128, warps=4, stages=3, programs=264)
 ATTEND_ONE = {1: OneQuery(16, 8), 2: OneQuery(8, 8), 4: OneQuery(4, 8)}  # by the bytes of a number of the cache
 ASIDE, ASIDE_WARPS = 64, 4  # queries of a program of the attention from many queries of a user
+ORDERED = 64  # words of tokens that a program orders
 HISTORY_WARPS = {1: 2, 2: 1, 4: 1}  # of the attention over histories of one tile
 
 
@@ -97,8 +98,8 @@ def attend_history(
     `unit` turns products of queries and keys into scores. Where it is given, kept_M2 gets the keys and values.
     """
     head = out_MD.shape[1] // heads
-    tiles = _tiles(longest, device_code.TILE.value)
-    device_code.attend_history[(len(lengths_B) * heads * tiles,)](
+    tiles = _tiles(longest, device_attention.TILE.value)
+    device_attention.attend_history[(len(lengths_B) * heads * tiles,)](
         qkv_M3,
         lengths_B,
         first_B,
@@ -135,7 +136,7 @@ def attend_one(
     room = 0 if suffix_RT2 is None else suffix_RT2.shape[1]
     cut = ATTEND_ONE[cache_M.element_size()]
     group, tiles = math.gcd(heads, cut.group), _tiles(longest + room, cut.keys)
-    device_code.attend_one[(rows * heads // group,)](
+    device_attention.attend_one[(rows * heads // group,)](
         query_R, cache_M, lengths_R, first_R, cache_M if suffix_RT2 is None else suffix_RT2, out_RD, count, room, unit,
         H=heads, HEAD=head, HP=_head_pad(head), Q_STRIDE=query_R.stride(0), STRIDE=cache_M.stride(0), GROUP=group,
         KEYS=cut.keys, TILES=tiles, OWN=query_R.shape[1] == 3 * d, PAST=suffix_RT2 is not None, num_warps=1,
@@ -149,10 +150,10 @@ def attend_aside(
     """Attend from C = R / B queries per user to the user's packed rows, and from each to itself; else as attend_one."""
     rows, d = out_RD.shape
     head, each = d // heads, rows // len(lengths_B)
-    device_code.attend_aside[(len(lengths_B) * heads, triton.cdiv(each, ASIDE))](
+    device_attention.attend_aside[(len(lengths_B) * heads, triton.cdiv(each, ASIDE))](
         qkv_R3, cache_M, lengths_B, first_B, out_RD, each, unit,
         H=heads, HEAD=head, HP=_head_pad(head), STRIDE=cache_M.stride(0), QUERIES=ASIDE,
-        TILES=_tiles(longest, device_code.TILE.value), num_warps=ASIDE_WARPS,
+        TILES=_tiles(longest, device_attention.TILE.value), num_warps=ASIDE_WARPS,
     )  # fmt: skip
 
 
@@ -218,6 +219,18 @@ def choose(
     device_code.choose[(len(logits_RN),)](
         logits_RN, banned_RW, tokens_R, log_probs_R, log_sums_R,
         V=vocabulary, W=banned_RW.shape[1], STRIDE=logits_RN.stride(0), WORDS=64, num_warps=8,
+    )  # fmt: skip
+
+
+def order(raw_RN: Tensor, vocabulary: int, banned_RW: Tensor, keys_RV: Tensor) -> None:
+    """Write int32 numbers that order as 16-bit logits do, of equals the lower token first; the banned ones are least.
+
+    The upper half is the logit's bits, ordered, or -32768, which is no logit's; the lower half 65535 - token.
+    """
+    words = banned_RW.shape[1]
+    device_code.order[(len(raw_RN), triton.cdiv(words, ORDERED))](
+        raw_RN.view(torch.int16), banned_RW, keys_RV,
+        V=vocabulary, W=words, STRIDE=raw_RN.stride(0), WORDS=ORDERED, num_warps=4,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""The fast path of the hand-fused engine: all K steps of a batch without the host, copies during the computation.
+"""The fast path of the hand-fused engine: a batch's slates or candidates without the host, copies during computation.
 
-Owns: the buffers that are reused by every batch, the captured graphs, and the two batches in flight. Must not know: how
-a pass works, or the engine's interface. On a CPU (in tests, with a plain twin of the kernels) the same code runs
+Owns: the captured graphs, and the two batches in flight. Must not know: what runs on a batch (`programs`), how a pass
+works, or the engine's interface. On a CPU (in tests, with a plain twin of the kernels) the same code runs
 without streams and graphs.
 
 A batch is two graphs, prefill and decode, so that a mark fits between them: the next batch would overwrite a mark
@@ -10,23 +10,22 @@ inside a graph before this batch's was read. The second launch costs a few micro
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrec_batch.core.arrays import HEADS, Batch, Ranked
+from genrec_batch.core.arrays import Batch, Ranked
 from genrec_batch.core.errors import DeviceMemoryError
-from genrec_batch.engines.cuda.buffers import Inputs, Rows, make_history, make_rows, make_scratch, make_suffix
 from genrec_batch.engines.cuda.packing import MASK, MASKS, Packed, grid, pack
-from genrec_batch.engines.cuda.passes import Kernels, choose, heads_only, prefill, read
+from genrec_batch.engines.cuda.passes import Kernels
+from genrec_batch.engines.cuda.programs import Arena, Loop, Shape, prepare
 from genrec_batch.engines.cuda.weights import Fused
 from genrec_batch.engines.protocol import Recorder
 from genrec_batch.engines.timing import GRAPHS, DeviceClock, HostMark, Laps, Mark
@@ -43,47 +42,6 @@ def memory_for(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(f"the device ran out of memory for {what}; lower --batch-size") from error
-
-
-class Arena:
-    """Named buffers that grow when more is needed and otherwise keep their addresses."""
-
-    def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
-        self._device, self._pinned = device, pinned
-        self._held: dict[str, Tensor] = {}
-        self.grown = 0  # how often a buffer moved; a captured graph is valid only while this does not change
-
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return the buffer `name` as a contiguous tensor of this shape: zeros when new, else its former content."""
-        size = math.prod(shape)
-        held = self._held.get(name)
-        if held is None or held.numel() < size or held.dtype != dtype:
-            self._held.pop(name, None)
-            held = self._held[name] = torch.zeros(size, dtype=dtype, device=self._device, pin_memory=self._pinned)
-            self.grown += 1
-        return held[:size].view(shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shape:
-    """The sizes that a graph is captured for."""
-
-    users: int
-    rows: int
-    width: int
-    steps: int
-    inputs: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Loop:
-    """One shape's views of the shared buffers, and the calls that run prefill and then all steps on them."""
-
-    packed: dict[str, Tensor]
-    banned_BW: Tensor
-    out: tuple[Tensor, Tensor, Tensor]  # tokens [K, B], log-probabilities [K, B], heads [K, B, H]
-    prefill: Callable[[], None]
-    decode: Callable[[], None]
 
 
 class _Slot:
@@ -106,13 +64,13 @@ class _Slot:
 
 
 class CapturedLoop:
-    """Greedy decoding of whole batches, `steps` items per user."""
+    """Greedy decoding of whole batches, `steps` items per user, and the scoring of their best candidates."""
 
     def __init__(self, fused: Fused, kernels: Kernels) -> None:
         self._fused, self._kernels = fused, kernels
         self._device = fused.tables.token_VD.device
         self._arena = Arena(self._device)
-        self._loops: OrderedDict[_Shape, tuple[int, _Loop]] = OrderedDict()
+        self._loops: OrderedDict[Shape, tuple[int, Loop]] = OrderedDict()
         self._cuda = self._device.type == "cuda"
         self._slots = (_Slot(self._device), _Slot(self._device))
         self._in, self._out, self._side = (cuda.Stream(self._device) if self._cuda else None for _ in range(3))
@@ -126,18 +84,29 @@ class CapturedLoop:
             ConfigError: a history and `steps` do not fit the model's positions.
             DeviceMemoryError: the device ran out of memory.
         """
+        return self._ranked(batches, record, steps=steps)
+
+    def candidates(self, batches: Iterable[Batch], count: int, record: Recorder | None = None) -> Iterator[Ranked]:
+        """Yield the best `count` candidates of each batch and their heads; else as `slates`."""
+        return self._ranked(batches, record, steps=1, candidates=count)
+
+    def _ranked(
+        self, batches: Iterable[Batch], record: Recorder | None, *, steps: int, candidates: int = 0
+    ) -> Iterator[Ranked]:
         flights: deque[Callable[[], Ranked]] = deque()
         clock = None if record is None else DeviceClock(record, self._mark())
         for number, batch in enumerate(batches):
             with memory_for(f"a batch of {len(batch)} users"):
-                flights.append(self._launch(batch, steps, self._slots[number % 2], clock))
+                flights.append(self._launch(batch, steps, candidates, self._slots[number % 2], clock))
             if len(flights) == 2:
                 yield flights.popleft()()
         while flights:
             yield flights.popleft()()
 
     @torch.inference_mode()
-    def _launch(self, batch: Batch, steps: int, slot: _Slot, clock: DeviceClock | None) -> Callable[[], Ranked]:
+    def _launch(
+        self, batch: Batch, steps: int, candidates: int, slot: _Slot, clock: DeviceClock | None
+    ) -> Callable[[], Ranked]:
         packed = pack(batch, steps=steps, positions=self._fused.config.positions, users=grid(len(batch)))
         laps = None if clock is None else clock.batch()
         marks: list[Mark] = []
@@ -154,7 +123,7 @@ class CapturedLoop:
             }
             mark(self._in)
         self._wait(self._in)
-        loop = self._loop(packed, steps, None if clock is None else clock.record)
+        loop = self._loop(packed, steps, None if clock is None else clock.record, candidates)
         mark()
         for name, target in loop.packed.items():
             target[:, : sent[name].shape[1]].copy_(sent[name]) if target.dim() > 1 else target.copy_(sent[name])
@@ -178,7 +147,7 @@ class CapturedLoop:
             laps.of_batch(
                 marks,
                 users=len(batch),
-                items=len(batch) * steps,
+                items=len(batch) * (candidates or steps),
                 bytes_in=sum(array.nbytes for array in packed.arrays.values()),
                 bytes_out=sum(r.nbytes for r in results),
             )
@@ -202,12 +171,13 @@ class CapturedLoop:
             compute = cuda.current_stream(self._device)
             (waiting or compute).wait_stream(source or compute)
 
-    def _loop(self, packed: Packed, steps: int, record: Recorder | None) -> _Loop:
-        shape = _Shape(
+    def _loop(self, packed: Packed, steps: int, record: Recorder | None, candidates: int = 0) -> Loop:
+        shape = Shape(
             users=packed.users,
             rows=grid(packed.rows),
             width=-(-max(1, packed.arrays["tokens"].shape[1]) // 8) * 8,
             steps=steps,
+            candidates=candidates,
             inputs=tuple(n for n in ("profile", "video") if n in packed.arrays),
         )
         stamp, loop = self._loops.pop(shape, (-1, None))
@@ -215,7 +185,7 @@ class CapturedLoop:
             if self._outgrows(shape):
                 self._loops.clear()  # free their buffers before larger ones are allocated
             began = time.perf_counter()
-            loop = self._captured(self._prepare(shape))
+            loop = self._captured(prepare(self._fused, self._kernels, self._arena, shape))
             if record is not None and self._cuda:
                 record(GRAPHS, began, time.perf_counter(), rows=shape.users)
         self._loops[shape] = (self._arena.grown, loop)
@@ -223,58 +193,14 @@ class CapturedLoop:
             self._loops.popitem(last=False)
         return loop
 
-    def _outgrows(self, shape: _Shape) -> bool:
-        sizes = [(s.users, s.rows, s.users * s.width, s.users * s.steps) for s in (shape, *self._loops)]
+    def _outgrows(self, shape: Shape) -> bool:
+        sizes = [
+            (s.users, s.rows, s.users * s.width, s.users * s.steps, s.users * s.candidates)
+            for s in (shape, *self._loops)
+        ]
         return any(size > max(others) for size, *others in zip(*sizes, strict=True) if others)
 
-    def _prepare(self, shape: _Shape) -> _Loop:
-        fused, kernels, arena, users = self._fused, self._kernels, self._arena, shape.users
-        lengths_B, first_B = (arena(name, (users,), torch.int32) for name in ("lengths", "first"))
-        sizes = {"profile": fused.config.profile, "video": fused.config.video}
-        given = {
-            n: (arena(n, (users, sizes[n]), fused.dtype), arena(f"has {n}", (users, 1), fused.dtype))
-            for n in shape.inputs
-        }
-        inputs = Inputs(
-            tokens_BS=arena("tokens", (users, shape.width), torch.int32),
-            features_BF=arena("features", (users, fused.config.features), fused.dtype),
-            profile=given.get("profile"),
-            video=given.get("video"),
-        )
-        lengths_B.zero_()  # old lengths may exceed these rows, and a capture begins with a real run
-        first_B.copy_(torch.arange(users))
-        history = make_history(fused, arena, lengths_B, first_B, shape.rows, shape.width)
-        scratch, rows = make_scratch(fused, arena, "packed", shape.rows), make_rows(fused, arena, users)
-        suffix = make_suffix(fused, arena, users, shape.steps)
-        banned_BW = arena("banned", (users, fused.words), torch.int32)
-        tokens_KB = arena("out tokens", (shape.steps, users), torch.int32)
-        log_prob_KB = arena("out log_prob", (shape.steps, users), torch.float32)
-        heads_KBH = arena("out heads", (shape.steps, users, len(HEADS)), torch.float32)
-        by_step = [replace(rows, next_R=tokens_KB[k], log_prob_R=log_prob_KB[k]) for k in range(shape.steps)]
-
-        def first() -> None:
-            prefill(fused, kernels, inputs, history, scratch, rows)
-            choose(fused, kernels, by_step[0], banned_BW)
-
-        def following() -> None:
-            for k, row in enumerate(by_step):
-                read(fused, kernels, row.next_R, history, rows, step=k, suffix=suffix, banned_RW=banned_BW)
-                raw_RH = self._next(by_step[k + 1 :], rows, banned_BW)
-                kernels.heads(raw_RH, row.next_R, heads_KBH[k])
-
-        packed = {"tokens": inputs.tokens_BS, "lengths": lengths_B, "first": first_B, "features": inputs.features_BF}
-        packed |= {n: values for n, (values, _) in given.items()} | {f"has {n}": has for n, (_, has) in given.items()}
-        out = (tokens_KB, log_prob_KB, heads_KBH)
-        return _Loop(packed=packed, banned_BW=banned_BW, out=out, prefill=first, decode=following)
-
-    def _next(self, following: list[Rows], rows: Rows, banned_BW: Tensor) -> Tensor:
-        """Choose the next item, if one follows, and return the heads of the item just read, before their sigmoid."""
-        if not following:
-            return heads_only(self._fused, rows.scratch.x_MD)
-        choose(self._fused, self._kernels, following[0], banned_BW)
-        return rows.raw_RN[:, self._fused.config.vocabulary :]
-
-    def _captured(self, loop: _Loop) -> _Loop:
+    def _captured(self, loop: Loop) -> Loop:
         """Return a loop whose calls replay CUDA graphs; on a CPU the loop as it is."""
         if not self._cuda:
             return loop
@@ -316,5 +242,5 @@ def _land(slot: _Slot, landed: list[Tensor], users: int, laps: Laps | None) -> R
         laps.report()
     if slot.done is not None:
         slot.done.synchronize()
-    tokens_BK, log_prob_BK, heads_BKH = (t.numpy().swapaxes(0, 1)[:users].copy(order="C") for t in landed)
+    tokens_BK, log_prob_BK, heads_BKH = (t.numpy()[:users].copy() for t in landed)
     return Ranked(tokens_BK=tokens_BK, log_prob_BK=log_prob_BK, heads_BKH=heads_BKH)

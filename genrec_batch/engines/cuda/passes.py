@@ -1,8 +1,8 @@
 """The two passes of the hand-fused engine: which product and which kernel runs after which.
 
-Owns: prefill over packed rows, one decode step, and the reading of candidates. Must not know: batches, streams, CUDA
-graphs, the engine's interface, or whether the kernels are Triton's or a plain twin's. Prefill and decode allocate no
-memory, so they can be captured.
+Owns: prefill over packed rows and one decode step. Must not know: batches, streams, CUDA
+graphs, the engine's interface, or whether the kernels are Triton's or a plain twin's. A pass allocates no memory,
+so it can be captured.
 
 Compared with the plain network, this saves work and gives the same results: there is no row for padding; the first
 layer's query, key and value are looked up in tables (`weights.FusedTables`); a residual is added inside the product
@@ -100,6 +100,9 @@ class Kernels(Protocol):
     ) -> None:
         """Attend from as many queries per user, each to the user's rows and itself."""
 
+    def order(self, raw_RN: Tensor, vocabulary: int, banned_RW: Tensor, keys_RV: Tensor) -> None:
+        """Write whole numbers that order as the logits do."""
+
     def multiply(self, x_MK: Tensor, product: Product, out_MN: Tensor) -> None:
         """Write a product of e4m3 numbers."""
 
@@ -140,7 +143,7 @@ def _linear(x: Tensor, weights: tuple[Tensor, Tensor], out: Tensor) -> None:
     torch.addmm(weights[1], x, weights[0].T, out=out)
 
 
-def _finish_layer(fused: Fused, kernels: Kernels, i: int, scratch: Scratch) -> None:
+def finish_layer(fused: Fused, kernels: Kernels, i: int, scratch: Scratch) -> None:
     """Compute attention's output product, residual, LayerNorm, feed-forward, residual, LayerNorm; x_MD in place."""
     layer, x_MD = fused.layers[i], scratch.x_MD
     if fused.small:
@@ -164,7 +167,7 @@ def _finish_small(kernels: Kernels, layer: FusedLayer, small: SmallLayer, scratc
     kernels.add_norm(x_MD, layer.down[1], *layer.norm2, added_MD, small_MD, small.units.norm2)
 
 
-def _keys(fused: Fused, kernels: Kernels, i: int, scratch: Scratch, out: Tensor) -> None:
+def keys(fused: Fused, kernels: Kernels, i: int, scratch: Scratch, out: Tensor) -> None:
     """Compute a layer's queries, keys and values, or as many of the last columns of these as `out` has."""
     if fused.small:
         qkv = fused.small[i].qkv
@@ -196,8 +199,8 @@ def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, sc
         kernels.attend_history(
             history.qkv_M3[i], lengths_B, first_B, scratch.context_MD, heads, history.longest, unit, kept_M2
         )
-        _finish_layer(fused, kernels, i, scratch)
-        _keys(fused, kernels, i + 1, scratch, history.last_kv_M2 if i + 1 == last else history.qkv_M3[i + 1])
+        finish_layer(fused, kernels, i, scratch)
+        keys(fused, kernels, i + 1, scratch, history.last_kv_M2 if i + 1 == last else history.qkv_M3[i + 1])
     if history.kept_LM2 is not None:
         kernels.narrow(history.last_kv_M2, history.kept_LM2[last])
     torch.index_select(scratch.x_MD, 0, first_B + lengths_B, out=rows.scratch.x_MD)
@@ -208,7 +211,7 @@ def prefill(fused: Fused, kernels: Kernels, inputs: Inputs, history: History, sc
         query_BD, history.cache(last), lengths_B, first_B, None, 0, rows.scratch.context_MD, heads, history.longest,
         fused.score_unit(last),
     )  # fmt: skip
-    _finish_layer(fused, kernels, last, rows.scratch)
+    finish_layer(fused, kernels, last, rows.scratch)
 
 
 def read(
@@ -226,7 +229,7 @@ def read(
     kernels.read(tokens_R, history.lengths_B, step, fused.tables, banned_RW, rows.scratch.x_MD, rows.qkv_R3)
     for i in range(len(fused.layers)):
         if i:
-            _keys(fused, kernels, i, rows.scratch, rows.qkv_R3)
+            keys(fused, kernels, i, rows.scratch, rows.qkv_R3)
         kernels.attend_one(
             rows.qkv_R3,
             history.cache(i),
@@ -239,23 +242,7 @@ def read(
             history.longest,
             fused.score_unit(i),
         )
-        _finish_layer(fused, kernels, i, rows.scratch)
-
-
-def read_aside(
-    fused: Fused, kernels: Kernels, tokens_BC: Tensor, history: History, scratch: Scratch, qkv_R3: Tensor
-) -> None:
-    """Read C items per user, each as if it alone came after the history; scratch.x_MD has R = B x C hidden rows."""
-    lengths_B, each = history.lengths_B, tokens_BC.shape[1]
-    kernels.read(tokens_BC.flatten(), lengths_B.repeat_interleave(each), 0, fused.tables, None, scratch.x_MD, qkv_R3)
-    for i in range(len(fused.layers)):
-        if i:
-            _keys(fused, kernels, i, scratch, qkv_R3)
-        kernels.attend_aside(
-            qkv_R3, history.cache(i), lengths_B, history.first_B, scratch.context_MD, fused.config.heads,
-            history.longest, fused.score_unit(i),
-        )  # fmt: skip
-        _finish_layer(fused, kernels, i, scratch)
+        finish_layer(fused, kernels, i, rows.scratch)
 
 
 def choose(fused: Fused, kernels: Kernels, rows: Rows, banned_RW: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The hand-fused engine's logic on a CPU: with the kernels' plain twin, compared with a full forward.
 
-Also tests `buffers`, `loop`, `packing`, `passes` and `weights`.
+Also tests `buffers`, `candidates`, `loop`, `packing`, `passes`, `programs` and `weights`.
 """
 
 import time
@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from genrec_batch.core.arrays import HEADS, Batch, Masks
 from genrec_batch.core.errors import ConfigError, EngineError
-from genrec_batch.engines.cuda import engine as torch_cuda
+from genrec_batch.engines.cuda import candidates as of_candidates
 from genrec_batch.engines.cuda import loop
 from genrec_batch.engines.cuda.engine import TorchCudaEngine
 from genrec_batch.model.weights import ModelConfig, demo_model
@@ -227,7 +227,7 @@ def test_equal_logits_choose_the_lower_token(model):
 
 
 def test_candidates_are_scored_alone_after_the_history(slow, engine, monkeypatch):
-    monkeypatch.setattr(torch_cuda, "SCORED_ROWS", 4)  # several runs, the last one shorter
+    monkeypatch.setattr(of_candidates, "AT_ONCE", 4)  # several runs, the last one shorter
     batch = drawn([5, 0, 9])
     candidates = np.array([[7, 9, 60], [2, 7, 0], [4, 4, 8]], np.int32)
     state = engine.prefill(batch, steps=1)
@@ -240,6 +240,30 @@ def test_candidates_are_scored_alone_after_the_history(slow, engine, monkeypatch
         for place, token in enumerate(tokens):
             expected = slow.forward(batch, row, [*history, token])[1] if token else np.zeros(len(HEADS))
             np.testing.assert_allclose(scores[row, place], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "fp16"])
+def test_the_loop_of_candidates_gives_what_the_protocol_gives(engine, model, monkeypatch, narrow):
+    monkeypatch.setattr(of_candidates, "AT_ONCE", 40)  # several runs, the last one shorter
+    if narrow:
+        engine = TorchCudaEngine(model, device="cpu", precision="fp16", kernels=plain_kernels)
+    everything = list(range(2, SIZES.vocabulary))
+    batches = [drawn([5, 0, 9, 18, 2, 2, 1]), masked(drawn([3, 1], seed=1), 2), drawn([4] * 12, seed=2)]
+    batches[0] = replace(batches[0], seen_BX=np.tile(np.array(everything[:-3], np.int32), (7, 1)))
+    found = list(engine.candidates(iter(batches), 9))
+    assert [len(each.tokens_BK) for each in found] == [7, 2, 12]
+    for batch, ranked in zip(batches, found, strict=True):
+        state = engine.prefill(batch, steps=1, choices=9)
+        tokens, log_prob = engine.choose(state)
+        np.testing.assert_array_equal(ranked.tokens_BK, tokens)
+        np.testing.assert_array_equal(ranked.log_prob_BK, log_prob)
+        np.testing.assert_allclose(ranked.heads_BKH, engine.score(state, tokens), atol=1e-6)
+        assert (log_prob[:, 1:] <= log_prob[:, :-1]).all()
+    assert (found[0].tokens_BK[:, 3:] == 0).all()  # three videos are left
+    assert (found[0].log_prob_BK[:, 3:] == -np.inf).all()
+    assert (found[0].heads_BKH[:, 3:] == 0).all()
+    for first, again in zip(found, engine.candidates(batches, 9), strict=True):
+        np.testing.assert_array_equal(first.heads_BKH, again.heads_BKH)
 
 
 def test_selected_rows_go_on_from_where_their_origin_was(slow, engine):

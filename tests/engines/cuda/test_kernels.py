@@ -1,6 +1,6 @@
 """Each Triton kernel against its plain twin: on the GPU where there is one, else in Triton's interpreter.
 
-Also tests `device_code`.
+Also tests `device_code` and `device_attention`.
 """
 
 import os
@@ -311,6 +311,30 @@ def test_the_lowest_of_equal_free_tokens_wins_and_log_prob_is_over_all():
     assert log_probs[4].item() == -np.inf
     torch.testing.assert_close(log_probs, log_probs2, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(log_sums, log_sums2, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_whole_numbers_order_as_the_logits_and_then_by_token(kind):
+    vocabulary, columns = 1000, 1016
+    logits = drawn(5, columns, scale=3.0, kind=kind)
+    logits[0, :4] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
+    logits[1] = -1.5
+    banned = torch.zeros(5, 32, dtype=torch.int32, device=DEVICE)
+    plain_kernels.ban(torch.tensor([[7], [0], [999], [31], [32]]), banned)
+
+    def call(module, device, keys):
+        module.order(*on(device, logits, vocabulary, banned), keys)
+
+    ((mine, theirs),) = both(call, torch.zeros(5, vocabulary, dtype=torch.int32, device=DEVICE))
+    assert torch.equal(mine, theirs)
+    wide = logits[:, :vocabulary].float().cpu().numpy()
+    for row, token in ((0, 7), (2, 999), (3, 31), (4, 32)):
+        wide[row, token] = -np.inf
+    order = np.argsort(-wide, axis=1, kind="stable")
+    last = np.argsort(-mine.numpy().astype(np.int64), axis=1, kind="stable")
+    np.testing.assert_array_equal(last[1:4, :900], order[1:4, :900])
+    assert last[0, 0] == 2
+    assert last[0, -2:].tolist() == [3, 7]  # what is banned comes after the lowest logit
 
 
 def test_seen_lists_of_any_width_become_bits():

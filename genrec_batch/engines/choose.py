@@ -160,7 +160,9 @@ def _opened(model: Model, decoding: Decoding, terms: Terms | None, *, name: str,
         why = f"{chosen} in {precision} on {place}, as asked" if name != "auto" else f"{chosen}: {WHY} {place}"
         return Opened(engines=[opens(precision=precision)], why=why)
     declines = entry(chosen).declines
-    fast = tuple(each for each in fast_precisions(chosen, place) if not declines(model.config, place, each))
+    fast = tuple(
+        each for each in fast_precisions(chosen, place, decoding.mode) if not declines(model.config, place, each)
+    )
     if not fast:
         return Opened(engines=[opens(precision="fp32")], why=f"{chosen} in fp32: {WHY} {place}")
     record = None if terms is None else Record.of(model, decoding, terms, engine=chosen, device=place, fast=fast)

@@ -147,8 +147,8 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
 def test_the_fast_precisions_are_those_measured_on_such_a_processor(monkeypatch, processor, taken):
     monkeypatch.setattr(precisions.Path, "read_text", lambda _: processor)
     monkeypatch.setattr(precisions.Path, "exists", lambda _: True)
-    assert precisions.fast_precisions("torch", "cpu") == taken
-    assert precisions.fast_precisions("onnxruntime", "cpu") == ()
+    assert precisions.fast_precisions("torch", "cpu", "slate") == taken
+    assert precisions.fast_precisions("onnxruntime", "cpu", "slate") == ()
 
 
 class Woken(Pretend):

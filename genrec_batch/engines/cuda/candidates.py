@@ -14,7 +14,7 @@ from genrec_batch.engines.cuda.buffers import History, Room, Rows, Scratch, make
 from genrec_batch.engines.cuda.passes import Kernels, finish_layer, heads_only, keys
 from genrec_batch.engines.cuda.weights import Fused
 
-AT_ONCE = 65_536  # items of one pass
+AT_ONCE = 131_072  # items of one pass
 TOKENS = 1 << 16  # that fit beside 16 bits of a logit
 
 

@@ -94,19 +94,31 @@ def attend_history(
         _causal_tile(base, target, kept, tile * TILE, rows, unit, D, HEAD, HP, TILE, TILES * TILE, KEEP)
 
 
+@triton.jit
+def _tile(base, n, rows, D: tl.constexpr, HEAD: tl.constexpr, STRIDE: tl.constexpr, d):
+    """Return the keys and values of rows n."""
+    at = n[:, None] * STRIDE + d[None, :]
+    real = (n[:, None] < rows) & (d[None, :] < HEAD)
+    return _wide(tl.load(base + at, mask=real, other=0.0)), _wide(tl.load(base + D + at, mask=real, other=0.0))
+
+
 @triton.jit(do_not_specialize=["C"])
 def attend_aside(
     qkv, cache, lengths, first, out, C, unit,
     H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, STRIDE: tl.constexpr, QUERIES: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    # A program's queries belong to one user and one head, so that they read keys and values once, and multiply matrices
+    # A program has queries of one user and one head, so that they read keys and values once, and multiply matrices.
+    # The first tile is asked for before the queries, so that the program waits once.
     D: tl.constexpr = H * HEAD
     head = tl.program_id(0) % H
     user = tl.program_id(0) // H
+    rows = tl.load(lengths + user) + 1
+    base = cache + tl.load(first + user).to(tl.int64) * STRIDE + head * HEAD
     m = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     d = tl.arange(0, HP)
     n = tl.arange(0, TILE)
+    k, v = _tile(base, n, rows, D, HEAD, STRIDE, d)
     inside = (m[:, None] < C) & (d[None, :] < HEAD)
     row = user.to(tl.int64) * C + m
     mine = qkv + row[:, None] * (3 * D) + head * HEAD + d[None, :]
@@ -115,14 +127,10 @@ def attend_aside(
     peak = tl.sum(q.to(tl.float32) * own_k.to(tl.float32), 1) * unit
     total = tl.full([QUERIES], 1.0, tl.float32)
     mean = tl.load(mine + 2 * D, mask=inside, other=0.0).to(tl.float32)
-    rows = tl.load(lengths + user) + 1
-    base = cache + tl.load(first + user).to(tl.int64) * STRIDE + head * HEAD
     for key in range(0, TILES * TILE, TILE):
-        if key < rows:
-            at = (key + n)[:, None] * STRIDE + d[None, :]
-            real = ((key + n)[:, None] < rows) & (d[None, :] < HEAD)
-            k = _wide(tl.load(base + at, mask=real, other=0.0))
-            v = _wide(tl.load(base + D + at, mask=real, other=0.0))
+        if TILES == 1 or key < rows:
+            if key > 0:
+                k, v = _tile(base, key + n, rows, D, HEAD, STRIDE, d)
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * unit
             score = tl.where((key + n)[None, :] < rows, score, -1e30)
             higher = tl.maximum(peak, tl.max(score, 1))

@@ -48,7 +48,7 @@ class OneQuery:
 
 POSITIVE = Tile(rows=128, columns=128, inner=128, warps=4, stages=3, programs=264)
 ATTEND_ONE = {1: OneQuery(16, 8), 2: OneQuery(8, 8), 4: OneQuery(4, 8)}  # by the bytes of a number of the cache
-ASIDE, ASIDE_WARPS = 64, 4  # queries of a program of the attention from many queries of a user
+ASIDE, ASIDE_WARPS = 128, 4  # queries of a program of the attention from many queries of a user
 ORDERED = 64  # words of tokens that a program orders
 HISTORY_WARPS = {1: 2, 2: 1, 4: 1}  # of the attention over histories of one tile
 

@@ -104,3 +104,5 @@ def test_a_model_that_the_kernels_cannot_compute_is_refused_and_auto_goes_on_wit
     for model, expected in ((narrow, ["fp32", "fp16"]), (demo_model(SIZES), ["fp32", "fp16-fast", "fp16"])):
         found = choose._opened(model, Decoding(), None, name="torch", device="cuda:0", precision="auto")
         assert [*found.engines, *(opens() for opens in found.slower)] == expected
+    found = choose._opened(model, Decoding(mode="candidates"), None, name="torch", device="cuda:0", precision="auto")
+    assert [*found.engines, *found.slower] == ["fp32", "fp16"]  # candidates gain nothing

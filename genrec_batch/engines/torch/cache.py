@@ -5,7 +5,8 @@ as in `network`.
 
 A row's sums must not depend on its neighbours. Position p of a row is in slot p, however long the longest row is, and
 attention reads whole vectors of a processor (LANES). Then any number of zeros may follow, and every number is still
-added up in the same place.
+added up in the same place. PyTorch multiplies small matrices on a CPU in another way than large ones, with other last
+bits, so one query never meets so few slots that its products would be small.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from torch import Tensor
 from genrec_batch.model.weights import ModelConfig
 
 LANES = 16  # fp32 numbers in the widest vector
+SMALL_PRODUCT = 400  # multiplications from which PyTorch leaves the plain loop of `bmm` on a CPU
 
 
 def lanes(slots: int) -> int:
     """Return `slots` rounded up to whole vectors."""
     return -(-slots // LANES) * LANES
+
+
+def seen_slots(slots: int, size: int) -> int:
+    """Return the slots that attention of heads of a size reads where `slots` are filled."""
+    return lanes(max(slots, -(-SMALL_PRODUCT // size)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,8 @@ class Cache:
     @staticmethod
     def empty(config: ModelConfig, lengths_R: Tensor, prefix: int, reads: int, dtype: torch.dtype) -> Cache:
         """Return a cache with room for `lengths_R` positions of context and `reads` reads; its content is undefined."""
-        shape = (config.layers, len(lengths_R), config.heads, lanes(prefix + reads), config.head_size)
+        slots = seen_slots(prefix + reads, config.head_size)
+        shape = (config.layers, len(lengths_R), config.heads, slots, config.head_size)
         return Cache(
             keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
             values=torch.empty(shape, dtype=dtype, device=lengths_R.device),
@@ -81,7 +89,7 @@ class Cache:
         elsewhere it covers no more than needed.
         """
         whole = self.keys.device.type == "cpu" and self.keys.dtype != torch.float32
-        slots = self.keys.shape[3] if whole else lanes(self.prefix + step + 1)
+        slots = self.keys.shape[3] if whole else seen_slots(self.prefix + step + 1, self.keys.shape[4])
         hidden_RT = torch.arange(slots, device=self.lengths_R.device) > (self.lengths_R + step)[:, None]
         return torch.zeros(hidden_RT.shape, device=hidden_RT.device).masked_fill_(hidden_RT, -torch.inf)[:, None, None]
 

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrec_batch.core.arrays import HEADS
-from genrec_batch.engines.torch.cache import LANES, Cache, Read, lanes
+from genrec_batch.engines.torch.cache import Cache, Read, lanes
 from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear, ProductTable
 from genrec_batch.model.weights import EPSILON, ModelConfig, Weights
 
 LEAST_QUERIES = 8  # oneDNN multiplies fewer rows by another method, with other last bits
-SMALL_PRODUCT = 400  # multiplications from which PyTorch leaves the plain loop of `bmm` on a CPU
 FUSED_FROM = 128  # positions from which PyTorch's fused attention is faster on a CPU
 
 Product = Linear | Int8Linear | PairLinear
@@ -276,21 +275,10 @@ def _attend_once(triple_R3GZ: Tensor, cache: Cache, at: Read, layer: int) -> Ten
     keys, values, seen = cache.keys[layer], cache.values[layer], at.bias.shape[3]
     keys[at.rows_R, :, at.slot_R] = key
     values[at.rows_R, :, at.slot_R] = value
-    scores = _scores_of_one(query, keys[:, :, :seen]).float()
+    scores = torch.matmul(query[:, :, None], keys[:, :, :seen].transpose(2, 3)).float()
     scores += at.bias
     mixed = torch.matmul(torch.softmax(scores, -1).to(key.dtype), values[:, :, :seen])
     return mixed.flatten(1)
-
-
-def _scores_of_one(query_RGZ: Tensor, key_RGTZ: Tensor) -> Tensor:
-    """Return the products of one query with T keys, [R, G, 1, T], which do not depend on T on a CPU.
-
-    PyTorch multiplies small matrices in another way than large ones, with other last bits.
-    """
-    size = query_RGZ.shape[2]
-    if key_RGTZ.device.type == "cpu" and key_RGTZ.dtype == torch.float32 and size * LANES < SMALL_PRODUCT:
-        return (query_RGZ[:, :, None] * key_RGTZ).sum(3)[:, :, None]
-    return torch.matmul(query_RGZ[:, :, None], key_RGTZ.transpose(2, 3))
 
 
 def read_aside(layers: Sequence[Layer[Product]], x_RCD: Tensor, cache: Cache) -> Tensor:

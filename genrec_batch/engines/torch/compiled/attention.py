@@ -79,8 +79,9 @@ def attend_context(
         for g in range(heads):
             _keep(borrowed(keys_NX), key_at + g * size, first, length, keys_X.reshape(positions, size))
             _keep(borrowed(values_NX), value_at + g * size, first, length, values_X.reshape(positions, size))
-            for t in range(0, length, WIDTH):
-                queries = min(WIDTH, length - t)
+            for end in range((length - 1) % WIDTH + 1, length + 1, WIDTH):  # the block of fewer queries sees few keys
+                t = max(0, end - WIDTH)
+                queries = end - t
                 for z in range(0, size, WIDTH):
                     transpose_16(queries_X, (first + t) * stride + g * size + z, stride, queries, across_X, z * WIDTH)
                 dots_16(across_X, keys_X, t + queries, size, scores_X)

@@ -1,8 +1,8 @@
-"""Sixteen floats at once in compiled attention, and bf16 by its bits.
+"""Sixteen floats at once in compiled attention, bf16 by its bits, and 8-bit numbers with a scale.
 
 Owns: operations on numbers that numba lacks: floats as integers, bf16, loads and stores of 16 numbers. Must not know:
-queries, keys, rows. Numbers are float32, or bf16 in an array of uint16, which is widened when it is loaded: bf16 is the
-upper half of a float32.
+queries, keys, rows. Numbers are float32, bf16 in an array of uint16, or int8; both are widened when they are loaded:
+bf16 is the upper half of a float32.
 
 LLVM compiles vectors to AVX-512, or to several smaller ones. numba does not compile a cached kernel again when this
 file changes: the kernel files that use it contain its fingerprint, which a test checks.
@@ -19,11 +19,13 @@ from numba.extending import intrinsic
 
 WIDTH = 16
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS, WORDS, HALVES = (ir.VectorType(kind, WIDTH) for kind in (F32, I32, I16))
+FLOATS, WORDS, HALVES, BYTES = (ir.VectorType(kind, WIDTH) for kind in (F32, I32, I16, I8))
+MOST = 127  # of 8-bit numbers
 LEAST = -87.0  # exp of a smaller number is computed as exp of this
 LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
 POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 declared: Any = cgutils.get_or_insert_function
+_variable: Any = cgutils.alloca_once_value
 
 
 def _of_bits(_typing: Any, _bits: Any) -> Any:
@@ -103,6 +105,9 @@ def load(builder: Any, array: Any, place: Any) -> Any:
     """Return the 16 numbers at an address as float32."""
     if array.dtype == types.float32:
         return builder.load(builder.bitcast(place, FLOATS.as_pointer()), align=4)
+    if array.dtype == types.int8:
+        whole = builder.load(builder.bitcast(place, BYTES.as_pointer()), align=1)
+        return builder.sitofp(builder.sext(whole, WORDS), FLOATS)
     halves = builder.load(builder.bitcast(place, HALVES.as_pointer()), align=2)
     return builder.bitcast(builder.shl(builder.zext(halves, WORDS), ir.Constant(WORDS, [16] * WIDTH)), FLOATS)
 
@@ -143,18 +148,59 @@ def _move(_typing: Any, array: Any, _at: Any, out: Any, _o: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        place, into = (
-            place_of(context, builder, kinds[0], *arguments[:2]),
-            place_of(context, builder, kinds[2], *arguments[2:]),
-        )
-        if kinds[0].dtype == kinds[2].dtype == types.uint16:
-            halves = HALVES.as_pointer()
-            builder.store(builder.load(builder.bitcast(place, halves), align=2), builder.bitcast(into, halves), align=2)
-        else:
-            store(builder, kinds[2], into, load(builder, kinds[0], place))
+        place = place_of(context, builder, kinds[0], *arguments[:2])
+        _copy(builder, kinds[0], place, kinds[2], place_of(context, builder, kinds[2], *arguments[2:]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, out, types.intp), codegen
 
 
+def _copy(builder: Any, array: Any, place: Any, out: Any, into: Any) -> None:
+    if array.dtype == out.dtype == types.uint16:
+        halves = HALVES.as_pointer()
+        builder.store(builder.load(builder.bitcast(place, halves), align=2), builder.bitcast(into, halves), align=2)
+    else:
+        store(builder, out, into, load(builder, array, place))
+
+
+def _pack(_typing: Any, array: Any, _at: Any, _size: Any, out: Any, _o: Any) -> Any:
+    """Copy `size` numbers, a multiple of 16, to another array, converted to its type, and return their scale.
+
+    To int8: divided by the scale, the largest magnitude / 127, and rounded. The scale of other types is 1. Where a
+    number is not finite, the scale is not.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        first, into = (place_of(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 3))
+        vectors = builder.udiv(arguments[2], ir.Constant(I64, WIDTH))
+
+        def at(place: Any, vector: Any) -> Any:
+            return builder.gep(place, [builder.mul(vector, ir.Constant(I64, WIDTH))])
+
+        if kinds[3].dtype != types.int8:
+            with cgutils.for_range(builder, vectors) as loop:
+                _copy(builder, kinds[0], at(first, loop.index), kinds[3], at(into, loop.index))
+            return ir.Constant(F32, 1.0)
+        most = _variable(builder, ir.Constant(WORDS, None))
+        with cgutils.for_range(builder, vectors) as loop:
+            bits = builder.bitcast(load(builder, kinds[0], at(first, loop.index)), WORDS)
+            bits, before = builder.and_(bits, ir.Constant(WORDS, [0x7FFFFFFF] * WIDTH)), builder.load(most)
+            builder.store(builder.select(builder.icmp_signed(">", bits, before), bits, before), most)
+        highest = declared(builder.module, ir.FunctionType(I32, [WORDS]), f"llvm.vector.reduce.smax.v{WIDTH}i32")
+        largest = builder.bitcast(builder.call(highest, [builder.load(most)]), F32)
+        some = builder.fcmp_ordered(">", largest, ir.Constant(F32, 0.0))
+        inverse = builder.select(some, builder.fdiv(ir.Constant(F32, MOST), largest), ir.Constant(F32, 0.0))
+        shift = ir.Constant(FLOATS, [MOST + 1.5] * WIDTH)  # truncation of numbers above 0 rounds
+        with cgutils.for_range(builder, vectors) as loop:
+            number = load(builder, kinds[0], at(first, loop.index))
+            above = builder.fptosi(fused(builder, number, everywhere(builder, inverse), shift), WORDS)
+            whole = builder.trunc(builder.sub(above, ir.Constant(WORDS, [MOST + 1] * WIDTH)), BYTES)
+            builder.store(whole, builder.bitcast(at(into, loop.index), BYTES.as_pointer()), align=1)
+        return builder.fdiv(largest, ir.Constant(F32, MOST))
+
+    return types.float32(array, types.intp, types.intp, out, types.intp), codegen
+
+
 move: Any = intrinsic(_move)
+pack: Any = intrinsic(_pack)

@@ -11,6 +11,7 @@ bits, so one query never meets so few slots that its products would be small.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from genrec_batch.model.weights import ModelConfig
 
+Held = Sequence[Tensor]  # `Cache.parts` of one row's first positions: keys and values [layers, G, positions, Z] first
 LANES = 16  # fp32 numbers in the widest vector
 SMALL_PRODUCT = 400  # multiplications from which PyTorch leaves the plain loop of `bmm` on a CPU
 
@@ -34,48 +36,63 @@ def seen_slots(slots: int, size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of R rows, [layers, R, G, T, Z].
+    """Keys and values of R rows.
 
     Row r has `lengths_R[r]` positions of context, at most `prefix`, then the positions read since. Once the context is
-    filled, its other slots hold zeros or, in a row shorter than its neighbours, leftovers of padding.
+    filled, its other slots hold zeros or, in a row shorter than its neighbours, leftovers of padding. In int8 each
+    position of each head has a scale, its largest number / 127.
     """
 
-    keys: Tensor
+    keys: Tensor  # [layers, R, G, T, Z]
     values: Tensor
+    key_scales: Tensor  # [layers, R, G, T] of int8, of floats [layers, R, G, 0]
+    value_scales: Tensor
     lengths_R: Tensor
     prefix: int
 
     @staticmethod
     def empty(config: ModelConfig, lengths_R: Tensor, prefix: int, reads: int, dtype: torch.dtype) -> Cache:
         """Return a cache with room for `lengths_R` positions of context and `reads` reads; its content is undefined."""
+        heads = config.layers, len(lengths_R), config.heads
         slots = seen_slots(prefix + reads, config.head_size)
-        shape = (config.layers, len(lengths_R), config.heads, slots, config.head_size)
+        scaled, device = slots if dtype == torch.int8 else 0, lengths_R.device
         return Cache(
-            keys=torch.empty(shape, dtype=dtype, device=lengths_R.device),
-            values=torch.empty(shape, dtype=dtype, device=lengths_R.device),
+            keys=torch.empty((*heads, slots, config.head_size), dtype=dtype, device=device),
+            values=torch.empty((*heads, slots, config.head_size), dtype=dtype, device=device),
+            key_scales=torch.empty((*heads, scaled), dtype=torch.float32, device=device),
+            value_scales=torch.empty((*heads, scaled), dtype=torch.float32, device=device),
             lengths_R=lengths_R,
             prefix=prefix,
         )
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """All that is cached, by name."""
+        return {name: getattr(self, name) for name in ("keys", "values", "key_scales", "value_scales")}
+
     def clear(self) -> None:
         """Fill all slots with zeros."""
-        self.keys.zero_()
-        self.values.zero_()
+        for part in self.parts.values():
+            part.zero_()
 
     def view(self, rows: slice) -> Cache:
         """Return a view of some rows."""
-        return Cache(
-            keys=self.keys[:, rows], values=self.values[:, rows], lengths_R=self.lengths_R[rows], prefix=self.prefix
-        )
+        parts = {name: part[:, rows] for name, part in self.parts.items()}
+        return Cache(**parts, lengths_R=self.lengths_R[rows], prefix=self.prefix)
 
     def take(self, rows: Tensor) -> Cache:
         """Return a copy that holds these rows; a row may be taken many times."""
-        return Cache(
-            keys=self.keys.index_select(1, rows),
-            values=self.values.index_select(1, rows),
-            lengths_R=self.lengths_R.index_select(0, rows),
-            prefix=self.prefix,
-        )
+        parts = {name: part.index_select(1, rows) for name, part in self.parts.items()}
+        return Cache(**parts, lengths_R=self.lengths_R.index_select(0, rows), prefix=self.prefix)
+
+    def held(self, row: int, positions: int) -> Held:
+        """Return copies of the first positions of a row."""
+        return [part[:, row, :, :positions].clone() for part in self.parts.values()]
+
+    def put(self, row: int, held: Held) -> None:
+        """Put what is held of a row's first positions into its slots."""
+        for part, of_row in zip(self.parts.values(), held, strict=True):
+            part[:, row, :, : of_row.shape[2]] = of_row
 
     def at(self, step: int) -> Read:
         """Return the slots of one more read's positions, and the slots that they attend to."""

@@ -25,6 +25,7 @@ from genrec_batch.core.arrays import F32, HEADS, I32, I64, Batch, Ranked
 from genrec_batch.core.errors import RetryError
 from genrec_batch.core.option_values import check_positions
 from genrec_batch.engines.protocol import Prefix, SteppedEngine
+from genrec_batch.engines.torch.cache import Held
 from genrec_batch.engines.torch.choice import log_probs
 from genrec_batch.engines.torch.device import (
     FAST,
@@ -33,7 +34,7 @@ from genrec_batch.engines.torch.device import (
     resolve_precision,
     retry_when_out_of_memory,
 )
-from genrec_batch.engines.torch.lane import Held, Lane, LaneModel
+from genrec_batch.engines.torch.lane import Lane, LaneModel
 from genrec_batch.engines.torch.network import Network, load_network
 from genrec_batch.engines.torch.phases import Phases, PlainPhases
 from genrec_batch.model.weights import Model
@@ -67,14 +68,14 @@ class TorchEngine(SteppedEngine):
     bf16 on a CPU: the KV cache, and all products of the positions before the newest event, which are most of the work
     and matter only through attention.
     int8 on a CPU: most products of the same positions, with a bf16 cache.
-    bf16-fast and int8-fast on a CPU: the context in bf16 or all in 8-bit numbers, a bf16 cache, and 8-bit numbers for
-    what is read one position at a time, which a trained model may bear; `choose` measures that.
+    bf16-fast and int8-fast on a CPU: the context and the cache in bf16 or in 8-bit numbers, and 8-bit numbers for what
+    is read one position at a time, which a trained model may bear; `choose` measures that.
     bf16 and fp16 on CUDA: the cache and all products of the encoder.
 
     In bf16 and int8 on a CPU the products of the newest event and of decoded items, and the logits, are computed in
     pairs of 8-bit numbers (`linear.PairLinear`), which keeps close items in order at little cost. Where the compiled
-    kernels do not run (`_phases`), these products are fp32, and so is the cache of int8. The residual stream, norms,
-    softmax and heads are always fp32.
+    kernels do not run (`_phases`), these products are fp32, and so is the cache of int8; that of int8-fast is bf16. The
+    residual stream, norms, softmax and heads are always fp32.
     """
 
     name = "torch"
@@ -155,9 +156,8 @@ class TorchEngine(SteppedEngine):
         found = []
         for row in rows:
             lane, at = place_of[row]
-            keys, values = lane.held(at)
-            nbytes = keys.nbytes + values.nbytes
-            found.append(Prefix(cache=(keys, values), length=keys.shape[2] - 1, nbytes=nbytes))
+            held = lane.held(at)
+            found.append(Prefix(cache=held, length=held[0].shape[2] - 1, nbytes=sum(part.nbytes for part in held)))
         return found
 
     def wait(self) -> None:
@@ -285,8 +285,7 @@ def _phases(network: Network, device: torch.device, dtype: torch.dtype, tokens: 
 
 def _cut(prefix: Prefix, events: int) -> Held:
     """Return a row's prefix without the row's newest event, which is read again if it is part of the prefix."""
-    keys, values = prefix.cache
-    return keys[:, :, :events], values[:, :, :events]
+    return [part[:, :, :events] for part in prefix.cache]
 
 
 def _lane_threads(count: int) -> ThreadPoolExecutor:

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from genrec_batch.core.arrays import FIRST_ITEM, HEADS, PADDING
-from genrec_batch.engines.torch.cache import Cache, lanes
+from genrec_batch.engines.torch.cache import Cache, Held, lanes
 from genrec_batch.engines.torch.choice import Choice, RowMasks, log_probs
 from genrec_batch.engines.torch.linear import Linear
 from genrec_batch.engines.torch.network import FUSED_FROM, Network
 from genrec_batch.engines.torch.phases import Phases, items
-
-Held = tuple[Tensor, Tensor]  # keys and values of one row's first positions, [layers, G, positions, Z]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +50,7 @@ class Lane:
     def held(self, row: int) -> Held:
         """Return copies of the keys and values of one row's history."""
         group = next(group for group in self.groups if group.rows.start <= row < group.rows.stop)
-        within, positions = row - group.rows.start, int(self.lengths_B[row]) + 1
-        cache = group.cache
-        return cache.keys[:, within, :, :positions].clone(), cache.values[:, within, :, :positions].clone()
+        return group.cache.held(row - group.rows.start, int(self.lengths_B[row]) + 1)
 
     def take(self, rows_R: Tensor) -> Lane:
         """Return a lane that holds copies of these rows, given in rising order; a row may be taken many times."""
@@ -221,10 +217,9 @@ class LaneModel:
         """Put what is held of some rows into a new cache, and read the events behind it, all but the newest."""
         cache = Cache.empty(self.network.config, lengths_R, int(lengths_R.max()), 1 + steps, self.phases.cache_dtype)
         cache.clear()
-        for row, (keys, values) in enumerate(held):
-            cache.keys[:, row, :, : keys.shape[2]] = keys
-            cache.values[:, row, :, : keys.shape[2]] = values
-        left_R = lengths_R + 1 - torch.tensor([keys.shape[2] for keys, _ in held], device=lengths_R.device)
+        for row, of_row in enumerate(held):
+            cache.put(row, of_row)
+        left_R = lengths_R + 1 - torch.tensor([keys.shape[2] for keys, *_ in held], device=lengths_R.device)
         for back in range(int(left_R.max()) - 1, 0, -1):
             some = slice(int((left_R <= back).sum()), len(held))
             before = cache.view(some)

@@ -341,6 +341,37 @@ def test_selected_rows_go_on_as_copies(precision):
 
 
 @PRECISIONS
+def test_a_row_that_goes_on_from_its_prefix_gets_what_a_whole_read_gives(precision):
+    engine, lengths = opened(32, precision), np.array([0, 1, 4, 16, 17, 128, 129, 131])
+    batch = make_batch(lengths, config=CONFIGS[32])
+    whole = slate(engine, batch, STEPS)
+    for behind, tolerance in ((0, 0), (3, OFF[precision])):
+        earlier = replace(batch, lengths_B=np.maximum(lengths - behind, 0).astype(batch.lengths_B.dtype))
+        kept = engine.kept(engine.prefill(earlier, steps=1), range(len(batch)))
+        before = [[part.clone() for part in prefix.cache] for prefix in kept]
+        state = engine.resume(batch, [None, *kept[1:]], steps=STEPS)
+        for items_B in whole.tokens_BK.T:
+            engine.decode(state, items_B)
+        found = engine.collect(state)
+        np.testing.assert_allclose(found.log_prob_BK, whole.log_prob_BK, atol=tolerance, rtol=0)
+        np.testing.assert_allclose(found.heads_BKH, whole.heads_BKH, atol=tolerance, rtol=0)
+        for prefix, parts in zip(kept, before, strict=True):
+            assert prefix.nbytes == sum(part.nbytes for part in parts)
+            assert all(torch.equal(one, other) for one, other in zip(prefix.cache, parts, strict=True))
+
+
+def test_only_int8_fast_keeps_8_bit_numbers_and_they_take_little_more_than_half():
+    batch = make_batch([20], config=CONFIGS[32])
+    taken = {}
+    for precision in OFF:
+        engine = opened(32, precision)
+        (prefix,) = engine.kept(engine.prefill(batch, steps=1), [0])
+        taken[precision] = prefix.nbytes
+    assert taken["bf16"] == taken["int8"] == taken["bf16-fast"]
+    assert taken["int8-fast"] == taken["bf16"] * (32 + 4) / 64
+
+
+@PRECISIONS
 def test_candidates_and_beams_are_what_reading_each_alone_gives(precision):
     engine, batch = opened(32, precision), make_batch([4, 17, 0, 128, 129, 1, 16], config=CONFIGS[32])
     exact, rows = opened(32, "fp32"), np.arange(len(batch))[:, None]
@@ -403,6 +434,7 @@ def test_no_kernel_is_compiled_twice_for_one_precision():
         if hasattr(kernel, "signatures") and name[0] != "_"
     }
     assert types.pop("attend_context") == 2  # one writes bf16, one fp32
+    assert {types.pop(name) for name in ("keep", "attend_next", "attend_aside")} <= {1, 2}  # a cache in bf16, in int8
     assert max(types.values()) == 1, types
 
 

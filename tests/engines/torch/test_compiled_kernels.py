@@ -23,6 +23,7 @@ from genrec_batch.runtime import simd_bf16, simd_sort
 COMPILED = Path(row_kernels.__file__).parent
 ROWS, EPSILON = 5, 1e-5
 WIDTHS = pytest.mark.parametrize("width", [1, 15, 16, 17, 64, 130])
+CACHED = pytest.mark.parametrize("cached", [np.uint16, np.int8], ids=["bf16", "int8"])
 LENGTHS = pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129])
 ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8], np.float32)
 
@@ -45,6 +46,26 @@ def halves(x):
 
 def floats(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def whole_of(x):
+    """Numbers as 8-bit ones with a scale per line, and what they stand for."""
+    scale = np.abs(x).max(-1) / np.float32(127)
+    whole = np.round(x / np.where(scale == 0, 1, scale)[..., None]).astype(np.int8)
+    return whole, scale, whole * scale[..., None]
+
+
+def cache_of(keys, values, dtype):
+    """What a kernel gets of cached keys and values [R, G, T, Z]: both with their scales."""
+    found = []
+    for x in (keys, values):
+        whole, scale, _ = whole_of(x)
+        found += [whole, scale] if dtype == np.int8 else [halves(x), np.empty((*x.shape[:2], 0), np.float32)]
+    return found
+
+
+def stand_for(numbers, scales):
+    return numbers * scales[..., None] if numbers.dtype == np.int8 else floats(numbers)
 
 
 def filled(*shape, dtype=np.float32):
@@ -284,8 +305,6 @@ def test_attention_in_context(size, dtype, length):
     mixed = filled(rows * length, width, dtype=dtype)
     room = filled(attention.context_room(length, size) + 1)
     attention.attend_context(qkv, qkv, width, qkv, 2 * width, lengths, heads, mixed, room[:-1])
-    keys, values = (filled(rows, heads, length + 5, size, dtype=np.uint16) for _ in range(2))
-    attention.keep(qkv, width, qkv, 2 * width, lengths, keys, values)
     assert np.isnan(room[-1])
     query, key, value = floats(qkv).reshape(rows, length, 3, heads, size).transpose(2, 0, 3, 1, 4).astype(float)
     found = floats(mixed) if dtype == np.uint16 else mixed
@@ -296,14 +315,42 @@ def test_attention_in_context(size, dtype, length):
         expected[:n] = (softmax(looks) @ value[r, :, :n]).transpose(1, 0, 2).reshape(n, width) if n else 0
         tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == np.float32 else {"rtol": 2**-8, "atol": 1e-5}
         np.testing.assert_allclose(found.reshape(rows, length, width)[r], expected, **tolerance)
-        for kept, made in ((keys, key), (values, value)):
-            np.testing.assert_array_equal(floats(kept)[r, :, :n], made[r, :, :n])
-            assert not kept[r, :, n:].any()
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
+@CACHED
 @LENGTHS
-def test_attention_of_what_is_read_next(size, length):
+def test_keys_and_values_are_kept_up_to_a_rows_length(size, cached, length):
+    heads, lengths = 2, np.array([length, 0, 1, max(1, length - 1), length // 2])
+    width, rows, slots = heads * size, len(lengths), length + 5
+    exact = numbers(rows * length, 3 * width) * np.logspace(-9, 9, rows * length, dtype=np.float32)[:, None]
+    exact[0, width:] = 0
+    keys, values = (filled(rows, heads, slots, size, dtype=cached) for _ in range(2))
+    key_scales, value_scales = (filled(rows, heads, slots if cached == np.int8 else 0) for _ in range(2))
+    attention.keep(halves(exact), width, halves(exact), 2 * width, lengths, keys, key_scales, values, value_scales)
+    parts = floats(halves(exact)).reshape(rows, length, 3, heads, size).transpose(2, 0, 3, 1, 4)
+    for kept, scales, made in ((keys, key_scales, parts[1]), (values, value_scales, parts[2])):
+        for r, n in enumerate(lengths):
+            off = np.abs(stand_for(kept, scales)[r, :, :n] - made[r, :, :n])
+            most = np.abs(made[r, :, :n]).max(-1, keepdims=True)
+            assert (off <= most * (0.501 / 127 if cached == np.int8 else 0)).all()
+            assert not kept[r, :, n:].any()
+            assert not scales[r, :, n:].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_scale_says_that_a_number_is_none(bad):
+    x = numbers(3, 32)
+    x[1, 5] = bad
+    into = [filled(1, 1, 3, 32, dtype=np.int8), filled(1, 1, 3)] * 2
+    attention.keep(halves(x), 0, halves(x), 0, np.array([3]), *into)
+    assert np.isfinite(into[1]).tolist() == [[[True, False, True]]]
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+@CACHED
+@LENGTHS
+def test_attention_of_what_is_read_next(size, cached, length):
     heads, step, first, lengths = 2, 1, 3, np.array([length - 1, 0, max(0, length - 2), length // 2])
     rows, width, slots = len(lengths), 2 * size, -(-(length + 2) // 16) * 16
     sums, scale, bias, qkv = product(3 * width, first + rows + 1)
@@ -311,42 +358,48 @@ def test_attention_of_what_is_read_next(size, length):
     keys, values = (numbers(rows, heads, slots, size, seed=s) for s in (7, 8))
     there = np.arange(slots) < (lengths + step)[:, None]
     keys, values = (np.where(there[:, None, :, None], x, 0).astype(np.float32) for x in (keys, values))
-    new_keys, new_values = halves(keys), halves(values)
+    before, cache = cache_of(keys, values, cached), cache_of(keys, values, cached)
     mixed = filled(first + rows + 1, width)
     sums /= 50
     qkv = (sums * scale[:, None] + bias).reshape(-1, 3, heads, size)
-    attention.attend_next(sums, scale, bias.copy(), first, step, lengths, new_keys, new_values, mixed)
+    attention.attend_next(sums, scale, bias.copy(), first, step, lengths, *cache, mixed)
+    new_keys, new_values = stand_for(*cache[:2]), stand_for(*cache[2:])
     for r, n in enumerate(lengths + step):
         query, key, value = qkv[first + r].astype(float)
-        for found, before, new in ((new_keys, keys, key), (new_values, values, value)):
-            np.testing.assert_allclose(floats(found)[r, :, n], new, rtol=2**-8, atol=1e-5)
-            others = np.arange(slots) != n
-            np.testing.assert_array_equal(found[r][:, others], halves(before)[r][:, others])
-        looks = np.einsum("gz,gtz->gt", query, floats(new_keys)[r, :, : n + 1])
-        expected = np.einsum("gt,gtz->gz", softmax(looks), floats(new_values)[r, :, : n + 1]).ravel()
+        for found, new in ((new_keys, key), (new_values, value)):
+            off = 0.501 / 127 * np.abs(new).max() if cached == np.int8 else 1e-5
+            np.testing.assert_allclose(found[r, :, n], new, rtol=0 if cached == np.int8 else 2**-8, atol=off)
+        for found, there in zip(cache, before, strict=True):
+            others = np.arange(found.shape[2]) != n
+            np.testing.assert_array_equal(found[r][:, others], there[r][:, others])
+        looks = np.einsum("gz,gtz->gt", query, new_keys[r, :, : n + 1])
+        expected = np.einsum("gt,gtz->gz", softmax(looks), new_values[r, :, : n + 1]).ravel()
         np.testing.assert_allclose(mixed[first + r], expected, rtol=1e-4, atol=1e-5)
     assert np.isnan(mixed[:first]).all()
     assert np.isnan(mixed[first + rows :]).all()
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
+@CACHED
 @LENGTHS
-def test_attention_of_what_is_read_aside(size, length):
+def test_attention_of_what_is_read_aside(size, cached, length):
     heads, each, lengths = 2, 19, np.array([length - 1, 0, length // 2])
     rows, width, slots = len(lengths), 2 * size, -(-(length + 2) // 16) * 16
     sums, scale, bias, _ = product(3 * width, rows * each)
     sums /= 50
     qkv = (sums * scale[:, None] + bias).reshape(rows, each, 3, heads, size)
-    keys, values = (halves(numbers(rows, heads, slots, size, seed=s)) for s in (7, 8))
+    cache = cache_of(*(numbers(rows, heads, slots, size, seed=s) for s in (7, 8)), cached)
+    keys, values = stand_for(*cache[:2]), stand_for(*cache[2:])
     for r, n in enumerate(lengths):
-        keys[r, :, n + 1 :], values[r, :, n + 1 :] = 0x7FC0, 0x7FC0  # NaN: nobody reads on
+        for part in cache[::2] if cached == np.uint16 else cache[1::2]:
+            part[r, :, n + 1 :] = np.nan if part.dtype == np.float32 else 0x7FC0  # NaN: nobody reads on
     mixed = filled(rows * each, width)
-    attention.attend_aside(sums, scale, bias.copy(), lengths, keys, values, mixed)
+    attention.attend_aside(sums, scale, bias.copy(), lengths, *cache, mixed)
     for r, n in enumerate(lengths):
         query, key, value = qkv[r].transpose(1, 2, 0, 3).astype(float)
-        looks = query @ floats(keys)[r, :, : n + 1].transpose(0, 2, 1)
+        looks = query @ keys[r, :, : n + 1].transpose(0, 2, 1)
         shares = softmax(np.concatenate([looks, (query * key).sum(2, keepdims=True)], 2))
-        expected = shares[:, :, :-1] @ floats(values)[r, :, : n + 1] + shares[:, :, -1:] * value
+        expected = shares[:, :, :-1] @ values[r, :, : n + 1] + shares[:, :, -1:] * value
         found = mixed.reshape(rows, each, heads, size)[r].transpose(1, 0, 2)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -1,9 +1,10 @@
 """Attention of the torch engine on a CPU, compiled.
 
 Owns: loops over rows, heads and positions. Must not know: products, layers, lanes, torch. Needs numba, so it is
-imported only where that is there. Keys and values are bf16, as bits in arrays of uint16; sums are fp32. Heads must be
-whole vectors (`WIDTH`). Every row is computed alone and in the same order, whatever its neighbours are. Shapes as in
-`network`, and N rows of numbers: R rows of S positions, end to end.
+imported only where that is there. Keys and values are bf16, as bits in arrays of uint16; in a cache they may be int8
+with a scale of each head and position [R, G, T], which is [R, G, 0] of bf16. Sums are fp32. Heads must be whole vectors
+(`WIDTH`). Every row is computed alone and in the same order, whatever its neighbours are. Shapes as in `network`, and N
+rows of numbers: R rows of S positions, end to end.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import numpy as np
 from genrec_batch.core.arrays import F32, I64
 from genrec_batch.engines.torch.compiled.dots import dots, dots_16, exponentials, mix, mix_16, softmax_16, transpose_16
 from genrec_batch.runtime.jit import borrowed, kernel
-from genrec_batch.runtime.simd_bf16 import WIDTH, move
+from genrec_batch.runtime.simd_bf16 import WIDTH, move, pack
 
 F = np.float32
-# made of vectors 0288c4ba
-AHEAD = 4  # heads between the one that is computed and the one that is prefetched
+# made of vectors 0f53ffd6
+AHEAD = 6  # heads between the one that is computed and the one that is prefetched
 
 
 @kernel(reorder=True)
 def keep(
-    keys_NX: Any, key_at: int, values_NX: Any, value_at: int, lengths_R: I64, keys_RGTZ: Any, values_RGTZ: Any
-) -> None:
+    keys_NX: Any, key_at: int, values_NX: Any, value_at: int, lengths_R: I64, keys_RGTZ: Any, key_scale_RGT: F32,
+    values_RGTZ: Any, value_scale_RGT: F32,
+) -> None:  # fmt: skip
     """Copy keys and values of S positions per row into a cache, up to the row's length, and fill zeros after them.
 
     In a row of `keys_NX` and `values_NX`, those of all heads start at columns `key_at` and `value_at`.
@@ -34,19 +36,23 @@ def keep(
     positions = len(keys_NX) // rows
     for r in range(rows):
         for g in range(heads):
-            key, value = key_at + g * size, value_at + g * size
-            _keep(borrowed(keys_NX), key, r * positions, lengths_R[r], borrowed(keys_RGTZ)[r, g])
-            _keep(borrowed(values_NX), value, r * positions, lengths_R[r], borrowed(values_RGTZ)[r, g])
+            key, value, first, length = key_at + g * size, value_at + g * size, r * positions, lengths_R[r]
+            keys_TZ, key_scale_T = borrowed(keys_RGTZ)[r, g], borrowed(key_scale_RGT)[r, g]
+            values_TZ, value_scale_T = borrowed(values_RGTZ)[r, g], borrowed(value_scale_RGT)[r, g]
+            _keep(borrowed(keys_NX), key, first, length, keys_TZ, key_scale_T)
+            _keep(borrowed(values_NX), value, first, length, values_TZ, value_scale_T)
 
 
 @kernel(reorder=True, inline=True)
-def _keep(from_NX: Any, at: int, first: int, length: int, to_TZ: Any) -> None:
-    size = to_TZ.shape[1]
+def _keep(from_NX: Any, at: int, first: int, length: int, to_TZ: Any, scale_T: F32) -> None:
+    size, scaled = to_TZ.shape[1], len(scale_T) > 0
     from_X, to_X, stride = from_NX.reshape(-1), to_TZ.reshape(-1), from_NX.shape[1]
     for t in range(length):
-        for z in range(0, size, WIDTH):
-            move(from_X, (first + t) * stride + at + z, to_X, t * size + z)
+        scale = pack(from_X, (first + t) * stride + at, size, to_X, t * size)
+        if scaled:
+            scale_T[t] = scale
     to_X[length * size :] = 0
+    scale_T[length:] = 0
 
 
 def context_room(positions: int, size: int) -> int:
@@ -77,8 +83,9 @@ def attend_context(
         first, length = r * positions, lengths_R[r]
         mixed_X[(first + length) * width : (first + positions) * width] = 0
         for g in range(heads):
-            _keep(borrowed(keys_NX), key_at + g * size, first, length, keys_X.reshape(positions, size))
-            _keep(borrowed(values_NX), value_at + g * size, first, length, values_X.reshape(positions, size))
+            keys_TZ, values_TZ = keys_X.reshape(positions, size), values_X.reshape(positions, size)
+            _keep(borrowed(keys_NX), key_at + g * size, first, length, keys_TZ, scale_I[:0])
+            _keep(borrowed(values_NX), value_at + g * size, first, length, values_TZ, scale_I[:0])
             for end in range((length - 1) % WIDTH + 1, length + 1, WIDTH):  # the block of fewer queries sees few keys
                 t = max(0, end - WIDTH)
                 queries = end - t
@@ -95,14 +102,15 @@ def attend_context(
 @kernel(reorder=True)
 def attend_next(
     sums_N3D: F32, scale_N: F32, bias_3D: F32, first: int, step: int, lengths_R: I64, keys_RGTZ: Any,
-    values_RGTZ: Any, mixed_ND: F32,
+    key_scale_RGT: F32, values_RGTZ: Any, value_scale_RGT: F32, mixed_ND: F32,
 ) -> None:  # fmt: skip
     """Compute attention of the one position that each row reads next.
 
     Its query, key and value are scale x sums + bias, in the rows of N from `first` on. Key and value are cached after
-    the row's `lengths` and the `step` positions read before. Cached values after those are finite.
+    the row's `lengths` and the `step` positions read before. Cached values and scales after those are finite.
     """
     rows, heads, slots, size = keys_RGTZ.shape
+    scaled = key_scale_RGT.shape[2] > 0
     width, ahead = heads * size, AHEAD * slots * size
     qkv_3D = np.empty(3 * width, np.float32)
     scores_X, scale_G = np.empty(heads * slots, np.float32), np.empty(heads, np.float32)
@@ -116,13 +124,17 @@ def attend_next(
             qkv_3D[m] = sums_3D[m] * scale + bias_3D[m]
         for g in range(heads):
             start, at = (r * heads + g) * slots * size, g * size
-            for z in range(0, size, WIDTH):
-                move(qkv_3D, width + at + z, keys_X, start + (count - 1) * size + z)
-                move(qkv_3D, 2 * width + at + z, values_X, start + (count - 1) * size + z)
+            key_scale = pack(qkv_3D, width + at, size, keys_X, start + (count - 1) * size)
+            value_scale = pack(qkv_3D, 2 * width + at, size, values_X, start + (count - 1) * size)
             for t in range(0, whole, WIDTH):
                 dots(qkv_3D, at, keys_X, start + t * size, size, ahead, scores_X, g * slots + t)
+            if scaled:
+                key_scale_RGT[r, g, count - 1], value_scale_RGT[r, g, count - 1] = key_scale, value_scale
+                _multiply(borrowed(key_scale_RGT)[r, g], whole, scores_X, g * slots)
         for g in range(heads):
             scale_G[g] = F(1) / exponentials(scores_X, g * slots, count)
+            if scaled:
+                _multiply(borrowed(value_scale_RGT)[r, g], whole, scores_X, g * slots)
         for g in range(heads):
             for z in range(0, size, WIDTH):
                 mix(
@@ -133,8 +145,9 @@ def attend_next(
 
 @kernel(reorder=True)
 def attend_aside(
-    sums_N3D: F32, scale_N: F32, bias_3D: F32, lengths_R: I64, keys_RGTZ: Any, values_RGTZ: Any, mixed_ND: F32
-) -> None:
+    sums_N3D: F32, scale_N: F32, bias_3D: F32, lengths_R: I64, keys_RGTZ: Any, key_scale_RGT: F32, values_RGTZ: Any,
+    value_scale_RGT: F32, mixed_ND: F32,
+) -> None:  # fmt: skip
     """Compute attention of C positions of each row, each as if it alone came after the row's `lengths` and one read.
 
     Their queries, keys and values are scale x sums + bias, those of a row's positions one after the other. 16 of them
@@ -151,8 +164,8 @@ def attend_aside(
         count = lengths_R[r] + 1
         for g in range(heads):
             some = slice(g * head, (g + 1) * head)
-            _keep(borrowed(keys_RGTZ)[r, g], 0, 0, count, keys_X[some].reshape(slots, size))
-            _keep(borrowed(values_RGTZ)[r, g], 0, 0, count, values_X[some].reshape(slots, size))
+            _open(borrowed(keys_RGTZ)[r, g], borrowed(key_scale_RGT)[r, g], count, keys_X[some])
+            _open(borrowed(values_RGTZ)[r, g], borrowed(value_scale_RGT)[r, g], count, values_X[some])
         for t in range(0, each, WIDTH):
             first, queries = r * each + t, min(WIDTH, each - t)
             for i in range(queries):
@@ -174,6 +187,23 @@ def attend_aside(
                         for lane in range(WIDTH):
                             own = own_I[i] * qkv_X[value + lane]
                             mixed_ND[first + i, at + lane] = tile_X[i * WIDTH + lane] + own
+
+
+@kernel(reorder=True, inline=True)
+def _multiply(scale_T: F32, count: int, scores_X: F32, at: int) -> None:
+    scores_T = borrowed(scores_X)[at : at + count]
+    for t in range(count):
+        scores_T[t] *= scale_T[t]
+
+
+@kernel(reorder=True, inline=True)
+def _open(from_TZ: Any, scale_T: F32, count: int, to_X: F32) -> None:
+    """Write the first cached positions of a head in fp32."""
+    size = from_TZ.shape[1]
+    _keep(from_TZ, 0, 0, count, to_X.reshape(from_TZ.shape), scale_T[:0])
+    for t in range(min(count, len(scale_T))):
+        for z in range(size):
+            to_X[t * size + z] *= scale_T[t]
 
 
 @kernel(reorder=True, inline=True)

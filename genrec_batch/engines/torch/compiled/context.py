@@ -3,8 +3,8 @@
 Owns: the order of products and kernels. Must not know: lanes, decoding, how a kernel works. Needs numba, so it is
 imported only where that is there. The slow twin is `network.context`.
 
-The residual stream is fp32, the cache bf16. Long histories are computed by `phases.fill_context`, in bf16 or in pairs:
-attention takes most of their time, and PyTorch's own attention is made for them. Shapes as in `network`.
+The residual stream is fp32, the cache bf16 or int8. Long histories are computed by `phases.fill_context`: attention
+takes most of their time, and PyTorch's own attention is made for them. Shapes as in `network`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,15 @@ from genrec_batch.model.weights import EPSILON
 BF16 = torch.bfloat16
 
 
-def bits(x: Tensor) -> Any:
-    """Return a view of bf16 numbers as an array of their bits."""
-    return x.view(torch.int16).numpy().view(np.uint16)
+def array(x: Tensor) -> Any:
+    """Return a view of numbers as an array, of bf16 as one of their bits."""
+    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == BF16 else x.numpy()
+
+
+def cached(cache: Cache) -> list[tuple[Any, F32, Any, F32]]:
+    """Return keys, their scales, values and their scales, the arguments of a kernel, by layer."""
+    parts = cache.keys, cache.key_scales, cache.values, cache.value_scales
+    return list(zip(*(array(part) for part in parts), strict=True))
 
 
 def assert_within(tokens: Tensor, vocabulary: int) -> None:
@@ -86,7 +92,7 @@ class Singles:
 
     def fill_norm(self, x_ND: Tensor, rows: Singles, product: Any, norm: Norm) -> None:
         """Add the product of rows to x, normalize that, and round it."""
-        sums = rows.times(product).numpy()
+        sums = array(rows.times(product))
         self.kernels[2](x_ND.numpy(), sums, rows.scale, product.bias_N.numpy(), *norm_arrays(norm), *self.arrays())
 
 
@@ -125,7 +131,7 @@ class _Pass:
         count = self.rows * self.positions
         self.x_ND = torch.empty(count, self.width)
         self.mixed_ND = torch.empty(count, self.width, dtype=mixed)
-        self.cache, self.lengths_R = cache, cache.lengths_R.numpy()
+        self.cached, self.lengths_R = cached(cache), cache.lengths_R.numpy()
         self._heads = network.config.heads
         self._room_X = np.empty(attention.context_room(self.positions, network.config.head_size), np.float32)
 
@@ -139,9 +145,9 @@ class _Pass:
         qkv_N3D = torch.empty(len(self.x_ND), 3 * self.width, dtype=BF16)
         assert_within(tokens_RS, len(layers.first_of_tokens_VN))
         row_kernels.embed(
-            prefix[0].numpy(), bits(prefix[1]), tokens_RS.contiguous().numpy(), network.token_embedding.weight.numpy(),
+            prefix[0].numpy(), array(prefix[1]), tokens_RS.contiguous().numpy(), network.token_embedding.weight.numpy(),
             network.position_embedding.weight.numpy(), layers.first_of_tokens_VN.numpy(),
-            layers.first_of_positions.upto(self.positions).numpy(), self.x_ND.numpy(), bits(qkv_N3D),
+            layers.first_of_positions.upto(self.positions).numpy(), self.x_ND.numpy(), array(qkv_N3D),
         )  # fmt: skip
         return qkv_N3D
 
@@ -150,7 +156,7 @@ class _Pass:
 
         The keys are in the columns after the queries, the values in the last D columns.
         """
-        keys, values = bits(queries_NX), bits(values_NX)
+        keys, values = array(queries_NX), array(values_NX)
         at = values.shape[1] - self.width
         self.keep(layer, queries_NX, self.width, values_NX)
         attention.attend_context(
@@ -161,7 +167,7 @@ class _Pass:
             at,
             self.lengths_R,
             self._heads,
-            bits(self.mixed_ND) if self.mixed_ND.dtype == BF16 else self.mixed_ND.numpy(),
+            array(self.mixed_ND),
             self._room_X,
         )
         return self.mixed_ND
@@ -169,8 +175,8 @@ class _Pass:
     def keep(self, layer: int, keys_NX: Tensor, key_at: int, values_NX: Tensor) -> None:
         """Cache a layer's keys, from column `key_at` on, and its values, the last D columns."""
         attention.keep(
-            bits(keys_NX), key_at, bits(values_NX), values_NX.shape[1] - self.width, self.lengths_R,
-            bits(self.cache.keys[layer]), bits(self.cache.values[layer]),
+            array(keys_NX), key_at, array(values_NX), values_NX.shape[1] - self.width, self.lengths_R,
+            *self.cached[layer],
         )  # fmt: skip
 
 
@@ -206,7 +212,7 @@ class Bf16Context:
         a_pass.keep(-1, kv_N2D, 0, kv_N2D)
 
     def _add_norm(self, a_pass: _Pass, more_ND: Tensor, norm: Norm, half_ND: Tensor) -> None:
-        row_kernels.add_norm_half(a_pass.x_ND.numpy(), bits(more_ND), *norm_arrays(norm), bits(half_ND))
+        row_kernels.add_norm_half(a_pass.x_ND.numpy(), array(more_ND), *norm_arrays(norm), array(half_ND))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +267,12 @@ class Int8Context:
     def fill(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
         """Fill a new cache from position 0 and the S items after it, with zeros after each row's length."""
         if tokens_RS.shape[1] >= FUSED_FROM:
-            fill_context(self.network, self.plain, prefix_RD, tokens_RS, cache)
+            half = cache
+            if cache.keys.dtype != BF16:
+                half = Cache.empty(self.network.config, cache.lengths_R, cache.keys.shape[3], 0, BF16)
+            fill_context(self.network, self.plain, prefix_RD, tokens_RS, half)
+            if half is not cache:
+                _round(half, cache)
             return
         a_pass = _Pass(self.network, prefix_RD, tokens_RS, cache, torch.float32)
         count, width = a_pass.x_ND.shape
@@ -271,20 +282,29 @@ class Int8Context:
         qkv_N3D = a_pass.embed(self.network, self.plain, (prefix_RD, self.first(prefix_RD).to(BF16)), tokens_RS)
         for i, layer in enumerate(self.layers[:-1]):
             if i:
-                _scaled_half(layer.queries_keys.sums(one.high), one.scale, layer.queries_keys, queries_keys_NX)
+                _scaled_half(plain.times(layer.queries_keys), one.scale, layer.queries_keys, queries_keys_NX)
                 _scaled_half(one.times(layer.values), one.scale, layer.values, values_ND)
                 a_pass.attend(i, queries_keys_NX, values_ND)
             else:
                 a_pass.attend(i, qkv_N3D, qkv_N3D)
             mixed.fill(a_pass.mixed_ND.numpy())
             plain.fill_norm(a_pass.x_ND, mixed, layer.out, layer.norm1)
-            wide.fill_relu(plain.times(layer.up).numpy(), plain.scale, layer.up.bias_N.numpy())
+            wide.fill_relu(array(plain.times(layer.up)), plain.scale, layer.up.bias_N.numpy())
             one.fill_norm(a_pass.x_ND, wide, layer.down, layer.norm2)
         last, keys_ND = self.layers[-1], queries_keys_NX.view(-1)[: count * width].view(count, width)
-        _scaled_half(last.queries_keys.sums(one.high), one.scale, last.queries_keys, keys_ND)
+        _scaled_half(plain.times(last.queries_keys), one.scale, last.queries_keys, keys_ND)
         _scaled_half(one.times(last.values), one.scale, last.values, values_ND)
         a_pass.keep(-1, keys_ND, 0, values_ND)
 
 
+def _round(half: Cache, cache: Cache) -> None:
+    """Round keys and values of the same rows and slots to 8-bit numbers, with zeros after each row's length."""
+    rows, heads, _, size = half.keys.shape[1:]
+    lengths = half.lengths_R.repeat_interleave(heads).numpy()  # a head is a row of its own
+    for of_layer, into in zip(cached(half), cached(cache), strict=True):
+        keys_NZ, values_NZ = (numbers.reshape(-1, size) for numbers in of_layer[::2])
+        attention.keep(keys_NZ, 0, values_NZ, 0, lengths, *(x.reshape(rows * heads, 1, *x.shape[2:]) for x in into))
+
+
 def _scaled_half(sums_NM: Tensor, scale_N: F32, product: Int8Linear | PairLinear, half_NX: Tensor) -> None:
-    row_kernels.scaled_half(sums_NM.numpy(), scale_N, product.bias_N.numpy(), bits(half_NX))
+    row_kernels.scaled_half(array(sums_NM), scale_N, product.bias_N.numpy(), array(half_NX))

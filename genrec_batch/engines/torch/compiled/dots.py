@@ -135,7 +135,7 @@ exponentials: Any = intrinsic(_exponentials)
 def _dots(_typing: Any, query: Any, _q: Any, keys: Any, _k: Any, _size: Any, _ahead: Any, out: Any, _o: Any) -> Any:
     """Write query . key of the 16 keys from an index on, `size` numbers each, one after the other.
 
-    `ahead` is how many elements further memory is prefetched meanwhile, where keys are bf16.
+    `ahead` is how many elements further memory is prefetched meanwhile, where keys are not float32.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -149,7 +149,7 @@ def _dots(_typing: Any, query: Any, _q: Any, keys: Any, _k: Any, _size: Any, _ah
             numbers = load(builder, kinds[0], builder.gep(first_query, [start]))
             for key, total in enumerate(sums):
                 place = builder.gep(first_key, [builder.add(start, builder.mul(size, ir.Constant(I64, key)))])
-                if kinds[2].dtype == types.uint16:
+                if kinds[2].dtype != types.float32:
                     _fetch(builder, builder.gep(place, [ahead]))
                 builder.store(fused(builder, numbers, load(builder, kinds[2], place), builder.load(total)), total)
         found = _sums(builder, [builder.load(total) for total in sums])
@@ -186,7 +186,7 @@ def _mix(
                 at = builder.add(start, ir.Constant(I64, i))
                 weight = everywhere(builder, builder.load(builder.gep(first_weight, [at])))
                 place = builder.gep(first_value, [builder.mul(at, size)])
-                if kinds[3].dtype == types.uint16:
+                if kinds[3].dtype != types.float32:
                     _fetch(builder, builder.gep(place, [ahead]))
                 builder.store(fused(builder, weight, load(builder, kinds[3], place), builder.load(total)), total)
         totals = [builder.load(total) for total in sums]

@@ -29,7 +29,7 @@ from genrec_batch.engines.torch.compiled.context import (
     Pairs,
     Singles,
     assert_within,
-    bits,
+    cached,
 )
 from genrec_batch.engines.torch.eight_bits import prepare_pairs, prepare_single
 from genrec_batch.engines.torch.network import (
@@ -58,7 +58,7 @@ class CompiledPhases:
     reading: Sequence[Layer[Any]]  # in that form, as the logits are
     output: Any
     exact: tuple[F32, float, float]  # see `row_kernels.choose`: weight, step and norm, no lines for pairs
-    cache_dtype: torch.dtype = torch.bfloat16
+    cache_dtype: torch.dtype
 
     @staticmethod
     def of(network: Network, dtype: torch.dtype, tokens: int, *, single: bool = False) -> CompiledPhases:
@@ -81,6 +81,7 @@ class CompiledPhases:
             reading=reading,
             output=form.product(output.weight, output.bias),
             exact=(weight_VD.numpy(), step, norm),
+            cache_dtype=torch.int8 if single and dtype == torch.int8 else torch.bfloat16,
         )
 
     def context(self, prefix_RD: Tensor, tokens_RS: Tensor, cache: Cache) -> None:
@@ -89,24 +90,22 @@ class CompiledPhases:
 
     def read(self, x_BD: Tensor, caches: Sequence[Cache], step: int) -> Tensor:
         """Read one more position per row; see `network.read`."""
-        seen = [(cache.lengths_R.numpy(), bits(cache.keys), bits(cache.values)) for cache in caches]
+        seen = [(cache.lengths_R.numpy(), cached(cache)) for cache in caches]
 
         def attend(layer: int, sums: F32, scale: F32, bias_3D: F32, mixed_ND: F32) -> None:
             first = 0
-            for lengths_R, keys, values in seen:
-                attention.attend_next(
-                    sums, scale, bias_3D, first, step, lengths_R, keys[layer], values[layer], mixed_ND
-                )
+            for lengths_R, layers in seen:
+                attention.attend_next(sums, scale, bias_3D, first, step, lengths_R, *layers[layer], mixed_ND)
                 first += len(lengths_R)
 
         return self._through(x_BD.clone(), attend)
 
     def read_aside(self, x_RCD: Tensor, cache: Cache) -> Tensor:
         """Read C positions per row, each alone; see `network.read_aside`."""
-        lengths_R, keys, values = cache.lengths_R.numpy(), bits(cache.keys), bits(cache.values)
+        lengths_R, layers = cache.lengths_R.numpy(), cached(cache)
 
         def attend(layer: int, sums: F32, scale: F32, bias_3D: F32, mixed_ND: F32) -> None:
-            attention.attend_aside(sums, scale, bias_3D, lengths_R, keys[layer], values[layer], mixed_ND)
+            attention.attend_aside(sums, scale, bias_3D, lengths_R, *layers[layer], mixed_ND)
 
         return self._through(x_RCD.flatten(0, 1).clone(), attend).view(x_RCD.shape)
 

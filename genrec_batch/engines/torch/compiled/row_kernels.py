@@ -23,7 +23,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
-# made of vectors 0288c4ba
+# made of vectors 0f53ffd6
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(simd_bf16.LEAST), F(simd_bf16.LOG2_E), F(simd_bf16.LN2_HIGH), F(simd_bf16.LN2_LOW)
 CLOSE = F(6 / np.sqrt(12))  # standard deviations of a logit, of numbers that are rounded to whole steps

@@ -59,13 +59,16 @@ def _ordered(_typing: Any, number: Any) -> Any:
     return (types.int32(types.float32) if floats else types.float32(types.int32)), codegen
 
 
-def _widen(_typing: Any, _half: Any) -> Any:
-    """Return the float32 of bf16 bits."""
+def _widen(_typing: Any, number: Any) -> Any:
+    """Return the float32 of bf16 bits, and a float32 as it is."""
+    floats = number == types.float32
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if floats:
+            return arguments[0]
         return builder.bitcast(builder.shl(builder.zext(arguments[0], I32), ir.Constant(I32, 16)), F32)
 
-    return types.float32(types.uint16), codegen
+    return types.float32(number if floats else types.uint16), codegen
 
 
 def _narrow(_typing: Any, _number: Any) -> Any:

@@ -94,14 +94,14 @@ class Int8Linear:
         self._positive = positive
         self._zero, self._most = (0, 255) if positive else (128, 127)
 
-    def sums(self, whole_RM: Tensor) -> Tensor:
-        """Multiply rounded rows, without their scale and bias: uint8 [R, in] -> fp32 [R, out].
+    def sums(self, whole_RM: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Multiply rounded rows, without their scale and bias: uint8 [R, in] -> [R, out] in fp32, or rounded to bf16.
 
         In rows that are `positive` 0 represents 0; in others 128 does.
         """
         sums = None
         for weight in self._weights:
-            sums = weight(whole_RM, self._zero, sums)
+            sums = weight(whole_RM, self._zero, sums, dtype)
         assert sums is not None
         return sums
 
@@ -167,15 +167,17 @@ class _Whole:
         self._packed = QUANTIZED.qlinear_prepack(whole_NM, [ROWS_HINT, whole_NM.shape[1]])
         self._offset_N = torch.zeros(len(whole_NM), dtype=torch.int64)
 
-    def __call__(self, whole_RM: Tensor, zero: int, sums_RN: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, whole_RM: Tensor, zero: int, sums_RN: Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Multiply rows in which `zero` represents 0; add the result to `sums_RN` in place, where given."""
         product: Tensor
         of = whole_RM, 1.0, zero, self._packed, self._scale_N, self._offset_N
         if sums_RN is None:
-            product = QUANTIZED.qlinear_pointwise(*of, None, 1.0, 0, torch.float32, "none", [], "")
+            product = QUANTIZED.qlinear_pointwise(*of, None, 1.0, 0, dtype, "none", [], "")
         else:
             product = QUANTIZED.qlinear_pointwise.binary(
-                *of, sums_RN, None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""
+                *of, sums_RN, None, 1.0, 0, dtype, 1.0, 0, "sum", 1.0, "none", [], ""
             )
         return product
 

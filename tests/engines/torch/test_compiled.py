@@ -435,6 +435,7 @@ def test_no_kernel_is_compiled_twice_for_one_precision():
     }
     assert types.pop("attend_context") == 2  # one writes bf16, one fp32
     assert {types.pop(name) for name in ("keep", "attend_next", "attend_aside")} <= {1, 2}  # a cache in bf16, in int8
+    assert {types.pop(name) for name in ("relu_round", "add_norm_round", "scaled_half")} == {2}  # of sums in fp32, bf16
     assert max(types.values()) == 1, types
 
 

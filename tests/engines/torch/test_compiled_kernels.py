@@ -134,6 +134,23 @@ def test_split(width):
 
 
 @WIDTHS
+def test_sums_in_bf16_are_taken_for_what_they_stand_for(width):
+    sums, scale, bias, _ = product(width)
+    y = floats(halves(sums)) * scale[:, None] + bias
+    x, gain, shift = numbers(ROWS, width), numbers(width, seed=4), numbers(width, seed=5)
+    whole, half = (filled(ROWS), filled(ROWS, width, dtype=np.uint8)), filled(ROWS, width, dtype=np.uint16)
+    row_kernels.relu_round(halves(sums), scale, bias, *whole)
+    assert_whole(*whole, np.maximum(y, 0), 255, 0)
+    row_kernels.scaled_half(halves(sums), scale, bias, half)
+    np.testing.assert_allclose(floats(half), y, rtol=2**-8, atol=1e-5)
+    new = x.copy()
+    row_kernels.add_norm_round(new, halves(sums), scale, bias, gain, shift, EPSILON, *whole)
+    if width > 1:
+        np.testing.assert_allclose(new, layer_norm(x + y, gain, shift), atol=1e-4, rtol=1e-4)
+    assert_whole(*whole, new, 127, 128)
+
+
+@WIDTHS
 def test_relu(width):
     sums, scale, bias, y = product(width)
     into, whole = pairs(ROWS, width), (filled(ROWS), filled(ROWS, width, dtype=np.uint8))

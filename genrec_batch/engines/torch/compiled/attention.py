@@ -19,7 +19,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import WIDTH, move, pack
 
 F = np.float32
-# made of vectors 0f53ffd6
+# made of vectors 8cfaff59
 AHEAD = 6  # heads between the one that is computed and the one that is prefetched
 
 

@@ -97,6 +97,16 @@ class Singles:
 
 
 @dataclass(frozen=True)
+class HalfSums(Singles):
+    """The same with a product that is rounded to bf16: the passes after it wait for memory."""
+
+    def times(self, product: Any) -> Tensor:
+        """Return the product's sums."""
+        sums: Tensor = product.sums(self.high, BF16)
+        return sums
+
+
+@dataclass(frozen=True)
 class Pairs(Singles):
     """Buffers for rows as pairs of 8-bit numbers; see `row_kernels`."""
 
@@ -277,7 +287,8 @@ class Int8Context:
         a_pass = _Pass(self.network, prefix_RD, tokens_RS, cache, torch.float32)
         count, width = a_pass.x_ND.shape
         one, mixed = self.form.room(count, width), self.form.room(count, width)
-        plain, wide = Singles(one.high, one.scale), Singles.room(count, self.network.config.ffn)
+        single = Singles if self.form is Pairs else self.form
+        plain, wide = single(one.high, one.scale), single.room(count, self.network.config.ffn)
         queries_keys_NX, values_ND = torch.empty(count, 2 * width, dtype=BF16), torch.empty(count, width, dtype=BF16)
         qkv_N3D = a_pass.embed(self.network, self.plain, (prefix_RD, self.first(prefix_RD).to(BF16)), tokens_RS)
         for i, layer in enumerate(self.layers[:-1]):

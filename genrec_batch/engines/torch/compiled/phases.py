@@ -25,6 +25,7 @@ from genrec_batch.engines.torch.choice import Choice, RowMasks, choose
 from genrec_batch.engines.torch.compiled import attention, row_kernels
 from genrec_batch.engines.torch.compiled.context import (
     Bf16Context,
+    HalfSums,
     Int8Context,
     Pairs,
     Singles,
@@ -73,7 +74,7 @@ class CompiledPhases:
         return CompiledPhases(
             network=network,
             contexts=(
-                Int8Context.of(network, form, reading, tokens)
+                Int8Context.of(network, HalfSums if single else Pairs, reading, tokens)
                 if dtype == torch.int8
                 else Bf16Context.of(network, tokens)
             ),

@@ -23,7 +23,7 @@ from genrec_batch.runtime.jit import borrowed, kernel
 from genrec_batch.runtime.simd_bf16 import magnitude, narrow, of_bits, ordered, widen
 
 F = np.float32
-# made of vectors 0f53ffd6
+# made of vectors 8cfaff59
 FINER, HIGHEST, ZERO = F(254), F(127), F(128)
 LEAST, LOG2_E, LN2_HIGH, LN2_LOW = F(simd_bf16.LEAST), F(simd_bf16.LOG2_E), F(simd_bf16.LN2_HIGH), F(simd_bf16.LN2_LOW)
 CLOSE = F(6 / np.sqrt(12))  # standard deviations of a logit, of numbers that are rounded to whole steps
@@ -118,7 +118,7 @@ def add_norm_half(x_NM: F32, more_NM: Any, gain_M: F32, shift_M: F32, epsilon: f
 
 @kernel(reorder=True)
 def add_norm_round(
-    x_NM: F32, sums_NM: F32, scale_N: F32, bias_M: F32, gain_M: F32, shift_M: F32, epsilon: float,
+    x_NM: F32, sums_NM: Any, scale_N: F32, bias_M: F32, gain_M: F32, shift_M: F32, epsilon: float,
     next_scale_N: F32, whole_NM: Any,
 ) -> None:  # fmt: skip
     """Make x the LayerNorm of x + scale x sums + bias, and round it to whole numbers."""
@@ -130,29 +130,29 @@ def add_norm_round(
 
 
 @kernel(reorder=True)
-def relu_round(sums_NM: F32, scale_N: F32, bias_M: F32, next_scale_N: F32, whole_NM: Any) -> None:
+def relu_round(sums_NM: Any, scale_N: F32, bias_M: F32, next_scale_N: F32, whole_NM: Any) -> None:
     """Round the ReLU of scale x sums + bias to 0..255."""
     y_M = np.empty(sums_NM.shape[1], np.float32)
     for n in range(len(sums_NM)):
         sums_M, scale = borrowed(sums_NM)[n], scale_N[n]
         for m in range(len(y_M)):
-            y_M[m] = max(sums_M[m] * scale + bias_M[m], F(0))
+            y_M[m] = max(widen(sums_M[m]) * scale + bias_M[m], F(0))
         next_scale_N[n] = _round(y_M, F(255), F(0), borrowed(whole_NM)[n])
 
 
 @kernel(reorder=True)
-def scaled_half(sums_NM: F32, scale_N: F32, bias_M: F32, half_NM: Any) -> None:
+def scaled_half(sums_NM: Any, scale_N: F32, bias_M: F32, half_NM: Any) -> None:
     """Write scale x sums + bias in bf16."""
     for n in range(len(sums_NM)):
         sums_M, scale, half_M = borrowed(sums_NM)[n], scale_N[n], borrowed(half_NM)[n]
         for m in range(len(bias_M)):
-            half_M[m] = narrow(sums_M[m] * scale + bias_M[m])
+            half_M[m] = narrow(widen(sums_M[m]) * scale + bias_M[m])
 
 
 @kernel(reorder=True, inline=True)
-def _add_scaled(sums_M: F32, scale: F32, bias_M: F32, x_M: F32) -> None:
+def _add_scaled(sums_M: Any, scale: F32, bias_M: F32, x_M: F32) -> None:
     for m in range(len(x_M)):
-        x_M[m] += sums_M[m] * scale + bias_M[m]
+        x_M[m] += widen(sums_M[m]) * scale + bias_M[m]
 
 
 @kernel(reorder=True, inline=True)

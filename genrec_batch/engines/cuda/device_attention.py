@@ -25,6 +25,16 @@ def _wide(value):
 
 
 @triton.jit
+def _added(score, v, peak, total, mean):
+    """Return the softmax and the weighted mean so far with a tile of keys added (Milakov and Gimelshein 2018)."""
+    higher = tl.maximum(peak, tl.max(score, 1))
+    p = tl.exp2(score - higher[:, None])
+    shrink = tl.exp2(peak - higher)
+    total = total * shrink + tl.sum(p, 1)
+    return higher, total, mean * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+
+
+@triton.jit
 def _causal_tile(
     base,
     out,
@@ -59,12 +69,7 @@ def _causal_tile(
                 tl.store(place + D, fitted(v, kept), mask=real)
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * unit
             score = tl.where((key + n)[None, :] <= m[:, None], score, -1e30)
-            higher = tl.maximum(peak, tl.max(score, 1))
-            p = tl.exp2(score - higher[:, None])
-            shrink = tl.exp2(peak - higher)
-            total = total * shrink + tl.sum(p, 1)
-            mean = mean * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-            peak = higher
+            peak, total, mean = _added(score, v, peak, total, mean)
     mean = mean / total[:, None]
     tl.store(out + m[:, None] * D + d[None, :], mean.to(out.dtype.element_ty), mask=inside)
 
@@ -133,12 +138,7 @@ def attend_aside(
                 k, v = _tile(base, key + n, rows, D, HEAD, STRIDE, d)
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * unit
             score = tl.where((key + n)[None, :] < rows, score, -1e30)
-            higher = tl.maximum(peak, tl.max(score, 1))
-            p = tl.exp2(score - higher[:, None])
-            shrink = tl.exp2(peak - higher)
-            total = total * shrink + tl.sum(p, 1)
-            mean = mean * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-            peak = higher
+            peak, total, mean = _added(score, v, peak, total, mean)
     tl.store(out + row[:, None] * D + head * HEAD + d[None, :], fitted(mean / total[:, None], out), mask=inside)
 
 

@@ -306,8 +306,9 @@ def load(directory: Path, named: str = "--model") -> Model:
     with files.held(), sealed.checked(directory, stored.get("sha256")):
         weights = read_weights(directory / sealed.WEIGHTS)
         check_weights(weights, config, str(directory / sealed.WEIGHTS))
-    training = Trained.read(stored.get("training"), path)
-    return replace(_model(config, weights, directory, trained=trained, training=training), files=files)
+        training = Trained.read(stored.get("training"), path)
+        model = _model(config, weights, directory, trained=trained, training=training)
+    return replace(model, files=files)
 
 
 def save(

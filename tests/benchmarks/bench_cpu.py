@@ -1,7 +1,7 @@
 """The torch engine on a CPU against the best-tuned eager PyTorch, the reference model, 50 events, K = 10.
 
     python tests/benchmarks/bench_cpu.py [--users 256] [--rounds 7] [--threads 2] [--clock wall] [--kinds bf16]
-        [--model DIR --log EVENTS [--options users=USERS] [--least 50]]
+        [--model DIR --log EVENTS [--options users=USERS] [--least 50]] [--candidates 100]
 
 Without `--model` the weights are random, and so are the histories. A trained model has users of its log, spread evenly
 over those with `--least` events or more.
@@ -10,8 +10,9 @@ States the ceiling first (a product of this model's shape in fp32, bf16 and int8
 `cpu_peer.py` in fp32 and in bf16 (batch size, kind of attention), then takes all in turn, round by round. Prints
 medians, the fastest round of each (on a machine whose cores others use too, what they do while nobody does), ratios
 round by round to the best peer at all and to the best one that shares 98% of the top 10 with fp32, and that share.
-`--clock cpu` takes processor time, for a machine that others use too (with `--threads 1`: threads that wait for each
-other burn time that they do not use). The last line is JSON.
+`--candidates` measures so many candidates, which the peer does not have, and the share of the floor: the arithmetic of
+histories of 50 at the best ceiling. `--clock cpu` takes processor time, for a machine that others use too (with
+`--threads 1`: threads that wait for each other burn time that they do not use). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from genrec_batch.model import weights
 from genrec_batch.runtime.malloc import keep_freed_memory
 
 STEPS, PARITY = 10, 0.98
+CANDIDATES_GFLOP = 1.311, 0.0259  # a history of 50, and each item that is scored after it
 KINDS = ("fp32", "bf16", "bf16-fast", "int8", "int8-fast")
 ROWS, WIDTH, OUTPUTS = 816, 512, 1536  # of the product that the ceiling is measured with
 
@@ -100,6 +102,7 @@ def main() -> None:
     arguments.add_argument("--log")
     arguments.add_argument("--options", nargs="*", default=[], help="further options of `score`, as name=value")
     arguments.add_argument("--least", type=int, default=0, help="events of a user")
+    arguments.add_argument("--candidates", type=int, default=0, help="score so many instead of slates")
     asked = arguments.parse_args()
     keep_freed_memory()  # as the command line does; for the peers too
     clock = CLOCKS[asked.clock]
@@ -115,15 +118,16 @@ def main() -> None:
         batch, small = make_batch(users, 50, 50), make_batch(min(256, users), 50, 50)
     print(f"{users} users of {batch.lengths_B.mean():.1f} events on average", flush=True)
     runs: dict[str, Callable[[], I32]] = {}
-    for kind in (kind for kind in ("fp32", "bf16") if kind in asked.kinds):
+    decoding = Decoding(mode="candidates", num_candidates=asked.candidates) if asked.candidates else Decoding()
+    for kind in (kind for kind in ("fp32", "bf16") if kind in asked.kinds and not asked.candidates):
         peer = tuned(model, small, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[kind]), STEPS, clock)
         print(f"peer in {kind}: {peer.settings}", flush=True)
         runs[f"peer {kind}"] = lambda peer=peer: peer.slate(batch, STEPS)
-    exact = recommend(open_engine(model, name="torch", device="cpu", precision="fp32"), batch, Decoding()).tokens_BK
+    exact = recommend(open_engine(model, name="torch", device="cpu", precision="fp32"), batch, decoding).tokens_BK
     for kind in (kind for kind in asked.kinds if runs_here(kind)):
         engine = open_engine(model, name="torch", device="cpu", precision=kind)
-        recommend(engine, small, Decoding())
-        runs[f"torch {kind}"] = lambda engine=engine: recommend(engine, batch, Decoding()).tokens_BK
+        recommend(engine, small, decoding)
+        runs[f"torch {kind}"] = lambda engine=engine: recommend(engine, batch, decoding).tokens_BK
     taken: dict[str, list[float]] = {name: [] for name in runs}
     items = {}
     for _ in range(asked.rounds):
@@ -133,7 +137,7 @@ def main() -> None:
             taken[name].append(clock() - start)
     parity = {name: float(top_overlap(exact, items[name])) for name in runs}
     peers = [name for name in runs if name.startswith("peer")]
-    fastest = min(peers, key=lambda name: statistics.median(taken[name]))
+    fastest = min(peers, key=lambda name: statistics.median(taken[name])) if peers else None
     others = [peer for peer in peers if parity[peer] >= PARITY]
     faithful = min(others, key=lambda name: statistics.median(taken[name])) if others else None
     results = []
@@ -146,7 +150,10 @@ def main() -> None:
         }
         row["top10_overlap"] = round(parity[name], 4)
         row |= {"holds_parity": parity[name] >= PARITY}
-        row |= {} if asked.model else {"gflops": round(rate * GFLOP_50)}
+        row |= {} if asked.model or asked.candidates else {"gflops": round(rate * GFLOP_50)}
+        if asked.candidates:
+            floor = max(most.values()) / (CANDIDATES_GFLOP[0] + asked.candidates * CANDIDATES_GFLOP[1])
+            row |= {"floor_users_per_s": round(floor), "floor_share": round(rate / floor, 3)}
         for label, other in (("to_best_peer", fastest), ("to_best_peer_holding_parity", faithful)):
             if other is None:
                 continue

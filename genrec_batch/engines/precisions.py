@@ -33,9 +33,7 @@ def fast_precisions(name: str, place: str, mode: str) -> tuple[str, ...]:
     fast: tuple[str, ...] = ()
     if kind == "cuda":
         fast = ("fp16-fast", "fp16") if mode == "slate" else ("fp16",)
-    elif "amx_bf16" in text:
-        fast = ("bf16-fast", "bf16")
-    elif "avx512_bf16" in text and "AuthenticAMD" in text:
+    elif "amx_bf16" in text or ("avx512_bf16" in text and "AuthenticAMD" in text):
         fast = ("int8-fast", "bf16-fast", "bf16")
     elif computes_int8():
         fast = ("int8-fast", "int8")

@@ -138,7 +138,7 @@ def test_candidates_are_compared_by_the_best_of_them(monkeypatch, decoding, give
 @pytest.mark.parametrize(
     ("processor", "taken"),
     [
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 avx512_vnni", ("bf16-fast", "bf16")),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 avx512_vnni", ("int8-fast", "bf16-fast", "bf16")),
         ("vendor_id : AuthenticAMD\nflags : avx512_bf16 avx512_vnni", ("int8-fast", "bf16-fast", "bf16")),
         ("vendor_id : GenuineIntel\nflags : avx512_bf16 avx512_vnni", ("int8-fast", "int8")),
         ("vendor_id : GenuineIntel\nflags : avx2", ()),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec_batch import __version__
-from genrec_batch.runtime import threads
+from genrec_batch.runtime import malloc, threads
 from genrec_batch.runtime.shares import shares
 from genrec_batch.scoring.workers import keeper, worker
 from genrec_batch.scoring.workers.joining import Ray, said
@@ -49,6 +49,7 @@ class Actor:
 
     def _work(self) -> None:
         os.sched_setaffinity(0, self._place[0])  # of this thread, and of those that it starts
+        malloc.keep_freed_memory()
         threads.take_short_turns()
         worker.serve(self)
 

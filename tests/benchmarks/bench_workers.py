@@ -7,6 +7,7 @@ and has all of its cores; its start is apart. Both kinds take turns, round by ro
 round; the ratio is the median of those of the rounds. The first round fills the caches and is not counted. Every output
 must have the bytes of the first one. The last line is JSON, with the median seconds of each stage of the first process:
 `join` (Ray), `keeper` (survey and split in the cluster) or `scan` and `partition`, `workers` (until an engine is open).
+`processor_s` is the processor time of the command and its worker processes; in a cluster that of the command alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import filecmp
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -29,21 +31,28 @@ from bench_end_to_end import write_log
 
 STAGES = ("join", "keeper", "open", "scan", "catalog", "partition", "share", "workers", "finish")
 KINDS = ("local", "ray")
+NUMBERS = ("process_s", "processor_s", "run_s")
 
 
 def scored(log, model, workers, address, folder):
-    """Score the log in a process of its own; return its seconds, and those of its stages."""
+    """Score the log in a process of its own; return its seconds, its processor time, and the seconds of its stages."""
     out = folder / "recs"
     command = [sys.executable, "-m", "genrec_batch", "score", log, out, "--model", model, "--if-exists", "overwrite"]
     command += ["--engine", "torch", "--precision", "fp32", "--shard-users", "1000", "--workers", workers, "--quiet"]
     command += ["--ray", address] if address else []
-    began = time.perf_counter()
+    began, processor_s = time.perf_counter(), ended_processor_s()
     done = subprocess.run([str(each) for each in command], check=True, stdout=subprocess.PIPE, text=True)
-    process_s = time.perf_counter() - began
+    process_s, processor_s = time.perf_counter() - began, ended_processor_s() - processor_s
     summary = json.loads(done.stdout.splitlines()[-1])
     stages = {name: summary["stages_s"][name] for name in STAGES if name in summary["stages_s"]}
     check(out, folder / "first")
-    return {"process_s": process_s, "run_s": summary["seconds"], "stages_s": stages}
+    return {"process_s": process_s, "processor_s": processor_s, "run_s": summary["seconds"], "stages_s": stages}
+
+
+def ended_processor_s():
+    """Return the seconds of processor time of all processes that were started here, or by these, and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def check(out, first):
@@ -57,7 +66,7 @@ def check(out, first):
 
 def middle(runs):
     """Return the medians of some runs."""
-    found = {name: round(statistics.median(run[name] for run in runs), 2) for name in ("process_s", "run_s")}
+    found = {name: round(statistics.median(run[name] for run in runs), 2) for name in NUMBERS}
     names = sorted({name for run in runs for name in run["stages_s"]}, key=STAGES.index)
     of_stages = {name: statistics.median(run["stages_s"].get(name, 0.0) for run in runs) for name in names}
     return found | {"stages_s": {name: round(seconds, 2) for name, seconds in of_stages.items()}}
@@ -88,7 +97,7 @@ def main():
         for workers in options.workers:
             for kind in KINDS[:: 1 if number % 2 else -1]:
                 run = scored(log, model, workers, addresses[kind], folder)
-                print(number, workers, kind, {name: round(run[name], 2) for name in ("process_s", "run_s")}, flush=True)
+                print(number, workers, kind, {name: round(run[name], 2) for name in NUMBERS}, flush=True)
                 if number:
                     found[workers, kind].append(run)
     ray.shutdown()

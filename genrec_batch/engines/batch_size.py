@@ -18,7 +18,7 @@ from genrec_batch.engines.decode import Decoding
 from genrec_batch.engines.protocol import Engine
 from genrec_batch.model.weights import BYTES, Model, ModelConfig
 
-CPU_USERS, GPU_USERS = 256, 8192
+CPU_USERS, GPU_USERS = 512, 8192
 LEAST = 64  # users; a size is not halved below this
 COPIES = 2  # memory of a user, in times its keys and values: little, since a batch that does not fit is halved anyway
 BUILT_COPIES = 7.5  # the same for an engine that takes minutes to build: with room for two batches, and a margin

@@ -307,8 +307,7 @@ def load(directory: Path, named: str = "--model") -> Model:
         weights = read_weights(directory / sealed.WEIGHTS)
         check_weights(weights, config, str(directory / sealed.WEIGHTS))
         training = Trained.read(stored.get("training"), path)
-        model = _model(config, weights, directory, trained=trained, training=training)
-    return replace(model, files=files)
+        return replace(_model(config, weights, directory, trained=trained, training=training), files=files)
 
 
 def save(

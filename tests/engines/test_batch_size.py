@@ -53,7 +53,7 @@ def users(engine, decoding=DECODING, model=REFERENCE, **given):
 def test_the_constant_is_that_of_the_kind_of_device():
     found = batch_size.choose_size(Device(), TINY, sample(), DECODING)
     assert (found.users, found.why) == (8192, "8,192 users a batch: fixed for cuda")
-    assert users(Device("cpu")) == 256
+    assert users(Device("cpu")) == 512
 
 
 def test_a_mask_needs_room_for_a_second_copy_of_the_logits():
@@ -69,11 +69,11 @@ def test_a_mask_needs_room_for_a_second_copy_of_the_logits():
 
 def test_each_beam_is_a_row_of_the_batch():
     beams = dataclasses.replace(DECODING, beam_width=8)
-    assert users(Device("cpu"), beams) == 256 // 8
+    assert users(Device("cpu"), beams) == 512 // 8
     found = batch_size.choose_size(Device(free_gib=1000), TINY, sample(), beams)
     assert (found.users, found.why) == (1024, "1,024 users a batch with 8 beams each: fixed for cuda")
     assert users(Device("cpu"), dataclasses.replace(DECODING, beam_width=1000)) == 1
-    assert users(Device("cpu"), dataclasses.replace(DECODING, mode="candidates", beam_width=8)) == 256
+    assert users(Device("cpu"), dataclasses.replace(DECODING, mode="candidates", beam_width=8)) == 512
 
 
 def test_a_batch_is_halved_until_it_fits_the_free_memory():

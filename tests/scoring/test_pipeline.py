@@ -58,7 +58,7 @@ def test_many_beams_are_told_what_they_cost(run, log_file, model_dir, monkeypatc
     done = run("score", log_file, "a.parquet", *arguments, "--beam-width", 20)
     assert done.code == 0, done.err
     assert "--beam-width 20: 20 slates are decoded for each user" in " ".join(done.err.split())
-    assert done.summary["batch_users"] == 256 // 20
+    assert done.summary["batch_users"] == 512 // 20
     assert "slates" not in run("score", log_file, "b.parquet", *arguments, "--beam-width", 4).err
     monkeypatch.setattr(batch_size, "machine_bytes", lambda: 1 << 20)
     done = run("score", log_file, "c.parquet", *arguments, "--beam-width", 20)

@@ -6,6 +6,9 @@ layer it is, or what a model is.
 On a CPU PyTorch computes fp32 products with MKL, which leaves more than half the speed of AMD's processors unused, and
 packs 16-bit weights again at each call. oneDNN, which PyTorch includes too, takes weights that were packed once.
 
+oneDNN compiles a product for each number of rows that it meets, which takes as long as several products, and keeps it.
+So products on a CPU take whole steps of rows where memory for them is behind the rows (`roomy`).
+
 int8 has a scale per row of x and per output of the weight (vector-wise quantization, Dettmers et al. 2022, LLM.int8),
 so that no row depends on its neighbours. Sums are exact in 32 bits; inputs and outputs are fp32.
 """
@@ -20,12 +23,31 @@ from torch import Tensor
 from torch.nn import functional
 
 ROWS_HINT = 2048  # oneDNN packs for about this many rows; any number gives the same result
+STEP = 32  # rows
 ONEDNN: Any = torch.ops.mkldnn  # operators have no types
 ONEDNN_HERE: Any = torch.backends.mkldnn.is_available
 BF16_HERE: Any = ONEDNN._is_mkldnn_bf16_supported  # noqa: SLF001 (no public name): not without AVX-512
 AT_ONCE = 256  # rows of a table whose products are computed together, once the first of them is needed
 FINER = 254  # low numbers of a pair per high one
 QUANTIZED: Any = torch.ops.onednn
+
+
+def roomy(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return a buffer [rows, width] that has room for whole steps of rows; its content is undefined."""
+    return torch.empty(-(-rows // STEP) * STEP, width, dtype=dtype)[:rows]
+
+
+def _stepped(*rows_of: Tensor) -> tuple[Tensor, ...]:
+    """Return the same rows up to whole steps where there is room behind all of them, else as they are."""
+    rows, wanted = len(rows_of[0]), -(-len(rows_of[0]) // STEP) * STEP
+    if rows == wanted or not all(_has_room(x, wanted) for x in rows_of):
+        return rows_of
+    return tuple(x.as_strided((wanted, x.shape[1]), (x.shape[1], 1), x.storage_offset()) for x in rows_of)
+
+
+def _has_room(x_RM: Tensor, rows: int) -> bool:
+    end = x_RM.storage_offset() + rows * x_RM.shape[1]
+    return x_RM.is_contiguous() and end * x_RM.itemsize <= x_RM.untyped_storage().nbytes()
 
 
 class Linear:
@@ -45,8 +67,9 @@ class Linear:
         x = x_RM.to(self.dtype)
         if self._packed:
             after = "relu" if relu else "none"
-            packed: Tensor = ONEDNN._linear_pointwise(x, self._weight, self._bias, after, [], "")  # noqa: SLF001
-            return packed
+            (stepped,) = _stepped(x)
+            packed: Tensor = ONEDNN._linear_pointwise(stepped, self._weight, self._bias, after, [], "")  # noqa: SLF001
+            return packed[: len(x)]
         product = functional.linear(x, self._weight, self._bias)
         return product.relu_() if relu else product
 
@@ -100,10 +123,11 @@ class Int8Linear:
         In rows that are `positive` 0 represents 0; in others 128 does.
         """
         sums = None
+        (stepped,) = _stepped(whole_RM)
         for weight in self._weights:
-            sums = weight(whole_RM, self._zero, sums, dtype)
+            sums = weight(stepped, self._zero, sums, dtype)
         assert sums is not None
-        return sums
+        return sums[: len(whole_RM)]
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
         """Multiply R rows of any float type: [R, in] -> [R, out] in fp32."""
@@ -145,7 +169,8 @@ class PairLinear:
 
         `high_RM` has the high numbers, `both_R2M` the low ones and then the high ones again, as uint8 with 128 added.
         """
-        return self._both(both_R2M, 128, self._high(high_RM, 128))
+        high, both = _stepped(high_RM, both_R2M)
+        return self._both(both, 128, self._high(high, 128))[: len(high_RM)]
 
     def __call__(self, x_RM: Tensor, *, relu: bool = False) -> Tensor:
         """Multiply R rows of any float type: [R, in] -> [R, out] in fp32."""

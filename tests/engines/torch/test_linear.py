@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from genrec_batch.engines.torch import device, linear
-from genrec_batch.engines.torch.linear import Int8Linear, PairLinear
+from genrec_batch.engines.torch.linear import STEP, Int8Linear, Linear, PairLinear, roomy
 
 pytestmark = pytest.mark.skipif(not device.fast_int8(), reason="this processor has no AVX-512 VNNI")
 WEIGHT, BIAS = torch.randn(48, 64, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 48)
@@ -83,3 +83,39 @@ def test_pairs_are_nearly_exact_whatever_type_comes_in():
     x[1, 5] = torch.nan
     assert torch.isnan(product(x)).all(1).tolist() == [False, True] + [False] * 198
     assert torch.equal(product(torch.zeros(3, 64)), BIAS.expand(3, -1))
+
+
+@pytest.mark.parametrize("product", [Int8Linear, PairLinear, Linear])
+def test_rows_with_room_behind_them_are_multiplied_in_whole_steps_and_give_the_same(monkeypatch, product):
+    args = (WEIGHT, BIAS, torch.bfloat16) if product is Linear else (WEIGHT, BIAS)
+    made, met = product(*args), []
+    wide = 64 if product is not PairLinear else 128
+    numbers = torch.bfloat16 if product is Linear else torch.uint8
+
+    def sums(*given: torch.Tensor) -> torch.Tensor:
+        return made(given[0]) if product is Linear else made.sums(*given)
+
+    def filled(count: int, width: int, *, room: bool) -> torch.Tensor:
+        drawn = torch.randint(0, 255, (count, width), generator=torch.Generator().manual_seed(count)).to(numbers)
+        return roomy(count, width, numbers).copy_(drawn) if room else drawn
+
+    theirs = linear._stepped
+
+    def watched(*rows_of: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = theirs(*rows_of)
+        met.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(linear, "_stepped", watched)
+    for count in (1, 31, 32, 33, 70):
+        widths = (64, wide) if product is PairLinear else (64,)
+        with_room, without = ([filled(count, width, room=room) for width in widths] for room in (True, False))
+        found, expected = sums(*with_room), sums(*without)
+        assert found.shape == (count, 48)
+        assert torch.equal(found, expected)
+        assert met == [-(-count // STEP) * STEP, count]
+        met.clear()
+    one_row = roomy(1, 64, numbers)[:, :64]
+    assert len(theirs(one_row)[0]) == STEP
+    assert len(theirs(torch.empty(64, 64, dtype=numbers)[:40])[0]) == 64
+    assert len(theirs(torch.empty(40, 64, dtype=numbers)[:, :32])[0]) == 40

@@ -20,7 +20,7 @@ from torch import Tensor
 from genrec_batch.core.arrays import F32
 from genrec_batch.engines.torch.cache import Cache
 from genrec_batch.engines.torch.compiled import attention, row_kernels
-from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear
+from genrec_batch.engines.torch.linear import Int8Linear, Linear, PairLinear, roomy
 from genrec_batch.engines.torch.network import (
     FUSED_FROM,
     ContextLayers,
@@ -71,7 +71,7 @@ class Singles:
     @classmethod
     def room(cls, rows: int, width: int) -> Singles:
         """Return buffers for rows of `width` numbers."""
-        return cls(torch.empty(rows, width, dtype=torch.uint8), np.empty(rows, np.float32))
+        return cls(roomy(rows, width, torch.uint8), np.empty(rows, np.float32))
 
     def arrays(self) -> tuple[Any, ...]:
         """Return the arrays, in the order of a kernel's arguments."""
@@ -117,7 +117,7 @@ class Pairs(Singles):
     @classmethod
     def room(cls, rows: int, width: int) -> Pairs:
         """Return buffers for rows of `width` numbers."""
-        high, both = (torch.empty(rows, times * width, dtype=torch.uint8) for times in (1, 2))
+        high, both = (roomy(rows, times * width, torch.uint8) for times in (1, 2))
         return cls(high, np.empty(rows, np.float32), both)
 
     def arrays(self) -> tuple[Any, ...]:
@@ -140,7 +140,7 @@ class _Pass:
         self.positions = tokens_RS.shape[1] + 1
         count = self.rows * self.positions
         self.x_ND = torch.empty(count, self.width)
-        self.mixed_ND = torch.empty(count, self.width, dtype=mixed)
+        self.mixed_ND = roomy(count, self.width, mixed)
         self.cached, self.lengths_R = cached(cache), cache.lengths_R.numpy()
         self._heads = network.config.heads
         self._room_X = np.empty(attention.context_room(self.positions, network.config.head_size), np.float32)
@@ -213,7 +213,8 @@ class Bf16Context:
             return
         a_pass = _Pass(self.network, prefix_RD, tokens_RS, cache, BF16)
         prefix = prefix_RD, self.layers.layers[0].qkv(prefix_RD)
-        qkv_N3D, half_ND = a_pass.embed(self.network, self.layers, prefix, tokens_RS), torch.empty_like(a_pass.mixed_ND)
+        qkv_N3D = a_pass.embed(self.network, self.layers, prefix, tokens_RS)
+        half_ND = roomy(len(a_pass.mixed_ND), a_pass.width, BF16)
         for i, layer in enumerate(self.layers.layers):
             qkv_N3D = layer.qkv(half_ND) if i else qkv_N3D
             self._add_norm(a_pass, layer.out(a_pass.attend(i, qkv_N3D, qkv_N3D)), layer.norm1, half_ND)

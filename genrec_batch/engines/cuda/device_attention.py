@@ -146,7 +146,7 @@ def attend_aside(
 def attend_one(
     query, cache, lengths, first, suffix, out, count, T, unit,
     H: tl.constexpr, HEAD: tl.constexpr, HP: tl.constexpr, Q_STRIDE: tl.constexpr, STRIDE: tl.constexpr,
-    GROUP: tl.constexpr, KEYS: tl.constexpr, TILES: tl.constexpr, OWN: tl.constexpr, PAST: tl.constexpr,
+    GROUP: tl.constexpr, KEYS: tl.constexpr, TILES: tl.constexpr, NEW: tl.constexpr,
 ):  # fmt: skip
     # The keys of a row are its user's packed rows and then its decoded items; one tile [GROUP, KEYS, HP] reads both.
     D: tl.constexpr = H * HEAD
@@ -159,10 +159,10 @@ def attend_one(
     rows = tl.load(lengths + row) + 1
     base = cache + tl.load(first + row).to(tl.int64) * STRIDE
     past = suffix + row * T * 2 * D
-    keys = rows + count if PAST else rows
+    keys = rows + count if NEW else rows
     mine = query + row * Q_STRIDE + place
     q = tl.load(mine, mask=inside, other=0.0).to(tl.float32) * unit
-    if OWN:
+    if NEW:
         own_k = tl.load(mine + D, mask=inside, other=0.0)
         own_v = tl.load(mine + 2 * D, mask=inside, other=0.0)
         peak = tl.sum(q * own_k.to(tl.float32), 1)
@@ -175,7 +175,7 @@ def attend_one(
     for tile in range(0, TILES * KEYS, KEYS):
         if tile < keys:
             key = base + (tile + n) * STRIDE
-            if PAST:
+            if NEW:
                 key = tl.where(tile + n < rows, key, past + (tile + n - rows) * (2 * D))
             real = tile + n < keys
             at = key[None, :, None] + place[:, None, :]
@@ -190,6 +190,6 @@ def attend_one(
             mean = mean * shrink[:, None] + tl.sum(p[:, :, None] * v.to(tl.float32), 1)
             peak = higher
     tl.store(out + row * D + place, fitted(mean / total[:, None], out), mask=inside)
-    if OWN and PAST:
+    if NEW:
         tl.store(past + count * 2 * D + place, fitted(own_k, suffix), mask=inside)
         tl.store(past + count * 2 * D + D + place, fitted(own_v, suffix), mask=inside)

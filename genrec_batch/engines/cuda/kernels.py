@@ -1,4 +1,6 @@
-"""The kernels of the hand-fused CUDA engine as functions of torch tensors; `device_code` and `device_attention` run.
+"""The kernels of the hand-fused CUDA engine as functions of torch tensors.
+
+Their device code is in `device_code` and `device_attention`.
 
 Owns: one small function per kernel, on tensors that are on the device already: grids, tile sizes, warps. Must not know:
 the model, batches, graphs or the order of layers. Every function writes into given tensors and allocates nothing, so
@@ -127,8 +129,8 @@ def attend_one(
 ) -> None:  # fmt: skip
     """Attend from one query per row to its user's packed rows, its `count` decoded items and itself.
 
-    query_R is [R, D], the query of the last packed row, or [R, 3D], a new item's query, key and value, which enter the
-    softmax and are stored at place `count` of suffix_RT2 [R, T, 2D], where that is given. cache_M has keys from column
+    query_R is [R, D], the query of the last packed row, or where suffix_RT2 [R, T, 2D] is given, [R, 3D], a new item's
+    query, key and value, which enter the softmax and are stored at place `count` of it. cache_M has keys from column
     0 on and values from column D on, in the type of suffix_RT2; its row stride is free. `unit` is attend_history's.
     """
     rows, d = out_RD.shape
@@ -139,7 +141,7 @@ def attend_one(
     device_attention.attend_one[(rows * heads // group,)](
         query_R, cache_M, lengths_R, first_R, cache_M if suffix_RT2 is None else suffix_RT2, out_RD, count, room, unit,
         H=heads, HEAD=head, HP=_head_pad(head), Q_STRIDE=query_R.stride(0), STRIDE=cache_M.stride(0), GROUP=group,
-        KEYS=cut.keys, TILES=tiles, OWN=query_R.shape[1] == 3 * d, PAST=suffix_RT2 is not None, num_warps=1,
+        KEYS=cut.keys, TILES=tiles, NEW=suffix_RT2 is not None, num_warps=1,
     )  # fmt: skip
 
 

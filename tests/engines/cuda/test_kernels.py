@@ -196,11 +196,10 @@ def test_a_new_item_reads_the_history_the_items_before_it_and_itself(head, kind,
     assert torch.equal(suffix.float(), suffix2.float())
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_without_decoded_items_only_the_history_and_perhaps_itself_is_read(own):
+def test_the_query_of_the_last_row_reads_only_the_history():
     width = HEADS * 32
     lengths, first, rows = packed_rows([4, 0, 40])
-    query, cache = drawn(3, (3 if own else 1) * width, seed=6), drawn(rows, 2 * width, scale=0.7)
+    query, cache = drawn(3, width, seed=6), drawn(rows, 2 * width, scale=0.7)
 
     def call(module, device, out):
         module.attend_one(*on(device, query, cache, lengths, first), None, 0, out, HEADS, 40, 1.0)
